@@ -1,0 +1,7 @@
+//! Serving certificates: read from files, or made for development.
+
+mod dev;
+mod files;
+
+pub use dev::{DevCertificates, generate};
+pub use files::{KeyPairError, from_files, from_pem};

@@ -1,0 +1,53 @@
+//! `spillway certs`: certificates for development.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use clap::Subcommand;
+use time::OffsetDateTime;
+
+use super::{Ended, print_out};
+use crate::certs;
+
+/// Make certificates
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make a CA and a serving certificate for development
+    ///
+    /// Writes ca.crt, tls.crt and tls.key. They are valid for 90 days, for the webhook's Service in namespace
+    /// spillway-system, for localhost, and for the names given. The CA's own key is not kept: to renew, make new ones.
+    Dev {
+        /// The directory to write to; made if it does not exist
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// A further DNS name or IP address; may be repeated
+        #[arg(long = "name", value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
+    let Command::Dev { out, names } = command;
+    let made = certs::generate(names, OffsetDateTime::now_utc()).context("cannot make certificates")?;
+    fs::create_dir_all(out).with_context(|| format!("--out: cannot make {}", out.display()))?;
+    for (name, content, mode) in
+        [("ca.crt", &made.ca, 0o644), ("tls.crt", &made.certificate, 0o644), ("tls.key", &made.key, 0o600)]
+    {
+        write(&out.join(name), content, mode)?;
+    }
+    print_out(format!("wrote ca.crt, tls.crt and tls.key to {}\n", out.display()).as_bytes())
+}
+
+/// Writes a new file in place of an old one, so that a key never has the permissions of what stood there before.
+fn write(path: &Path, content: &str, mode: u32) -> anyhow::Result<()> {
+    let written = fs::remove_file(path)
+        .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+        .and_then(|()| OpenOptions::new().write(true).create_new(true).mode(mode).open(path))
+        .and_then(|mut file| file.write_all(content.as_bytes()));
+    written.with_context(|| format!("cannot write {}", path.display()))
+}

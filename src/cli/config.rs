@@ -1,0 +1,74 @@
+//! `spillway config`: check the configuration file, show what is in force, print its schema.
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, anyhow};
+use clap::Subcommand;
+
+use super::{Ended, print_out};
+use crate::config::{self, Configuration, file::SpillwayConfiguration};
+
+/// Check or show the SpillwayConfiguration file
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Check a configuration file
+    ///
+    /// Refuses unknown fields, wrong types and values out of range, and names file, line, what was expected and the nearest
+    /// right name.
+    Validate {
+        /// The file, or - for standard input
+        file: PathBuf,
+    },
+    /// Show the configuration in force, with every default written out
+    Show {
+        /// The file, or - for standard input; without one, the built-in defaults
+        file: Option<PathBuf>,
+    },
+    /// Print the JSON schema of the file, for editors
+    Schema,
+}
+
+pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
+    match command {
+        Command::Validate { file } => {
+            let config = load(Some(file))?;
+            let profiles: Vec<_> = config.profile_names().collect();
+            print_out(format!("{}: valid, profiles: {}\n", file.display(), profiles.join(", ")).as_bytes())
+        }
+        Command::Show { file } => {
+            let shown = load(file.as_deref())?.with_defaults_shown();
+            print_out(serde_saphyr::to_string(&shown)?.as_bytes())
+        }
+        Command::Schema => {
+            let schema = serde_json::to_string_pretty(&schemars::schema_for!(SpillwayConfiguration))?;
+            print_out(format!("{schema}\n").as_bytes())
+        }
+    }
+}
+
+/// Reads a configuration file; without one, the built-in defaults.
+pub(super) fn load(file: Option<&Path>) -> anyhow::Result<Configuration> {
+    let Some(file) = file else { return Ok(Configuration::default()) };
+    let text = read_text(file)?;
+    config::parse(&text).map_err(|error| match error.position {
+        Some((line, column)) => {
+            let message = config::ConfigError { position: None, ..error };
+            anyhow!("{}:{line}:{column}: {message}", file.display())
+        }
+        None => anyhow!("{}: {error}", file.display()),
+    })
+}
+
+/// The text of a file, or of standard input for `-`.
+pub(super) fn read_text(file: &Path) -> anyhow::Result<String> {
+    let text = if file == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().lock().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(file)
+    };
+    text.with_context(|| format!("cannot read {}", file.display()))
+}

@@ -1,0 +1,96 @@
+//! The command line: one file for each command. Results go to standard output, words to standard error.
+
+mod certs;
+mod config;
+mod explain;
+mod manifest;
+mod webhook;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Lets pods overflow from AKS VMs to Azure virtual nodes, as a last resort
+#[derive(Debug, Parser)]
+#[command(name = "spillway", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 fine, 1 findings or refusals, 2 wrong use or unreadable input")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Webhook(webhook::Args),
+    Explain(explain::Args),
+    #[command(subcommand)]
+    Config(config::Command),
+    #[command(subcommand)]
+    Certs(certs::Command),
+    /// Print a completion script for a shell
+    ///
+    /// For bash: `source <(spillway completions bash)`.
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How a command ended that could do its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// Nothing to remark.
+    Fine,
+    /// There are findings or refusals.
+    Findings,
+}
+
+/// Runs a command; the exit code is 0 when all is well, 1 for findings, 2 for wrong use or input that cannot be read.
+pub fn run(cli: Cli) -> ExitCode {
+    let ended = match cli.command {
+        Command::Webhook(args) => webhook::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Config(command) => config::run(&command),
+        Command::Certs(command) => certs::run(&command),
+        Command::Completions { shell } => completions(shell),
+    };
+    match ended {
+        Ok(Ended::Fine) => ExitCode::SUCCESS,
+        Ok(Ended::Findings) => ExitCode::from(1),
+        // Whoever reads our output has seen enough, as in `spillway explain ... | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            print_error(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<Ended> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "spillway", &mut script);
+    print_out(&script)
+}
+
+/// Writes a result to standard output.
+fn print_out(text: &[u8]) -> anyhow::Result<Ended> {
+    let mut out = io::stdout().lock();
+    out.write_all(text)?;
+    out.flush()?;
+    Ok(Ended::Fine)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// One line for the error and one for each cause; never a backtrace.
+fn print_error(error: &anyhow::Error) {
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  cause: {cause}");
+    }
+}

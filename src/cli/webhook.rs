@@ -1,0 +1,101 @@
+//! `spillway webhook`: serve the API server.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::Context;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rustls::sign::CertifiedKey;
+use time::OffsetDateTime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Ended, config};
+use crate::{
+    certs,
+    cluster::Cluster,
+    telemetry::{Metrics, logs},
+    webhook::{self, App, ListenArgs},
+};
+
+/// Serve the admission webhook
+///
+/// Finds the cluster as kubectl does: in a pod through its service account, else through KUBECONFIG. Needs to list and watch
+/// namespaces and service accounts, and to get service accounts.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The SpillwayConfiguration file; without one, the built-in defaults
+    #[arg(long, env = "SPILLWAY_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    listen: ListenArgs,
+
+    #[command(flatten)]
+    certificate: CertificateArgs,
+
+    #[command(flatten)]
+    logs: logs::LogArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = true)]
+struct CertificateArgs {
+    /// The serving certificate and its chain, PEM
+    #[arg(long, env = "SPILLWAY_TLS_CERT_FILE", value_name = "FILE", requires = "tls_key_file")]
+    tls_cert_file: Option<PathBuf>,
+
+    /// Its private key, PEM
+    #[arg(long, env = "SPILLWAY_TLS_KEY_FILE", value_name = "FILE", requires = "tls_cert_file")]
+    tls_key_file: Option<PathBuf>,
+
+    /// Make a certificate for development at every start, and log the caBundle that goes with it
+    #[arg(long, conflicts_with_all = ["tls_cert_file", "tls_key_file"])]
+    self_signed: bool,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
+    let Args { config, listen, certificate, logs } = args;
+    logs::start(logs);
+    let configuration = config::load(config.as_deref())?;
+    let certificate = certificate.load()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let bound = webhook::bind(listen, certificate).await?;
+        let client =
+            kube::Client::try_default().await.context("cannot find a cluster: no kubeconfig, and not in a pod")?;
+        let app = Arc::new(App::new(configuration, Cluster::follow(client), Metrics::default()));
+        let stop = stop_signal()?;
+        tracing::info!(webhook = %bound.webhook_address()?, admin = %bound.admin_address()?, "listening");
+        bound.serve(app, stop).await;
+        tracing::info!("stopped");
+        Ok(Ended::Fine)
+    })
+}
+
+impl CertificateArgs {
+    fn load(&self) -> anyhow::Result<CertifiedKey> {
+        let Self { tls_cert_file, tls_key_file, self_signed: _ } = self;
+        if let (Some(certificate), Some(key)) = (tls_cert_file, tls_key_file) {
+            return Ok(certs::from_files(certificate, key)?);
+        }
+        let made =
+            certs::generate(&[], OffsetDateTime::now_utc()).context("--self-signed: cannot make a certificate")?;
+        tracing::info!(caBundle = STANDARD.encode(&made.ca), "serving a self-signed certificate, for development");
+        Ok(certs::from_pem(made.certificate.as_bytes(), made.key.as_bytes())?)
+    }
+}
+
+/// Done at SIGTERM, which the kubelet sends, or SIGINT, which Ctrl-C sends.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,109 @@
+//! What is known of the cluster: watched, and swapped in atomically as one cheap, immutable [`Snapshot`].
+
+mod snapshot;
+mod watch;
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1;
+use kube::{Api, Client};
+pub use snapshot::{Namespace, Snapshot};
+use tokio::{sync, time};
+
+/// How long a pod may wait for its namespace to appear in the cache. Nothing is asked of the API server meanwhile: the
+/// watch that brings the namespace is under way already.
+const NAMESPACE_WAIT: Duration = Duration::from_millis(100);
+
+/// How long a pod may wait for one read of its service account.
+const SERVICE_ACCOUNT_WAIT: Duration = Duration::from_millis(100);
+
+/// Annotation of a service account that is federated with an identity in Entra ID.
+pub const CLIENT_ID: &str = "azure.workload.identity/client-id";
+
+/// A view of the cluster that follows it.
+pub struct Cluster {
+    client: Client,
+    snapshot: sync::watch::Receiver<Arc<Snapshot>>,
+}
+
+/// Why a service account could not be looked up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LookupError {
+    /// The API server did not answer in time.
+    #[error("no answer within {} ms", SERVICE_ACCOUNT_WAIT.as_millis())]
+    Timeout,
+    /// There is no such service account.
+    #[error("no such service account")]
+    NotFound,
+    /// The API server could not be asked, or refused.
+    #[error("the API server did not give it")]
+    Api(#[source] kube::Error),
+}
+
+impl LookupError {
+    /// A metric label; a closed set.
+    pub fn result(&self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::NotFound => "not_found",
+            Self::Api(_) => "error",
+        }
+    }
+}
+
+/// Whether a service account carries a client ID, and how that was learned.
+#[derive(Debug)]
+pub enum Lookup {
+    /// It was in the cache.
+    Cached(bool),
+    /// It was read from the API server.
+    Read(Result<bool, LookupError>),
+}
+
+impl Cluster {
+    /// Starts to follow the cluster. Returns at once; [`Cluster::unsynced`] says what has yet to arrive.
+    ///
+    /// Must be called within a tokio runtime. The watches end when the view is dropped.
+    pub fn follow(client: Client) -> Self {
+        let snapshot = watch::follow(&client);
+        Self { client, snapshot }
+    }
+
+    /// What is known now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// The names of the caches that have not been filled for the first time.
+    pub fn unsynced(&self) -> Vec<&'static str> {
+        self.snapshot.borrow().unsynced()
+    }
+
+    /// A namespace that has opted in. Waits a bounded time for one that is not in the cache, since the API server, whose
+    /// selector let the call through, knows it already.
+    pub async fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
+        if let Some(namespace) = self.snapshot.borrow().namespace(name) {
+            return Some(namespace);
+        }
+        let mut snapshot = self.snapshot.clone();
+        let appears = snapshot.wait_for(|snapshot| snapshot.namespace(name).is_some());
+        let seen = time::timeout(NAMESPACE_WAIT, appears).await.ok()?.ok()?;
+        seen.namespace(name)
+    }
+
+    /// Whether a service account carries a client ID: from the cache, or by one bounded read.
+    pub async fn has_client_id(&self, namespace: &str, name: &str) -> Lookup {
+        if let Some(known) = self.snapshot.borrow().has_client_id(namespace, name) {
+            return Lookup::Cached(known);
+        }
+        let api: Api<v1::ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let read = time::timeout(SERVICE_ACCOUNT_WAIT, api.get_metadata(name)).await;
+        Lookup::Read(match read {
+            Err(_elapsed) => Err(LookupError::Timeout),
+            Ok(Ok(found)) => Ok(snapshot::has_client_id(&found.metadata)),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(LookupError::NotFound),
+            Ok(Err(error)) => Err(LookupError::Api(error)),
+        })
+    }
+}

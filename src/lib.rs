@@ -1,0 +1,24 @@
+//! Spillway lets the pods of opted-in namespaces overflow from a cluster's VMs to Azure virtual nodes, as a last resort.
+//!
+//! ```text
+//! kube-apiserver ── AdmissionReview (HTTPS) ─▶ webhook ─▶ admission::parse ─▶ pod view ─┐
+//!                                                                                      ▼
+//!         cluster snapshot (namespaces, service accounts) ─▶ burst::decide(pod, settings, service account)
+//!                                                                                      │ Decision
+//! kube-apiserver ◀─ AdmissionReview ◀─ admission::allow ◀─ burst::json_patch ◀──────────┘
+//!
+//! a person ─▶ cli: explain · config · certs      (the same burst::decide and burst::json_patch)
+//! ```
+//!
+//! Data flows one way. [`admission`], [`pod`], [`config`] and [`burst`] are pure: no tokio, no kube client, no clock, no
+//! files. [`cluster`], [`webhook`] and [`certs`] do the I/O.
+
+pub mod admission;
+pub mod burst;
+pub mod certs;
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod pod;
+pub mod telemetry;
+pub mod webhook;

@@ -1,0 +1,14 @@
+//! The one binary: `spillway webhook`, `spillway explain` and the rest.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    // First of all: kube and rustls both ask for the process's provider, and find none otherwise.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("error: a TLS provider was installed before ours");
+        return ExitCode::from(2);
+    }
+    spillway::cli::run(spillway::cli::Cli::parse())
+}

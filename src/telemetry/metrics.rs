@@ -1,0 +1,151 @@
+//! The metrics, with the prefix `spillway_`, base units, and labels from closed sets only.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, histogram::Histogram, info::Info},
+    registry::{Registry, Unit},
+};
+
+/// A label of one name with words of a closed set.
+macro_rules! label {
+    ($name:ident { $($field:ident),+ }) => {
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+        struct $name { $($field: &'static str),+ }
+    };
+}
+
+label!(RequestLabels { resource, decision });
+label!(ReasonLabels { reason });
+label!(ResultLabels { result });
+label!(BuildLabels { version });
+
+/// What a request was about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// The creation of a pod.
+    Pods,
+}
+
+impl Resource {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pods => "pods",
+        }
+    }
+}
+
+/// All metrics and the registry that writes them.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    stay_reasons: Family<ReasonLabels, Counter>,
+    unusable: Family<ReasonLabels, Counter>,
+    duration: Histogram,
+    service_account_lookups: Family<ResultLabels, Counter>,
+    namespace_misses: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // From a tenth of a millisecond, what a decision takes, to the time the API server waits.
+        const SECONDS: [f64; 10] = [0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 2.0];
+        let mut metrics = Self {
+            registry: Registry::with_prefix("spillway"),
+            requests: Family::default(),
+            stay_reasons: Family::default(),
+            unusable: Family::default(),
+            duration: Histogram::new(SECONDS),
+            service_account_lookups: Family::default(),
+            namespace_misses: Counter::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("admission_requests", "Admission requests by resource and decision", self.requests.clone());
+        r.register("stay_reasons", "Reasons for which pods were kept on VMs", self.stay_reasons.clone());
+        r.register(
+            "unusable_requests",
+            "Requests to the webhook that were no usable AdmissionReview, by reason",
+            self.unusable.clone(),
+        );
+        r.register_with_unit(
+            "admission_duration",
+            "Time from the end of a request's head to its answer",
+            Unit::Seconds,
+            self.duration.clone(),
+        );
+        r.register(
+            "service_account_lookups",
+            "Reads of a service account that was not in the cache, by result",
+            self.service_account_lookups.clone(),
+        );
+        r.register(
+            "namespace_misses",
+            "Pods admitted unchanged because their namespace was not in the cache in time",
+            self.namespace_misses.clone(),
+        );
+        r.register("build", "Version of the program", Info::new(BuildLabels { version: env!("CARGO_PKG_VERSION") }));
+    }
+
+    /// A pod was decided on, or left unchanged undecided; `decision` is a word of a closed set.
+    pub fn decided(&self, resource: Resource, decision: &'static str) {
+        self.requests.get_or_create(&RequestLabels { resource: resource.as_str(), decision }).inc();
+    }
+
+    /// A pod was kept on VMs for this reason.
+    pub fn stays(&self, reason: &'static str) {
+        self.stay_reasons.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// A request could not be used.
+    pub fn unusable(&self, reason: &'static str) {
+        self.unusable.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, after: Duration) {
+        self.duration.observe(after.as_secs_f64());
+    }
+
+    /// A service account was read from the API server.
+    pub fn service_account_looked_up(&self, result: &'static str) {
+        self.service_account_lookups.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// A namespace was not in the cache in time.
+    pub fn namespace_missed(&self) {
+        self.namespace_misses.inc();
+    }
+
+    /// Everything in the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_carry_the_prefix_and_their_unit() {
+        let metrics = Metrics::default();
+        metrics.decided(Resource::Pods, "prefer");
+        metrics.answered(Duration::from_micros(80));
+        let text = metrics.encode();
+        assert!(text.contains(r#"spillway_admission_requests_total{resource="pods",decision="prefer"} 1"#), "{text}");
+        assert!(text.contains("spillway_admission_duration_seconds_count 1"), "{text}");
+        assert!(text.contains("spillway_build_info{version="), "{text}");
+    }
+}
