@@ -107,3 +107,55 @@ impl Cluster {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::http;
+    use kube::client::Body;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// A cluster behind an API server that never answers.
+    fn mute() -> (sync::watch::Sender<Arc<Snapshot>>, Cluster) {
+        let never = tower::service_fn(|_: http::Request<Body>| {
+            std::future::pending::<Result<http::Response<Body>, Infallible>>()
+        });
+        let (publish, snapshot) = sync::watch::channel(Arc::default());
+        (publish, Cluster { client: Client::new(never, "default"), snapshot })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_waits_at_most_100_ms_for_its_service_account() {
+        let (_publish, cluster) = mute();
+        let start = Instant::now();
+        let lookup = cluster.has_client_id("shop", "web").await;
+        assert!(matches!(lookup, Lookup::Read(Err(LookupError::Timeout))), "{lookup:?}");
+        assert_eq!(start.elapsed().as_millis(), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_waits_at_most_100_ms_for_its_namespace() {
+        let (_publish, cluster) = mute();
+        let start = Instant::now();
+        assert_eq!(cluster.namespace("shop").await, None);
+        assert_eq!(start.elapsed().as_millis(), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namespace_that_arrives_meanwhile_is_seen() {
+        let (publish, cluster) = mute();
+        let arrival = async {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            let namespace = Namespace { profile: "enabled".to_owned(), overrides: crate::config::Overrides::default() };
+            let namespaces = Arc::new([("shop".to_owned(), Arc::new(namespace))].into());
+            publish.send_modify(|snapshot| Arc::make_mut(snapshot).namespaces = Some(namespaces));
+        };
+        let start = Instant::now();
+        let (seen, ()) = tokio::join!(cluster.namespace("shop"), arrival);
+        assert_eq!(seen.unwrap().profile, "enabled");
+        assert!(start.elapsed() < NAMESPACE_WAIT);
+    }
+}

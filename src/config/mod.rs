@@ -1,6 +1,6 @@
 //! The SpillwayConfiguration file, and how a pod's settings follow from it.
 //!
-//! Two stages: [`file`] is what a person wrote, read strictly and with every value optional; [`Configuration`] is what the
+//! Two stages: [`mod@file`] is what a person wrote, read strictly and with every value optional; [`Configuration`] is what the
 //! program needs, with the defaults filled in. [`Configuration::settings`] then applies the precedence
 //! pod > namespace > profile > file, and remembers where each value came from.
 

@@ -1,0 +1,26 @@
+# Needs: Rust, Go 1.26 (another Go fetches it), make, a C compiler, git.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST)
+
+demo: ## see Spillway work on a real control plane with fake nodes (KEEP=1 leaves it running)
+	@examples/demo.sh
+
+test: ## all tests; those in tests/cluster use a real control plane
+	controlplane=$$(tests/controlplane/build.sh) && SPILLWAY_CONTROLPLANE="$$controlplane" cargo test --locked
+
+# Go's vet looks at the dependencies too: with the flags of build.sh they need no second compilation, but some 2 CPU-minutes once.
+check: ## formatting, lints, documentation, generated files
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	@echo "docs/config.schema.json is what 'spillway config schema' prints"
+	@mkdir -p target && cargo run --locked --quiet -- config schema >target/config.schema.json
+	@git --no-pager diff --no-index docs/config.schema.json target/config.schema.json || \
+	  { echo "mend with: cargo run -- config schema >docs/config.schema.json" >&2; exit 1; }
+	@tests/controlplane/build.sh >/dev/null
+	unformatted=$$(gofmt -l tests/controlplane) && test -z "$$unformatted" || { echo "gofmt: $$unformatted" >&2; exit 1; }
+	cd tests/controlplane && CGO_ENABLED=0 GOWORK=off go vet -trimpath -tags notest,grpcnotrace .
+	bash -n examples/demo.sh && bash -n tests/controlplane/build.sh && bash -n .ci/run

@@ -1,0 +1,31 @@
+//! What the tests stand on: a control plane, the webhook, stub webhooks.
+//!
+//! Nothing outlives the test process, however it ends: every child reads its standard input and stops when that closes, and
+//! the kernel closes it with us.
+
+mod control_plane;
+mod https;
+mod stub;
+mod webhook;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+pub(crate) use control_plane::{Namespace, control_plane};
+pub(crate) use stub::{Stub, allowed, register_url};
+pub(crate) use webhook::{Webhook, manifest_webhook, spillway, spillway_command};
+
+/// Waits for a condition, and gives up after a time that no healthy machine needs.
+pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}

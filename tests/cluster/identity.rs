@@ -1,0 +1,62 @@
+//! The identity label: from the watched cache, from one read on a miss, and never at the price of the pod.
+
+use serde_json::{Value, json};
+
+use crate::{
+    admission::pod,
+    harness::{Webhook, control_plane, eventually, spillway},
+};
+
+fn label(pod: &Value) -> &Value {
+    &pod["metadata"]["labels"]["azure.workload.identity/use"]
+}
+
+#[test]
+fn the_label_follows_the_service_account() {
+    spillway();
+    let namespace = control_plane().namespace(Some("enabled"));
+    namespace.identity("web");
+    let as_web = json!({"spec": {"serviceAccountName": "web"}});
+    // The account is a moment old: whether it has reached the cache or is read, the label must be there.
+    assert_eq!(label(&namespace.dry_run(&pod("a", &as_web))), "true");
+    assert_eq!(*label(&namespace.dry_run(&pod("b", &json!({})))), Value::Null);
+
+    let refused = json!({"metadata": {"labels": {"azure.workload.identity/use": "false"}}, "spec": {"serviceAccountName": "web"}});
+    assert_eq!(label(&namespace.dry_run(&pod("c", &refused))), "false");
+    let off = json!({"metadata": {"annotations": {"spillway.dev/mode": "off"}}, "spec": {"serviceAccountName": "web"}});
+    assert_eq!(label(&namespace.dry_run(&pod("d", &off))), "true", "mode off keeps the identity label");
+    let windows = json!({"spec": {"serviceAccountName": "web", "os": {"name": "windows"}}});
+    assert_eq!(label(&namespace.dry_run(&pod("e", &windows))), "true", "a pod that stays has an identity all the same");
+
+    namespace.kubectl(&["annotate", "serviceaccount", "web", "azure.workload.identity/client-id-"], "");
+    eventually("the change to reach the webhook", || {
+        label(&namespace.dry_run(&pod("f", &as_web))).is_null().then_some(())
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_look_at_the_service_account_the_pod_goes_without_the_label() {
+    let plane = control_plane();
+    let namespace = plane.namespace(Some("enabled"));
+    namespace.identity("web");
+    // A webhook that may see namespaces, but no service account.
+    plane.kubectl(&["create", "clusterrole", "namespaces-only", "--verb=list,watch", "--resource=namespaces"]);
+    namespace.kubectl(&["create", "serviceaccount", "half-blind"], "");
+    let subject = format!("--serviceaccount={}:half-blind", namespace.name);
+    plane.kubectl(&["create", "clusterrolebinding", "half-blind", "--clusterrole=namespaces-only", &subject]);
+    let webhook = Webhook::start("half-blind", &plane.kubeconfig_for(&namespace.name, "half-blind"));
+    eventually("the namespaces", || (!webhook.admin("/readyz").1.contains("namespaces")).then_some(()));
+    assert_eq!(webhook.admin("/readyz"), (503, "not ready: service accounts\n".to_owned()));
+
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {"uid": "u-1", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE",
+            "namespace": namespace.name, "object": pod("web", &json!({"spec": {"serviceAccountName": "web"}}))},
+    });
+    let (status, answer) = webhook.https().review(review.to_string()).await;
+    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!((status.as_u16(), &answer["response"]["allowed"]), (200, &json!(true)));
+    let patch = crate::explain::sent_patch(&answer);
+    assert!(patch.contains("spillway.dev/decision") && !patch.contains("azure.workload.identity/use"), "{patch}");
+    assert_eq!(webhook.metric(r#"spillway_service_account_lookups_total{result="error"}"#), 1);
+}

@@ -1,0 +1,20 @@
+//! Tests on a real control plane: etcd, kube-apiserver, scheduler and controller-manager, with the real webhook installed from
+//! the real manifests.
+//!
+//! All tests share one control plane and one webhook. Each works in a namespace of its own.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod harness;
+
+mod admission;
+mod explain;
+mod identity;
+mod outage;
+mod overflow;
+mod scope;
+mod unusable;
+
+mod generated;
+#[path = "../generated_pods/mod.rs"]
+mod generated_pods;

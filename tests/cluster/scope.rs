@@ -1,0 +1,65 @@
+//! Which requests reach the webhook at all: the selectors of the manifest, counted by a stub registered with them.
+
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+use crate::{
+    admission::pod,
+    harness::{Stub, allowed, control_plane, eventually, manifest_webhook},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_did_not_opt_in_never_causes_a_call() {
+    let plane = control_plane();
+    let calls: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
+    let stub = {
+        let calls = calls.clone();
+        Stub::start(move |body| {
+            let review: Value = serde_json::from_slice(&body).unwrap();
+            let text = |pointer| review.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+            calls.lock().unwrap().push((text("/request/namespace"), text("/request/object/metadata/name")));
+            std::future::ready(allowed(&body))
+        })
+        .await
+    };
+    let _registered = stub.register_like("aci-spillway-calls", &manifest_webhook());
+    let count = |namespace: &str, name: &str| {
+        let calls = calls.lock().unwrap();
+        calls.iter().filter(|(ns, pod)| ns == namespace && pod == name).count()
+    };
+
+    let opted_in = plane.namespace(Some("enabled"));
+    eventually("the stub to be called", || {
+        opted_in.dry_run(&pod("probe", &json!({})));
+        (count(&opted_in.name, "probe") > 0).then_some(())
+    });
+
+    let plain = plane.namespace(None);
+    let disabled = plane.namespace(Some("disabled"));
+    let managed = plane.namespace(Some("enabled"));
+    let control = plane.namespace(Some("enabled"));
+    plane.kubectl(&["label", "namespace", &managed.name, "kubernetes.azure.com/managedby=aks"]);
+    plane.kubectl(&["label", "namespace", &control.name, "control-plane=true"]);
+    plane.kubectl(&["label", "namespace", "kube-system", "spillway.dev/burst=enabled"]);
+    for namespace in [&plain, &disabled, &managed, &control] {
+        namespace.create(&pod("web", &json!({})));
+        assert_eq!(count(&namespace.name, "web"), 0, "{}", namespace.name);
+    }
+    plane.kubectl_with(&["-n", "kube-system", "create", "-f", "-"], &pod("web", &json!({})).to_string());
+    plane.kubectl(&["-n", "kube-system", "delete", "pod", "web", "--grace-period=0", "--force"]);
+    assert_eq!(count("kube-system", "web"), 0);
+
+    opted_in.create(&pod("out", &json!({"metadata": {"labels": {"spillway.dev/burst": "disabled"}}})));
+    assert_eq!(count(&opted_in.name, "out"), 0, "the pod's own label is the last word");
+    let mirror =
+        json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}, "spec": {"nodeName": "vm-1"}});
+    let refused = plane.try_kubectl(&["-n", &opted_in.name, "create", "-f", "-"], &pod("mirror", &mirror).to_string());
+    assert_eq!(count(&opted_in.name, "mirror"), 0, "{refused:?}");
+
+    opted_in.create(&pod("in", &json!({})));
+    assert_eq!(count(&opted_in.name, "in"), 1);
+    opted_in.kubectl(&["label", "pod", "in", "a=b"], "");
+    opted_in.kubectl(&["delete", "pod", "in", "--grace-period=0", "--force"], "");
+    assert_eq!(count(&opted_in.name, "in"), 1, "only a creation causes a call");
+}

@@ -1,0 +1,154 @@
+//! Requests that are no usable AdmissionReview: each is answered, counted, and forgotten.
+
+use axum::body::Bytes;
+use serde_json::{Value, json};
+
+use crate::{
+    admission::pod,
+    harness::{Webhook, control_plane, eventually},
+};
+
+/// What an answer must be.
+enum Expect {
+    /// 200, allowed, with this UID and without a patch.
+    Allowed(&'static str),
+    /// Any 4xx.
+    Refused,
+}
+use Expect::{Allowed, Refused};
+
+fn review(namespace: &str) -> Value {
+    json!({
+        "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1",
+        "request": {"uid": "u-1", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE",
+            "namespace": namespace, "object": pod("web", &json!({}))},
+    })
+}
+
+/// As Go writes it: `uid` first in the request.
+fn uid_first(rest: &str) -> String {
+    format!(r#"{{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{{"uid":"u-1",{rest}}}}}"#)
+}
+
+fn with(namespace: &str, pointer: &str, value: Value) -> Vec<u8> {
+    let mut review = review(namespace);
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    review.pointer_mut(parent).unwrap()[key] = value;
+    review.to_string().into_bytes()
+}
+
+#[rustfmt::skip]
+fn bodies(namespace: &str) -> Vec<(&'static str, Vec<u8>, Expect, &'static str)> {
+    let deep = |open: &str, close: &str, n: usize| open.repeat(n) + &close.repeat(n);
+    let pod = r#""kind":{"group":"","version":"v1","kind":"Pod"},"operation":"CREATE","namespace":"shop","object":{"metadata":{},"spec":{}}"#;
+    vec![
+        ("empty", vec![], Refused, "json"),
+        ("truncated", uid_first(pod)[..150].into(), Allowed("u-1"), "json"),
+        ("not JSON", b"kind: AdmissionReview".into(), Refused, "json"),
+        ("another shape", b"[]".into(), Refused, "json"),
+        ("deep nesting of nothing", deep("[", "]", 100_000).into(), Refused, "json"),
+        ("deep nesting where a map belongs", uid_first(&format!(r#""object":{{"metadata":{}}}"#, deep("[", "]", 100_000))).into(), Allowed("u-1"), "json"),
+        ("invalid UTF-8", [uid_first(r#""x":""#).trim_end_matches('}').as_bytes(), b"\xff\"}}"].concat(), Allowed("u-1"), "utf8"),
+        ("duplicate keys", uid_first(r#""operation":"CREATE","operation":"CREATE""#).into(), Allowed("u-1"), "json"),
+        ("another kind of review", with(namespace, "/kind", json!("ConversionReview")), Allowed("u-1"), "not_a_review"),
+        ("another version", with(namespace, "/apiVersion", json!("admission.k8s.io/v1beta1")), Allowed("u-1"), "not_a_review"),
+        ("no request", with(namespace, "/request", json!(null)), Refused, "no_request"),
+        ("no uid", with(namespace, "/request/uid", json!(null)), Refused, "no_request"),
+        ("a uid that is no string", with(namespace, "/request/uid", json!(7)), Refused, "json"),
+        ("another kind of object", with(namespace, "/request/kind/kind", json!("Deployment")), Allowed("u-1"), "not_a_pod_creation"),
+        ("an update", with(namespace, "/request/operation", json!("UPDATE")), Allowed("u-1"), "not_a_pod_creation"),
+        ("no object", with(namespace, "/request/object", json!(null)), Allowed("u-1"), "no_object"),
+        ("an object that is a list", with(namespace, "/request/object", json!([])), Allowed("u-1"), "json"),
+        ("no metadata", with(namespace, "/request/object/metadata", json!(null)), Allowed("u-1"), "json"),
+        ("no spec", with(namespace, "/request/object/spec", json!(null)), Allowed("u-1"), "json"),
+        ("labels that are a list", with(namespace, "/request/object/metadata/labels", json!([])), Allowed("u-1"), "json"),
+        ("tolerations that hold null", with(namespace, "/request/object/spec/tolerations", json!([null])), Allowed("u-1"), "json"),
+        ("tolerations that are a map", with(namespace, "/request/object/spec/tolerations", json!({})), Allowed("u-1"), "json"),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_usable_review_is_answered_and_counted() {
+    let (mut webhook, namespace) = webhook("unusable");
+    let https = webhook.https();
+    for (name, body, expect, reason) in bodies(&namespace) {
+        let metric = format!(r#"spillway_unusable_requests_total{{reason="{reason}"}}"#);
+        let before = webhook.metric(&metric);
+        let (status, answer) = https.review(body).await;
+        match expect {
+            Refused => assert!(status.is_client_error(), "{name}: {status}"),
+            Allowed(uid) => {
+                assert_eq!(status, 200, "{name}");
+                let answer: Value = serde_json::from_slice(&answer).unwrap();
+                assert_eq!(answer["response"], json!({"uid": uid, "allowed": true}), "{name}");
+            }
+        }
+        assert_eq!(webhook.metric(&metric), before + 1, "{name}");
+    }
+    let other = https.send("/mutate-v1-pod", "text/plain", Bytes::from_static(b"{}")).await.unwrap();
+    assert_eq!(other.0, 415);
+    assert_eq!(https.send("/other", "application/json", Bytes::new()).await.unwrap().0, 404);
+
+    let (status, answer) = https.review(review(&namespace).to_string()).await;
+    assert_eq!(status, 200);
+    assert!(String::from_utf8_lossy(&answer).contains("JSONPatch"), "it still decides");
+    assert!(webhook.is_alive());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn null_in_place_of_maps_and_lists_is_nothing() {
+    let (webhook, namespace) = webhook("nulls");
+    let https = webhook.https();
+    for field in [
+        "metadata/labels",
+        "metadata/annotations",
+        "metadata/ownerReferences",
+        "spec/tolerations",
+        "spec/affinity",
+        "spec/nodeSelector",
+        "spec/os",
+        "spec/nodeName",
+    ] {
+        let (_, answer) = https.review(with(&namespace, &format!("/request/object/{field}"), Value::Null)).await;
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        let patch: json_patch::Patch = serde_json::from_str(&crate::explain::sent_patch(&answer)).unwrap();
+        let mut object =
+            serde_json::from_slice::<Value>(&with(&namespace, &format!("/request/object/{field}"), Value::Null))
+                .unwrap()["request"]["object"]
+                .clone();
+        json_patch::patch(&mut object, &patch).unwrap_or_else(|error| panic!("{field}: {error}"));
+        assert_eq!(object["metadata"]["annotations"]["spillway.dev/decision"], "prefer", "{field}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn huge_bodies_do_not_cost_huge_memory() {
+    let (webhook, namespace) = webhook("huge");
+    let https = webhook.https();
+    https.review(review(&namespace).to_string()).await;
+    let before = webhook.peak_memory();
+    let padding = Bytes::from(vec![b' '; 10 * 1024 * 1024]);
+    let mut refused = 0;
+    for _ in 0..50 {
+        // The server answers before it has read everything, and closes: a client that is still writing may miss the answer.
+        if let Some((status, _)) = https.send("/mutate-v1-pod", "application/json", padding.clone()).await {
+            assert_eq!(status, 413);
+            refused += 1;
+        }
+    }
+    let counted = webhook.metric(r#"spillway_unusable_requests_total{reason="too_large"}"#);
+    assert!(refused > 0 && counted >= refused, "{refused} answers, {counted} counted");
+    let grown = webhook.peak_memory() - before;
+    // One body of 7 MiB at a time, in two copies at worst while it grows.
+    assert!(grown < 40 * 1024, "the peak grew by {grown} KiB over 500 MiB of bodies");
+}
+
+/// A webhook of this test's own, so that it counts nothing but this test's requests.
+fn webhook(name: &str) -> (Webhook, String) {
+    crate::harness::spillway();
+    let plane = control_plane();
+    let namespace = plane.namespace(Some("enabled")).name;
+    let webhook = Webhook::start(name, &plane.kubeconfig_for("spillway-system", "spillway-webhook"));
+    eventually("the webhook to be ready", || (webhook.admin("/readyz").0 == 200).then_some(()));
+    (webhook, namespace)
+}

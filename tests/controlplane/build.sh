@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Builds the control plane program unless it is there already, and prints its path: the only line on standard output.
+#
+# The program is kept in ${XDG_CACHE_HOME:-~/.cache}/spillway, under a name made from the sources of this folder, so a
+# change here makes a new one. SPILLWAY_CONTROLPLANE=FILE names a program built elsewhere: that is printed, nothing is built.
+set -euo pipefail
+shopt -s inherit_errexit # a failing command ends $(...) too
+
+say() { printf '%s\n' "$*" >&2; }
+fail() { say "tests/controlplane/build.sh: $*"; exit 1; }
+
+if [[ -n ${SPILLWAY_CONTROLPLANE:-} ]]; then
+  [[ -f $SPILLWAY_CONTROLPLANE && -x $SPILLWAY_CONTROLPLANE ]] ||
+    fail "SPILLWAY_CONTROLPLANE=$SPILLWAY_CONTROLPLANE is not an executable file"
+  realpath "$SPILLWAY_CONTROLPLANE"
+  exit
+fi
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/spillway
+hash=$(cat -- *.go go.mod go.sum build.sh | sha256sum | cut -c1-12)
+program=$cache/controlplane-$hash
+if [[ -x $program ]]; then
+  printf '%s\n' "$program"
+  exit
+fi
+
+command -v go >/dev/null || fail "go is not in PATH; the control plane is a Go program: install Go 1.26 (https://go.dev/dl/)"
+export CGO_ENABLED=0 GOWORK=off GOTOOLCHAIN=local
+# Kubernetes 1.36 is made for Go 1.26. With 1.27 it builds, but the API server serves a malformed OpenAPI document and
+# kubectl can validate nothing (piraeusdatastore/piraeus-operator#1051). Any other Go fetches the right one.
+found=$(cd / && go env GOVERSION) # outside the module: an older Go would refuse to speak in here
+if [[ $found != go1.26* ]]; then
+  export GOTOOLCHAIN=go1.26.8
+  say "found $found; it fetches Go 1.26.8 for this build"
+fi
+
+mkdir -p "$cache"
+log=$(mktemp "$cache/build-XXXXXX.log")
+temporary=$cache/build-$hash.$$ # same directory, so that the final mv is atomic: two builds at once do no harm
+pid=
+cleanup() {
+  if [[ -n $pid ]]; then kill "$pid" 2>/dev/null || true; fi
+  rm -f "$temporary"
+}
+trap cleanup EXIT
+trap 'rm -f "$log"; exit 130' INT
+trap 'rm -f "$log"; exit 143' TERM
+
+say "building etcd, kube-apiserver, kube-scheduler, kube-controller-manager, kubectl, helm and kwok into one program;"
+say "the first time this takes some minutes (about 6 CPU-minutes and 2.5 GiB of memory), later ones some seconds"
+
+# Kubernetes fetched as a module does not know its own version; kubectl and the feature gates go by it.
+stamp() {
+  local version minor package flags="-s -w"
+  version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
+  minor=$(cut -d. -f2 <<<"$version")
+  for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+    flags+=" -X $package.gitVersion=$version -X $package.gitMajor=1 -X $package.gitMinor=$minor -X $package.gitTreeState=clean"
+  done
+  printf '%s' "$flags"
+}
+build() {
+  local flags
+  flags=$(stamp)
+  # -v names each package as it is compiled, for the progress lines; -buildvcs=false: a commit here changes nothing in there.
+  exec go build -v -trimpath -buildvcs=false -tags notest,grpcnotrace -ldflags "$flags" -o "$temporary" .
+}
+SECONDS=0
+next=10
+build >"$log" 2>&1 &
+pid=$!
+while kill -0 "$pid" 2>/dev/null; do
+  sleep 1
+  if ((SECONDS >= next)); then
+    next=$((SECONDS + 10))
+    downloads=$(grep -c '^go: downloading ' "$log" || true)
+    say "  ${SECONDS}s: $downloads modules downloaded, $(($(wc -l <"$log") - downloads)) packages compiled"
+  fi
+done
+code=0
+wait "$pid" || code=$?
+pid=
+if ((code != 0)); then
+  say "--- end of $log"
+  tail -n 20 "$log" >&2
+  fail "go build failed with exit code $code after ${SECONDS}s; the whole log: $log"
+fi
+
+mv "$temporary" "$program"
+rm -f "$log"
+for old in "$cache"/controlplane-*; do
+  if [[ $old != "$program" ]]; then rm -f "$old"; fi
+done
+say "built $program in ${SECONDS}s"
+printf '%s\n' "$program"

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	nodeinit "sigs.k8s.io/kwok/kustomize/stage/node/fast"
+	nodelease "sigs.k8s.io/kwok/kustomize/stage/node/heartbeat-with-lease"
+	podfast "sigs.k8s.io/kwok/kustomize/stage/pod/fast"
+)
+
+// upCommand starts a whole control plane on free loopback ports, prints one JSON line when it is ready
+// and stops everything when it is told to stop or when one of its parts dies.
+func upCommand() *cobra.Command {
+	var dir, stages string
+	var wait time.Duration
+	var stopWithStdin bool
+	c := &cobra.Command{
+		Use:           "up --dir DIR",
+		Short:         "Run etcd, kube-apiserver, kube-scheduler, kube-controller-manager and kwok until interrupted",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			if stopWithStdin {
+				go func() {
+					untilStdinCloses()
+					stop()
+				}()
+			}
+			return up(ctx, dir, stages, wait)
+		},
+	}
+	c.Flags().StringVar(&dir, "dir", "", "empty or absent directory for data, certificates and logs (required)")
+	c.Flags().StringVar(&stages, "stages", "", "kwok stages file (default: nodes and pods become ready at once)")
+	c.Flags().DurationVar(&wait, "wait", 2*time.Minute, "how long start-up may take")
+	c.Flags().BoolVar(&stopWithStdin, "stop-with-stdin", false, "stop when standard input closes: a caller that holds the other end and dies, however it dies, leaves nothing behind")
+	_ = c.MarkFlagRequired("dir")
+	return c
+}
+
+func up(ctx context.Context, dir, stages string, wait time.Duration) error {
+	keepThread()
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	pki, err := newPKI(filepath.Join(dir, "pki"))
+	if err != nil {
+		return err
+	}
+	ports, err := freePorts(5)
+	if err != nil {
+		return err
+	}
+	etcdURL, peerURL := "http://127.0.0.1:"+ports[0], "http://127.0.0.1:"+ports[1]
+	server := "https://127.0.0.1:" + ports[2]
+	admin, err := pki.kubeconfig("admin", server)
+	if err != nil {
+		return err
+	}
+	sched, err := pki.kubeconfig("scheduler", server)
+	if err != nil {
+		return err
+	}
+	if stages == "" {
+		stages = filepath.Join(dir, "stages.yaml")
+		docs := []string{nodeinit.DefaultNodeInit, nodelease.DefaultNodeHeartbeatWithLease, podfast.DefaultPodReady, podfast.DefaultPodComplete, podfast.DefaultPodDelete}
+		if err := os.WriteFile(stages, []byte(strings.Join(docs, "\n---\n")), 0o600); err != nil {
+			return err
+		}
+	}
+
+	group := &processes{dir: dir, died: make(chan error, 8)}
+	defer group.stop()
+	start := time.Now()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ready, done := context.WithTimeout(ctx, wait)
+	defer done()
+
+	group.start("etcd", "--data-dir", filepath.Join(dir, "etcd"), "--client-url", etcdURL, "--peer-url", peerURL)
+	group.start("kube-apiserver",
+		"--etcd-servers="+etcdURL, "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port="+ports[2],
+		"--tls-cert-file="+pki.path("apiserver.crt"), "--tls-private-key-file="+pki.path("apiserver.key"),
+		"--client-ca-file="+pki.path("ca.crt"),
+		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+		"--service-account-key-file="+pki.path("sa.key"), "--service-account-signing-key-file="+pki.path("sa.key"),
+		"--service-cluster-ip-range=10.0.0.0/16", "--authorization-mode=RBAC", "--allow-privileged=true",
+		"--audit-policy-file="+filepath.Join(dir, "audit-policy.yaml"), "--audit-log-path="+filepath.Join(dir, "audit.log"))
+	client, err := pki.client("admin")
+	if err != nil {
+		return err
+	}
+	if err := group.waitFor(ready, client, server+"/readyz"); err != nil {
+		return err
+	}
+	group.start("kube-controller-manager",
+		"--kubeconfig="+admin, "--bind-address=127.0.0.1", "--secure-port="+ports[3], "--leader-elect=false",
+		"--service-account-private-key-file="+pki.path("sa.key"), "--root-ca-file="+pki.path("ca.crt"),
+		"--use-service-account-credentials=false")
+	group.start("kube-scheduler",
+		"--kubeconfig="+sched, "--authentication-kubeconfig="+sched, "--authorization-kubeconfig="+sched,
+		"--bind-address=127.0.0.1", "--secure-port="+ports[4], "--leader-elect=false")
+	group.start("kwok", "--kubeconfig="+admin, "--manage-all-nodes=true", "--node-lease-duration-seconds=40", "--config="+stages)
+	for _, url := range []string{
+		"https://127.0.0.1:" + ports[3] + "/healthz",
+		"https://127.0.0.1:" + ports[4] + "/healthz",
+		server + "/api/v1/namespaces/default/serviceaccounts/default",
+	} {
+		if err := group.waitFor(ready, client, url); err != nil {
+			return err
+		}
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(map[string]any{
+		"server": server, "kubeconfig": admin, "auditLog": filepath.Join(dir, "audit.log"), "readySeconds": time.Since(start).Seconds(),
+	}); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-group.died:
+		group.died <- err // stop counts one message for each process
+		return err
+	}
+}
+
+// processes are the roles running as children of this one; the kernel stops them if we die first.
+type processes struct {
+	dir  string
+	cmds []*exec.Cmd
+	died chan error
+}
+
+// start must be called on a goroutine that went through keepThread.
+func (p *processes) start(role string, args ...string) {
+	log, err := os.Create(filepath.Join(p.dir, role+".log"))
+	if err != nil {
+		p.died <- err
+		return
+	}
+	self, err := os.Executable()
+	if err != nil {
+		p.died <- err
+		return
+	}
+	cmd := exec.Command(self, append([]string{role}, args...)...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		p.died <- fmt.Errorf("%s: %w", role, err)
+		return
+	}
+	p.cmds = append(p.cmds, cmd)
+	go func() { p.died <- fmt.Errorf("%s stopped (%v), see %s", role, cmd.Wait(), log.Name()) }()
+}
+
+// stop kills: the data is thrown away, so nothing deserves a grace period.
+func (p *processes) stop() {
+	for _, c := range p.cmds {
+		_ = c.Process.Kill()
+	}
+	for range p.cmds {
+		<-p.died
+	}
+}
+
+func (p *processes) waitFor(ctx context.Context, client *http.Client, url string) error {
+	last := errors.New("not tried")
+	for {
+		res, err := client.Get(url)
+		if err == nil {
+			_, _ = io.Copy(io.Discard, res.Body)
+			res.Body.Close()
+			if res.StatusCode == http.StatusOK {
+				return nil
+			}
+			err = errors.New(res.Status)
+		}
+		last = err
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s not ready: %w (logs in %s)", url, last, p.dir)
+		case err := <-p.died:
+			p.died <- err // stop counts one message for each process
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func freePorts(n int) ([]string, error) {
+	var ports []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		ports = append(ports, port)
+	}
+	return ports, nil
+}
