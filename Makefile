@@ -1,9 +1,11 @@
 # Needs: Rust, Go 1.26 (another Go fetches it), make, a C compiler, git.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check
+.PHONY: help demo test check fuzz bench-decide
+
+FUZZ_SECONDS ?= 120
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST)
 
 demo: ## see Spillway work on a real control plane with fake nodes (KEEP=1 leaves it running)
 	@examples/demo.sh
@@ -14,13 +16,31 @@ test: ## all tests; those in tests/cluster use a real control plane
 # Go's vet looks at the dependencies too: with the flags of build.sh they need no second compilation, but some 2 CPU-minutes once.
 check: ## formatting, lints, documentation, generated files
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	@echo "docs/config.schema.json is what 'spillway config schema' prints"
 	@mkdir -p target && cargo run --locked --quiet -- config schema >target/config.schema.json
 	@git --no-pager diff --no-index docs/config.schema.json target/config.schema.json || \
 	  { echo "mend with: cargo run -- config schema >docs/config.schema.json" >&2; exit 1; }
+	@echo "docs/reasons.md is what 'spillway explain --reasons' prints"
+	@cargo run --locked --quiet -- explain --reasons >target/reasons.md
+	@git --no-pager diff --no-index docs/reasons.md target/reasons.md || \
+	  { echo "mend with: cargo run -- explain --reasons >docs/reasons.md" >&2; exit 1; }
 	@tests/controlplane/build.sh >/dev/null
 	unformatted=$$(gofmt -l tests/controlplane) && test -z "$$unformatted" || { echo "gofmt: $$unformatted" >&2; exit 1; }
 	cd tests/controlplane && CGO_ENABLED=0 GOWORK=off go vet -trimpath -tags notest,grpcnotrace .
 	bash -n examples/demo.sh && bash -n tests/controlplane/build.sh && bash -n .ci/run
+
+# Without a sanitizer: the program has no unsafe code for one to watch, and is faster without.
+fuzz: ## fuzz each target for FUZZ_SECONDS (120); needs Rust's nightly toolchain and a C++ compiler, fetches cargo-fuzz
+	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	cargo +nightly fuzz build --sanitizer none
+	for target in review quantity patch; do \
+	  mkdir -p fuzz/corpus/$$target; \
+	  seeds=; test $$target != patch || seeds=fuzz/corpus/review; \
+	  cargo +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target $$seeds -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
+
+bench-decide: ## instructions and allocations of one decision, beside the baseline; needs valgrind
+	cargo bench --locked --bench decide

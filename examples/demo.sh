@@ -11,33 +11,48 @@ title() { printf '\n%s== %s%s\n\n' "$bold" "$*" "$reset"; }
 
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/spillway-demo.XXXXXX")
 doing='' log=''
-# step WHAT [LOG]: what is going on, and the log that tells why it failed.
-step() { doing=$1 log=${2:-}; }
+# step WHAT [LOG]: what is going on, and the log that tells why it failed, beside kubectl's.
+step() {
+  doing=$1 log=${2:-}
+  : >"$tmp/kubectl.log"
+}
 fail() { echo "$*" >&2; exit 1; }
 
-finish() {
-  local code=$?
+stop_all() {
   trap - EXIT
   trap '' INT TERM
   exec 3>&- # the lifeline, see below: the control plane and the webhook end
   wait
-  if ((code == 0 || code == 130 || code == 143)); then
+}
+# Ctrl-C goes to the children too, so the command that runs right now may seem to fail: then `finish` has begun already when
+# this is called, and ends here.
+interrupted() {
+  stop_all
+  rm -rf "$tmp"
+  exit "$1"
+}
+finish() {
+  local code=$?
+  stop_all
+  if ((code == 0)); then
     rm -rf "$tmp"
-    exit "$code"
+    exit
   fi
   {
     printf '\n%sdemo: failed: %s%s\n' "$bold" "$doing" "$reset"
-    if [[ -n $log ]]; then
-      echo "the end of its log, $log:"
-      tail -n 15 "$log" | cut -c1-300 | sed 's/^/  /'
-    fi
+    local file
+    for file in "$log" "$tmp/kubectl.log"; do
+      if [[ ! -s $file ]]; then continue; fi
+      echo "the end of $file:"
+      tail -n 15 "$file" | cut -c1-300 | sed 's/^/  /'
+    done
     echo "all logs: $tmp/*.log $tmp/controlplane/*.log"
   } >&2
   exit "$code"
 }
 trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'interrupted 130' INT
+trap 'interrupted 143' TERM
 
 # poll SECONDS PID CMD...: repeat CMD until it succeeds, as long as process PID lives.
 poll() {
@@ -59,7 +74,15 @@ spillway=${CARGO_TARGET_DIR:-target}/debug/spillway
 
 step "building the control plane program"
 controlplane=$(tests/controlplane/build.sh)
-k() { "$controlplane" kubectl "$@" 3>&-; }
+# What kubectl says goes to its log; what it says of a success, such as a warning of the webhook, is shown too.
+k() {
+  local code=0 words=$tmp/kubectl.$BASHPID
+  "$controlplane" kubectl "$@" 2>"$words" 3>&- || code=$?
+  cat "$words" >>"$tmp/kubectl.log"
+  if ((code == 0)); then cat "$words" >&2; fi
+  rm "$words"
+  return "$code"
+}
 
 # --- control plane ----------------------------------------------------------------------------------------------------
 
@@ -97,7 +120,7 @@ k create --dry-run=client -f manifests/base/configmap.yaml -o jsonpath='{.data.c
   --tls-cert-file "$tmp/certs/tls.crt" --tls-key-file "$tmp/certs/tls.key" \
   <"$tmp/lifeline" >"$log" 2>&1 3>&- &
 webhook=$!
-poll 30 "$webhook" grep -q listening "$log" # port 0 above: the log tells which one it became
+poll 30 "$webhook" grep -qs listening "$log" # port 0 above: the log tells which one it became
 port=$(sed -n 's/.*listening.*webhook=127\.0\.0\.1:\([0-9]*\).*/\1/p' "$log" | head -n 1)
 [[ -n $port ]] || fail "the log of the webhook does not tell its port"
 
@@ -156,8 +179,8 @@ compare shop pod-windows.yaml
 
 step "spillway explain" "$tmp/explain.log"
 title "The same answer without a cluster: spillway explain"
-echo "\$ spillway explain -f examples/deployment.yaml --service-account examples/serviceaccount.yaml --profile high-scale"
-"$spillway" explain -f examples/deployment.yaml --service-account examples/serviceaccount.yaml --profile high-scale 2>"$log"
+echo "\$ spillway explain -f examples/deployment.yaml -f examples/nodes.yaml --service-account examples/serviceaccount.yaml --profile high-scale"
+"$spillway" explain -f examples/deployment.yaml -f examples/nodes.yaml --service-account examples/serviceaccount.yaml --profile high-scale 2>"$log"
 
 # --- overflow ---------------------------------------------------------------------------------------------------------
 

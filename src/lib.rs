@@ -3,14 +3,14 @@
 //! ```text
 //! kube-apiserver ── AdmissionReview (HTTPS) ─▶ webhook ─▶ admission::parse ─▶ pod view ─┐
 //!                                                                                      ▼
-//!         cluster snapshot (namespaces, service accounts) ─▶ burst::decide(pod, settings, service account)
-//!                                                                                      │ Decision
+//!     cluster snapshot (namespaces, service accounts,  ─▶ burst::decide(pod, settings, facts)
+//!     virtual nodes, network policies)                                                 │ Decision
 //! kube-apiserver ◀─ AdmissionReview ◀─ admission::allow ◀─ burst::json_patch ◀──────────┘
 //!
 //! a person ─▶ cli: explain · config · certs      (the same burst::decide and burst::json_patch)
 //! ```
 //!
-//! Data flows one way. [`admission`], [`pod`], [`config`] and [`burst`] are pure: no tokio, no kube client, no clock, no
+//! Data flows one way. [`admission`], [`pod`], [`eligibility`], [`config`] and [`burst`] are pure: no tokio, no kube client, no clock, no
 //! files. [`cluster`], [`webhook`] and [`certs`] do the I/O.
 
 pub mod admission;
@@ -19,6 +19,7 @@ pub mod certs;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod eligibility;
 pub mod pod;
 pub mod telemetry;
 pub mod webhook;

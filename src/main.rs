@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    // First of all: kube and rustls both ask for the process's provider, and find none otherwise.
+    // With one provider linked, rustls finds it by itself; with two it would panic at the first handshake unless told.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         eprintln!("error: a TLS provider was installed before ours");
         return ExitCode::from(2);

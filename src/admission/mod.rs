@@ -6,5 +6,5 @@
 mod response;
 mod review;
 
-pub use response::allow;
+pub use response::{Remarks, allow};
 pub use review::{Request, Unusable, parse, recover_uid};

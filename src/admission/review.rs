@@ -7,9 +7,9 @@ use serde::{
     de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
 };
 
-use crate::pod::{Pod, Text};
+use crate::pod::{self, Pod, Text};
 
-/// A request to admit the creation of a pod.
+/// A request to admit a pod.
 #[derive(Debug)]
 pub struct Request<'a> {
     /// What the answer must repeat. Never empty.
@@ -18,8 +18,12 @@ pub struct Request<'a> {
     pub namespace: Text<'a>,
     /// Whether nothing will be stored, as with `kubectl apply --dry-run=server`.
     pub dry_run: bool,
+    /// Who asks: a user, a service account or a node.
+    pub username: Text<'a>,
     /// The pod as it stands when this webhook's turn comes.
     pub pod: Pod<'a>,
+    /// The pod before the change; nothing when it is being created.
+    pub old: Option<Box<Pod<'a>>>,
 }
 
 /// Why a body is not a request that can be decided on.
@@ -43,15 +47,15 @@ pub enum Unusable {
     /// A review without a request or without a UID.
     #[error("the review has no request with a uid")]
     NoRequest,
-    /// A review of something else than the creation of a v1 Pod.
-    #[error("expected the creation of a v1 Pod, got {operation:?} of {kind:?}")]
-    NotAPodCreation {
+    /// A review of something else than the creation or the update of a v1 Pod.
+    #[error("expected the creation or update of a v1 Pod, got {operation:?} of {kind:?}")]
+    NotAPod {
         /// `request.operation`
         operation: String,
         /// `request.kind.kind`
         kind: String,
     },
-    /// A review whose `request.object` is absent or null.
+    /// A review whose `request.object`, or the old one of an update, is absent or null.
     #[error("the review carries no object")]
     NoObject,
 }
@@ -64,7 +68,7 @@ impl Unusable {
             Self::Json(_) => "json",
             Self::NotAReview { .. } => "not_a_review",
             Self::NoRequest => "no_request",
-            Self::NotAPodCreation { .. } => "not_a_pod_creation",
+            Self::NotAPod { .. } => "not_a_pod",
             Self::NoObject => "no_object",
         }
     }
@@ -96,7 +100,17 @@ struct WireRequest<'a> {
     operation: Option<Text<'a>>,
     dry_run: Option<bool>,
     #[serde(borrow)]
+    user_info: Option<UserInfo<'a>>,
+    #[serde(borrow)]
     object: Option<MaybePod<'a>>,
+    #[serde(borrow)]
+    old_object: Option<MaybePod<'a>>,
+}
+
+#[derive(Deserialize)]
+struct UserInfo<'a> {
+    #[serde(borrow)]
+    username: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -122,39 +136,45 @@ struct MaybePod<'a>(#[serde(borrow)] Box<Pod<'a>>);
 pub fn parse(body: &[u8]) -> Result<Request<'_>, Unusable> {
     // One UTF-8 check for the whole body is cheaper than one for each string (`from_slice`).
     let text = std::str::from_utf8(body)?;
-    let review: WireReview<'_> = serde_json::from_str(text)?;
+    let review: WireReview<'_> = pod::from_json(text)?;
     let (api_version, kind) = (text_or_empty(&review.api_version), text_or_empty(&review.kind));
     if (api_version, kind) != ("admission.k8s.io/v1", "AdmissionReview") {
         return Err(Unusable::NotAReview { api_version: api_version.to_owned(), kind: kind.to_owned() });
     }
     let request = review.request.ok_or(Unusable::NoRequest)?;
-    let creates_a_pod = request.creates_a_pod();
-    let WireRequest { uid: Some(uid), kind, namespace, operation, dry_run, object, .. } = request else {
+    let (is_pod, operation) = (request.is_pod(), text_or_empty(&request.operation).to_owned());
+    let WireRequest { uid: Some(uid), kind, namespace, dry_run, user_info, object, old_object, .. } = request else {
         return Err(Unusable::NoRequest);
     };
     if uid.is_empty() {
         return Err(Unusable::NoRequest);
     }
-    if !creates_a_pod {
-        return Err(Unusable::NotAPodCreation {
-            operation: text_or_empty(&operation).to_owned(),
+    let is_update = operation == "UPDATE";
+    if !is_pod || !(is_update || operation == "CREATE") {
+        return Err(Unusable::NotAPod {
+            operation,
             kind: kind.as_ref().map(|kind| text_or_empty(&kind.kind)).unwrap_or_default().to_owned(),
         });
     }
     let (Some(MaybePod(pod)), Some(namespace)) = (object, namespace) else {
         return Err(Unusable::NoObject);
     };
-    Ok(Request { uid, namespace, dry_run: dry_run.unwrap_or(false), pod: *pod })
+    let old = old_object.filter(|_| is_update).map(|MaybePod(old)| old);
+    if is_update && old.is_none() {
+        return Err(Unusable::NoObject);
+    }
+    let username = user_info.and_then(|user| user.username).unwrap_or_default();
+    Ok(Request { uid, namespace, dry_run: dry_run.unwrap_or(false), username, pod: *pod, old })
 }
 
 impl WireRequest<'_> {
-    fn creates_a_pod(&self) -> bool {
+    fn is_pod(&self) -> bool {
         let is_pod = self.kind.as_ref().is_some_and(|kind| {
             text_or_empty(&kind.group).is_empty()
                 && text_or_empty(&kind.version) == "v1"
                 && text_or_empty(&kind.kind) == "Pod"
         });
-        is_pod && text_or_empty(&self.operation) == "CREATE" && text_or_empty(&self.sub_resource).is_empty()
+        is_pod && text_or_empty(&self.sub_resource).is_empty()
     }
 }
 
@@ -248,12 +268,10 @@ mod tests {
             (review("null"), "no_request"),
             (review(&format!(r"{{{POD},{object}}}")), "no_request"),
             (review(&format!(r#"{{"uid":"",{POD},{object}}}"#)), "no_request"),
-            (review(&format!(r#"{{"uid":"u",{POD},{object}}}"#)).replace("CREATE", "UPDATE"), "not_a_pod_creation"),
-            (review(&format!(r#"{{"uid":"u",{POD},"subResource":"status",{object}}}"#)), "not_a_pod_creation"),
-            (
-                review(&format!(r#"{{"uid":"u",{POD},{object}}}"#)).replace(r#""Pod""#, r#""Node""#),
-                "not_a_pod_creation",
-            ),
+            (review(&format!(r#"{{"uid":"u",{POD},{object}}}"#)).replace("CREATE", "DELETE"), "not_a_pod"),
+            (review(&format!(r#"{{"uid":"u",{POD},{object}}}"#)).replace("CREATE", "UPDATE"), "no_object"),
+            (review(&format!(r#"{{"uid":"u",{POD},"subResource":"status",{object}}}"#)), "not_a_pod"),
+            (review(&format!(r#"{{"uid":"u",{POD},{object}}}"#)).replace(r#""Pod""#, r#""Node""#), "not_a_pod"),
             (review(&format!(r#"{{"uid":"u",{POD},"object":null}}"#)), "no_object"),
             (review(&format!(r#"{{"uid":"u",{POD}}}"#)), "no_object"),
             (review(&format!(r#"{{"uid":"u",{POD},"object":{{"metadata":null,"spec":{{}}}}}}"#)), "json"),

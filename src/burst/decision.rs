@@ -2,7 +2,12 @@
 
 use std::fmt;
 
-use crate::config::{Mode, Settings, VirtualNodes};
+use super::{ADDED, reasons};
+use crate::{
+    config::{Mode, VirtualNodes},
+    eligibility::Finding,
+    pod::Pod,
+};
 
 /// The decision on one pod.
 #[derive(Debug, Clone)]
@@ -11,7 +16,11 @@ pub struct Decision<'a> {
     pub verdict: Verdict,
     /// What became of each part that Spillway can add, in the order of [`Part`].
     pub steps: [Step; Part::ALL.len()],
-    /// What the toleration and the affinity term are made of; nothing when neither is added.
+    /// What the owner should know, without consequence for the verdict.
+    pub notes: Vec<Finding>,
+    /// What would have kept the pod on VMs, had its owner not accepted it.
+    pub accepted: Vec<Finding>,
+    /// What toleration and affinity are made of; nothing when neither is touched.
     pub(super) virtual_nodes: Option<&'a VirtualNodes>,
 }
 
@@ -21,57 +30,9 @@ pub enum Verdict {
     /// It may, in this mode.
     Burst(Mode),
     /// It stays on VMs, for these reasons; never empty.
-    Stay(Vec<Reason>),
+    Stay(Vec<Finding>),
     /// The pod's owner wants nothing from Spillway; nothing is written, not even the decision.
     OptedOut,
-}
-
-/// Why a pod stays. The names are the words of the annotation `spillway.dev/decision`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// A DaemonSet runs one pod on each node; virtual nodes have their own counterpart.
-    DaemonSet,
-    /// The mirror of a static pod, which its node runs already.
-    MirrorPod,
-    /// `mode: off` applies to the pod.
-    ModeOff,
-    /// `spec.nodeName` is set: the pod is bound already.
-    NodeName,
-    /// The namespace names a profile that does not exist.
-    UnknownProfile,
-    /// Virtual nodes run Linux only.
-    Windows,
-}
-
-impl Reason {
-    /// The name of the reason; a closed set, fit for a metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::DaemonSet => "DaemonSet",
-            Self::MirrorPod => "MirrorPod",
-            Self::ModeOff => "ModeOff",
-            Self::NodeName => "NodeName",
-            Self::UnknownProfile => "UnknownProfile",
-            Self::Windows => "Windows",
-        }
-    }
-
-    /// What the reason means, in one sentence.
-    pub const fn meaning(self) -> &'static str {
-        match self {
-            Self::DaemonSet => "a DaemonSet runs one pod on each node; virtual nodes do not support them",
-            Self::MirrorPod => "the mirror of a static pod, which its node runs already",
-            Self::ModeOff => "mode \"off\" applies to this pod",
-            Self::NodeName => "spec.nodeName is set, so the scheduler has no say",
-            Self::UnknownProfile => "the namespace's label spillway.dev/burst names a profile that does not exist",
-            Self::Windows => "virtual nodes run Linux only",
-        }
-    }
-
-    /// Whether the pod is held back although its owner wanted it to overflow, as opposed to having chosen that it stays.
-    pub const fn is_refusal(self) -> bool {
-        !matches!(self, Self::ModeOff)
-    }
 }
 
 /// A part of a pod that Spillway can add. The names are the words of the annotation `spillway.dev/added`.
@@ -79,7 +40,7 @@ impl Reason {
 pub enum Part {
     /// The toleration of the virtual nodes' taint.
     Toleration,
-    /// The preferred node affinity against virtual nodes.
+    /// The node affinity: preferred against virtual nodes, or required towards them in mode `require`.
     Affinity,
     /// The annotation that opts out of kube-proxy.
     KubeProxy,
@@ -105,12 +66,44 @@ impl Part {
     }
 }
 
+/// The parts that a pod's annotation says Spillway added earlier.
+///
+/// Whoever forges it gains nothing but the removal of exactly such an entry from his own pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Added {
+    parts: [bool; Part::ALL.len()],
+    /// The required terms that got an expression, where not all did: `affinity:0+2`.
+    pub(super) terms: Option<Vec<usize>>,
+}
+
+impl Added {
+    /// Reads the annotation; words that are no parts are skipped.
+    pub fn read(pod: &Pod<'_>) -> Self {
+        let mut added = Self::default();
+        for word in pod.annotation(ADDED).unwrap_or_default().split(',') {
+            let (name, terms) = word.trim().split_once(':').unwrap_or((word.trim(), ""));
+            for (part, is_added) in Part::ALL.iter().zip(&mut added.parts) {
+                *is_added |= part.as_str() == name;
+            }
+            if name == Part::Affinity.as_str() && !terms.is_empty() {
+                added.terms = terms.split('+').map(|index| index.parse().ok()).collect();
+            }
+        }
+        added
+    }
+
+    /// Whether this part was added.
+    pub fn has(&self, part: Part) -> bool {
+        Part::ALL.iter().zip(self.parts).any(|(other, is_added)| *other == part && is_added)
+    }
+}
+
 /// What became of one part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
     /// Which part.
     pub part: Part,
-    /// Added or not.
+    /// Added, withdrawn or left.
     pub outcome: Outcome,
 }
 
@@ -119,6 +112,10 @@ pub struct Step {
 pub enum Outcome {
     /// It is added.
     Added,
+    /// It was added earlier, is there, and stays.
+    Kept,
+    /// It was added earlier and no longer fits: it is taken away again.
+    Withdrawn,
     /// The pod is left as it is in this respect.
     Left(Why),
 }
@@ -130,28 +127,34 @@ pub enum Why {
     NotBursting,
     /// One of its tolerations covers the taint already.
     Tolerated,
-    /// One of its preferred terms says the same already.
-    Preferred,
+    /// The controller adds it when the pod has found no VM.
+    NotAtAdmission,
+    /// One of its terms says the same already.
+    SaysTheSame,
+    /// Its own constraints leave it no other place than virtual nodes.
+    Pinned,
     /// The settings keep kube-proxy.
     KubeProxyKept,
     /// The pod carries one of the two network annotations, so both are its owner's.
     NetworkSetOnPod,
-    /// A confidential pod, an image cache pod or a companion of a VirtualDaemonSet: not to be touched.
-    NetworkNotOurs,
     /// The pod's own DNS policy does without cluster DNS.
     DnsPolicy,
     /// The settings say that cluster DNS needs no kube-proxy.
     DnsKept,
     /// The settings switch the identity label off.
     IdentityOff,
-    /// The pod carries the label with a value of its owner's.
+    /// The pod carries the label already, with whatever value.
     LabelSetOnPod,
     /// Its service account has no client ID.
     NoClientId,
     /// Its service account could not be looked up.
     ServiceAccountUnknown,
+    /// Azure Workload Identity would refuse the pod.
+    WouldBeRefused,
     /// A mirror pod has no service account.
     MirrorPod,
+    /// What the label brings would break a confidential pod's policy.
+    ConfidentialPod,
     /// Nothing is known of what the namespace wants: its profile does not exist.
     UnknownProfile,
     /// The pod is opted out.
@@ -164,63 +167,58 @@ impl Why {
         match self {
             Self::NotBursting => "the pod stays on VMs",
             Self::Tolerated => "the pod tolerates the taint already",
-            Self::Preferred => "the pod has an equivalent preferred term already",
+            Self::NotAtAdmission => "in this mode the controller adds it to a pod that has found no VM",
+            Self::SaysTheSame => "the pod has an equivalent term already",
+            Self::Pinned => "the pod's own constraints leave it no other place than virtual nodes",
             Self::KubeProxyKept => "kube-proxy is kept by the settings",
             Self::NetworkSetOnPod => "the pod sets one of injectkubeproxy and injectdns itself, so both are left alone",
-            Self::NetworkNotOurs => {
-                "confidential pods, image cache pods and VirtualDaemonSet companions are left alone"
-            }
             Self::DnsPolicy => "the pod's DNS policy does without cluster DNS",
             Self::DnsKept => "cluster DNS is kept by the settings",
             Self::IdentityOff => "switched off by the settings",
             Self::LabelSetOnPod => "the pod carries the label already",
             Self::NoClientId => "the service account has no azure.workload.identity/client-id",
             Self::ServiceAccountUnknown => "the service account is not known",
+            Self::WouldBeRefused => "with it, Azure Workload Identity would refuse the pod",
             Self::MirrorPod => "a mirror pod has no service account",
+            Self::ConfidentialPod => "what the label brings would break the confidential pod's policy",
             Self::UnknownProfile => "the namespace's profile does not exist",
             Self::OptedOut => "the pod is opted out",
         }
     }
 }
 
-impl<'a> Decision<'a> {
+impl Decision<'_> {
     /// Nothing is wanted of Spillway, so nothing is written.
     pub fn opted_out() -> Self {
-        Self::nothing_added(Verdict::OptedOut, Why::OptedOut)
+        Self::left(Verdict::OptedOut, Why::OptedOut)
     }
 
-    pub(super) fn stay(reasons: Vec<Reason>) -> Self {
-        let why = if reasons.contains(&Reason::UnknownProfile) { Why::UnknownProfile } else { Why::NotBursting };
-        Self::nothing_added(Verdict::Stay(reasons), why)
-    }
-
-    pub(super) fn burst(settings: &Settings<'a>, steps: [Step; Part::ALL.len()]) -> Self {
-        Self { verdict: Verdict::Burst(settings.mode.value), steps, virtual_nodes: Some(settings.virtual_nodes) }
-    }
-
-    fn nothing_added(verdict: Verdict, why: Why) -> Self {
-        let steps = Part::ALL.map(|part| Step { part, outcome: Outcome::Left(why) });
-        Self { verdict, steps, virtual_nodes: None }
-    }
-
-    /// The same decision with another outcome for one part.
-    pub(super) fn with(mut self, step: Step) -> Self {
-        for other in &mut self.steps {
-            if other.part == step.part {
-                *other = step;
+    /// Nobody knows what is wanted, so nothing is added; what was added earlier stays, for the same reason.
+    pub(super) fn unknown_profile(added: &Added) -> Self {
+        let verdict = Verdict::Stay(vec![Finding::plain(&reasons::UNKNOWN_PROFILE)]);
+        let mut decision = Self::left(verdict, Why::UnknownProfile);
+        for step in &mut decision.steps {
+            if added.has(step.part) {
+                step.outcome = Outcome::Kept;
             }
         }
-        self
+        decision
     }
 
-    /// The parts that are added, in order.
-    pub fn added(&self) -> impl Iterator<Item = Part> {
-        self.steps.iter().filter(|step| step.outcome == Outcome::Added).map(|step| step.part)
+    fn left(verdict: Verdict, why: Why) -> Self {
+        let steps = Part::ALL.map(|part| Step { part, outcome: Outcome::Left(why) });
+        Self { verdict, steps, notes: Vec::new(), accepted: Vec::new(), virtual_nodes: None }
     }
 
-    /// Whether this part is added.
-    pub fn adds(&self, part: Part) -> bool {
-        self.added().any(|added| added == part)
+    /// The parts with this outcome, in order.
+    pub fn parts(&self, outcome: Outcome) -> impl Iterator<Item = Part> {
+        self.steps.iter().filter(move |step| step.outcome == outcome).map(|step| step.part)
+    }
+
+    /// What became of a part.
+    pub fn outcome(&self, part: Part) -> Outcome {
+        let step = self.steps.iter().find(|step| step.part == part);
+        step.map_or(Outcome::Left(Why::NotBursting), |step| step.outcome)
     }
 }
 
@@ -230,11 +228,11 @@ impl fmt::Display for Verdict {
         match self {
             Self::Burst(mode) => f.write_str(mode.as_str()),
             Self::OptedOut => f.write_str("opted out"),
-            Self::Stay(reasons) => {
+            Self::Stay(findings) => {
                 f.write_str("stay: ")?;
-                for (i, reason) in reasons.iter().enumerate() {
+                for (i, finding) in findings.iter().enumerate() {
                     let comma = if i > 0 { "," } else { "" };
-                    write!(f, "{comma}{}", reason.as_str())?;
+                    write!(f, "{comma}{}", finding.reason.code)?;
                 }
                 Ok(())
             }

@@ -1,17 +1,24 @@
 //! A decision as a JSON patch (RFC 6902).
 //!
 //! `failurePolicy: Ignore` does not protect a pod from a patch that does not apply (kubernetes/kubernetes#129459), so every
-//! operation is an `add` below a parent that the view has seen: a missing parent is added whole, with its content; a list is
-//! appended to with `/-`; an existing value is replaced only where it is one of Spillway's own annotations.
+//! operation is an `add` below a parent that the view has seen, or a `remove` of what the view has seen: a missing parent is added
+//! whole, with its content; a list is appended to with `/-`; an existing value is replaced only where it is one of Spillway's
+//! own annotations.
+
+mod operations;
 
 use serde::Serialize;
-use serde_json::json;
 
-use super::{ADDED, DECISION, Decision, Part, Verdict, identity_label, network, placement};
+use self::operations::Field;
+pub(super) use self::operations::{Escaped, Patch};
+use super::{ADDED, Added, DECISION, Decision, Outcome, Part, Verdict, identity_label, network, placement};
 use crate::{
-    config::VirtualNodes,
-    pod::{Pod, StringMap},
+    config::{Mode, VirtualNodes},
+    pod::Pod,
 };
+
+pub(super) const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+pub(super) const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 
 /// The patch that carries out a decision on the very pod it was made for; nothing when there is nothing to change.
 pub fn json_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<Vec<u8>> {
@@ -19,148 +26,184 @@ pub fn json_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<Vec<u8>> {
         return None;
     }
     let mut patch = Patch::new();
-    let label = [(identity_label::KEY, identity_label::VALUE)];
-    let labels = if decision.adds(Part::IdentityLabel) { &label[..] } else { &[] };
-    patch.add_entries("/metadata/labels", pod.metadata.labels.as_ref(), labels.iter().copied());
-
-    let verdict = decision.verdict.to_string();
-    let added = added(pod, decision);
-    let annotations = [
-        decision.adds(Part::KubeProxy).then_some((network::KUBE_PROXY, network::OPT_OUT)),
-        decision.adds(Part::Dns).then_some((network::DNS, network::OPT_OUT)),
-        added.as_deref().map(|added| (ADDED, added)),
-        Some((DECISION, verdict.as_str())),
-    ];
-    patch.add_entries("/metadata/annotations", pod.metadata.annotations.as_ref(), annotations.into_iter().flatten());
-
-    if let Some(virtual_nodes) = decision.virtual_nodes {
-        if decision.adds(Part::Toleration) {
-            patch.append("/spec/tolerations", pod.spec.tolerations.is_some(), &virtual_nodes.toleration);
-        }
-        if decision.adds(Part::Affinity) {
-            add_preferred_term(&mut patch, pod, virtual_nodes);
-        }
+    let is_labelled = decision.outcome(Part::IdentityLabel) == Outcome::Added;
+    let label = is_labelled.then_some((identity_label::KEY, identity_label::VALUE));
+    patch.set_entries("/metadata/labels", pod.metadata.labels.as_ref(), label.into_iter());
+    set_annotations(&mut patch, pod, decision);
+    if let Some(nodes) = decision.virtual_nodes {
+        change_toleration(&mut patch, pod, decision, nodes);
+        change_affinity(&mut patch, pod, decision, nodes);
     }
     patch.finish()
 }
 
-/// The new value of `spillway.dev/added`, if this decision adds to it: what stood there before and what comes now.
-fn added(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<String> {
-    decision.added().next()?;
-    let before = pod.annotation(ADDED).unwrap_or_default();
-    let stands = |part: &Part| before.split(',').any(|name| name.trim() == part.as_str());
-    let names = Part::ALL.into_iter().filter(|part| decision.adds(*part) || stands(part)).map(Part::as_str);
+fn set_annotations(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>) {
+    const PATH: &str = "/metadata/annotations";
+    let verdict = decision.verdict.to_string();
+    let added = added_value(pod, decision);
+    let opt_out = |part| (decision.outcome(part) == Outcome::Added).then_some((network::key(part), network::OPT_OUT));
+    let entries = [
+        opt_out(Part::KubeProxy),
+        opt_out(Part::Dns),
+        (!added.is_empty()).then_some((ADDED, added.as_str())),
+        Some((DECISION, verdict.as_str())),
+    ];
+    patch.set_entries(PATH, pod.metadata.annotations.as_ref(), entries.into_iter().flatten());
+    for part in [Part::KubeProxy, Part::Dns] {
+        if decision.outcome(part) == Outcome::Withdrawn {
+            patch.remove(format_args!("{PATH}/{}", Escaped(network::key(part))));
+        }
+    }
+    if added.is_empty() && pod.annotation(ADDED).is_some() {
+        patch.remove(format_args!("{PATH}/{}", Escaped(ADDED)));
+    }
+}
+
+/// The value of `spillway.dev/added` that is true once this decision is carried out; empty when nothing is ours.
+fn added_value(pod: &Pod<'_>, decision: &Decision<'_>) -> String {
     let mut list = String::with_capacity(48); // all five names
-    for name in names {
+    for step in decision.steps.iter().filter(|step| matches!(step.outcome, Outcome::Added | Outcome::Kept)) {
         if !list.is_empty() {
             list.push(',');
         }
-        list.push_str(name);
+        list.push_str(step.part.as_str());
+        if step.part == Part::Affinity
+            && let Some(terms) = our_terms(pod, decision, step.outcome)
+        {
+            let terms: Vec<_> = terms.iter().map(ToString::to_string).collect();
+            list.push(':');
+            list.push_str(&terms.join("+"));
+        }
     }
-    Some(list)
+    list
 }
 
-fn add_preferred_term(patch: &mut Patch, pod: &Pod<'_>, virtual_nodes: &VirtualNodes) {
-    #[derive(Serialize)]
-    struct Term<'t> {
-        weight: u8,
-        preference: Preference<'t>,
+/// The required terms that are ours to withdraw from, where these are not all.
+fn our_terms(pod: &Pod<'_>, decision: &Decision<'_>, outcome: Outcome) -> Option<Vec<usize>> {
+    if outcome == Outcome::Kept {
+        return Added::read(pod).terms;
     }
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Preference<'t> {
-        match_expressions: [Expression<'t>; 1],
-    }
-    #[derive(Serialize)]
-    struct Expression<'t> {
-        key: &'t str,
-        operator: &'static str,
-        values: [&'t str; 1],
-    }
-    let selector = &virtual_nodes.selector;
-    let expression = Expression { key: &selector.key, operator: "NotIn", values: [&selector.value] };
-    let term = Term { weight: placement::WEIGHT, preference: Preference { match_expressions: [expression] } };
+    let (Verdict::Burst(Mode::Require), Some(nodes)) = (&decision.verdict, decision.virtual_nodes) else { return None };
+    let all = pod.required_node_affinity()?.terms().len();
+    let missing: Vec<_> = placement::missing_terms(pod, nodes).map(|(i, _)| i).collect();
+    (missing.len() < all).then_some(missing)
+}
 
-    const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+fn change_toleration(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, nodes: &VirtualNodes) {
+    const PATH: &str = "/spec/tolerations";
+    match decision.outcome(Part::Toleration) {
+        Outcome::Added => patch.append(format_args!("{PATH}"), pod.spec.tolerations.is_some(), &nodes.toleration),
+        Outcome::Withdrawn => {
+            if let Some(i) = placement::our_toleration(pod, nodes, &Added::read(pod)) {
+                patch.remove(format_args!("{PATH}/{i}"));
+            }
+        }
+        Outcome::Kept | Outcome::Left(_) => {}
+    }
+}
+
+fn change_affinity(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, nodes: &VirtualNodes) {
+    match (decision.outcome(Part::Affinity), &decision.verdict) {
+        (Outcome::Added, Verdict::Burst(Mode::Require)) => require_virtual_nodes(patch, pod, nodes),
+        (Outcome::Added, _) => {
+            let preferred = pod.spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref()?.preferred.as_ref());
+            add_node_affinity(patch, pod, PREFERRED, preferred.is_some(), &preferred_term(nodes));
+        }
+        (Outcome::Withdrawn, _) => withdraw_affinity(patch, pod, nodes),
+        (Outcome::Kept | Outcome::Left(_), _) => {}
+    }
+}
+
+fn require_virtual_nodes(patch: &mut Patch, pod: &Pod<'_>, nodes: &VirtualNodes) {
+    if pod.required_node_affinity().is_none() {
+        return add_required_term(patch, pod, nodes);
+    }
+    let expression = Expression::new(nodes, "In");
+    for (i, term) in placement::missing_terms(pod, nodes) {
+        let expressions = format_args!("/spec/affinity/nodeAffinity/{REQUIRED}/nodeSelectorTerms/{i}/matchExpressions");
+        patch.append(expressions, term.match_expressions.is_some(), &expression);
+    }
+}
+
+/// Adds a required node affinity to a pod that has none.
+pub(super) fn add_required_term(patch: &mut Patch, pod: &Pod<'_>, nodes: &VirtualNodes) {
+    let term = Preference { match_expressions: [Expression::new(nodes, "In")] };
+    add_node_affinity_field(patch, pod, REQUIRED, &NodeSelector { node_selector_terms: [term] });
+}
+
+/// Takes away exactly what was added. A term that would be left empty matches no node at all, so its list goes with it.
+fn withdraw_affinity(patch: &mut Patch, pod: &Pod<'_>, nodes: &VirtualNodes) {
+    const PATH: &str = "/spec/affinity/nodeAffinity";
+    let added = Added::read(pod);
+    if let Some(i) = placement::our_preferred_term(pod, nodes, &added) {
+        patch.remove(format_args!("{PATH}/{PREFERRED}/{i}"));
+        return;
+    }
+    let terms = pod.required_node_affinity().map(|required| required.terms()).unwrap_or_default();
+    if let [only] = terms
+        && only.is_only(&nodes.selector.key, "In", &nodes.selector.value)
+    {
+        patch.remove(format_args!("{PATH}/{REQUIRED}"));
+        return;
+    }
+    for (i, position) in placement::our_expressions(pod, nodes, &added) {
+        patch.remove(format_args!("{PATH}/{REQUIRED}/nodeSelectorTerms/{i}/matchExpressions/{position}"));
+    }
+}
+
+/// Appends to a list of the node affinity, with as many parents as are missing.
+fn add_node_affinity(patch: &mut Patch, pod: &Pod<'_>, field: &str, exists: bool, entry: &impl Serialize) {
+    if exists {
+        patch.append(format_args!("/spec/affinity/nodeAffinity/{field}"), true, entry);
+    } else {
+        add_node_affinity_field(patch, pod, field, &[entry]);
+    }
+}
+
+/// Adds a field of the node affinity, with as many parents as are missing.
+pub(super) fn add_node_affinity_field(patch: &mut Patch, pod: &Pod<'_>, field: &str, value: &impl Serialize) {
     let affinity = pod.spec.affinity.as_ref();
+    let field_only = Field::of(field, value);
     match (affinity, affinity.and_then(|affinity| affinity.node_affinity.as_ref())) {
-        (None, _) => patch.add("/spec/affinity", &json!({"nodeAffinity": {PREFERRED: [term]}})),
-        (Some(_), None) => patch.add("/spec/affinity/nodeAffinity", &json!({PREFERRED: [term]})),
-        (Some(_), Some(node)) => patch.append(
-            "/spec/affinity/nodeAffinity/preferredDuringSchedulingIgnoredDuringExecution",
-            node.preferred.is_some(),
-            &term,
-        ),
+        (None, _) => patch.add(format_args!("/spec/affinity"), &Field::of("nodeAffinity", &field_only)),
+        (Some(_), None) => patch.add(format_args!("/spec/affinity/nodeAffinity"), &field_only),
+        (Some(_), Some(_)) => patch.add(format_args!("/spec/affinity/nodeAffinity/{field}"), value),
     }
 }
 
-/// Operations in the making: the text of a JSON array.
-struct Patch(Vec<u8>);
+#[derive(Serialize)]
+pub(super) struct Term<'t> {
+    weight: u8,
+    preference: Preference<'t>,
+}
 
-impl Patch {
-    fn new() -> Self {
-        const USUAL: usize = 1024; // all five parts in place take about 800 bytes
-        Self(Vec::with_capacity(USUAL))
-    }
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeSelector<'t> {
+    node_selector_terms: [Preference<'t>; 1],
+}
 
-    /// Sets entries of a map: adds the map when it is absent, and leaves out what stands there already.
-    fn add_entries<'e>(
-        &mut self,
-        path: &str,
-        existing: Option<&StringMap<'_>>,
-        entries: impl Iterator<Item = (&'e str, &'e str)>,
-    ) {
-        match existing {
-            None => {
-                let map: serde_json::Map<_, _> = entries.map(|(key, value)| (key.to_owned(), value.into())).collect();
-                if !map.is_empty() {
-                    self.add(path, &map);
-                }
-            }
-            Some(existing) => {
-                for (key, value) in entries.filter(|(key, value)| existing.get(key) != Some(value)) {
-                    self.add(&format!("{path}/{}", Escaped(key)), value);
-                }
-            }
-        }
-    }
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Preference<'t> {
+    match_expressions: [Expression<'t>; 1],
+}
 
-    /// Appends to a list, or adds the list when it is absent.
-    fn append(&mut self, path: &str, exists: bool, value: &impl Serialize) {
-        if exists { self.add(&format!("{path}/-"), value) } else { self.add(path, &[value]) }
-    }
+#[derive(Serialize)]
+pub(super) struct Expression<'t> {
+    key: &'t str,
+    operator: &'static str,
+    values: [&'t str; 1],
+}
 
-    fn add(&mut self, path: &str, value: &(impl Serialize + ?Sized)) {
-        #[derive(Serialize)]
-        struct Add<'o, V: ?Sized> {
-            op: &'static str,
-            path: &'o str,
-            value: &'o V,
-        }
-        self.0.push(if self.0.is_empty() { b'[' } else { b',' });
-        // Writing to memory fails only for maps with keys that are no strings; there are none here.
-        let _ = serde_json::to_writer(&mut self.0, &Add { op: "add", path, value });
-    }
-
-    fn finish(mut self) -> Option<Vec<u8>> {
-        if self.0.is_empty() {
-            return None;
-        }
-        self.0.push(b']');
-        Some(self.0)
+impl<'t> Expression<'t> {
+    pub(super) fn new(nodes: &'t VirtualNodes, operator: &'static str) -> Self {
+        Self { key: &nodes.selector.key, operator, values: [&nodes.selector.value] }
     }
 }
 
-/// A key as one segment of a JSON pointer (RFC 6901, section 3).
-struct Escaped<'k>(&'k str);
-
-impl std::fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        use std::fmt::Write;
-        self.0.chars().try_for_each(|c| match c {
-            '~' => f.write_str("~0"),
-            '/' => f.write_str("~1"),
-            c => f.write_char(c),
-        })
-    }
+/// The preference for every other node than virtual ones.
+pub(super) fn preferred_term(nodes: &VirtualNodes) -> Term<'_> {
+    let preference = Preference { match_expressions: [Expression::new(nodes, "NotIn")] };
+    Term { weight: placement::WEIGHT, preference }
 }

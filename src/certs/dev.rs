@@ -4,6 +4,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose,
 };
+use rustls::pki_types::ServerName;
 use time::{Duration, OffsetDateTime};
 
 /// The names by which the API server reaches the webhook: through its Service, or on this machine.
@@ -35,11 +36,12 @@ pub struct DevCertificates {
 
 /// Makes an authority and one serving certificate that is valid from an hour before `now` on, for 90 days.
 ///
-/// `names` are DNS names or IP addresses beside those of the webhook's Service and of this machine.
+/// `names` are DNS names or IP addresses beside those of the webhook's Service and of this machine; [`server_name`] tells
+/// whether a client could ask for one.
 ///
 /// # Errors
 ///
-/// When a name is neither a DNS name nor an address, or the system has no randomness.
+/// When a name is not ASCII, or the system has no randomness.
 pub fn generate(names: &[String], now: OffsetDateTime) -> Result<DevCertificates, rcgen::Error> {
     let mut authority = CertificateParams::new(Vec::new())?;
     authority.distinguished_name.push(DnType::CommonName, "Spillway development CA");
@@ -59,4 +61,17 @@ pub fn generate(names: &[String], now: OffsetDateTime) -> Result<DevCertificates
     let key = KeyPair::generate()?;
     let certificate = serving.signed_by(&key, &authority)?;
     Ok(DevCertificates { ca: authority.pem(), certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+/// A name that a serving certificate can stand for: a DNS name, also with `*.` in front, or an IP address.
+///
+/// # Errors
+///
+/// When no client could ask for it.
+pub fn server_name(name: &str) -> Result<String, String> {
+    match ServerName::try_from(name.strip_prefix("*.").unwrap_or(name)) {
+        Ok(ServerName::IpAddress(_)) if name.starts_with('*') => Err("an IP address cannot begin with *".to_owned()),
+        Ok(_) => Ok(name.to_owned()),
+        Err(_) => Err("expected a DNS name or an IP address".to_owned()),
+    }
 }

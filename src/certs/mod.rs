@@ -3,5 +3,5 @@
 mod dev;
 mod files;
 
-pub use dev::{DevCertificates, generate};
+pub use dev::{DevCertificates, generate, server_name};
 pub use files::{KeyPairError, from_files, from_pem};

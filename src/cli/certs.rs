@@ -26,7 +26,7 @@ pub(super) enum Command {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
         /// A further DNS name or IP address; may be repeated
-        #[arg(long = "name", value_name = "NAME")]
+        #[arg(long = "name", value_name = "NAME", value_parser = certs::server_name)]
         names: Vec<String>,
     },
 }
@@ -35,19 +35,36 @@ pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
     let Command::Dev { out, names } = command;
     let made = certs::generate(names, OffsetDateTime::now_utc()).context("cannot make certificates")?;
     fs::create_dir_all(out).with_context(|| format!("--out: cannot make {}", out.display()))?;
-    for (name, content, mode) in
-        [("ca.crt", &made.ca, 0o644), ("tls.crt", &made.certificate, 0o644), ("tls.key", &made.key, 0o600)]
-    {
-        write(&out.join(name), content, mode)?;
-    }
+    // The key first: where something stands in its way, nothing was replaced yet.
+    write(out, &[("tls.key", &made.key, 0o600), ("tls.crt", &made.certificate, 0o644), ("ca.crt", &made.ca, 0o644)])?;
     print_out(format!("wrote ca.crt, tls.crt and tls.key to {}\n", out.display()).as_bytes())
 }
 
-/// Writes a new file in place of an old one, so that a key never has the permissions of what stood there before.
-fn write(path: &Path, content: &str, mode: u32) -> anyhow::Result<()> {
+/// Writes the files under other names first, and gives them their own when all are there: what fails on the way, such as a full
+/// disk, leaves the old set, whose files belong together. A new file also never has the permissions of an old one.
+fn write(dir: &Path, files: &[(&str, &str, u32)]) -> anyhow::Result<()> {
+    let temporary = |name: &str| dir.join(format!(".{name}.new"));
+    let written = files
+        .iter()
+        .try_for_each(|(name, content, mode)| write_new(&temporary(name), content, *mode))
+        .and_then(|()| files.iter().try_for_each(|(name, ..)| rename(&temporary(name), &dir.join(name))));
+    if written.is_err() {
+        for (name, ..) in files {
+            // Those that are not there are no matter, and the error is the one above.
+            let _ = fs::remove_file(temporary(name));
+        }
+    }
+    written
+}
+
+fn write_new(path: &Path, content: &str, mode: u32) -> anyhow::Result<()> {
     let written = fs::remove_file(path)
         .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
         .and_then(|()| OpenOptions::new().write(true).create_new(true).mode(mode).open(path))
         .and_then(|mut file| file.write_all(content.as_bytes()));
     written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::rename(from, to).with_context(|| format!("cannot write {}", to.display()))
 }

@@ -1,47 +1,73 @@
-//! `spillway explain`: what would happen to the pods of a manifest, and why; offline.
+//! `spillway explain`: what would happen to the pods of a manifest or of the cluster, and why.
 
+mod catalogue;
 mod facts;
+mod live;
 mod render;
+mod scope;
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use serde_json::Value;
 
-use self::facts::Facts;
+use self::{
+    facts::Facts,
+    live::{Live, Target},
+    scope::NotCalled,
+};
 use super::{
     Ended, config,
     manifest::{self, Document, PodTemplate},
     print_out,
 };
 use crate::{
-    burst::{self, Decision, Verdict},
-    config::{Overrides, RejectedOverride, Settings},
-    pod::Pod,
+    burst::{self, Decision, Outcome, Part, Verdict, reasons},
+    config::{Configuration, Overrides, Settings},
+    eligibility::Finding,
 };
 
-/// Explain what happens to the pods of a manifest, and why
+/// Explain what happens to the pods of a manifest or of the cluster, and why
 ///
-/// Makes the decision that the webhook would make, with the same code and without a cluster. Reads Pod, Deployment,
-/// StatefulSet, ReplicaSet, DaemonSet, Job, CronJob, Lists of them, and AdmissionReview; Namespace and ServiceAccount objects
-/// among the documents are taken as what the cluster knows; other kinds are skipped.
+/// Makes the decision that the webhook would make, with the same code. With -f it needs no cluster: it reads Pod, Deployment,
+/// StatefulSet, ReplicaSet, DaemonSet, Job, CronJob, Lists of them, and AdmissionReview; Namespace, ServiceAccount, Node,
+/// NetworkPolicy and Service objects among the documents are taken as what the cluster knows; other kinds are skipped. With
+/// KIND/NAME it reads workload and surroundings from the cluster, which it finds as kubectl does, and the configuration from
+/// its ConfigMap spillway-config.
 ///
 /// Exits with 1 when a pod that was to overflow has to stay.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["targets", "files", "reason", "reasons"]))]
 pub(super) struct Args {
+    /// Workloads of the cluster, such as deploy/web
+    #[arg(value_name = "KIND/NAME")]
+    targets: Vec<Target>,
+
     /// A manifest, YAML or JSON, or - for standard input; may be repeated
-    #[arg(short = 'f', long = "filename", value_name = "FILE", required = true)]
+    #[arg(short = 'f', long = "filename", value_name = "FILE")]
     files: Vec<PathBuf>,
 
-    /// The SpillwayConfiguration file; without one, the built-in defaults
+    /// Explain a reason by its name, such as HostPathVolume
+    #[arg(long, value_name = "CODE")]
+    reason: Option<String>,
+
+    /// Print all reasons, as Markdown
+    #[arg(long)]
+    reasons: bool,
+
+    /// The SpillwayConfiguration file; without one, the cluster's with KIND/NAME, else the built-in defaults
     #[arg(long, env = "SPILLWAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The namespace of objects that name none
-    #[arg(short, long, default_value = "default", value_name = "NAME")]
-    namespace: String,
+    /// The namespace; with -f, that of objects that name none
+    #[arg(short, long, value_name = "NAME")]
+    namespace: Option<String>,
 
-    /// What the namespace's label spillway.dev/burst says, unless a Namespace object among the documents says it
+    /// The kubeconfig's context
+    #[arg(long, value_name = "NAME", requires = "targets")]
+    context: Option<String>,
+
+    /// What the namespace's label spillway.dev/burst says, unless a Namespace object says it
     #[arg(long, default_value = "enabled", value_name = "NAME")]
     profile: String,
 
@@ -79,31 +105,34 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 struct Explained<'a> {
     template: &'a PodTemplate,
     namespace: String,
-    /// The profile that applies; nothing when the namespace has not opted in, so that the API server never calls.
-    profile: Option<String>,
+    /// The profile that applies, or why the API server never calls.
+    profile: Result<&'a str, NotCalled>,
     settings: Option<Settings<'a>>,
-    rejected: Vec<RejectedOverride>,
     decision: Decision<'a>,
     /// The exact text that the webhook would send.
     patch: Option<Vec<u8>>,
+    /// The Services that the pod cannot reach without kube-proxy.
+    cut_off: Vec<String>,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
-    let configuration = config::load(args.config.as_deref())?;
-    let mut documents = Vec::new();
-    for file in &args.files {
-        documents.extend(manifest::read(file)?);
+    if args.reasons {
+        return print_out(catalogue::markdown().as_bytes());
     }
-    let mut facts = Facts::new(&args.profile, &args.namespace_annotations);
-    facts.learn(&documents);
+    if let Some(code) = &args.reason {
+        return print_out(catalogue::entry(code)?.as_bytes());
+    }
+    let Input { configuration, documents, namespace } =
+        if args.targets.is_empty() { read_files(args)? } else { read_cluster(args)? };
+    let mut facts = Facts::new(&args.profile, &args.namespace_annotations, &configuration.virtual_nodes.selector);
+    facts.learn(&documents)?;
     for file in &args.service_accounts {
-        facts.learn(&manifest::read(file)?);
+        facts.learn(&manifest::read(file)?)?;
     }
-
     let templates = templates(&documents)?;
     let explained: Vec<_> = templates
         .iter()
-        .map(|template| explain(template, args, &configuration, &facts))
+        .map(|template| explain(template, &namespace, &configuration, &facts))
         .collect::<anyhow::Result<_>>()?;
     print_out(&match args.output {
         Output::Text => render::text(&explained)?,
@@ -115,15 +144,47 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     Ok(if refused { Ended::Findings } else { Ended::Fine })
 }
 
+/// What is explained, and by which configuration.
+struct Input {
+    configuration: Configuration,
+    documents: Vec<Document>,
+    /// Of objects that name none.
+    namespace: String,
+}
+
+fn read_files(args: &Args) -> anyhow::Result<Input> {
+    let configuration = config::load(args.config.as_deref())?;
+    let mut documents = Vec::new();
+    for file in &args.files {
+        documents.extend(manifest::read(file)?);
+    }
+    let namespace = args.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    Ok(Input { configuration, documents, namespace })
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn read_cluster(args: &Args) -> anyhow::Result<Input> {
+    let live = Live::connect(args.context.as_deref(), args.namespace.as_deref()).await?;
+    let configuration = match (&args.config, live.configuration().await) {
+        (Some(file), _) => config::load(Some(file))?,
+        (None, Some(text)) => crate::config::parse(&text).context("ConfigMap spillway-system/spillway-config")?,
+        (None, None) => {
+            eprintln!("ConfigMap spillway-system/spillway-config cannot be read: explained by the built-in defaults");
+            Configuration::default()
+        }
+    };
+    let mut documents = live.workloads(&args.targets).await?;
+    documents.extend(live.surroundings(&configuration.virtual_nodes.selector).await?);
+    Ok(Input { configuration, documents, namespace: live.namespace })
+}
+
 fn templates(documents: &[Document]) -> anyhow::Result<Vec<PodTemplate>> {
     let mut templates = Vec::new();
     for document in documents {
         match document.pod_template()? {
             Some(template) => templates.push(template),
-            None if facts::is_fact(document.kind()) => {}
-            None => {
-                eprintln!("skipped {} {}: it makes no pods", document.kind(), document.name().unwrap_or("?"));
-            }
+            None if facts::is_fact(document) => {}
+            None => eprintln!("skipped {}: it makes no pods", document.title()),
         }
     }
     anyhow::ensure!(!templates.is_empty(), "no pod and no workload among the documents");
@@ -132,41 +193,48 @@ fn templates(documents: &[Document]) -> anyhow::Result<Vec<PodTemplate>> {
 
 fn explain<'a>(
     template: &'a PodTemplate,
-    args: &Args,
-    configuration: &'a crate::config::Configuration,
-    facts: &Facts,
+    default_namespace: &str,
+    configuration: &'a Configuration,
+    facts: &'a Facts,
 ) -> anyhow::Result<Explained<'a>> {
-    let namespace = template.namespace.clone().unwrap_or_else(|| args.namespace.clone());
-    let json = template.pod.to_string();
-    let pod: Pod<'_> = serde_json::from_str(&json)
-        .with_context(|| format!("{} {}: cannot be read as a pod", template.kind, template.name))?;
+    let name = template.namespace.clone().unwrap_or_else(|| default_namespace.to_owned());
+    let pod = template.view()?;
 
-    let (profile, annotations) = facts.namespace(&namespace);
-    let of_namespace = Overrides::read(annotations.iter().map(|(k, v)| (k.as_str(), v.as_str())));
-    let of_pod = Overrides::read(pod.annotations());
-    let settings = profile.as_ref().and_then(|profile| configuration.settings(profile, &of_namespace, &of_pod));
+    let namespace = facts.namespace(&name);
+    let of_namespace = Overrides::read(namespace.annotations.iter().map(|(k, v)| (k.as_str(), v.as_str())));
+    let profile = scope::profile(&name, namespace, &pod);
+    let settings = profile
+        .as_ref()
+        .ok()
+        .and_then(|profile| configuration.settings(profile, &of_namespace, &Overrides::read(pod.annotations())));
+    let policies = facts.policies(&name);
+    let account = facts.service_account(&name, pod.service_account());
     let decision = match &profile {
-        None => Decision::opted_out(),
-        Some(_) => burst::decide(&pod, settings.as_ref(), facts.service_account(&namespace, pod.service_account())),
+        Err(_) => Decision::opted_out(),
+        Ok(_) => burst::decide(&pod, settings.as_ref(), &facts.around(&name, namespace, account, &policies)),
     };
     let patch = burst::json_patch(&pod, &decision);
-    let rejected = of_namespace.rejected.into_iter().chain(of_pod.rejected).collect();
-    Ok(Explained { template, namespace, profile, settings, rejected, decision, patch })
+    let opts_out = matches!(decision.outcome(Part::KubeProxy), Outcome::Added | Outcome::Kept);
+    let services = if opts_out { facts.cluster_ips(&name) } else { Vec::new() };
+    let cut_off = services.into_iter().map(str::to_owned).collect();
+    Ok(Explained { template, namespace: name, profile, settings, decision, patch, cut_off })
 }
 
 impl Explained<'_> {
+    fn refusals(&self) -> &[Finding] {
+        if let Verdict::Stay(findings) = &self.decision.verdict { findings } else { &[] }
+    }
+
+    /// Whether the pod is held back although it was to overflow; that it chose to stay is no refusal.
     fn is_refused(&self) -> bool {
-        match &self.decision.verdict {
-            Verdict::Stay(reasons) => reasons.iter().any(|reason| reason.is_refusal()),
-            Verdict::Burst(_) | Verdict::OptedOut => false,
-        }
+        self.refusals().iter().any(|finding| *finding.reason != reasons::MODE_OFF)
     }
 
     /// `spillway.dev/decision` as it would be written, or why nothing is.
     fn decision_text(&self) -> String {
         match (&self.profile, &self.decision.verdict) {
-            (None, _) => "not opted in".to_owned(),
-            (_, verdict) => verdict.to_string(),
+            (Err(why), _) => why.as_str().to_owned(),
+            (Ok(_), verdict) => verdict.to_string(),
         }
     }
 

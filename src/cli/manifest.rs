@@ -1,11 +1,27 @@
 //! Kubernetes manifests as a person writes them: YAML or JSON, several documents, lists; and the pods that come of them.
 
-use std::path::Path;
+mod read;
 
-use anyhow::{Context, anyhow, bail};
-use serde_json::{Value, json};
+use anyhow::{anyhow, bail};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
-use super::config::read_text;
+pub(super) use self::read::read;
+use crate::{
+    admission::{self, Unusable},
+    pod::{self, Metadata, Pod},
+};
+
+/// The kinds that make pods, each with its group and the way to its pod template.
+const WORKLOADS: &[(&str, &str, &[&str])] = &[
+    ("", "Pod", &[]),
+    ("apps", "Deployment", &["spec", "template"]),
+    ("apps", "StatefulSet", &["spec", "template"]),
+    ("apps", "ReplicaSet", &["spec", "template"]),
+    ("apps", "DaemonSet", &["spec", "template"]),
+    ("batch", "Job", &["spec", "template"]),
+    ("batch", "CronJob", &["spec", "jobTemplate", "spec", "template"]),
+];
 
 /// One document with where it came from.
 #[derive(Debug)]
@@ -24,55 +40,20 @@ pub(super) struct PodTemplate {
     pub(super) namespace: Option<String>,
     /// The pod with `metadata` and `spec`.
     pub(super) pod: Value,
+    /// File, kind and name, for errors.
+    label: String,
+    /// The way from the document to the pod, with a dot at its end.
+    path: String,
 }
 
-/// Reads all documents of a file, or of standard input for `-`. Lists are taken apart, empty documents left out.
-pub(super) fn read(file: &Path) -> anyhow::Result<Vec<Document>> {
-    let text = read_text(file)?;
-    let values = if text.trim_start().starts_with('{') {
-        let stream = serde_json::Deserializer::from_str(&text).into_iter();
-        stream.collect::<Result<_, _>>().with_context(|| format!("{} is not JSON", file.display()))?
-    } else {
-        parse_yaml(&text).map_err(|error| anyhow!("{}: {error}", file.display()))?
-    };
-    let mut documents = Vec::new();
-    for value in values {
-        flatten(&file.display().to_string(), value, &mut documents)?;
-    }
-    Ok(documents)
-}
-
-/// YAML as kubectl reads it: octal numbers such as `defaultMode: 0644`, and large files.
-fn parse_yaml(text: &str) -> Result<Vec<Value>, String> {
-    const LARGE: usize = 10_000_000; // a list of some ten thousand pods
-    let options = serde_saphyr::options! {
-        legacy_octal_numbers: true,
-        budget: serde_saphyr::budget! { max_nodes: LARGE, max_events: 3 * LARGE, max_documents: LARGE },
-    };
-    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
-        let error = error.without_snippet();
-        let message = error.to_string();
-        match error.location() {
-            Some(at) if !message.contains(" line ") => format!("line {}: {message}", at.line()),
-            _ => message,
-        }
-    })
-}
-
-fn flatten(source: &str, value: Value, documents: &mut Vec<Document>) -> anyhow::Result<()> {
-    match value {
-        Value::Null => Ok(()),
-        Value::Object(mut object)
-            if object.get("kind").and_then(Value::as_str).is_some_and(|k| k.ends_with("List")) =>
-        {
-            let Some(Value::Array(items)) = object.remove("items") else { return Ok(()) };
-            items.into_iter().try_for_each(|item| flatten(source, item, documents))
-        }
-        Value::Object(object) if object.get("kind").is_some_and(Value::is_string) => {
-            documents.push(Document { source: source.to_owned(), value: Value::Object(object) });
-            Ok(())
-        }
-        _ => bail!("{source}: expected Kubernetes objects with a kind"),
+impl PodTemplate {
+    /// The view of the pod that a decision is made on.
+    ///
+    /// # Errors
+    ///
+    /// When a field that is read has a type that the API does not give it; named by file, object and path.
+    pub(super) fn view(&self) -> anyhow::Result<Pod<'_>> {
+        typed(&self.pod, &self.path).map_err(|error| anyhow!("{}: {error}", self.label))
     }
 }
 
@@ -80,6 +61,12 @@ impl Document {
     /// The object's kind.
     pub(super) fn kind(&self) -> &str {
         self.text("/kind").unwrap_or_default()
+    }
+
+    /// Whether the object is of this group and kind. One without an apiVersion is taken for what its kind is best known as.
+    pub(super) fn is(&self, group: &str, kind: &str) -> bool {
+        let of_group = |version: &str| version.split_once('/').map_or("", |(group, _)| group) == group;
+        self.kind() == kind && self.text("/apiVersion").is_none_or(of_group)
     }
 
     /// A string at a JSON pointer.
@@ -97,69 +84,189 @@ impl Document {
         self.text("/metadata/namespace")
     }
 
-    /// The entries of `metadata.labels` that are strings.
-    pub(super) fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.strings("/metadata/labels")
+    /// Labels and annotations, and all else that is read of `metadata`.
+    ///
+    /// # Errors
+    ///
+    /// When one is of a type that the API does not give it, such as an annotation that is a number.
+    pub(super) fn metadata(&self) -> anyhow::Result<Metadata<'_>> {
+        let metadata = self.value.get("metadata").filter(|metadata| !metadata.is_null());
+        let metadata = metadata.ok_or_else(|| anyhow!("{}: expected metadata", self.label()))?;
+        typed(metadata, "metadata.").map_err(|error| anyhow!("{}: {error}", self.label()))
     }
 
-    /// The entries of `metadata.annotations` that are strings.
-    pub(super) fn annotations(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.strings("/metadata/annotations")
+    /// The object as a type of the API.
+    ///
+    /// # Errors
+    ///
+    /// When a field is of a type that the API does not give it.
+    pub(super) fn typed<'d, T: Deserialize<'d>>(&'d self) -> anyhow::Result<T> {
+        typed(&self.value, "").map_err(|error| anyhow!("{}: {error}", self.label()))
     }
 
-    fn strings(&self, pointer: &str) -> impl Iterator<Item = (&str, &str)> {
-        let map = self.value.pointer(pointer).and_then(Value::as_object);
-        map.into_iter().flatten().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))
+    /// Whether this Service is reached by a ClusterIP.
+    pub(super) fn has_cluster_ip(&self) -> bool {
+        let kind = self.text("/spec/type").unwrap_or("ClusterIP");
+        kind != "ExternalName" && self.text("/spec/clusterIP") != Some("None")
+    }
+
+    /// Kind and name, for people.
+    pub(super) fn title(&self) -> String {
+        format!("{} {}", self.kind(), name_of(&self.value)).trim_end().to_owned()
+    }
+
+    /// The same with the file, for errors.
+    fn label(&self) -> String {
+        format!("{}: {}", self.source, self.title())
     }
 
     /// The pods that come of this object; nothing if it is of a kind that makes none.
     ///
     /// # Errors
     ///
-    /// When the object's kind makes pods but it has no pod template.
+    /// When the object's kind makes pods but it has no pod template, or when it is a review that the webhook could not use.
     pub(super) fn pod_template(&self) -> anyhow::Result<Option<PodTemplate>> {
-        let path = match self.kind() {
-            "Pod" => "",
-            "Deployment" | "StatefulSet" | "ReplicaSet" | "DaemonSet" | "Job" => "/spec/template",
-            "CronJob" => "/spec/jobTemplate/spec/template",
-            "AdmissionReview" => "/request/object",
-            _ => return Ok(None),
+        if self.kind() == "AdmissionReview" {
+            return self.reviewed().map(Some);
+        }
+        let Some((_, kind, path)) = WORKLOADS.iter().find(|(group, kind, _)| self.is(group, kind)) else {
+            return Ok(None);
         };
-        let (source, kind) = (&self.source, self.kind());
-        let name = self.name().or(self.text("/metadata/generateName")).unwrap_or_default();
-        let Some(pod) = self.value.pointer(path).and_then(Value::as_object).filter(|pod| pod.contains_key("spec"))
-        else {
-            bail!("{source}: {kind} {name}: expected a pod at {}", if path.is_empty() { "/" } else { path });
+        let label = self.label();
+        let mut pod = &self.value;
+        for (depth, field) in path.iter().enumerate() {
+            let Some(below) = pod.get(field).filter(|below| !below.is_null()) else {
+                bail!("{label}: expected {}", path.get(..=depth).unwrap_or_default().join("."));
+            };
+            pod = below;
+        }
+        let path: String = path.iter().flat_map(|field| [field, "."]).collect();
+        let Some(map) = pod.as_object().filter(|pod| pod.get("spec").is_some_and(|spec| !spec.is_null())) else {
+            bail!("{label}: expected {path}spec");
         };
-        Ok(Some(if kind == "AdmissionReview" {
-            PodTemplate {
-                kind: "Pod".to_owned(),
-                name: self.text("/request/name").unwrap_or_default().to_owned(),
-                namespace: self.text("/request/namespace").map(str::to_owned),
-                pod: Value::Object(pod.clone()),
-            }
-        } else {
-            PodTemplate {
-                kind: kind.to_owned(),
-                name: name.to_owned(),
-                namespace: self.namespace().map(str::to_owned),
-                pod: pod_of(kind, pod.clone()),
-            }
+        Ok(Some(PodTemplate {
+            kind: (*kind).to_owned(),
+            name: name_of(&self.value),
+            namespace: self.namespace().map(str::to_owned),
+            pod: pod_of(self, map.clone()),
+            label,
+            path,
         }))
+    }
+
+    /// The pod of an AdmissionReview, read as the webhook reads it.
+    fn reviewed(&self) -> anyhow::Result<PodTemplate> {
+        const PATH: &str = "request.object.";
+        let (source, text) = (&self.source, self.value.to_string());
+        let object = self.value.pointer("/request/object").unwrap_or(&Value::Null);
+        let label = format!("{source}: AdmissionReview {}", name_of(object)).trim_end().to_owned();
+        let request = match admission::parse(text.as_bytes()) {
+            Ok(request) => request,
+            Err(Unusable::Json(error)) => match typed::<Pod<'_>>(object, PATH) {
+                Err(error) => bail!("{label}: {error}"),
+                Ok(_) => bail!("{label}: {}", without_position(&error.to_string())),
+            },
+            Err(unusable) => bail!("{label}: {unusable}"),
+        };
+        if request.old.is_some() {
+            bail!("{label}: this is an update, only creations are explained");
+        }
+        let namespace = Some(request.namespace.to_string());
+        Ok(PodTemplate {
+            kind: "Pod".to_owned(),
+            name: name_of(object),
+            namespace,
+            pod: object.clone(),
+            label,
+            path: PATH.to_owned(),
+        })
     }
 }
 
-/// The pod that a controller makes of a template: with metadata, and owned by its maker where that matters.
-fn pod_of(kind: &str, mut pod: serde_json::Map<String, Value>) -> Value {
+/// The object's name; `web-*` for one whose name the API server makes up.
+fn name_of(object: &Value) -> String {
+    let text = |field: &str| object.get("metadata")?.get(field)?.as_str().filter(|text| !text.is_empty());
+    let generated = || text("generateName").map(|prefix| format!("{prefix}*"));
+    text("name").map(str::to_owned).or_else(generated).unwrap_or_default()
+}
+
+/// The pod that the API server makes of a pod, or a controller of its template.
+fn pod_of(maker: &Document, mut pod: Map<String, Value>) -> Value {
     let metadata = pod.entry("metadata").or_insert(Value::Null);
     if metadata.is_null() {
         *metadata = json!({});
     }
-    if let (Some(metadata), "DaemonSet") = (metadata.as_object_mut(), kind) {
+    if let (Some(metadata), "DaemonSet") = (metadata.as_object_mut(), maker.kind()) {
         let owner = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "controller": true});
         metadata.insert("ownerReferences".to_owned(), json!([owner]));
     }
+    if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
+        name_service_account(spec);
+        if maker.kind() == "StatefulSet" {
+            mount_claims(maker, spec);
+        }
+    }
     Value::Object(pod)
+}
+
+/// `serviceAccount` is the old name of `serviceAccountName`; the API server copies it where the new one is empty.
+fn name_service_account(spec: &mut Map<String, Value>) {
+    let is_named = spec.get("serviceAccountName").is_some_and(|name| !name.is_null() && name != "");
+    if let (false, Some(old)) = (is_named, spec.get("serviceAccount").filter(|old| !old.is_null()).cloned()) {
+        spec.insert("serviceAccountName".to_owned(), old);
+    }
+}
+
+/// Adds a volume for each of a StatefulSet's `volumeClaimTemplates`, in place of one with the same name, as its controller
+/// does (kubernetes `pkg/controller/statefulset/stateful_set_utils.go`, `updateStorage`).
+fn mount_claims(maker: &Document, spec: &mut Map<String, Value>) {
+    let templates = maker.value.pointer("/spec/volumeClaimTemplates").and_then(Value::as_array);
+    let names: Vec<_> = templates.into_iter().flatten().map(name_of).collect();
+    if names.is_empty() {
+        return;
+    }
+    let set = name_of(&maker.value);
+    let claim =
+        |name: &String| json!({"name": name, "persistentVolumeClaim": {"claimName": format!("{name}-{set}-0")}});
+    let mut volumes: Vec<_> = names.iter().map(claim).collect();
+    let own = spec.get("volumes").and_then(Value::as_array).into_iter().flatten();
+    volumes.extend(own.filter(|volume| !names.iter().any(|name| volume["name"] == **name)).cloned());
+    spec.insert("volumes".to_owned(), Value::Array(volumes));
+}
+
+/// Reads a value as a type of the API; an error names the path to the field and what was expected there.
+fn typed<'d, T: Deserialize<'d>>(value: &'d Value, path: &str) -> Result<T, String> {
+    serde_path_to_error::deserialize(pod::maps_only(value)).map_err(|error| {
+        let field = match error.path().to_string().as_str() {
+            "." => path.trim_end_matches('.').to_owned(),
+            field => format!("{path}{field}"),
+        };
+        let separator = if field.is_empty() { "" } else { ": " };
+        format!("{field}{separator}{}", in_api_words(&error.inner().to_string()))
+    })
+}
+
+/// serde's "invalid type: X, expected Y" without the names of Rust's types.
+fn in_api_words(message: &str) -> String {
+    let parts = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    let Some((got, expected)) = parts.and_then(|parts| parts.rsplit_once(", expected ")) else {
+        return message.to_owned();
+    };
+    let is_scalar = ["boolean", "integer", "floating point"].iter().any(|kind| got.starts_with(kind));
+    let (expected, cure) = match expected {
+        "a string" if is_scalar => ("a string", "; put it in quotes"),
+        "i32" | "i64" | "u16" | "u32" | "u64" => ("a whole number", ""),
+        "a sequence" => ("a list", ""),
+        name if name.starts_with("struct ") || name == "a map" => ("a map of fields", ""),
+        other => (other, ""),
+    };
+    let got = if got == "sequence" { "a list" } else { got };
+    format!("expected {expected}, got {got}{cure}")
+}
+
+/// The text that serde_json saw is not the text of the file: a position in it would only mislead.
+fn without_position(message: &str) -> &str {
+    message.rsplit_once(" at line ").map_or(message, |(message, _)| message)
 }
 
 #[cfg(test)]
@@ -167,16 +274,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn yaml_is_read_as_kubectl_reads_it() {
-        let documents = parse_yaml("kind: Pod\nmode: 0644\nquoted: \"0644\"\n---\n---\nkind: Pod\n").unwrap();
-        assert_eq!(documents[0]["mode"], 0o644);
-        assert_eq!(documents[0]["quoted"], "0644");
-        assert_eq!(documents.last().unwrap()["kind"], "Pod");
-    }
-
-    #[test]
-    fn a_broken_file_is_named_with_its_line() {
-        let error = parse_yaml("kind: Pod\nmetadata: {name: [}\n").unwrap_err();
-        assert!(error.contains("line 2"), "{error}");
+    fn the_pods_of_a_stateful_set_mount_its_claims() {
+        let template =
+            json!({"spec": {"volumes": [{"name": "data", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]}});
+        let claims = json!([{"metadata": {"name": "data"}}, {"metadata": {"name": "log"}}]);
+        let spec = json!({"template": template, "volumeClaimTemplates": claims});
+        let value = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db"}, "spec": spec});
+        let pod = Document { source: "-".to_owned(), value }.pod_template().unwrap().unwrap().pod;
+        let claim = |name: &str| json!({"name": name, "persistentVolumeClaim": {"claimName": format!("{name}-db-0")}});
+        assert_eq!(pod["spec"]["volumes"], json!([claim("data"), claim("log"), {"name": "tmp", "emptyDir": {}}]),);
     }
 }

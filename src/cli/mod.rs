@@ -87,10 +87,35 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// One line for the error and one for each cause; never a backtrace.
+/// The error and each of its causes; never a backtrace.
 fn print_error(error: &anyhow::Error) {
-    eprintln!("error: {error}");
-    for cause in error.chain().skip(1) {
+    let mut lines = lines(error).into_iter();
+    eprintln!("error: {}", lines.next().unwrap_or_default());
+    for cause in lines {
         eprintln!("  cause: {cause}");
+    }
+}
+
+/// The messages of a chain of causes, less those that only repeat a part of one above: many libraries write the cause into the
+/// message too.
+fn lines(error: &anyhow::Error) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if !lines.iter().any(|line| line.contains(&cause)) {
+            lines.push(cause);
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("connection refused").context("failed: connection refused").context("no cluster");
+        assert_eq!(lines(&error), ["no cluster", "failed: connection refused"]);
     }
 }

@@ -2,8 +2,9 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use clap::builder::BoolishValueParser;
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,8 +19,8 @@ use crate::{
 
 /// Serve the admission webhook
 ///
-/// Finds the cluster as kubectl does: in a pod through its service account, else through KUBECONFIG. Needs to list and watch
-/// namespaces and service accounts, and to get service accounts.
+/// Finds the cluster as kubectl does: through KUBECONFIG or ~/.kube/config, and where there is none, in a pod, through its
+/// service account. Needs to list and watch namespaces and service accounts, and to get service accounts.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The SpillwayConfiguration file; without one, the built-in defaults
@@ -37,7 +38,6 @@ pub(super) struct Args {
 }
 
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = true)]
 struct CertificateArgs {
     /// The serving certificate and its chain, PEM
     #[arg(long, env = "SPILLWAY_TLS_CERT_FILE", value_name = "FILE", requires = "tls_key_file")]
@@ -48,7 +48,7 @@ struct CertificateArgs {
     tls_key_file: Option<PathBuf>,
 
     /// Make a certificate for development at every start, and log the caBundle that goes with it
-    #[arg(long, conflicts_with_all = ["tls_cert_file", "tls_key_file"])]
+    #[arg(long, env = "SPILLWAY_SELF_SIGNED", value_parser = BoolishValueParser::new())]
     self_signed: bool,
 }
 
@@ -64,9 +64,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let bound = webhook::bind(listen, certificate).await?;
-        let client =
-            kube::Client::try_default().await.context("cannot find a cluster: no kubeconfig, and not in a pod")?;
-        let app = Arc::new(App::new(configuration, Cluster::follow(client), Metrics::default()));
+        let cluster = kube::Config::infer().await.context("cannot find a cluster")?;
+        let client = kube::Client::try_from(cluster).context("cannot make a client of the cluster")?;
+        let cluster = Cluster::follow(client, &configuration.virtual_nodes.selector);
+        let app = Arc::new(App::new(configuration, cluster, Metrics::default()));
         let stop = stop_signal()?;
         tracing::info!(webhook = %bound.webhook_address()?, admin = %bound.admin_address()?, "listening");
         bound.serve(app, stop).await;
@@ -77,9 +78,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
 
 impl CertificateArgs {
     fn load(&self) -> anyhow::Result<CertifiedKey> {
-        let Self { tls_cert_file, tls_key_file, self_signed: _ } = self;
-        if let (Some(certificate), Some(key)) = (tls_cert_file, tls_key_file) {
-            return Ok(certs::from_files(certificate, key)?);
+        let Self { tls_cert_file, tls_key_file, self_signed } = self;
+        // Not left to clap, for which SPILLWAY_SELF_SIGNED=false is a flag that was given.
+        match (tls_cert_file, tls_key_file) {
+            (Some(certificate), Some(key)) if !self_signed => return Ok(certs::from_files(certificate, key)?),
+            (None, None) if *self_signed => {}
+            _ if *self_signed => bail!("--self-signed cannot be used with --tls-cert-file and --tls-key-file"),
+            _ => bail!("expected --tls-cert-file and --tls-key-file, or --self-signed"),
         }
         let made =
             certs::generate(&[], OffsetDateTime::now_utc()).context("--self-signed: cannot make a certificate")?;

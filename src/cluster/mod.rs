@@ -7,8 +7,10 @@ use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1;
 use kube::{Api, Client};
-pub use snapshot::{Namespace, Snapshot};
+pub use snapshot::{Namespace, Snapshot, network_policy};
 use tokio::{sync, time};
+
+use crate::{burst::ServiceAccount, config::Selector};
 
 /// How long a pod may wait for its namespace to appear in the cache. Nothing is asked of the API server meanwhile: the
 /// watch that brings the namespace is under way already.
@@ -16,9 +18,6 @@ const NAMESPACE_WAIT: Duration = Duration::from_millis(100);
 
 /// How long a pod may wait for one read of its service account.
 const SERVICE_ACCOUNT_WAIT: Duration = Duration::from_millis(100);
-
-/// Annotation of a service account that is federated with an identity in Entra ID.
-pub const CLIENT_ID: &str = "azure.workload.identity/client-id";
 
 /// A view of the cluster that follows it.
 pub struct Cluster {
@@ -52,21 +51,22 @@ impl LookupError {
     }
 }
 
-/// Whether a service account carries a client ID, and how that was learned.
+/// What is known of a service account, and how that was learned.
 #[derive(Debug)]
 pub enum Lookup {
     /// It was in the cache.
-    Cached(bool),
+    Cached(ServiceAccount),
     /// It was read from the API server.
-    Read(Result<bool, LookupError>),
+    Read(Result<ServiceAccount, LookupError>),
 }
 
 impl Cluster {
     /// Starts to follow the cluster. Returns at once; [`Cluster::unsynced`] says what has yet to arrive.
     ///
-    /// Must be called within a tokio runtime. The watches end when the view is dropped.
-    pub fn follow(client: Client) -> Self {
-        let snapshot = watch::follow(&client);
+    /// `virtual_nodes` is the label of virtual nodes. Must be called within a tokio runtime. The watches end when the view is
+    /// dropped.
+    pub fn follow(client: Client, virtual_nodes: &Selector) -> Self {
+        let snapshot = watch::follow(&client, virtual_nodes);
         Self { client, snapshot }
     }
 
@@ -92,16 +92,16 @@ impl Cluster {
         seen.namespace(name)
     }
 
-    /// Whether a service account carries a client ID: from the cache, or by one bounded read.
-    pub async fn has_client_id(&self, namespace: &str, name: &str) -> Lookup {
-        if let Some(known) = self.snapshot.borrow().has_client_id(namespace, name) {
+    /// What is known of a service account: from the cache, or by one bounded read.
+    pub async fn service_account(&self, namespace: &str, name: &str) -> Lookup {
+        if let Some(known) = self.snapshot.borrow().service_account(namespace, name) {
             return Lookup::Cached(known);
         }
         let api: Api<v1::ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
         let read = time::timeout(SERVICE_ACCOUNT_WAIT, api.get_metadata(name)).await;
         Lookup::Read(match read {
             Err(_elapsed) => Err(LookupError::Timeout),
-            Ok(Ok(found)) => Ok(snapshot::has_client_id(&found.metadata)),
+            Ok(Ok(found)) => Ok(snapshot::service_account(&found.metadata)),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(LookupError::NotFound),
             Ok(Err(error)) => Err(LookupError::Api(error)),
         })
@@ -131,9 +131,33 @@ mod tests {
     async fn a_pod_waits_at_most_100_ms_for_its_service_account() {
         let (_publish, cluster) = mute();
         let start = Instant::now();
-        let lookup = cluster.has_client_id("shop", "web").await;
+        let lookup = cluster.service_account("shop", "web").await;
         assert!(matches!(lookup, Lookup::Read(Err(LookupError::Timeout))), "{lookup:?}");
         assert_eq!(start.elapsed().as_millis(), 100);
+    }
+
+    #[tokio::test]
+    async fn a_service_account_that_is_not_in_the_cache_is_read_once() {
+        for (status, body, expected) in [
+            (
+                200,
+                r#"{"metadata":{"annotations":{"azure.workload.identity/client-id":"x"}}}"#,
+                "Read(Ok(WithClientId))",
+            ),
+            (200, r#"{"metadata":{}}"#, "Read(Ok(WithoutClientId))"),
+            (404, r#"{"code":404,"message":"","reason":"NotFound","status":"Failure"}"#, "Read(Err(NotFound))"),
+            (403, r#"{"code":403,"message":"","reason":"Forbidden","status":"Failure"}"#, "Read(Err(Api("),
+        ] {
+            let answer = tower::service_fn(move |request: http::Request<Body>| async move {
+                assert_eq!(request.uri().path(), "/api/v1/namespaces/shop/serviceaccounts/web");
+                let response = http::Response::builder().status(status).body(Body::from(body.as_bytes().to_vec()));
+                Ok::<_, Infallible>(response.unwrap())
+            });
+            let (_publish, snapshot) = sync::watch::channel(Arc::default());
+            let cluster = Cluster { client: Client::new(answer, "default"), snapshot };
+            let lookup = format!("{:?}", cluster.service_account("shop", "web").await);
+            assert!(lookup.starts_with(expected), "{lookup}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -149,7 +173,8 @@ mod tests {
         let (publish, cluster) = mute();
         let arrival = async {
             tokio::time::sleep(Duration::from_millis(30)).await;
-            let namespace = Namespace { profile: "enabled".to_owned(), overrides: crate::config::Overrides::default() };
+            let labels = [(crate::config::BURST_LABEL.to_owned(), "enabled".to_owned())].into();
+            let namespace = Namespace::read(labels, std::collections::BTreeMap::new()).unwrap();
             let namespaces = Arc::new([("shop".to_owned(), Arc::new(namespace))].into());
             publish.send_modify(|snapshot| Arc::make_mut(snapshot).namespaces = Some(namespaces));
         };

@@ -2,12 +2,19 @@
 //!
 //! Only what a decision needs is kept: an own map of names costs a sixth of a reflector store of service accounts.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
+use k8s_openapi::api::networking::v1 as networking;
 use kube::api::ObjectMeta;
 
-use super::CLIENT_ID;
-use crate::config::{BURST_LABEL, Overrides};
+use crate::{
+    burst::ServiceAccount,
+    config::{BURST_LABEL, Overrides},
+    eligibility::{LabelSelector, NAMESPACE_ANNOTATIONS, NAMESPACE_LABELS, NetworkPolicy, Requirement, VirtualNode},
+};
 
 /// A namespace that has opted in.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,17 +23,25 @@ pub struct Namespace {
     pub profile: String,
     /// What its annotations override.
     pub overrides: Overrides,
+    /// The labels that decisions rest on.
+    pub labels: BTreeMap<String, String>,
+    /// The annotations that decisions rest on.
+    pub annotations: BTreeMap<String, String>,
 }
 
 pub(super) type Namespaces = HashMap<String, Arc<Namespace>>;
-/// Namespace → name → whether it carries a client ID. The inner maps are shared, so that a change copies one of them.
-pub(super) type ServiceAccounts = HashMap<String, Arc<HashMap<Box<str>, bool>>>;
+/// Namespace → name → what its annotations say. The inner maps are shared, so that a change copies one of them.
+pub(super) type ServiceAccounts = HashMap<String, Arc<HashMap<Box<str>, ServiceAccount>>>;
+/// By namespace.
+pub(super) type NetworkPolicies = HashMap<String, Arc<Vec<NetworkPolicy>>>;
 
 /// What is known of the cluster. A cache that has not been filled yet is absent, not empty.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     pub(super) namespaces: Option<Arc<Namespaces>>,
     pub(super) service_accounts: Option<Arc<ServiceAccounts>>,
+    pub(super) virtual_nodes: Option<Arc<Vec<VirtualNode>>>,
+    pub(super) network_policies: Option<Arc<NetworkPolicies>>,
 }
 
 impl Snapshot {
@@ -35,25 +50,57 @@ impl Snapshot {
         self.namespaces.as_ref()?.get(name).cloned()
     }
 
-    /// Whether a service account carries a client ID; nothing if it is not known.
-    pub fn has_client_id(&self, namespace: &str, name: &str) -> Option<bool> {
+    /// What the annotations of a service account say; nothing if it is not known.
+    pub fn service_account(&self, namespace: &str, name: &str) -> Option<ServiceAccount> {
         self.service_accounts.as_ref()?.get(namespace)?.get(name).copied()
     }
 
+    /// The virtual nodes of the cluster.
+    pub fn virtual_nodes(&self) -> &[VirtualNode] {
+        self.virtual_nodes.as_ref().map(|nodes| nodes.as_slice()).unwrap_or_default()
+    }
+
+    /// The NetworkPolicies of a namespace.
+    pub fn network_policies(&self, namespace: &str) -> &[NetworkPolicy] {
+        let policies = self.network_policies.as_ref().and_then(|policies| policies.get(namespace));
+        policies.map(|policies| policies.as_slice()).unwrap_or_default()
+    }
+
     pub(super) fn unsynced(&self) -> Vec<&'static str> {
-        [("namespaces", self.namespaces.is_none()), ("service accounts", self.service_accounts.is_none())]
-            .into_iter()
-            .filter_map(|(name, missing)| missing.then_some(name))
-            .collect()
+        let caches = [
+            ("namespaces", self.namespaces.is_none()),
+            ("service accounts", self.service_accounts.is_none()),
+            ("virtual nodes", self.virtual_nodes.is_none()),
+            ("network policies", self.network_policies.is_none()),
+        ];
+        caches.into_iter().filter_map(|(name, missing)| missing.then_some(name)).collect()
+    }
+}
+
+impl Namespace {
+    /// What the labels and annotations of a namespace say; nothing if it names no profile.
+    pub fn read(labels: BTreeMap<String, String>, annotations: BTreeMap<String, String>) -> Option<Self> {
+        let profile = labels.get(BURST_LABEL)?.clone();
+        let overrides = Overrides::read(annotations.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+        let keep = |mut all: BTreeMap<String, String>, keys: &[&str]| {
+            all.retain(|key, _| keys.contains(&key.as_str()));
+            all
+        };
+        Some(Self {
+            profile,
+            overrides,
+            labels: keep(labels, NAMESPACE_LABELS),
+            annotations: keep(annotations, NAMESPACE_ANNOTATIONS),
+        })
     }
 }
 
 pub(super) fn put_namespace(namespaces: &mut Namespaces, meta: ObjectMeta) {
     let Some(name) = meta.name else { return };
-    let Some(profile) = meta.labels.and_then(|mut labels| labels.remove(BURST_LABEL)) else { return };
-    let annotations = meta.annotations.unwrap_or_default();
-    let overrides = Overrides::read(annotations.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-    namespaces.insert(name, Arc::new(Namespace { profile, overrides }));
+    let read = Namespace::read(meta.labels.unwrap_or_default(), meta.annotations.unwrap_or_default());
+    if let Some(namespace) = read {
+        namespaces.insert(name, Arc::new(namespace));
+    }
 }
 
 pub(super) fn remove_namespace(namespaces: &mut Namespaces, meta: &ObjectMeta) {
@@ -63,9 +110,9 @@ pub(super) fn remove_namespace(namespaces: &mut Namespaces, meta: &ObjectMeta) {
 }
 
 pub(super) fn put_service_account(accounts: &mut ServiceAccounts, meta: ObjectMeta) {
-    let has_client_id = has_client_id(&meta);
+    let account = service_account(&meta);
     let (Some(namespace), Some(name)) = (meta.namespace, meta.name) else { return };
-    Arc::make_mut(accounts.entry(namespace).or_default()).insert(name.into(), has_client_id);
+    Arc::make_mut(accounts.entry(namespace).or_default()).insert(name.into(), account);
 }
 
 pub(super) fn remove_service_account(accounts: &mut ServiceAccounts, meta: &ObjectMeta) {
@@ -77,13 +124,57 @@ pub(super) fn remove_service_account(accounts: &mut ServiceAccounts, meta: &Obje
     }
 }
 
-pub(super) fn has_client_id(meta: &ObjectMeta) -> bool {
-    meta.annotations.as_ref().and_then(|a| a.get(CLIENT_ID)).is_some_and(|id| !id.trim().is_empty())
+pub(super) fn service_account(meta: &ObjectMeta) -> ServiceAccount {
+    let annotations = meta.annotations.iter().flatten();
+    ServiceAccount::of_annotations(annotations.map(|(key, value)| (key.as_str(), value.as_str())))
+}
+
+pub(super) fn put_node(nodes: &mut Vec<VirtualNode>, meta: ObjectMeta) {
+    remove_node(nodes, &meta);
+    let Some(name) = meta.name else { return };
+    nodes.push(VirtualNode::new(name, meta.labels.unwrap_or_default().into_iter().collect()));
+}
+
+pub(super) fn remove_node(nodes: &mut Vec<VirtualNode>, meta: &ObjectMeta) {
+    nodes.retain(|node| Some(&node.name) != meta.name.as_ref());
+}
+
+pub(super) fn put_network_policy(policies: &mut NetworkPolicies, policy: networking::NetworkPolicy) {
+    remove_network_policy(policies, &policy);
+    let Some(namespace) = policy.metadata.namespace.clone() else { return };
+    let Some(policy) = network_policy(policy) else { return };
+    Arc::make_mut(policies.entry(namespace).or_default()).push(policy);
+}
+
+/// A NetworkPolicy by whom it selects; nothing if it has no name.
+pub fn network_policy(policy: networking::NetworkPolicy) -> Option<NetworkPolicy> {
+    let selector = policy.spec.and_then(|spec| spec.pod_selector).unwrap_or_default();
+    let pod_selector = LabelSelector {
+        match_labels: selector.match_labels.unwrap_or_default(),
+        match_expressions: selector
+            .match_expressions
+            .into_iter()
+            .flatten()
+            .map(|e| Requirement { key: e.key, operator: e.operator, values: e.values.unwrap_or_default() })
+            .collect(),
+    };
+    Some(NetworkPolicy { name: policy.metadata.name?, pod_selector })
+}
+
+pub(super) fn remove_network_policy(policies: &mut NetworkPolicies, policy: &networking::NetworkPolicy) {
+    let Some(namespace) = &policy.metadata.namespace else { return };
+    let Some(all) = policies.get_mut(namespace) else { return };
+    Arc::make_mut(all).retain(|other| Some(&other.name) != policy.metadata.name.as_ref());
+    if all.is_empty() {
+        policies.remove(namespace);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const CLIENT_ID: &str = "azure.workload.identity/client-id";
 
     fn meta(name: &str, key: &str, value: &str) -> ObjectMeta {
         let pairs = || Some([(key.to_owned(), value.to_owned())].into());
@@ -99,9 +190,9 @@ mod tests {
     #[test]
     fn an_empty_cache_is_not_an_unfilled_one() {
         let mut snapshot = Snapshot::default();
-        assert_eq!(snapshot.unsynced(), ["namespaces", "service accounts"]);
+        assert_eq!(snapshot.unsynced(), ["namespaces", "service accounts", "virtual nodes", "network policies"]);
         snapshot.namespaces = Some(Arc::default());
-        assert_eq!(snapshot.unsynced(), ["service accounts"]);
+        assert_eq!(snapshot.unsynced(), ["service accounts", "virtual nodes", "network policies"]);
     }
 
     #[test]
@@ -111,10 +202,10 @@ mod tests {
         put_service_account(&mut accounts, meta("blank", CLIENT_ID, " "));
         put_service_account(&mut accounts, meta("batch", "other", "x"));
         let snapshot = Snapshot { service_accounts: Some(Arc::new(accounts.clone())), ..Snapshot::default() };
-        assert_eq!(snapshot.has_client_id("shop", "web"), Some(true));
-        assert_eq!(snapshot.has_client_id("shop", "blank"), Some(false));
-        assert_eq!(snapshot.has_client_id("shop", "batch"), Some(false));
-        assert_eq!(snapshot.has_client_id("shop", "none"), None);
+        assert_eq!(snapshot.service_account("shop", "web"), Some(ServiceAccount::WithClientId));
+        assert_eq!(snapshot.service_account("shop", "blank"), Some(ServiceAccount::WithoutClientId));
+        assert_eq!(snapshot.service_account("shop", "batch"), Some(ServiceAccount::WithoutClientId));
+        assert_eq!(snapshot.service_account("shop", "none"), None);
         for name in ["web", "blank", "batch"] {
             remove_service_account(&mut accounts, &meta(name, "", ""));
         }
@@ -127,5 +218,16 @@ mod tests {
         put_namespace(&mut namespaces, meta("shop", BURST_LABEL, "enabled"));
         put_namespace(&mut namespaces, meta("plain", "team", "x"));
         assert_eq!(namespaces.keys().collect::<Vec<_>>(), ["shop"]);
+    }
+
+    #[test]
+    fn a_node_that_changes_its_labels_is_still_one_node() {
+        let mut nodes = Vec::new();
+        put_node(&mut nodes, meta("virtual", "type", "virtual-kubelet"));
+        put_node(&mut nodes, meta("virtual", "virtualization", "virtualnode2"));
+        assert_eq!(nodes.len(), 1);
+        assert_eq!(nodes[0].view().label("virtualization"), Some("virtualnode2"));
+        remove_node(&mut nodes, &meta("virtual", "", ""));
+        assert!(nodes.is_empty());
     }
 }

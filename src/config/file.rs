@@ -3,16 +3,19 @@
 //! Doc comments here are the descriptions in the JSON schema (`spillway config schema`). Values are checked while they are
 //! read, so that an error knows its line.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+
+use super::load::{nearest, one_of, read_word};
+use crate::eligibility::{self, Reason, Severity};
 
 /// An enumeration with one spelling for file, annotation and output.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ } default $default:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
         pub enum $name { $($(#[$variant_doc])* #[serde(rename = $word)] $variant,)+ }
 
         impl Default for $name {
@@ -22,7 +25,10 @@ macro_rules! words {
         }
 
         impl $name {
-            /// Every spelling, in the order of the documentation.
+            /// Every value, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// Every spelling, in the same order.
             pub const WORDS: &'static [&'static str] = &[$($word),+];
 
             /// The spelling in file, annotation and output.
@@ -35,14 +41,29 @@ macro_rules! words {
                 match word { $($word => Some(Self::$variant),)+ _ => None }
             }
         }
+
+        /// By hand, for serde's own would not name the words to who writes a list or a map in their place.
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let word = String::deserialize(deserializer)
+                    .map_err(|_| D::Error::custom(format_args!("expected {}", one_of(Self::WORDS))))?;
+                read_word(&word, Self::from_word, Self::WORDS).map_err(D::Error::custom)
+            }
+        }
     };
 }
 
 words! {
     /// What happens to a pod of a namespace that opted in.
     Mode {
-        /// VMs first; the pod may go to a virtual node when no VM has room.
+        /// VMs first; the pod may go to a virtual node when no VM has room. For clusters without a node autoscaler.
         Prefer = "prefer",
+        /// The pod gets everything but the toleration, which is added when it has waited for a VM for `late.after`.
+        Late = "late",
+        /// The pod gets everything but the toleration, which is added as soon as no VM has room, while VMs are on their way.
+        Bridge = "bridge",
+        /// Only to virtual nodes.
+        Require = "require",
         /// Never to a virtual node; the identity label is still added.
         Off = "off",
     } default Prefer
@@ -76,6 +97,36 @@ words! {
         /// Never.
         Off = "off",
     } default Auto
+}
+
+words! {
+    /// Which virtual nodes a pod must be fit for. They carry the same taint, but what they can run differs widely.
+    GenerationSetting {
+        /// Those that the cluster has and the pod could land on; both while none is known.
+        Auto = "auto",
+        /// The first: the AKS add-on and virtual-kubelet/azure-aci.
+        V1 = "v1",
+        /// The second: microsoft/virtualnodesOnAzureContainerInstances and the AKS extension.
+        V2 = "v2",
+    } default Auto
+}
+
+words! {
+    /// A setting that namespaces or pods may override by annotation.
+    Override {
+        /// `spillway.dev/mode`, except the value `require`.
+        Mode = "mode",
+        /// `spillway.dev/mode: require`.
+        Require = "require",
+        /// `spillway.dev/late-after`.
+        LateAfter = "late-after",
+        /// `spillway.dev/kube-proxy`.
+        KubeProxy = "kube-proxy",
+        /// `spillway.dev/identity-label`.
+        IdentityLabel = "identity-label",
+        /// `spillway.dev/allow`.
+        Allow = "allow",
+    } default Mode
 }
 
 words! {
@@ -116,8 +167,16 @@ pub struct SpillwayConfiguration {
     pub network: Option<Network>,
     /// Workload identity.
     pub identity: Option<Identity>,
+    /// Mode `late`.
+    pub late: Option<Late>,
+    /// Which pods are fit for virtual nodes.
+    pub eligibility: Option<Eligibility>,
+    /// Who may override what by annotation.
+    pub overrides: Option<OverridePolicy>,
     /// What a namespace names in its label `spillway.dev/burst`. Each overrides the defaults above. `enabled` and
-    /// `high-scale` exist even if they are not listed.
+    /// `high-scale`, which opts out of kube-proxy, exist even if they are not listed; what is listed under their names
+    /// is laid over them, field by field. None can be named `disabled`: that is the label's word for a namespace that is out.
+    #[schemars(extend("propertyNames" = {"not": {"const": super::DISABLED}}))]
     pub profiles: Option<BTreeMap<ProfileName, Option<Overridable>>>,
 }
 
@@ -152,6 +211,71 @@ pub struct Overridable {
     /// Workload identity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+    /// Mode `late`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub late: Option<Late>,
+    /// Which pods are fit for virtual nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eligibility: Option<Eligibility>,
+}
+
+impl Overridable {
+    /// These settings laid over others, field by field: what is not said here is as it was below.
+    pub(super) fn over(self, below: Self) -> Self {
+        let Self { mode, network, identity, late, eligibility } = self;
+        Self {
+            mode: mode.or(below.mode),
+            network: merged(network, below.network, |above, below| Network {
+                kube_proxy: above.kube_proxy.or(below.kube_proxy),
+                dns: above.dns.or(below.dns),
+            }),
+            identity: merged(identity, below.identity, |above, below| Identity { label: above.label.or(below.label) }),
+            late: merged(late, below.late, |above, below| Late { after: above.after.or(below.after) }),
+            eligibility: merged(eligibility, below.eligibility, |above, below| Eligibility {
+                allow: above.allow.or(below.allow),
+            }),
+        }
+    }
+}
+
+fn merged<T>(above: Option<T>, below: Option<T>, merge: impl FnOnce(T, T) -> T) -> Option<T> {
+    match (above, below) {
+        (Some(above), Some(below)) => Some(merge(above, below)),
+        (above, below) => above.or(below),
+    }
+}
+
+/// Mode `late`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = without_null)]
+pub struct Late {
+    /// How long a pod must stay unschedulable before it may overflow, such as `90s`, `3m` or `1h30m`. Default: `180s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Wait>,
+}
+
+/// Which pods are fit for virtual nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = without_null)]
+pub struct Eligibility {
+    /// Reasons, by name, that do not keep a pod on VMs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<AllowedReason>>,
+}
+
+/// Who may override what by annotation. Whatever is not listed is ignored and reported.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = without_null)]
+pub struct OverridePolicy {
+    /// What namespaces may override. Default: everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Vec<Override>>,
+    /// What pods may override. Default: everything but `require` and `allow`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Vec<Override>>,
 }
 
 /// Which nodes are virtual nodes and how pods get onto them.
@@ -163,6 +287,8 @@ pub struct VirtualNodes {
     pub selector: Option<Selector>,
     /// What a pod needs to be allowed onto them.
     pub toleration: Option<Toleration>,
+    /// Which virtual nodes a pod must be fit for. Default: `auto`.
+    pub generation: Option<GenerationSetting>,
 }
 
 /// The network of pods on virtual nodes.
@@ -297,7 +423,8 @@ struct WrittenToleration {
     /// The taint's value, with `Equal` only.
     value: Option<String>,
     /// The taint's effect.
-    effect: Effect,
+    #[schemars(with = "Effect")]
+    effect: Option<Effect>,
 }
 
 impl Default for Toleration {
@@ -317,8 +444,14 @@ impl TryFrom<WrittenToleration> for Toleration {
     fn try_from(written: WrittenToleration) -> Result<Self, String> {
         let WrittenToleration { key, operator, value, effect } = written;
         let operator = operator.unwrap_or_default();
+        let effect = effect.ok_or("missing field \"effect\"")?;
         if !is_label_key(&key) {
             return Err(format!("invalid toleration: key \"{key}\" is not a qualified name"));
+        }
+        if key.starts_with(super::PREFIX) {
+            return Err(format!(
+                "invalid toleration: key \"{key}\" is Spillway's own, for a taint that no pod may tolerate"
+            ));
         }
         match (operator, &value) {
             (Operator::Exists, Some(_)) => {
@@ -356,6 +489,73 @@ impl TryFrom<String> for ProfileName {
 impl From<ProfileName> for String {
     fn from(name: ProfileName) -> Self {
         name.0
+    }
+}
+
+/// A length of time, such as `90s`, `3m` or `1h30m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct Wait(pub Duration);
+
+impl Wait {
+    /// Longer than any autoscaler takes; a pod that waits for days has another trouble.
+    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+}
+
+impl Default for Wait {
+    fn default() -> Self {
+        Self(Duration::from_secs(180))
+    }
+}
+
+impl TryFrom<String> for Wait {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
+        parsed
+            .filter(|duration| *duration <= Self::LONGEST)
+            .map(Self)
+            .ok_or_else(|| format!("invalid duration \"{text}\", expected from 0s to 24h, such as 90s, 3m or 1h30m"))
+    }
+}
+
+impl From<Wait> for String {
+    fn from(Wait(duration): Wait) -> Self {
+        format!("{}s", duration.as_secs())
+    }
+}
+
+/// A reason that can be accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct AllowedReason(pub &'static Reason);
+
+impl TryFrom<String> for AllowedReason {
+    type Error = String;
+
+    fn try_from(code: String) -> Result<Self, String> {
+        let code = code.trim();
+        match eligibility::rule(code).map(|rule| &rule.reason) {
+            Some(reason) if reason.can_be_allowed => Ok(Self(reason)),
+            Some(reason) if reason.severity == Severity::Refusal => {
+                Err(format!("{code} can never be allowed: {}", reason.meaning))
+            }
+            Some(_) => Err(format!("{code} is a warning: there is nothing to allow")),
+            None => {
+                let codes: Vec<_> = eligibility::rules().map(|rule| rule.reason.code).collect();
+                let hint = nearest(code, &codes).map(|hint| format!("; did you mean \"{hint}\"?")).unwrap_or_default();
+                Err(format!("unknown reason \"{code}\"{hint}"))
+            }
+        }
+    }
+}
+
+impl From<AllowedReason> for String {
+    fn from(AllowedReason(reason): AllowedReason) -> Self {
+        reason.code.to_owned()
     }
 }
 

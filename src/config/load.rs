@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use serde_saphyr::Error as Yaml;
+use serde::Deserialize;
+use serde_path_to_error::{Path, Track};
+use serde_saphyr::{Error as Yaml, MessageFormatter, UserMessageFormatter};
 
 use super::{Configuration, file::SpillwayConfiguration};
 
@@ -32,9 +34,6 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Modes that are part of the format's plan; a clearer word is owed to them than "unknown".
-const LATER_MODES: &[&str] = &["late", "bridge", "require"];
-
 /// Reads a configuration from YAML or JSON text. Empty text, or only comments, means the defaults.
 ///
 /// # Errors
@@ -42,45 +41,61 @@ const LATER_MODES: &[&str] = &["late", "bridge", "require"];
 /// [`ConfigError`] for anything that is not exactly a SpillwayConfiguration: unknown or repeated fields, wrong types, another
 /// `apiVersion`, values out of range.
 pub fn parse(text: &str) -> Result<Configuration, ConfigError> {
-    let file: Option<SpillwayConfiguration> = serde_saphyr::from_str(text).map_err(|error| describe(&error))?;
-    Ok(file.unwrap_or_default().into())
+    let mut track = Track::new();
+    let file: Result<Option<SpillwayConfiguration>, Yaml> = serde_saphyr::with_deserializer_from_str(text, |yaml| {
+        Option::deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track))
+    });
+    Ok(file.map_err(|error| describe(&error, &track.path()))?.unwrap_or_default().into())
 }
 
-fn describe(error: &Yaml) -> ConfigError {
-    let error = error.without_snippet();
-    let position = error.location().filter(|l| l.line() > 0).map(|l| (l.line(), l.column()));
-    let (message, hint) = match error {
+fn describe(error: &Yaml, path: &Path) -> ConfigError {
+    let (position, message) = describe_yaml(error);
+    let (message, hint) = match error.without_snippet() {
+        // These name the field themselves.
         Yaml::SerdeUnknownField { field, expected, .. } => {
-            (format!("unknown field \"{field}\", expected {}", one_of(expected)), nearest(field, expected))
+            let message = format!("unknown field \"{field}\", expected {}", one_of(expected));
+            return ConfigError { position, message, hint: nearest(field, expected) };
         }
-        Yaml::SerdeUnknownVariant { variant, .. } if LATER_MODES.contains(&variant.as_str()) => {
-            (unsupported_mode(variant), None)
+        Yaml::DuplicateMappingKey { key: Some(_), .. } | Yaml::MultipleDocuments { .. } => {
+            return ConfigError { position, message, hint: None };
         }
         Yaml::SerdeUnknownVariant { variant, expected, .. } => {
             (format!("unknown value \"{variant}\", expected {}", one_of(expected)), nearest(variant, expected))
         }
         Yaml::SerdeMissingField { field, .. } => (format!("missing field \"{field}\""), None),
-        Yaml::SerdeInvalidType { unexpected, expected, .. } | Yaml::SerdeInvalidValue { unexpected, expected, .. } => {
-            (format!("expected {expected}, got {unexpected}"), None)
-        }
-        Yaml::DuplicateMappingKey { key: Some(key), .. } => {
-            (format!("field \"{key}\" stands here a second time"), None)
-        }
-        Yaml::MultipleDocuments { .. } => ("a second document begins here, expected one".to_owned(), None),
-        Yaml::Message { msg, .. } => (msg.clone(), None),
-        other => (other.to_string(), None),
+        _ => (message, None),
+    };
+    let message = match field(path).as_str() {
+        "" => message,
+        field => format!("{field}: {message}"),
     };
     ConfigError { position, message, hint }
 }
 
-/// The word for a mode that this version does not have yet.
-pub(super) fn unsupported_mode(mode: &str) -> String {
-    format!("mode \"{mode}\" is not supported by this version, expected {}", one_of(super::Mode::WORDS))
+/// The way to a field, such as `profiles.night.mode`; nothing for the file as a whole. What stands in the place of a name and is
+/// none is `?` in a path.
+fn field(path: &Path) -> String {
+    path.to_string().trim_end_matches('?').trim_end_matches('.').to_owned()
 }
 
-/// Whether the word is such a mode.
-pub(super) fn is_later_mode(mode: &str) -> bool {
-    LATER_MODES.contains(&mode)
+/// Where YAML could not be read, by line and column from 1, and why, in the words of who writes YAML.
+pub(crate) fn describe_yaml(error: &Yaml) -> (Option<(u64, u64)>, String) {
+    let error = error.without_snippet();
+    let position = error.location().filter(|at| at.line() > 0).map(|at| (at.line(), at.column()));
+    let message = match error {
+        Yaml::SerdeInvalidType { unexpected, expected, .. } | Yaml::SerdeInvalidValue { unexpected, expected, .. } => {
+            format!("expected {expected}, got {unexpected}")
+        }
+        Yaml::Unexpected { expected: "mapping start", .. } => "expected a map of fields".to_owned(),
+        Yaml::Unexpected { expected: "sequence start", .. } => "expected a list".to_owned(),
+        Yaml::Unexpected { expected: "string scalar", .. } => "expected a string".to_owned(),
+        Yaml::NullIntoString { .. } => "expected a string, got null".to_owned(),
+        Yaml::DuplicateMappingKey { key: Some(key), .. } => format!("field \"{key}\" stands here a second time"),
+        Yaml::DuplicateMappingKey { key: None, .. } => "a field stands here a second time".to_owned(),
+        Yaml::MultipleDocuments { .. } => "a second document begins here, expected one".to_owned(),
+        other => UserMessageFormatter.format_message(other).into_owned(),
+    };
+    (position, message)
 }
 
 /// A list of words for a message: `"a", "b" or "c"`.
@@ -95,8 +110,20 @@ pub(super) fn one_of(words: &[&str]) -> String {
     }
 }
 
+/// The value that a word stands for.
+///
+/// # Errors
+///
+/// When it stands for none; names the words that do.
+pub(super) fn read_word<T>(word: &str, from_word: fn(&str) -> Option<T>, words: &[&str]) -> Result<T, String> {
+    from_word(word).ok_or_else(|| {
+        let hint = nearest(word, words).map(|hint| format!("; did you mean \"{hint}\"?")).unwrap_or_default();
+        format!("unknown value \"{word}\", expected {}{hint}", one_of(words))
+    })
+}
+
 /// The candidate that a mistyped word most likely meant, if one is near enough to be a help.
-pub(super) fn nearest(word: &str, candidates: &[&str]) -> Option<String> {
+pub fn nearest(word: &str, candidates: &[&str]) -> Option<String> {
     let lower = word.to_lowercase();
     let score = |candidate: &&str| strsim::jaro_winkler(&lower, &candidate.to_lowercase());
     let best = candidates.iter().copied().max_by(|a, b| score(a).total_cmp(&score(b)))?;
@@ -135,34 +162,41 @@ mod tests {
             ),
             (
                 "netwrok: {}",
-                r#"line 3, column 1: unknown field "netwrok", expected "apiVersion", "kind", "mode", "virtualNodes", "network", "identity" or "profiles"; did you mean "network"?"#,
+                r#"line 3, column 1: unknown field "netwrok", expected "apiVersion", "kind", "mode", "virtualNodes", "network", "identity", "late", "eligibility", "overrides" or "profiles"; did you mean "network"?"#,
             ),
             (
                 "mode: perfer",
-                r#"line 3, column 7: unknown value "perfer", expected "prefer" or "off"; did you mean "prefer"?"#,
+                r#"line 3, column 7: mode: unknown value "perfer", expected "prefer", "late", "bridge", "require" or "off"; did you mean "prefer"?"#,
             ),
             (
-                "mode: late",
-                r#"line 3, column 7: mode "late" is not supported by this version, expected "prefer" or "off""#,
+                "late: {after: soon}",
+                "line 3, column 15: late.after: invalid duration \"soon\", expected from 0s to 24h",
             ),
-            ("mode: [prefer]", "line 3, column 7: "),
+            ("late: {after: -1s}", "invalid duration \"-1s\""),
+            ("late: {after: 25h}", "invalid duration \"25h\""),
             (
-                "profiles:\n  p:\n    mode: bridge",
-                r#"line 5, column 11: mode "bridge" is not supported by this version, expected "prefer" or "off""#,
+                "eligibility: {allow: [RuntimeClas]}",
+                "line 3, column 23: eligibility.allow[0]: unknown reason \"RuntimeClas\"; did you mean \"RuntimeClass\"?",
             ),
+            (
+                "eligibility: {allow: [DaemonSet]}",
+                "DaemonSet can never be allowed: a DaemonSet runs one pod on each node",
+            ),
+            ("eligibility: {allow: [SpreadOverHosts]}", "SpreadOverHosts is a warning"),
+            ("overrides: {pod: [late_after]}", "unknown value \"late_after\""),
+            ("virtualNodes: {generation: v3}", "unknown value \"v3\", expected \"auto\", \"v1\" or \"v2\""),
             ("profiles:\n  disabled: {}", "line 4, column "),
             ("profiles:\n  \"a b\": {}", "line 4, column "),
-            ("profiles: []", "line 3, column 11: "),
             ("mode: prefer\nmode: off", "line 4, column 1: "),
             (
                 "virtualNodes: {selector: type}",
-                "line 3, column 26: invalid selector \"type\", expected one label as KEY=VALUE",
+                "line 3, column 26: virtualNodes.selector: invalid selector \"type\", expected one label as KEY=VALUE",
             ),
-            ("virtualNodes: {selector: 'a=b,c=d'}", "line 3, column 26: invalid selector"),
+            ("virtualNodes: {selector: 'a=b,c=d'}", "line 3, column 26: virtualNodes.selector: invalid selector"),
             ("virtualNodes: {toleration: {key: a}}", "missing field \"effect\""),
             (
                 "virtualNodes: {toleration: {key: a, effect: \"\"}}",
-                "line 3, column 45: unknown value \"\", expected \"NoSchedule\" or \"NoExecute\"",
+                "line 3, column 45: virtualNodes.toleration.effect: unknown value \"\", expected \"NoSchedule\" or \"NoExecute\"",
             ),
             (
                 "virtualNodes: {toleration: {key: \"\", effect: NoSchedule}}",
@@ -176,6 +210,10 @@ mod tests {
                 "virtualNodes: {toleration: {key: a, operator: Equal, effect: NoSchedule}}",
                 "invalid toleration: operator Equal needs a value",
             ),
+            (
+                "virtualNodes: {toleration: {key: spillway.dev/last-resort, effect: NoSchedule}}",
+                "invalid toleration: key \"spillway.dev/last-resort\" is Spillway's own",
+            ),
             ("---\nmode: off", "a second document begins here"),
             ("mode: {", "line "),
         ] {
@@ -186,11 +224,31 @@ mod tests {
     }
 
     #[test]
+    fn a_value_of_a_wrong_type_is_named_with_its_field_and_what_was_expected() {
+        for (text, expected) in [
+            ("mode: [prefer]", r#"line 3, column 7: mode: expected "prefer", "late", "bridge", "require" or "off""#),
+            ("profiles: {~: {}}", "line 3, column 12: profiles: expected a string, got null"),
+            ("profiles: []", "line 3, column 11: profiles: expected a map of fields"),
+            ("profiles: x", "line 3, column 11: profiles: expected a map of fields"),
+            ("network: keep", "line 3, column 10: network: expected a map of fields"),
+            ("virtualNodes: {toleration: []}", "line 3, column 28: virtualNodes.toleration: expected a map of fields"),
+            ("virtualNodes: {selector: {type: x}}", "line 3, column 26: virtualNodes.selector: expected a string"),
+            (
+                "late: {after: 90}",
+                r#"line 3, column 15: late.after: invalid duration "90", expected from 0s to 24h, such as 90s, 3m or 1h30m"#,
+            ),
+            ("overrides: {pod: mode}", "line 3, column 18: overrides.pod: expected a list"),
+        ] {
+            assert_eq!(parse(&format!("{HEAD}{text}")).unwrap_err().to_string(), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn another_api_version_or_kind_is_refused() {
         let error = parse("apiVersion: spillway.dev/v1\nkind: SpillwayConfiguration\n").unwrap_err().to_string();
         assert_eq!(
             error,
-            r#"line 1, column 13: unknown value "spillway.dev/v1", expected "spillway.dev/v1alpha1"; did you mean "spillway.dev/v1alpha1"?"#
+            r#"line 1, column 13: apiVersion: unknown value "spillway.dev/v1", expected "spillway.dev/v1alpha1"; did you mean "spillway.dev/v1alpha1"?"#
         );
         assert!(
             parse("apiVersion: spillway.dev/v1alpha1\nkind: Pod\n")

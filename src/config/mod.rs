@@ -10,11 +10,16 @@ mod settings;
 
 use std::collections::BTreeMap;
 
-pub use file::{Dns, IdentityLabel, KubeProxy, Mode, Operator, Selector, Toleration};
-pub use load::{ConfigError, parse};
+pub use file::{Dns, GenerationSetting, IdentityLabel, KubeProxy, Mode, Operator, Override, Selector, Toleration};
+pub(crate) use load::describe_yaml;
+pub use load::{ConfigError, nearest, parse};
 use serde::Serialize;
-pub use settings::{Origin, Overrides, RejectedOverride, Settings, Sourced};
+pub use settings::{IgnoredOverride, Origin, Overrides, Settings, Sourced};
 
+use crate::{eligibility::Generations, pod::TolerationFields};
+
+/// What every label, annotation and taint of Spillway begins with.
+const PREFIX: &str = "spillway.dev/";
 /// Namespace label that opts in and names a profile; the same label with [`DISABLED`] on a pod opts the pod out.
 pub const BURST_LABEL: &str = "spillway.dev/burst";
 /// The value of [`BURST_LABEL`] that means out. No profile can have this name.
@@ -30,6 +35,7 @@ pub struct Configuration {
     defaults: file::Overridable,
     /// Which nodes are virtual nodes and how pods get onto them.
     pub virtual_nodes: VirtualNodes,
+    overrides: OverridePolicy,
     profiles: BTreeMap<String, file::Overridable>,
 }
 
@@ -40,6 +46,49 @@ pub struct VirtualNodes {
     pub selector: Selector,
     /// What a pod needs to be allowed onto them.
     pub toleration: Toleration,
+    /// Which of them a pod must be fit for.
+    pub generation: GenerationSetting,
+}
+
+impl VirtualNodes {
+    /// The generations that a pod must be fit for where nothing is known of the cluster.
+    pub fn generations(&self) -> Generations {
+        use crate::eligibility::Generation::{V1, V2};
+        match self.generation {
+            GenerationSetting::Auto => Generations::BOTH,
+            GenerationSetting::V1 => Generations::only(V1),
+            GenerationSetting::V2 => Generations::only(V2),
+        }
+    }
+
+    /// The toleration, field by field as a pod carries it.
+    pub fn toleration_fields(&self) -> TolerationFields<'_> {
+        let Toleration { key, operator, value, effect } = &self.toleration;
+        TolerationFields {
+            key,
+            operator: operator.as_str(),
+            value: value.as_deref().unwrap_or_default(),
+            effect: effect.as_str(),
+        }
+    }
+}
+
+/// Who may override what by annotation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct OverridePolicy {
+    namespace: Vec<Override>,
+    pod: Vec<Override>,
+}
+
+impl From<file::OverridePolicy> for OverridePolicy {
+    fn from(file::OverridePolicy { namespace, pod }: file::OverridePolicy) -> Self {
+        // What a team decides about its own namespace is its own affair; that a pod reaches for more is for the team to say.
+        let of_pods = || Override::ALL.iter().copied().filter(|o| !matches!(o, Override::Require | Override::Allow));
+        Self {
+            namespace: namespace.unwrap_or_else(|| Override::ALL.to_vec()),
+            pod: pod.unwrap_or_else(|| of_pods().collect()),
+        }
+    }
 }
 
 impl Default for Configuration {
@@ -50,20 +99,35 @@ impl Default for Configuration {
 
 impl From<file::SpillwayConfiguration> for Configuration {
     fn from(file: file::SpillwayConfiguration) -> Self {
-        let file::SpillwayConfiguration { api_version, kind, mode, virtual_nodes, network, identity, profiles } = file;
-        let file::VirtualNodes { selector, toleration } = virtual_nodes.unwrap_or_default();
+        let file::SpillwayConfiguration {
+            api_version,
+            kind,
+            mode,
+            virtual_nodes,
+            network,
+            identity,
+            late,
+            eligibility,
+            overrides,
+            profiles,
+        } = file;
+        let file::VirtualNodes { selector, toleration, generation } = virtual_nodes.unwrap_or_default();
         let mut all = file::shipped_profiles();
         for (name, profile) in profiles.unwrap_or_default() {
-            all.insert(name.into(), profile.unwrap_or_default());
+            let (name, profile) = (name.into(), profile.unwrap_or_default());
+            let shipped = all.remove(&name).unwrap_or_default();
+            all.insert(name, profile.over(shipped));
         }
         Self {
             api_version,
             kind,
-            defaults: file::Overridable { mode, network, identity },
+            defaults: file::Overridable { mode, network, identity, late, eligibility },
             virtual_nodes: VirtualNodes {
                 selector: selector.unwrap_or_default(),
                 toleration: toleration.unwrap_or_default(),
+                generation: generation.unwrap_or_default(),
             },
+            overrides: overrides.unwrap_or_default().into(),
             profiles: all,
         }
     }
@@ -78,12 +142,14 @@ impl Configuration {
     /// The same configuration with every default written out, for people to read.
     #[must_use]
     pub fn with_defaults_shown(&self) -> Self {
-        let none = Overrides::default();
-        let settings = self.settings_of(None, &none, &none);
+        let settings = self.file_settings();
+        let allowed = settings.allowed.iter().map(|allowed| file::AllowedReason(allowed.value));
         let defaults = file::Overridable {
             mode: Some(settings.mode.value),
             network: Some(file::Network { kube_proxy: Some(settings.kube_proxy.value), dns: Some(settings.dns.value) }),
             identity: Some(file::Identity { label: Some(settings.identity_label.value) }),
+            late: Some(file::Late { after: Some(file::Wait(settings.late_after.value)) }),
+            eligibility: Some(file::Eligibility { allow: Some(allowed.collect()) }),
         };
         Self { defaults, ..self.clone() }
     }

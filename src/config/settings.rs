@@ -1,9 +1,13 @@
 //! What applies to one pod: pod > namespace > profile > file, each value with its origin.
 
+use std::time::Duration;
+
 use super::{
-    Configuration, Dns, IdentityLabel, KubeProxy, Mode, VirtualNodes, file,
-    load::{is_later_mode, nearest, one_of, unsupported_mode},
+    Configuration, Dns, IdentityLabel, KubeProxy, Mode, Override, PREFIX, VirtualNodes,
+    file::{AllowedReason, Overridable, Wait},
+    load::{nearest, read_word},
 };
+use crate::eligibility::Reason;
 
 /// Where a value in force came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +29,10 @@ impl Origin {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Default => "default",
-            Self::File => "configuration file",
+            Self::File => "file",
             Self::Profile => "profile",
-            Self::Namespace => "namespace annotation",
-            Self::Pod => "pod annotation",
+            Self::Namespace => "namespace",
+            Self::Pod => "pod",
         }
     }
 }
@@ -43,26 +47,34 @@ pub struct Sourced<T> {
 }
 
 /// The settings that apply to one pod.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings<'a> {
     /// What happens to the pod.
     pub mode: Sourced<Mode>,
+    /// How long it must be unschedulable first, in mode `late`.
+    pub late_after: Sourced<Duration>,
     /// Whether it keeps kube-proxy on a virtual node.
     pub kube_proxy: Sourced<KubeProxy>,
     /// What then happens to cluster DNS.
     pub dns: Sourced<Dns>,
     /// Whether it gets the identity label.
     pub identity_label: Sourced<IdentityLabel>,
+    /// The reasons that do not keep it on VMs: those of all levels together.
+    pub allowed: Vec<Sourced<&'static Reason>>,
     /// Which nodes are virtual nodes.
     pub virtual_nodes: &'a VirtualNodes,
+    /// The overrides that were not understood, or not permitted. The next level's value applies in their place.
+    pub ignored: Vec<IgnoredOverride>,
 }
 
-/// An override annotation that was not understood. The next level's value applies in its place.
+/// An override annotation without effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RejectedOverride {
+pub struct IgnoredOverride {
     /// The annotation's key.
     pub key: String,
-    /// What is wrong with it.
+    /// On whom it stands: namespace or pod.
+    pub on: Origin,
+    /// Why it has no effect.
     pub message: String,
 }
 
@@ -70,16 +82,20 @@ pub struct RejectedOverride {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     mode: Option<Mode>,
+    late_after: Option<Duration>,
     kube_proxy: Option<KubeProxy>,
     identity_label: Option<IdentityLabel>,
-    /// What was not understood.
-    pub rejected: Vec<RejectedOverride>,
+    allow: Vec<&'static Reason>,
+    /// Key and message of what was not understood.
+    rejected: Vec<(String, String)>,
 }
 
-const PREFIX: &str = "spillway.dev/";
 const MODE: &str = "spillway.dev/mode";
+const LATE_AFTER: &str = "spillway.dev/late-after";
 const KUBE_PROXY: &str = "spillway.dev/kube-proxy";
 const IDENTITY_LABEL: &str = "spillway.dev/identity-label";
+const ALLOW: &str = "spillway.dev/allow";
+const KEYS: &[&str] = &[MODE, LATE_AFTER, KUBE_PROXY, IDENTITY_LABEL, ALLOW];
 /// What Spillway itself writes into annotations; no overrides, and no typos either.
 const WRITTEN: &[&str] = &["spillway.dev/decision", "spillway.dev/added"];
 
@@ -88,59 +104,107 @@ impl Overrides {
     pub fn read<'k>(annotations: impl Iterator<Item = (&'k str, &'k str)>) -> Self {
         let mut overrides = Self::default();
         for (key, value) in annotations.filter(|(key, _)| key.starts_with(PREFIX)) {
-            overrides.read_one(key, value);
+            if let Err(message) = overrides.read_one(key, value) {
+                overrides.rejected.push((key.to_owned(), message));
+            }
         }
         overrides
     }
 
-    fn read_one(&mut self, key: &str, value: &str) {
-        let understood = match key {
-            MODE => read_word(value, Mode::from_word, Mode::WORDS).map(|mode| self.mode = Some(mode)),
-            KUBE_PROXY => read_word(value, KubeProxy::from_word, KubeProxy::WORDS).map(|v| self.kube_proxy = Some(v)),
+    fn read_one(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            MODE => self.mode = Some(read_word(value, Mode::from_word, Mode::WORDS)?),
+            LATE_AFTER => self.late_after = Some(Wait::try_from(value.to_owned())?.0),
+            KUBE_PROXY => self.kube_proxy = Some(read_word(value, KubeProxy::from_word, KubeProxy::WORDS)?),
             IDENTITY_LABEL => {
-                read_word(value, IdentityLabel::from_word, IdentityLabel::WORDS).map(|v| self.identity_label = Some(v))
+                self.identity_label = Some(read_word(value, IdentityLabel::from_word, IdentityLabel::WORDS)?);
             }
-            _ if WRITTEN.contains(&key) => Ok(()),
-            _ => Err(unknown_key(key)),
-        };
-        if let Err(message) = understood {
-            self.rejected.push(RejectedOverride { key: key.to_owned(), message });
+            ALLOW => return self.read_allow(value),
+            _ if WRITTEN.contains(&key) => {}
+            _ => return Err(format!("unknown annotation{}", did_you_mean_key(key))),
         }
+        Ok(())
+    }
+
+    /// The names that are understood count, whatever stands beside them.
+    fn read_allow(&mut self, value: &str) -> Result<(), String> {
+        let mut wrong = Vec::new();
+        for code in value.split(',').map(str::trim).filter(|code| !code.is_empty()) {
+            match AllowedReason::try_from(code.to_owned()) {
+                Ok(AllowedReason(reason)) => self.allow.push(reason),
+                Err(message) => wrong.push(message),
+            }
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+    }
+
+    /// These without what the policy forbids; what was taken away or not understood is reported.
+    fn permitted(&self, on: Origin, permits: &[Override], ignored: &mut Vec<IgnoredOverride>) -> Self {
+        let mut kept = self.clone();
+        let mut forbid = |setting: Override, key: &str| {
+            let who = if on == Origin::Pod { "pods" } else { "namespaces" };
+            let message = format!("{who} may not override \"{}\" (overrides in the configuration)", setting.as_str());
+            ignored.push(IgnoredOverride { key: key.to_owned(), on, message });
+        };
+        let mode = if self.mode == Some(Mode::Require) { Override::Require } else { Override::Mode };
+        if self.mode.is_some() && !permits.contains(&mode) {
+            kept.mode = None;
+            forbid(mode, MODE);
+        }
+        if self.late_after.is_some() && !permits.contains(&Override::LateAfter) {
+            kept.late_after = None;
+            forbid(Override::LateAfter, LATE_AFTER);
+        }
+        if self.kube_proxy.is_some() && !permits.contains(&Override::KubeProxy) {
+            kept.kube_proxy = None;
+            forbid(Override::KubeProxy, KUBE_PROXY);
+        }
+        if self.identity_label.is_some() && !permits.contains(&Override::IdentityLabel) {
+            kept.identity_label = None;
+            forbid(Override::IdentityLabel, IDENTITY_LABEL);
+        }
+        if !self.allow.is_empty() && !permits.contains(&Override::Allow) {
+            kept.allow.clear();
+            forbid(Override::Allow, ALLOW);
+        }
+        let rejected = kept.rejected.drain(..);
+        ignored.extend(rejected.map(|(key, message)| IgnoredOverride { key, on, message }));
+        kept
     }
 }
 
-fn read_word<T>(value: &str, from_word: impl Fn(&str) -> Option<T>, words: &[&str]) -> Result<T, String> {
-    from_word(value).ok_or_else(|| {
-        if words == Mode::WORDS && is_later_mode(value) {
-            unsupported_mode(value)
-        } else {
-            format!("unknown value \"{value}\", expected {}{}", one_of(words), did_you_mean(value, words))
-        }
-    })
-}
-
-fn unknown_key(key: &str) -> String {
-    let known = [MODE, KUBE_PROXY, IDENTITY_LABEL];
-    format!("unknown annotation{}", did_you_mean(key, &known))
-}
-
-fn did_you_mean(word: &str, candidates: &[&str]) -> String {
-    nearest(word, candidates).map(|hint| format!("; did you mean \"{hint}\"?")).unwrap_or_default()
+/// Compared without what all keys have in common, which would make any two of them alike.
+fn did_you_mean_key(key: &str) -> String {
+    let name = |key: &'static str| key.strip_prefix(PREFIX).unwrap_or(key);
+    let names: Vec<_> = KEYS.iter().copied().map(name).collect();
+    let hint = nearest(key.strip_prefix(PREFIX).unwrap_or(key), &names);
+    hint.map(|hint| format!("; did you mean \"{PREFIX}{hint}\"?")).unwrap_or_default()
 }
 
 impl Configuration {
     /// The settings for a pod of a namespace that names this profile, or nothing if no such profile exists.
     pub fn settings(&self, profile: &str, namespace: &Overrides, pod: &Overrides) -> Option<Settings<'_>> {
-        Some(self.settings_of(Some(self.profiles.get(profile)?), namespace, pod))
+        let profile = self.profiles.get(profile)?;
+        let mut ignored = Vec::new();
+        let namespace = namespace.permitted(Origin::Namespace, &self.overrides.namespace, &mut ignored);
+        let pod = pod.permitted(Origin::Pod, &self.overrides.pod, &mut ignored);
+        Some(Settings { ignored, ..self.merge(Some(profile), &namespace, &pod) })
     }
 
-    pub(super) fn settings_of(
-        &self,
-        profile: Option<&file::Overridable>,
-        namespace: &Overrides,
-        pod: &Overrides,
-    ) -> Settings<'_> {
+    /// The settings without any overrides of profile, namespace or pod.
+    pub(super) fn file_settings(&self) -> Settings<'_> {
+        let none = Overrides::default();
+        self.merge(None, &none, &none)
+    }
+
+    fn merge(&self, profile: Option<&Overridable>, namespace: &Overrides, pod: &Overrides) -> Settings<'_> {
         let file = &self.defaults;
+        let late_after = pick([
+            (pod.late_after.map(Wait), Origin::Pod),
+            (namespace.late_after.map(Wait), Origin::Namespace),
+            (profile.and_then(Overridable::late_after), Origin::Profile),
+            (file.late_after(), Origin::File),
+        ]);
         Settings {
             mode: pick([
                 (pod.mode, Origin::Pod),
@@ -148,25 +212,47 @@ impl Configuration {
                 (profile.and_then(|p| p.mode), Origin::Profile),
                 (file.mode, Origin::File),
             ]),
+            late_after: Sourced { value: late_after.value.0, origin: late_after.origin },
             kube_proxy: pick([
                 (pod.kube_proxy, Origin::Pod),
                 (namespace.kube_proxy, Origin::Namespace),
-                (profile.and_then(file::Overridable::kube_proxy), Origin::Profile),
+                (profile.and_then(Overridable::kube_proxy), Origin::Profile),
                 (file.kube_proxy(), Origin::File),
             ]),
-            dns: pick([(profile.and_then(file::Overridable::dns), Origin::Profile), (file.dns(), Origin::File)]),
+            dns: pick([(profile.and_then(Overridable::dns), Origin::Profile), (file.dns(), Origin::File)]),
             identity_label: pick([
                 (pod.identity_label, Origin::Pod),
                 (namespace.identity_label, Origin::Namespace),
-                (profile.and_then(file::Overridable::identity_label), Origin::Profile),
+                (profile.and_then(Overridable::identity_label), Origin::Profile),
                 (file.identity_label(), Origin::File),
             ]),
+            allowed: [
+                (file.allowed(), Origin::File),
+                (profile.map(Overridable::allowed).unwrap_or_default(), Origin::Profile),
+            ]
+            .into_iter()
+            .flat_map(|(reasons, origin)| reasons.iter().map(move |reason| Sourced { value: reason.0, origin }))
+            .chain(namespace.allow.iter().map(|reason| Sourced { value: *reason, origin: Origin::Namespace }))
+            .chain(pod.allow.iter().map(|reason| Sourced { value: *reason, origin: Origin::Pod }))
+            .collect(),
             virtual_nodes: &self.virtual_nodes,
+            ignored: Vec::new(),
         }
     }
 }
 
-impl file::Overridable {
+impl Settings<'_> {
+    /// Whether this reason does not keep the pod on VMs.
+    pub fn allows(&self, reason: &Reason) -> bool {
+        self.allowed.iter().any(|allowed| allowed.value.code == reason.code)
+    }
+}
+
+impl Overridable {
+    fn late_after(&self) -> Option<Wait> {
+        self.late.as_ref()?.after
+    }
+
     fn kube_proxy(&self) -> Option<KubeProxy> {
         self.network.as_ref()?.kube_proxy
     }
@@ -177,6 +263,10 @@ impl file::Overridable {
 
     fn identity_label(&self) -> Option<IdentityLabel> {
         self.identity.as_ref()?.label
+    }
+
+    fn allowed(&self) -> &[AllowedReason] {
+        self.eligibility.as_ref().and_then(|eligibility| eligibility.allow.as_deref()).unwrap_or_default()
     }
 }
 
@@ -195,12 +285,13 @@ mod tests {
         Overrides::read(pairs.iter().copied())
     }
 
+    fn file(text: &str) -> Configuration {
+        parse(&format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{text}\n")).unwrap()
+    }
+
     #[test]
     fn the_pod_beats_its_namespace_beats_the_profile_beats_the_file() {
-        let config = parse(
-            "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\nnetwork: {kubeProxy: opt-out}\nprofiles: {p: {network: {kubeProxy: keep}}, q: {}}\n",
-        )
-        .unwrap();
+        let config = file("network: {kubeProxy: opt-out}\nprofiles: {p: {network: {kubeProxy: keep}}, q: {}}");
         let none = Overrides::default();
         let keep = overrides(&[("spillway.dev/kube-proxy", "keep")]);
         let opt_out = overrides(&[("spillway.dev/kube-proxy", "opt-out")]);
@@ -213,7 +304,20 @@ mod tests {
             let settings = config.settings(profile, namespace, pod).unwrap();
             assert_eq!(settings.kube_proxy, Sourced { value, origin }, "{profile}");
             assert_eq!(settings.mode, Sourced { value: Mode::Prefer, origin: Origin::Default });
+            assert_eq!(settings.late_after.value, Duration::from_secs(180));
         }
+    }
+
+    #[test]
+    fn a_file_that_lists_a_shipped_profile_changes_only_what_it_says() {
+        let none = Overrides::default();
+        let on_profile = |value| Sourced { value, origin: Origin::Profile };
+        let config = file("profiles: {high-scale: {identity: {label: off}, network: {dns: keep}}}");
+        let settings = config.settings("high-scale", &none, &none).unwrap();
+        assert_eq!(settings.kube_proxy, on_profile(KubeProxy::OptOut));
+        assert_eq!((settings.identity_label.value, settings.dns.value), (IdentityLabel::Off, Dns::Keep));
+        let config = file("profiles: {high-scale: {network: {kubeProxy: keep}}}");
+        assert_eq!(config.settings("high-scale", &none, &none).unwrap().kube_proxy, on_profile(KubeProxy::Keep));
     }
 
     #[test]
@@ -230,23 +334,64 @@ mod tests {
     fn an_override_that_is_not_understood_is_reported_and_falls_back() {
         let pod = overrides(&[
             ("spillway.dev/mode", "of"),
+            ("spillway.dev/late-after", "soon"),
             ("spillway.dev/kube-proxi", "keep"),
+            ("spillway.dev/late-afer", "5m"),
+            ("spillway.dev/zzzz", "5m"),
             ("spillway.dev/decision", "prefer"),
             ("example.com/mode", "x"),
         ]);
-        let namespace = overrides(&[("spillway.dev/mode", "off")]);
+        let namespace = overrides(&[
+            ("spillway.dev/mode", "off"),
+            ("spillway.dev/late-after", "90s"),
+            ("spillway.dev/allow", "Nonsense, RuntimeClass"),
+        ]);
         let config = Configuration::default();
         let settings = config.settings("enabled", &namespace, &pod).unwrap();
         assert_eq!(settings.mode, Sourced { value: Mode::Off, origin: Origin::Namespace });
-        let messages: Vec<_> = pod.rejected.iter().map(|r| format!("{}: {}", r.key, r.message)).collect();
+        assert_eq!(settings.late_after, Sourced { value: Duration::from_secs(90), origin: Origin::Namespace });
+        assert_eq!(settings.allowed.iter().map(|allowed| allowed.value.code).collect::<Vec<_>>(), ["RuntimeClass"]);
+        let messages: Vec<_> =
+            settings.ignored.iter().map(|i| format!("{} {}: {}", i.on.as_str(), i.key, i.message)).collect();
         assert_eq!(
             messages,
             [
-                "spillway.dev/mode: unknown value \"of\", expected \"prefer\" or \"off\"; did you mean \"off\"?",
-                "spillway.dev/kube-proxi: unknown annotation; did you mean \"spillway.dev/kube-proxy\"?",
+                "namespace spillway.dev/allow: unknown reason \"Nonsense\"",
+                "pod spillway.dev/mode: unknown value \"of\", expected \"prefer\", \"late\", \"bridge\", \"require\" or \"off\"; did you mean \"off\"?",
+                "pod spillway.dev/late-after: invalid duration \"soon\", expected from 0s to 24h, such as 90s, 3m or 1h30m",
+                "pod spillway.dev/kube-proxi: unknown annotation; did you mean \"spillway.dev/kube-proxy\"?",
+                "pod spillway.dev/late-afer: unknown annotation; did you mean \"spillway.dev/late-after\"?",
+                "pod spillway.dev/zzzz: unknown annotation",
             ]
         );
-        let late = overrides(&[("spillway.dev/mode", "late")]);
-        assert!(late.rejected[0].message.contains("not supported by this version"));
+    }
+
+    #[test]
+    fn an_override_that_is_forbidden_is_ignored_and_reported() {
+        let none = Overrides::default();
+        let strict = file("overrides: {namespace: [mode], pod: []}");
+        let default = Configuration::default();
+        for (config, on_pod, key, value, forbidden) in [
+            (&default, true, "spillway.dev/mode", "require", true),
+            (&default, true, "spillway.dev/mode", "off", false),
+            (&default, true, "spillway.dev/allow", "RuntimeClass", true),
+            (&default, true, "spillway.dev/late-after", "5m", false),
+            (&default, false, "spillway.dev/mode", "require", false),
+            (&default, false, "spillway.dev/allow", "RuntimeClass", false),
+            (&strict, true, "spillway.dev/mode", "off", true),
+            (&strict, true, "spillway.dev/kube-proxy", "keep", true),
+            (&strict, true, "spillway.dev/identity-label", "off", true),
+            (&strict, false, "spillway.dev/mode", "off", false),
+            (&strict, false, "spillway.dev/mode", "require", true),
+            (&strict, false, "spillway.dev/late-after", "5m", true),
+        ] {
+            let set = overrides(&[(key, value)]);
+            let (namespace, pod) = if on_pod { (&none, &set) } else { (&set, &none) };
+            let with = config.settings("enabled", namespace, pod).unwrap();
+            let without =
+                Settings { ignored: with.ignored.clone(), ..config.settings("enabled", &none, &none).unwrap() };
+            let same = format!("{with:?}") == format!("{without:?}");
+            assert_eq!((with.ignored.len(), same), (usize::from(forbidden), forbidden), "{key}={value} {on_pod}");
+        }
     }
 }

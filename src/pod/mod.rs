@@ -5,13 +5,35 @@
 //! Every map, list and struct may be absent or `null`, as Go's encoder may leave it out either way.
 
 mod affinity;
+mod container;
+mod maps_only;
+mod present;
+mod quantity;
+mod relevant;
+mod resources;
 mod text;
 mod toleration;
+mod volume;
 
-pub use affinity::{Affinity, NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm};
+pub use affinity::{
+    Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, NodeView, PodAffinityTerm,
+    PodAntiAffinity, PreferredSchedulingTerm, TopologySpreadConstraint, requirement_matches,
+};
+pub use container::{
+    Capabilities, Container, ContainerPort, ContainerSecurityContext, EnvVar, EnvVarSource, HttpGet, IntOrString,
+    Lifecycle, ObjectFieldSelector, Probe, VolumeMount,
+};
+pub use maps_only::{from_json, maps_only};
+pub use present::Present;
+pub use quantity::{MaybeQuantity, Quantity, QuantityError};
+pub use relevant::{Matters, Relevant};
+pub use resources::{ResourceList, ResourceRequirements};
 use serde::Deserialize;
 pub use text::{StringMap, Text};
-pub use toleration::{Taint, Toleration};
+pub use toleration::{Taint, Toleration, TolerationFields};
+pub use volume::{
+    CsiVolume, KeysProjection, ProjectedVolume, ServiceAccountTokenProjection, Volume, VolumeProjection, VolumeSource,
+};
 
 /// The parts of a `v1.Pod` that a decision rests on.
 ///
@@ -53,6 +75,8 @@ pub struct OwnerReference<'a> {
     /// The owner's kind, such as `ReplicaSet`.
     #[serde(borrow)]
     pub kind: Option<Text<'a>>,
+    /// Whether the owner manages the pod; at most one does.
+    pub controller: Option<bool>,
 }
 
 /// The parts of `spec` that are read.
@@ -80,6 +104,59 @@ pub struct Spec<'a> {
     /// `spec.affinity`
     #[serde(borrow)]
     pub affinity: Option<Affinity<'a>>,
+    /// `spec.topologySpreadConstraints`
+    #[serde(borrow)]
+    pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint<'a>>>,
+    /// `spec.containers`
+    #[serde(borrow)]
+    pub containers: Option<Vec<Container<'a>>>,
+    /// `spec.initContainers`
+    #[serde(borrow)]
+    pub init_containers: Option<Vec<Container<'a>>>,
+    /// `spec.volumes`
+    #[serde(borrow)]
+    pub volumes: Option<Vec<Volume<'a>>>,
+    /// `spec.hostNetwork`
+    pub host_network: Option<bool>,
+    /// `spec.hostPID`
+    #[serde(rename = "hostPID")]
+    pub host_pid: Option<bool>,
+    /// `spec.hostIPC`
+    #[serde(rename = "hostIPC")]
+    pub host_ipc: Option<bool>,
+    /// `spec.runtimeClassName`
+    #[serde(borrow)]
+    pub runtime_class_name: Option<Text<'a>>,
+    /// `spec.resourceClaims`
+    pub resource_claims: Option<Vec<Present>>,
+    /// `spec.resources`, for the pod as a whole.
+    #[serde(borrow)]
+    pub resources: Option<ResourceRequirements<'a>>,
+    /// `spec.overhead`, filled in from the runtime class.
+    #[serde(borrow)]
+    pub overhead: Option<ResourceList<'a>>,
+    /// `spec.securityContext`
+    pub security_context: Option<PodSecurityContext>,
+    /// `spec.terminationGracePeriodSeconds`
+    pub termination_grace_period_seconds: Option<i64>,
+    /// `spec.hostAliases`
+    pub host_aliases: Option<Vec<Present>>,
+    /// `spec.shareProcessNamespace`
+    pub share_process_namespace: Option<bool>,
+}
+
+/// `spec.securityContext`
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSecurityContext {
+    /// `runAsUser`
+    pub run_as_user: Option<Present>,
+    /// `runAsGroup`
+    pub run_as_group: Option<Present>,
+    /// `fsGroup`
+    pub fs_group: Option<Present>,
+    /// `sysctls`
+    pub sysctls: Option<Vec<Present>>,
 }
 
 /// `spec.os`
@@ -119,6 +196,37 @@ impl Pod<'_> {
             .and_then(|affinity| affinity.node_affinity.as_ref())
             .and_then(|node| node.preferred.as_deref())
             .unwrap_or_default()
+    }
+
+    /// The required node affinity.
+    pub fn required_node_affinity(&self) -> Option<&NodeSelector<'_>> {
+        self.spec.affinity.as_ref()?.node_affinity.as_ref()?.required.as_ref()
+    }
+
+    /// The entries of `spec.containers`.
+    pub fn containers(&self) -> &[Container<'_>] {
+        self.spec.containers.as_deref().unwrap_or_default()
+    }
+
+    /// The entries of `spec.initContainers`.
+    pub fn init_containers(&self) -> &[Container<'_>] {
+        self.spec.init_containers.as_deref().unwrap_or_default()
+    }
+
+    /// The init containers, then the containers.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container<'_>> {
+        self.init_containers().iter().chain(self.containers())
+    }
+
+    /// The entries of `spec.volumes`.
+    pub fn volumes(&self) -> &[Volume<'_>] {
+        self.spec.volumes.as_deref().unwrap_or_default()
+    }
+
+    /// The kind of the owner that manages the pod.
+    pub fn controller_kind(&self) -> Option<&str> {
+        let owners = self.metadata.owner_references.as_deref().unwrap_or_default();
+        owners.iter().find(|owner| owner.controller == Some(true))?.kind.as_deref()
     }
 
     /// The service account the pod runs as: `default` when it names none, as the API server defaults it.

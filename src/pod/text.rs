@@ -11,7 +11,7 @@ use serde::{
 ///
 /// A newtype, because serde's `borrow` does not reach into `Option<Cow<str>>` or `Vec<Cow<str>>`, and because a plain
 /// `&str` fails at run time on any escaped string.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 

@@ -54,6 +54,47 @@ impl Toleration<'_> {
     }
 }
 
+/// A toleration that is to be added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TolerationFields<'t> {
+    /// `key`
+    pub key: &'t str,
+    /// `operator`
+    pub operator: &'t str,
+    /// `value`, empty if it has none
+    pub value: &'t str,
+    /// `effect`
+    pub effect: &'t str,
+}
+
+impl Toleration<'_> {
+    /// As an entry of a namespace's whitelist: whether it lets a pod have this toleration.
+    ///
+    /// The rules are those of `isSuperset` in kubernetes/kubernetes `pkg/util/tolerations/tolerations.go`, for tolerations without
+    /// `tolerationSeconds`.
+    pub fn permits(&self, wanted: TolerationFields<'_>) -> bool {
+        let key = self.key.as_deref().unwrap_or_default();
+        let operator = self.operator.as_deref().unwrap_or_default();
+        let effect = self.effect.as_deref().unwrap_or_default();
+        let every_key = key.is_empty() && operator == "Exists";
+        if (key != wanted.key && !every_key) || (effect != wanted.effect && !effect.is_empty()) {
+            return false;
+        }
+        match operator {
+            "Exists" => true,
+            "" | "Equal" => wanted.operator == "Equal" && self.value.as_deref().unwrap_or_default() == wanted.value,
+            _ => false,
+        }
+    }
+
+    /// Whether this entry says exactly that.
+    pub fn says(&self, fields: TolerationFields<'_>) -> bool {
+        let TolerationFields { key, operator, value, effect } = fields;
+        let pairs = [(&self.key, key), (&self.operator, operator), (&self.value, value), (&self.effect, effect)];
+        pairs.into_iter().all(|(field, text)| field.as_deref().unwrap_or_default() == text)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

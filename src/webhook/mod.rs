@@ -2,6 +2,7 @@
 
 mod accept;
 mod admin;
+mod remarks;
 mod review;
 
 use std::{
@@ -14,8 +15,9 @@ use std::{
 };
 
 use axum::{Router, routing::post};
+pub use remarks::remarks;
 use rustls::{ServerConfig, sign::CertifiedKey, sign::SingleCertAndKey};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::{cluster::Cluster, config::Configuration, telemetry::Metrics};
 
@@ -28,12 +30,14 @@ pub struct App {
     /// Where everything is counted.
     pub metrics: Metrics,
     draining: AtomicBool,
+    body_budget: Semaphore,
 }
 
 impl App {
     /// An app that is not draining.
     pub fn new(configuration: Configuration, cluster: Cluster, metrics: Metrics) -> Self {
-        Self { configuration, cluster, metrics, draining: AtomicBool::new(false) }
+        let body_budget = Semaphore::new(review::BODY_BUDGET);
+        Self { configuration, cluster, metrics, draining: AtomicBool::new(false), body_budget }
     }
 
     /// What is missing before requests can be decided; empty when the webhook is ready.

@@ -10,16 +10,16 @@ use std::{
 
 use axum::{
     body::{Bytes, to_bytes},
-    extract::{Request, State},
+    extract::{self, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 
-use super::App;
+use super::{App, remarks};
 use crate::{
-    admission::{self, Unusable},
-    burst::{self, Decision, Part, ServiceAccount, Verdict},
-    cluster::{Lookup, Namespace},
+    admission::{self, Remarks, Request, Unusable},
+    burst::{self, Decision, Facts, Outcome, Part, ServiceAccount, Verdict},
+    cluster::Lookup,
     config::{Overrides, Settings},
     pod::Pod,
     telemetry::Resource,
@@ -32,13 +32,18 @@ const BODY_LIMIT: usize = 7 * 1024 * 1024;
 /// The API server waits two seconds for the whole answer (`timeoutSeconds`), so a body that takes longer is not worth having.
 const BODY_TIME: Duration = Duration::from_secs(2);
 
+/// What all bodies that are being read may take together, in units of [`UNIT`]: 32 MiB, twice that while they are joined. It
+/// keeps the memory bounded when many large bodies come at once; ordinary reviews have some ten kilobytes and never wait.
+pub(super) const BODY_BUDGET: usize = 32 * 1024 * 1024 / UNIT;
+const UNIT: usize = 64 * 1024;
+
 /// `POST /mutate-v1-pod`
-pub(super) async fn mutate_pod(State(app): State<Arc<App>>, request: Request) -> Response {
+pub(super) async fn mutate_pod(State(app): State<Arc<App>>, request: extract::Request) -> Response {
     let started = Instant::now();
-    let response = match read_body(request).await {
+    let response = match read_body(&app, request).await {
         Err(refusal) => refuse(&app, refusal),
         Ok(body) => match admission::parse(&body) {
-            Ok(review) => json(answer(&app, &review).await),
+            Ok(request) => json(answer(&app, &request).await),
             Err(why) => unusable(&app, &body, &why),
         },
     };
@@ -49,11 +54,18 @@ pub(super) async fn mutate_pod(State(app): State<Arc<App>>, request: Request) ->
 /// A request that is refused before its body is looked at.
 type Refusal = (StatusCode, &'static str, &'static str);
 
-async fn read_body(request: Request) -> Result<Bytes, Refusal> {
+async fn read_body(app: &App, request: extract::Request) -> Result<Bytes, Refusal> {
     if !is_json(request.headers()) {
         return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", "expected content type application/json\n"));
     }
-    match tokio::time::timeout(BODY_TIME, to_bytes(request.into_body(), BODY_LIMIT)).await {
+    let units = expected_length(request.headers()).min(BODY_LIMIT) / UNIT + 1;
+    let read = async {
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        // The budget is never closed; without a permit the body would only be read without its share.
+        let _share = app.body_budget.acquire_many(units).await;
+        to_bytes(request.into_body(), BODY_LIMIT).await
+    };
+    match tokio::time::timeout(BODY_TIME, read).await {
         Err(_elapsed) => Err((StatusCode::REQUEST_TIMEOUT, "slow_body", "the body took longer than 2 s\n")),
         Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) if is_length_limit(&error) => {
@@ -61,6 +73,12 @@ async fn read_body(request: Request) -> Result<Bytes, Refusal> {
         }
         Ok(Err(_broken)) => Err((StatusCode::BAD_REQUEST, "broken_body", "the body broke off\n")),
     }
+}
+
+/// How long the body says that it is; one that does not say may be as long as any.
+fn expected_length(headers: &HeaderMap) -> usize {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    length.unwrap_or(BODY_LIMIT)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -83,14 +101,11 @@ fn refuse(app: &App, (status, reason, message): Refusal) -> Response {
 fn unusable(app: &App, body: &[u8], why: &Unusable) -> Response {
     app.metrics.unusable(why.reason());
     let uid = admission::recover_uid(body);
-    tracing::warn!(
-        reason = why.reason(),
-        error = why as &dyn std::error::Error,
-        uid = uid.as_deref(),
-        "unusable request"
-    );
+    // A UID has 36 characters; what a stranger sends may have millions.
+    let shown = uid.as_deref().map(|uid| uid.chars().take(64).collect::<String>());
+    tracing::warn!(reason = why.reason(), error = why as &dyn std::error::Error, uid = shown, "unusable request");
     match uid {
-        Some(uid) => json(admission::allow(&uid, None)),
+        Some(uid) => json(admission::allow(&uid, None, &Remarks::default())),
         None => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
     }
 }
@@ -99,25 +114,35 @@ fn json(body: Vec<u8>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-async fn answer(app: &App, review: &admission::Request<'_>) -> Vec<u8> {
-    let Some(namespace) = app.cluster.namespace(&review.namespace).await else {
+async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
+    if let Some(old) = &request.old {
+        let patch = burst::restore(&request.pod, old, &app.configuration.virtual_nodes);
+        app.metrics.decided(Resource::Pods, if patch.is_some() { "restore" } else { "none" });
+        return admission::allow(&request.uid, patch.as_deref(), &Remarks::default());
+    }
+    let Some(namespace) = app.cluster.namespace(&request.namespace).await else {
         app.metrics.namespace_missed();
         app.metrics.decided(Resource::Pods, "none");
-        tracing::warn!(uid = &*review.uid, namespace = &*review.namespace, "namespace not known to have opted in");
-        return admission::allow(&review.uid, None);
+        tracing::warn!(uid = &*request.uid, namespace = &*request.namespace, "namespace not known to have opted in");
+        return admission::allow(&request.uid, None, &Remarks::default());
     };
-    let pod = &review.pod;
-    let settings = settings(app, &namespace, pod);
-    let account = service_account(app, &review.namespace, pod, settings.as_ref()).await;
-    let decision = burst::decide(pod, settings.as_ref(), account);
-    let patch = burst::json_patch(pod, &decision);
-    report(app, review, &decision);
-    admission::allow(&review.uid, patch.as_deref())
-}
-
-fn settings<'a>(app: &'a App, namespace: &Namespace, pod: &Pod<'_>) -> Option<Settings<'a>> {
+    let pod = &request.pod;
     let overrides = Overrides::read(pod.annotations());
-    app.configuration.settings(&namespace.profile, &namespace.overrides, &overrides)
+    let settings = app.configuration.settings(&namespace.profile, &namespace.overrides, &overrides);
+    let service_account = service_account(app, &request.namespace, pod, settings.as_ref()).await;
+    let snapshot = app.cluster.snapshot();
+    let facts = Facts {
+        service_account,
+        namespace: &request.namespace,
+        virtual_nodes: snapshot.virtual_nodes(),
+        namespace_labels: &namespace.labels,
+        namespace_annotations: &namespace.annotations,
+        network_policies: snapshot.network_policies(&request.namespace),
+    };
+    let decision = burst::decide(pod, settings.as_ref(), &facts);
+    let patch = burst::json_patch(pod, &decision);
+    report(app, request, &decision);
+    admission::allow(&request.uid, patch.as_deref(), &remarks(request, settings.as_ref(), &decision))
 }
 
 /// Looks the service account up if the decision depends on it. On failure the pod goes without the label, and that is counted.
@@ -126,32 +151,27 @@ async fn service_account(app: &App, namespace: &str, pod: &Pod<'_>, settings: Op
         return ServiceAccount::Unknown;
     }
     let name = pod.service_account();
-    let known = match app.cluster.has_client_id(namespace, name).await {
-        Lookup::Cached(known) => Some(known),
+    match app.cluster.service_account(namespace, name).await {
+        Lookup::Cached(known) => known,
         Lookup::Read(Ok(known)) => {
             app.metrics.service_account_looked_up("found");
-            Some(known)
+            known
         }
         Lookup::Read(Err(error)) => {
             app.metrics.service_account_looked_up(error.result());
             tracing::warn!(namespace, name, error = &error as &dyn std::error::Error, "service account unknown");
-            None
+            ServiceAccount::Unknown
         }
-    };
-    match known {
-        Some(true) => ServiceAccount::WithClientId,
-        Some(false) => ServiceAccount::WithoutClientId,
-        None => ServiceAccount::Unknown,
     }
 }
 
 /// Counts the decision, and writes one line for a pod that is changed or held back.
-fn report(app: &App, review: &admission::Request<'_>, decision: &Decision<'_>) {
+fn report(app: &App, request: &Request<'_>, decision: &Decision<'_>) {
     let word = match &decision.verdict {
         Verdict::Burst(mode) => mode.as_str(),
-        Verdict::Stay(reasons) => {
-            for reason in reasons {
-                app.metrics.stays(reason.as_str());
+        Verdict::Stay(findings) => {
+            for finding in findings {
+                app.metrics.stays(finding.reason.code);
             }
             "stay"
         }
@@ -161,15 +181,17 @@ fn report(app: &App, review: &admission::Request<'_>, decision: &Decision<'_>) {
     if decision.verdict == Verdict::OptedOut || !tracing::enabled!(tracing::Level::INFO) {
         return;
     }
-    let added: Vec<_> = decision.added().map(Part::as_str).collect();
-    let metadata = &review.pod.metadata;
+    let list = |outcome| decision.parts(outcome).map(Part::as_str).collect::<Vec<_>>().join(",");
+    let withdrawn = list(Outcome::Withdrawn);
+    let metadata = &request.pod.metadata;
     tracing::info!(
-        uid = &*review.uid,
-        namespace = &*review.namespace,
+        uid = &*request.uid,
+        namespace = &*request.namespace,
         pod = metadata.name.as_deref().or(metadata.generate_name.as_deref()),
         decision = %decision.verdict,
-        added = added.join(","),
-        dry_run = review.dry_run,
+        added = list(Outcome::Added),
+        withdrawn = (!withdrawn.is_empty()).then_some(withdrawn),
+        dry_run = request.dry_run,
         "pod reviewed",
     );
 }

@@ -199,3 +199,36 @@ fn what_cannot_overflow_stays_and_says_why() {
         assert!(!admitted["spec"].to_string().contains("virtual-kubelet"), "{decision}");
     }
 }
+
+#[test]
+fn a_namespace_that_changes_its_mind_is_followed() {
+    spillway();
+    let plane = control_plane();
+    let namespace = plane.namespace(Some("enabled"));
+    let decision =
+        || namespace.dry_run(&pod("web", &json!({})))["metadata"]["annotations"]["spillway.dev/decision"].clone();
+    assert_eq!(decision(), "prefer");
+    let label = |value: &str| plane.kubectl(&["label", "--overwrite", "namespace", &namespace.name, value]);
+    label("spillway.dev/burst=nonsense");
+    crate::harness::eventually("the new profile", || (decision() == "stay: UnknownProfile").then_some(()));
+    label("spillway.dev/burst=disabled");
+    crate::harness::eventually("the namespace to be out", || decision().is_null().then_some(()));
+    label("spillway.dev/burst=enabled");
+    crate::harness::eventually("the namespace to be in again", || (decision() == "prefer").then_some(()));
+}
+
+#[test]
+fn a_service_account_that_is_gone_leaves_nothing_behind() {
+    let webhook = spillway();
+    let namespace = control_plane().namespace(Some("enabled"));
+    namespace.identity("web");
+    let as_web = pod("web", &json!({"spec": {"serviceAccountName": "web"}}));
+    let label = |pod: &Value| pod["metadata"]["labels"]["azure.workload.identity/use"].clone();
+    assert_eq!(label(&namespace.dry_run(&as_web)), "true");
+    namespace.kubectl(&["delete", "serviceaccount", "web"], "");
+    namespace.kubectl(&["create", "serviceaccount", "web"], "");
+    crate::harness::eventually("the new account to be seen", || {
+        label(&namespace.dry_run(&as_web)).is_null().then_some(())
+    });
+    assert_eq!(webhook.admin("/readyz"), (200, "ok\n".to_owned()));
+}

@@ -22,7 +22,7 @@ pub(crate) fn sent_patch(answer: &Value) -> String {
 
 fn explain(args: &[&str], stdin: &str) -> Output {
     let mut child = spillway_command()
-        .args(["explain", "-f", "-"])
+        .args(["explain", "-f", "-", "-f", concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nodes.yaml")])
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -46,7 +46,10 @@ async fn without_a_look_at_the_service_account_the_pod_goes_without_the_label() 
     plane.kubectl(&["create", "clusterrolebinding", "half-blind", "--clusterrole=namespaces-only", &subject]);
     let webhook = Webhook::start("half-blind", &plane.kubeconfig_for(&namespace.name, "half-blind"));
     eventually("the namespaces", || (!webhook.admin("/readyz").1.contains("namespaces")).then_some(()));
-    assert_eq!(webhook.admin("/readyz"), (503, "not ready: service accounts\n".to_owned()));
+    assert_eq!(
+        webhook.admin("/readyz"),
+        (503, "not ready: service accounts, virtual nodes, network policies\n".to_owned())
+    );
 
     let review = json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
@@ -58,5 +61,8 @@ async fn without_a_look_at_the_service_account_the_pod_goes_without_the_label() 
     assert_eq!((status.as_u16(), &answer["response"]["allowed"]), (200, &json!(true)));
     let patch = crate::explain::sent_patch(&answer);
     assert!(patch.contains("spillway.dev/decision") && !patch.contains("azure.workload.identity/use"), "{patch}");
-    assert_eq!(webhook.metric(r#"spillway_service_account_lookups_total{result="error"}"#), 1);
+    // A refusal, or on a busy machine no answer in time: one of them, once.
+    let failures = ["error", "timeout"]
+        .map(|result| webhook.metric(&format!(r#"spillway_service_account_lookups_total{{result="{result}"}}"#)));
+    assert_eq!(failures.iter().sum::<u64>(), 1, "{failures:?}");
 }

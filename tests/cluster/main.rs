@@ -12,6 +12,11 @@ mod explain;
 mod identity;
 mod outage;
 mod overflow;
+mod quantities;
+mod reapply;
+mod reasons;
+mod reinvocation;
+mod scheduler;
 mod scope;
 mod unusable;
 

@@ -17,7 +17,12 @@ fn nodes() {
         })
         .collect();
     let taint = json!({"key": "virtual-kubelet.io/provider", "value": "azure", "effect": "NoSchedule"});
-    items.push(node("overflow-virtual", json!({"test": "overflow", "type": "virtual-kubelet"}), taint, "1000"));
+    items.push(node(
+        "overflow-virtual",
+        json!({"test": "overflow", "type": "virtual-kubelet", "virtualization": "virtualnode2"}),
+        taint,
+        "1000",
+    ));
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
     control_plane().kubectl_with(&["apply", "-f", "-"], &list.to_string());
 }

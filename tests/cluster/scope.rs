@@ -6,8 +6,29 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::pod,
-    harness::{Stub, allowed, control_plane, eventually, manifest_webhook},
+    harness::{Stub, allowed, control_plane, eventually, manifest_webhooks},
 };
+
+#[test]
+fn the_webhooks_are_registered_so_that_they_are_never_in_the_way() {
+    let webhooks = manifest_webhooks();
+    let names: Vec<_> = webhooks.iter().map(|webhook| &webhook["name"]).collect();
+    assert_eq!(json!(names), json!(["pods.spillway.dev", "pod-updates.spillway.dev"]));
+    for (webhook, reinvocation) in webhooks.iter().zip(["IfNeeded", "Never"]) {
+        let fixed = [
+            "failurePolicy",
+            "timeoutSeconds",
+            "matchPolicy",
+            "sideEffects",
+            "admissionReviewVersions",
+            "reinvocationPolicy",
+        ];
+        let registered: Vec<_> = fixed.iter().map(|field| webhook[field].clone()).collect();
+        assert_eq!(json!(registered), json!(["Ignore", 2, "Equivalent", "None", ["v1"], reinvocation]));
+    }
+    assert_eq!(webhooks[0]["rules"][0]["operations"], json!(["CREATE"]));
+    assert_eq!(webhooks[1]["rules"][0]["operations"], json!(["UPDATE"]));
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_did_not_opt_in_never_causes_a_call() {
@@ -23,7 +44,7 @@ async fn who_did_not_opt_in_never_causes_a_call() {
         })
         .await
     };
-    let _registered = stub.register_like("aci-spillway-calls", &manifest_webhook());
+    let _registered = stub.register_like("aci-spillway-calls", &manifest_webhooks()[0]);
     let count = |namespace: &str, name: &str| {
         let calls = calls.lock().unwrap();
         calls.iter().filter(|(ns, pod)| ns == namespace && pod == name).count()

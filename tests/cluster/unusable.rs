@@ -55,12 +55,16 @@ fn bodies(namespace: &str) -> Vec<(&'static str, Vec<u8>, Expect, &'static str)>
         ("no request", with(namespace, "/request", json!(null)), Refused, "no_request"),
         ("no uid", with(namespace, "/request/uid", json!(null)), Refused, "no_request"),
         ("a uid that is no string", with(namespace, "/request/uid", json!(7)), Refused, "json"),
-        ("another kind of object", with(namespace, "/request/kind/kind", json!("Deployment")), Allowed("u-1"), "not_a_pod_creation"),
-        ("an update", with(namespace, "/request/operation", json!("UPDATE")), Allowed("u-1"), "not_a_pod_creation"),
+        ("another kind of object", with(namespace, "/request/kind/kind", json!("Deployment")), Allowed("u-1"), "not_a_pod"),
+        ("an update without the old object", with(namespace, "/request/operation", json!("UPDATE")), Allowed("u-1"), "no_object"),
+        ("a deletion", with(namespace, "/request/operation", json!("DELETE")), Allowed("u-1"), "not_a_pod"),
         ("no object", with(namespace, "/request/object", json!(null)), Allowed("u-1"), "no_object"),
         ("an object that is a list", with(namespace, "/request/object", json!([])), Allowed("u-1"), "json"),
         ("no metadata", with(namespace, "/request/object/metadata", json!(null)), Allowed("u-1"), "json"),
         ("no spec", with(namespace, "/request/object/spec", json!(null)), Allowed("u-1"), "json"),
+        ("an object that is a list of the right length", with(namespace, "/request/object", json!([{}, {}])), Allowed("u-1"), "json"),
+        ("an affinity that is a list", with(namespace, "/request/object/spec/affinity", json!([{}])), Allowed("u-1"), "json"),
+        ("a request that is a list", with(namespace, "/request", json!(["u-1", {}, null, namespace, "CREATE", false, {}, {}, {}])), Refused, "json"),
         ("labels that are a list", with(namespace, "/request/object/metadata/labels", json!([])), Allowed("u-1"), "json"),
         ("tolerations that hold null", with(namespace, "/request/object/spec/tolerations", json!([null])), Allowed("u-1"), "json"),
         ("tolerations that are a map", with(namespace, "/request/object/spec/tolerations", json!({})), Allowed("u-1"), "json"),
@@ -141,6 +145,21 @@ async fn huge_bodies_do_not_cost_huge_memory() {
     let grown = webhook.peak_memory() - before;
     // One body of 7 MiB at a time, in two copies at worst while it grows.
     assert!(grown < 40 * 1024, "the peak grew by {grown} KiB over 500 MiB of bodies");
+
+    // As many as come at once share 32 MiB, doubled while they are joined; who gets no share in time is refused.
+    let large = Bytes::from(vec![b' '; 7 * 1024 * 1024 - 1]);
+    let mut together = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let (https, body) = (webhook.https(), large.clone());
+        together.spawn(async move { https.send("/mutate-v1-pod", "application/json", body).await });
+    }
+    for answer in together.join_all().await.into_iter().flatten() {
+        assert!(answer.0.is_client_error(), "{}", answer.0);
+    }
+    let grown = webhook.peak_memory() - before;
+    assert!(grown < 110 * 1024, "the peak grew by {grown} KiB over 280 MiB of bodies at once");
+    let (status, _) = https.review(review(&namespace).to_string()).await;
+    assert_eq!(status, 200, "the budget is given back");
 }
 
 /// A webhook of this test's own, so that it counts nothing but this test's requests.

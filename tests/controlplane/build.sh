@@ -20,7 +20,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/spillway
 hash=$(cat -- *.go go.mod go.sum build.sh | sha256sum | cut -c1-12)
 program=$cache/controlplane-$hash
+# Marks the program as used, and removes those that nobody has used for a week. A younger one may be running under the tests
+# of another checkout.
+tidy() {
+  touch -c "$program" || true # a cache that can only be read will do
+  find "$cache" -maxdepth 1 -type f -name 'controlplane-*' -mtime +6 -delete || true
+}
 if [[ -x $program ]]; then
+  tidy
   printf '%s\n' "$program"
   exit
 fi
@@ -89,8 +96,6 @@ fi
 
 mv "$temporary" "$program"
 rm -f "$log"
-for old in "$cache"/controlplane-*; do
-  if [[ $old != "$program" ]]; then rm -f "$old"; fi
-done
+tidy
 say "built $program in ${SECONDS}s"
 printf '%s\n' "$program"

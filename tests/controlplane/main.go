@@ -29,6 +29,7 @@ func main() {
 		"helm":                    helmCommand,
 		"up":                      upCommand,
 		"tether":                  tetherCommand,
+		"quantity":                quantityCommand,
 	}
 	name := filepath.Base(os.Args[0])
 	if _, ok := roles[name]; !ok && len(os.Args) > 1 {
@@ -36,7 +37,7 @@ func main() {
 	}
 	role, ok := roles[name]
 	if !ok {
-		fmt.Fprintln(os.Stderr, "usage: controlplane {etcd|kube-apiserver|kube-controller-manager|kube-scheduler|kubectl|helm|kwok|up|tether} [flags]")
+		fmt.Fprintln(os.Stderr, "usage: controlplane {etcd|kube-apiserver|kube-controller-manager|kube-scheduler|kubectl|helm|kwok|up|tether|quantity} [flags]")
 		os.Exit(2)
 	}
 	os.Exit(cli.Run(role()))

@@ -1,5 +1,8 @@
 //! Pods of all shapes, and what must hold when Spillway has been at them.
 
+mod lost;
+
+pub(crate) use lost::lost;
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::{Map, Value, json};
 
@@ -53,7 +56,7 @@ fn annotations(allow: Allow) -> impl Strategy<Value = Value> {
         ("spillway.dev/kube-proxy", "keep"),
         ("spillway.dev/identity-label", "off"),
         ("spillway.dev/decision", "forged"),
-        ("spillway.dev/added", "toleration, nonsense"),
+        ("spillway.dev/added", "nonsense"),
         ("microsoft.containerinstance.virtualnode.injectkubeproxy", "true"),
         ("microsoft.containerinstance.virtualnode.injectdns", "true"),
         ("microsoft.containerinstance.virtualnode.ccepolicy", "cGFja2FnZQ=="),
@@ -140,27 +143,4 @@ fn maybe(allow: Allow, some: impl Strategy<Value = Value>) -> impl Strategy<Valu
 
 fn object<const N: usize>(fields: [(&str, Option<Value>); N]) -> Value {
     fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect::<Map<_, _>>().into()
-}
-
-/// The first place where `after` has lost or changed something of `before`.
-///
-/// Maps may have gained entries, and lists may have grown at their end. What Spillway writes about itself is its own.
-pub(crate) fn lost(before: &Value, after: &Value) -> Option<String> {
-    match (before, after) {
-        (Value::Object(before), Value::Object(after)) => before.iter().find_map(|(key, value)| {
-            if matches!(key.as_str(), "spillway.dev/decision" | "spillway.dev/added") {
-                return None;
-            }
-            let Some(after) = after.get(key) else { return Some(format!("{key} is gone")) };
-            lost(value, after).map(|inner| format!("{key}.{inner}"))
-        }),
-        (Value::Array(before), Value::Array(after)) => {
-            if after.len() < before.len() {
-                return Some(format!("{} of {} entries are gone", before.len() - after.len(), before.len()));
-            }
-            before.iter().zip(after).enumerate().find_map(|(i, (b, a))| (b != a).then(|| format!("[{i}] has changed")))
-        }
-        (Value::Null, _) => None,
-        (before, after) => (before != after).then(|| format!("was {before}, is {after}")),
-    }
 }

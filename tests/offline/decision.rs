@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use spillway::{
-    burst::{self, ServiceAccount, Verdict},
+    burst::{self, Facts, ServiceAccount, Verdict},
     config::{Configuration, Overrides},
-    pod::Pod,
+    pod::{Pod, from_json},
 };
 
 use crate::generated_pods::{Allow, lost, pod};
@@ -13,10 +13,10 @@ use crate::generated_pods::{Allow, lost, pod};
 /// Decides on a pod and applies the patch with an implementation of RFC 6902 that is not ours.
 fn decide(pod: &Value, profile: &str, account: ServiceAccount) -> (Verdict, Option<Value>, Value) {
     let (text, configuration) = (pod.to_string(), Configuration::default());
-    let view: Pod<'_> = serde_json::from_str(&text).unwrap();
+    let view: Pod<'_> = from_json(&text).unwrap();
     let overrides = Overrides::read(view.annotations());
     let settings = configuration.settings(profile, &Overrides::default(), &overrides);
-    let decision = burst::decide(&view, settings.as_ref(), account);
+    let decision = burst::decide(&view, settings.as_ref(), &Facts::only(account));
     let patch: Option<Value> = burst::json_patch(&view, &decision).map(|patch| serde_json::from_slice(&patch).unwrap());
     let mut after = pod.clone();
     if let Some(patch) = &patch {
@@ -39,7 +39,7 @@ fn profile() -> impl Strategy<Value = &'static str> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_patch_applies_and_nothing_of_the_users_is_lost(
@@ -69,10 +69,54 @@ proptest! {
             let annotations = after["metadata"]["annotations"].as_object_mut().unwrap();
             let decision = annotations.remove("spillway.dev/decision").unwrap();
             prop_assert!(decision.as_str().unwrap().starts_with("stay: "));
+            // What stands there of Spillway's own is its own.
+            let own = |key: &str| matches!(key, "spillway.dev/decision" | "spillway.dev/added");
             let before = pod["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
-            let before: Vec<_> = before.iter().filter(|(key, _)| *key != "spillway.dev/decision").collect();
-            prop_assert_eq!(annotations.iter().collect::<Vec<_>>(), before);
+            let before: Vec<_> = before.iter().filter(|(key, _)| !own(key)).collect();
+            prop_assert_eq!(annotations.iter().filter(|(key, _)| !own(key)).collect::<Vec<_>>(), before);
         }
+    }
+
+    #[test]
+    fn withdrawing_leaves_what_never_adding_would_have_left(
+        pod in pod(Allow::Valid), profile in profile(), mode in prop_oneof![Just("prefer"), Just("late"), Just("require")],
+    ) {
+        let mut pod = pod;
+        if let Some(annotations) = pod["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.remove("spillway.dev/added");
+        }
+        let once = decide_in(mode, &pod, profile);
+        let (mut changed, mut fresh) = (once, pod);
+        for pod in [&mut changed, &mut fresh] {
+            pod["spec"]["nodeSelector"] = json!({"kubernetes.io/arch": "arm64"});
+        }
+        let (withdrawn, never) = (decide_in(mode, &changed, profile), decide_in(mode, &fresh, profile));
+        prop_assert_eq!(pruned(&withdrawn), pruned(&never));
+    }
+
+    #[test]
+    fn what_a_second_apply_drops_is_put_back_in_its_place(
+        pod in pod(Allow::Valid), mode in prop_oneof![Just("prefer"), Just("require")],
+    ) {
+        let mut pod = pod;
+        if let Some(annotations) = pod["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.remove("spillway.dev/added");
+        }
+        let old = decide_in(mode, &pod, "high-scale");
+        // A manifest's lists replace those of the pod; its maps are merged.
+        let mut new = old.clone();
+        for list in ["tolerations", "affinity"] {
+            if !pod["spec"][list].is_null() {
+                new["spec"][list] = pod["spec"][list].clone();
+            }
+        }
+        let (new_text, old_text, configuration) = (new.to_string(), old.to_string(), Configuration::default());
+        let (new_view, old_view) = (from_json(&new_text).unwrap(), from_json(&old_text).unwrap());
+        if let Some(patch) = burst::restore(&new_view, &old_view, &configuration.virtual_nodes) {
+            json_patch::patch(&mut new, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+        }
+        prop_assert_eq!(pruned(&new["spec"]["affinity"]), pruned(&old["spec"]["affinity"]));
+        prop_assert_eq!(&new["spec"]["tolerations"], &old["spec"]["tolerations"]);
     }
 
     #[test]
@@ -85,6 +129,32 @@ proptest! {
                 prop_assert_eq!(&added["effect"], "NoSchedule");
             }
         }
+    }
+}
+
+/// The pod as it is admitted in a namespace with this mode.
+fn decide_in(mode: &str, pod: &Value, profile: &str) -> Value {
+    let (text, configuration) = (pod.to_string(), Configuration::default());
+    let view: Pod<'_> = from_json(&text).unwrap();
+    let namespace = Overrides::read([("spillway.dev/mode", mode)].into_iter());
+    let settings = configuration.settings(profile, &namespace, &Overrides::read(view.annotations()));
+    let decision = burst::decide(&view, settings.as_ref(), &Facts::only(ServiceAccount::WithoutClientId));
+    let mut after = pod.clone();
+    if let Some(patch) = burst::json_patch(&view, &decision) {
+        json_patch::patch(&mut after, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+    }
+    after
+}
+
+/// Without maps and lists that hold nothing: the API server does not tell them from absent ones.
+fn pruned(value: &Value) -> Value {
+    let is_empty = |value: &Value| matches!(value, Value::Null) || *value == json!({}) || *value == json!([]);
+    match value {
+        Value::Object(map) => {
+            let fields = map.iter().map(|(key, value)| (key.clone(), pruned(value)));
+            fields.filter(|(_, value)| !is_empty(value)).collect::<serde_json::Map<_, _>>().into()
+        }
+        other => other.clone(),
     }
 }
 
@@ -121,28 +191,110 @@ fn kube_proxy_and_dns_are_opted_out_of_together_or_not_at_all() {
         ("own kube-proxy", json!({"annotations": {PROXY: "true"}}), json!(null), json!({PROXY: "true"})),
         ("own opt-out", json!({"annotations": {PROXY: "false"}}), json!(null), json!({PROXY: "false"})),
         ("own DNS annotation", json!({"annotations": {DNS: "false"}}), json!(null), json!({DNS: "false"})),
-        (
-            "confidential",
-            json!({"annotations": {"microsoft.containerinstance.virtualnode.ccepolicy": "cA=="}}),
-            json!(null),
-            json!({}),
-        ),
-        (
-            "image cache",
-            json!({"annotations": {"microsoft.containerinstance.virtualnode.imagecachepod": "true"}}),
-            json!(null),
-            json!({}),
-        ),
-        (
-            "companion",
-            json!({"labels": {"virtualdaemonset.kubernetes.io/virtualdaemonset": "x"}}),
-            json!(null),
-            json!({}),
-        ),
     ] {
         let pod = json!({"metadata": metadata, "spec": {"dnsPolicy": dns_policy}});
         let (_, _, after) = decide(&pod, "high-scale", ServiceAccount::Unknown);
         let annotations = &after["metadata"]["annotations"];
         assert_eq!([&annotations[PROXY], &annotations[DNS]], [&expected[PROXY], &expected[DNS]], "{name}");
+    }
+}
+
+/// Decides by a configuration of the test's own, on a pod that has nothing yet.
+fn admitted(configuration: &str, pod: &Value) -> Value {
+    let text = format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{configuration}\n");
+    let configuration = spillway::config::parse(&text).unwrap();
+    let json = pod.to_string();
+    let view: Pod<'_> = from_json(&json).unwrap();
+    let none = Overrides::default();
+    let settings = configuration.settings("high-scale", &none, &none).unwrap();
+    let decision = burst::decide(&view, Some(&settings), &Facts::only(ServiceAccount::Unknown));
+    let patch = burst::json_patch(&view, &decision).unwrap();
+    let mut after = pod.clone();
+    json_patch::patch(&mut after, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+    after
+}
+
+#[test]
+fn every_setting_of_the_file_has_its_effect() {
+    let empty = json!({"metadata": {}, "spec": {}});
+    let own = "virtualNodes: {selector: pool=burst, toleration: {key: acme.com/burst, operator: Equal, value: x, effect: NoExecute}}";
+    let after = admitted(own, &empty);
+    assert_eq!(
+        after["spec"]["tolerations"],
+        json!([{"key": "acme.com/burst", "operator": "Equal", "value": "x", "effect": "NoExecute"}])
+    );
+    let preferred =
+        "/spec/affinity/nodeAffinity/preferredDuringSchedulingIgnoredDuringExecution/0/preference/matchExpressions/0";
+    assert_eq!(after.pointer(preferred), Some(&json!({"key": "pool", "operator": "NotIn", "values": ["burst"]})));
+
+    let tolerates =
+        |value: &str| json!({"metadata": {}, "spec": {"tolerations": [{"key": "acme.com/burst", "value": value}]}});
+    assert_eq!(admitted(own, &tolerates("x"))["spec"]["tolerations"].as_array().unwrap().len(), 1);
+    assert_eq!(admitted(own, &tolerates("y"))["spec"]["tolerations"].as_array().unwrap().len(), 2);
+
+    let annotations = |configuration: &str| admitted(configuration, &empty)["metadata"]["annotations"].clone();
+    let dns = "microsoft.containerinstance.virtualnode.injectdns";
+    assert_eq!(annotations("")[dns], "false");
+    assert_eq!(annotations("network: {dns: keep}")[dns], Value::Null);
+    assert_eq!(annotations("mode: late")["spillway.dev/decision"], "late");
+    assert_eq!(annotations("mode: off")["spillway.dev/decision"], "stay: ModeOff");
+}
+
+#[test]
+fn a_companion_of_the_virtual_nodes_own_machinery_is_left_alone() {
+    for (name, metadata, reason) in [
+        (
+            "confidential",
+            json!({"annotations": {"microsoft.containerinstance.virtualnode.ccepolicy": "cA=="}}),
+            "ConfidentialPod",
+        ),
+        (
+            "image cache",
+            json!({"annotations": {"microsoft.containerinstance.virtualnode.imagecachepod": "true"}}),
+            "ImageCachePod",
+        ),
+        (
+            "companion",
+            json!({"labels": {"virtualdaemonset.kubernetes.io/virtualdaemonset": "x"}}),
+            "VirtualDaemonSetPod",
+        ),
+    ] {
+        let pod = json!({"metadata": metadata, "spec": {}});
+        let (_, _, after) = decide(&pod, "high-scale", ServiceAccount::Unknown);
+        assert_eq!(after["spec"], json!({}), "{name}");
+        assert_eq!(after["metadata"]["annotations"]["spillway.dev/decision"], format!("stay: {reason}"), "{name}");
+    }
+    let no_cache = json!({"metadata": {"annotations": {"microsoft.containerinstance.virtualnode.imagecachepod": "false"}}, "spec": {}});
+    let (verdict, _, _) = decide(&no_cache, "enabled", ServiceAccount::Unknown);
+    assert_eq!(verdict.to_string(), "prefer");
+}
+
+#[test]
+fn the_identity_label_is_not_added_where_the_pod_would_be_refused_for_it() {
+    let refused = |annotations: Value, host_network: bool, account| {
+        let pod = json!({"metadata": {"annotations": annotations}, "spec": {"hostNetwork": host_network}});
+        let (_, _, after) = decide(&pod, "enabled", account);
+        after["metadata"]["labels"].is_null()
+    };
+    let expiration = |seconds: &str| json!({"azure.workload.identity/service-account-token-expiration": seconds});
+    let proxy = json!({"azure.workload.identity/inject-proxy-sidecar": "false"});
+    let port = json!({"azure.workload.identity/inject-proxy-sidecar": "true", "azure.workload.identity/proxy-sidecar-port": "http"});
+    use ServiceAccount::{WithBadExpiration, WithClientId};
+    for (annotations, host_network, account, expected) in [
+        (json!({}), false, WithClientId, false),
+        (expiration("3600"), false, WithClientId, false),
+        (expiration("3599"), false, WithClientId, true),
+        (expiration("1h"), false, WithClientId, true),
+        (json!({}), false, WithBadExpiration, true),
+        (expiration("86400"), false, WithBadExpiration, false),
+        (proxy.clone(), false, WithClientId, false),
+        (proxy, true, WithClientId, true),
+        (port, false, WithClientId, true),
+    ] {
+        assert_eq!(
+            refused(annotations.clone(), host_network, account),
+            expected,
+            "{annotations} {host_network} {account:?}"
+        );
     }
 }

@@ -2,8 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
+mod budget;
 mod cli;
 mod decision;
+mod golden;
+mod scripts;
 
 #[path = "../generated_pods/mod.rs"]
 mod generated_pods;
+#[path = "../../benches/one_decision/mod.rs"]
+mod one_decision;

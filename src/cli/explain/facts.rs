@@ -1,86 +1,168 @@
-//! What a cluster would know: namespaces and service accounts, from flags and documents.
+//! What a cluster would know, from flags and documents: namespaces, service accounts, virtual nodes, policies, Services.
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::networking::v1 as networking;
+
 use crate::{
-    burst::ServiceAccount,
+    burst::{self, ServiceAccount},
     cli::manifest::Document,
-    cluster::CLIENT_ID,
-    config::{BURST_LABEL, DISABLED},
+    cluster,
+    config::{BURST_LABEL, Selector},
+    eligibility::{NetworkPolicy, VirtualNode},
+    pod::StringMap,
 };
 
-type Annotations = BTreeMap<String, String>;
+type Strings = BTreeMap<String, String>;
 
-/// Whether an object of this kind is a fact about the cluster and no workload.
-pub(super) fn is_fact(kind: &str) -> bool {
-    matches!(kind, "Namespace" | "ServiceAccount")
+/// The kinds that say something of the cluster, with their groups.
+const KINDS: &[(&str, &str)] =
+    &[("", "Namespace"), ("", "ServiceAccount"), ("", "Node"), ("networking.k8s.io", "NetworkPolicy"), ("", "Service")];
+
+/// Whether an object is a fact about the cluster and no workload.
+pub(super) fn is_fact(document: &Document) -> bool {
+    KINDS.iter().any(|(group, kind)| document.is(group, kind))
+}
+
+/// What is known of a namespace.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Namespace {
+    labels: Strings,
+    pub(super) annotations: Strings,
+}
+
+impl Namespace {
+    /// The value of a label, if the namespace has it.
+    pub(super) fn label(&self, key: &str) -> Option<&str> {
+        self.labels.get(key).map(String::as_str)
+    }
 }
 
 /// What is known.
 pub(super) struct Facts {
-    profile: String,
-    annotations: Annotations,
-    /// Name → the profile its label names, if any, and its annotations.
-    namespaces: BTreeMap<String, (Option<String>, Annotations)>,
-    /// Namespace (nothing: any) and name → whether it carries a client ID.
-    service_accounts: BTreeMap<(Option<String>, String), bool>,
+    /// What the flags say of namespaces that no document describes.
+    assumed: Namespace,
+    selector: Selector,
+    namespaces: BTreeMap<String, Namespace>,
+    /// Namespace (nothing: any) and name → what its annotations say.
+    service_accounts: BTreeMap<(Option<String>, String), ServiceAccount>,
+    virtual_nodes: Vec<VirtualNode>,
+    /// By namespace; nothing: any.
+    network_policies: BTreeMap<Option<String>, Vec<NetworkPolicy>>,
+    /// Namespace (nothing: any) and name of those with a ClusterIP.
+    services: Vec<(Option<String>, String)>,
 }
 
 impl Facts {
-    /// What the flags say of namespaces that no document describes.
-    pub(super) fn new(profile: &str, annotations: &[(String, String)]) -> Self {
+    /// What the flags say.
+    pub(super) fn new(profile: &str, annotations: &[(String, String)], selector: &Selector) -> Self {
+        let labels = Strings::from([(BURST_LABEL.to_owned(), profile.to_owned())]);
+        let annotations = annotations.iter().cloned().collect();
         Self {
-            profile: profile.to_owned(),
-            annotations: annotations.iter().cloned().collect(),
+            assumed: Namespace { labels, annotations },
+            selector: selector.clone(),
             namespaces: BTreeMap::new(),
             service_accounts: BTreeMap::new(),
+            virtual_nodes: Vec::new(),
+            network_policies: BTreeMap::new(),
+            services: Vec::new(),
         }
     }
 
-    /// Takes in the Namespaces and ServiceAccounts among the documents; other kinds say nothing.
-    pub(super) fn learn(&mut self, documents: &[Document]) {
-        for document in documents {
-            self.learn_one(document);
+    /// Takes in what the documents say of the cluster; workloads say nothing.
+    ///
+    /// # Errors
+    ///
+    /// When one has a label, an annotation or another field that is read, of a type that the API does not give it.
+    pub(super) fn learn(&mut self, documents: &[Document]) -> anyhow::Result<()> {
+        for document in documents.iter().filter(|document| is_fact(document)) {
+            let Some(name) = document.name().map(str::to_owned) else { continue };
+            match document.kind() {
+                "Namespace" => self.learn_namespace(name, document)?,
+                "ServiceAccount" => {
+                    let metadata = document.metadata()?;
+                    let annotations = metadata.annotations.iter().flat_map(StringMap::iter);
+                    let account = ServiceAccount::of_annotations(annotations);
+                    self.service_accounts.insert((document.namespace().map(str::to_owned), name), account);
+                }
+                "Node" => self.learn_node(name, document)?,
+                "NetworkPolicy" => self.learn_policy(document)?,
+                "Service" if document.has_cluster_ip() => {
+                    self.services.push((document.namespace().map(str::to_owned), name));
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
-    fn learn_one(&mut self, document: &Document) {
-        let Some(name) = document.name().map(str::to_owned) else { return };
-        match document.kind() {
-            "Namespace" => {
-                let profile = document.labels().find(|(key, profile)| *key == BURST_LABEL && *profile != DISABLED);
-                let annotations = document.annotations().map(|(key, value)| (key.to_owned(), value.to_owned()));
-                let profile = profile.map(|(_, profile)| profile.to_owned());
-                self.namespaces.insert(name, (profile, annotations.collect()));
-            }
-            "ServiceAccount" => {
-                let namespace = document.namespace().map(str::to_owned);
-                let has_client_id = document.annotations().any(|(key, id)| key == CLIENT_ID && !id.trim().is_empty());
-                self.service_accounts.insert((namespace, name), has_client_id);
-            }
-            _ => {}
-        }
+    fn learn_namespace(&mut self, name: String, document: &Document) -> anyhow::Result<()> {
+        let metadata = document.metadata()?;
+        let labels = owned(metadata.labels.as_ref());
+        let mut annotations = owned(metadata.annotations.as_ref());
+        annotations.extend(self.assumed.annotations.clone());
+        self.namespaces.insert(name, Namespace { labels, annotations });
+        Ok(())
     }
 
-    /// The profile and the annotations of a namespace; no profile when it has not opted in.
-    pub(super) fn namespace(&self, name: &str) -> (Option<String>, Annotations) {
-        match self.namespaces.get(name) {
-            None => (Some(self.profile.clone()).filter(|profile| profile != DISABLED), self.annotations.clone()),
-            Some((profile, annotations)) => {
-                let mut annotations = annotations.clone();
-                annotations.extend(self.annotations.clone());
-                (profile.clone(), annotations)
-            }
+    fn learn_node(&mut self, name: String, document: &Document) -> anyhow::Result<()> {
+        let labels: Vec<_> = owned(document.metadata()?.labels.as_ref()).into_iter().collect();
+        let Selector { key, value } = &self.selector;
+        if labels.iter().any(|(k, v)| (k, v) == (key, value)) {
+            self.virtual_nodes.push(VirtualNode::new(name, labels));
         }
+        Ok(())
+    }
+
+    fn learn_policy(&mut self, document: &Document) -> anyhow::Result<()> {
+        let policy: networking::NetworkPolicy = document.typed()?;
+        let namespace = policy.metadata.namespace.clone();
+        self.network_policies.entry(namespace).or_default().extend(cluster::network_policy(policy));
+        Ok(())
+    }
+
+    /// What is known of a namespace; what the flags say when no document describes it.
+    pub(super) fn namespace(&self, name: &str) -> &Namespace {
+        self.namespaces.get(name).unwrap_or(&self.assumed)
     }
 
     /// What is known of a service account.
     pub(super) fn service_account(&self, namespace: &str, name: &str) -> ServiceAccount {
         let of = |namespace: Option<&str>| self.service_accounts.get(&(namespace.map(str::to_owned), name.to_owned()));
-        match of(Some(namespace)).or_else(|| of(None)) {
-            Some(true) => ServiceAccount::WithClientId,
-            Some(false) => ServiceAccount::WithoutClientId,
-            None => ServiceAccount::Unknown,
+        of(Some(namespace)).or_else(|| of(None)).copied().unwrap_or(ServiceAccount::Unknown)
+    }
+
+    /// Everything that a decision on a pod of this namespace rests on; the policies are those of [`Facts::policies`].
+    pub(super) fn around<'f>(
+        &'f self,
+        name: &'f str,
+        namespace: &'f Namespace,
+        service_account: ServiceAccount,
+        network_policies: &'f [NetworkPolicy],
+    ) -> burst::Facts<'f> {
+        burst::Facts {
+            service_account,
+            namespace: name,
+            virtual_nodes: &self.virtual_nodes,
+            namespace_labels: &namespace.labels,
+            namespace_annotations: &namespace.annotations,
+            network_policies,
         }
     }
+
+    /// The NetworkPolicies of a namespace, and those that name none.
+    pub(super) fn policies(&self, namespace: &str) -> Vec<NetworkPolicy> {
+        let of = |namespace: Option<String>| self.network_policies.get(&namespace).into_iter().flatten().cloned();
+        of(Some(namespace.to_owned())).chain(of(None)).collect()
+    }
+
+    /// The names of the namespace's Services that are reached by a ClusterIP.
+    pub(super) fn cluster_ips(&self, namespace: &str) -> Vec<&str> {
+        let is_there = |of: &Option<String>| of.as_deref().is_none_or(|of| of == namespace);
+        self.services.iter().filter(|(of, _)| is_there(of)).map(|(_, name)| name.as_str()).collect()
+    }
+}
+
+fn owned(map: Option<&StringMap<'_>>) -> Strings {
+    map.into_iter().flat_map(StringMap::iter).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }

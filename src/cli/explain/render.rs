@@ -10,6 +10,7 @@ use super::Explained;
 use crate::{
     burst::{Outcome, Verdict, Why},
     config::{Settings, Sourced},
+    eligibility::Finding,
 };
 
 /// Colours for a terminal, none elsewhere.
@@ -44,11 +45,9 @@ pub(super) fn text(explained: &[Explained<'_>]) -> anyhow::Result<Vec<u8>> {
         }
         headline(&mut out, one, &colours)?;
         reasons(&mut out, one)?;
+        remarks(&mut out, one)?;
         steps(&mut out, one, &colours)?;
         settings(&mut out, one, &colours)?;
-        for rejected in &one.rejected {
-            writeln!(out, "  ignored {}: {}", rejected.key, rejected.message)?;
-        }
         diff(&mut out, one, &colours)?;
     }
     Ok(out.into_bytes())
@@ -69,18 +68,35 @@ fn headline(out: &mut String, one: &Explained<'_>, colours: &Colours) -> std::fm
 
 fn reasons(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     match (&one.profile, &one.decision.verdict) {
-        (None, _) => writeln!(
-            out,
-            "  the namespace has no label spillway.dev/burst that names a profile: Spillway is not called"
-        ),
+        (Err(why), _) => writeln!(out, "  {why}: Spillway is not called"),
         (_, Verdict::OptedOut) => {
             writeln!(out, "  the label spillway.dev/burst: disabled opts the pod out: Spillway is not called")
         }
-        (_, Verdict::Stay(reasons)) => {
-            reasons.iter().try_for_each(|reason| writeln!(out, "  {}: {}", reason.as_str(), reason.meaning()))
-        }
+        (_, Verdict::Stay(findings)) => findings.iter().try_for_each(|finding| {
+            let reason = finding.reason;
+            writeln!(out, "  {}: {finding}", reason.code)?;
+            writeln!(out, "    on a virtual node: {}", reason.on_virtual_node)?;
+            writeln!(out, "    how to mend it: {}", reason.fix)
+        }),
         (_, Verdict::Burst(_)) => Ok(()),
     }
+}
+
+/// What was accepted, what the owner should know, and which overrides have no effect.
+fn remarks(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
+    for finding in &one.decision.accepted {
+        writeln!(out, "  accepted {}: {finding}", finding.reason.code)?;
+    }
+    for finding in &one.decision.notes {
+        writeln!(out, "  {} {}: {finding}", finding.reason.severity.as_str(), finding.reason.code)?;
+    }
+    for ignored in one.settings.iter().flat_map(|settings| &settings.ignored) {
+        writeln!(out, "  ignored {} annotation {}: {}", ignored.on.as_str(), ignored.key, ignored.message)?;
+    }
+    if !one.cut_off.is_empty() {
+        writeln!(out, "  without kube-proxy these Services cannot be reached: {}", one.cut_off.join(", "))?;
+    }
+    Ok(())
 }
 
 fn steps(out: &mut String, one: &Explained<'_>, colours: &Colours) -> std::fmt::Result {
@@ -91,6 +107,8 @@ fn steps(out: &mut String, one: &Explained<'_>, colours: &Colours) -> std::fmt::
         let part = step.part.as_str();
         match step.outcome {
             Outcome::Added => writeln!(out, "  {part:<15} {0}added{0:#}", colours.good)?,
+            Outcome::Kept => writeln!(out, "  {part:<15} {0}added earlier{0:#}", colours.good)?,
+            Outcome::Withdrawn => writeln!(out, "  {part:<15} {0}withdrawn{0:#}", colours.bad)?,
             Outcome::Left(why) => writeln!(out, "  {part:<15} {0}not added: {1}{0:#}", colours.dim, left(why, one))?,
         }
     }
@@ -110,25 +128,31 @@ fn left(why: Why, one: &Explained<'_>) -> String {
 }
 
 /// The settings by name, each as value and origin.
-fn list(settings: &Settings<'_>) -> [(&'static str, &'static str, &'static str); 4] {
+fn list(settings: &Settings<'_>) -> Vec<(&'static str, String, &'static str)> {
     fn entry<T>(
         name: &'static str,
         from: Sourced<T>,
         word: fn(T) -> &'static str,
-    ) -> (&'static str, &'static str, &'static str) {
-        (name, word(from.value), from.origin.as_str())
+    ) -> (&'static str, String, &'static str) {
+        (name, word(from.value).to_owned(), from.origin.as_str())
     }
     use crate::config::{Dns, IdentityLabel, KubeProxy, Mode};
-    [
+    let late_after = format!("{}s", settings.late_after.value.as_secs());
+    let mut list = vec![
         entry("mode", settings.mode, Mode::as_str),
+        ("late.after", late_after, settings.late_after.origin.as_str()),
         entry("network.kubeProxy", settings.kube_proxy, KubeProxy::as_str),
         entry("network.dns", settings.dns, Dns::as_str),
         entry("identity.label", settings.identity_label, IdentityLabel::as_str),
-    ]
+    ];
+    for allowed in &settings.allowed {
+        list.push(("eligibility.allow", allowed.value.code.to_owned(), allowed.origin.as_str()));
+    }
+    list
 }
 
 fn settings(out: &mut String, one: &Explained<'_>, colours: &Colours) -> std::fmt::Result {
-    let (Some(settings), Some(profile)) = (&one.settings, &one.profile) else { return Ok(()) };
+    let (Some(settings), Ok(profile)) = (&one.settings, &one.profile) else { return Ok(()) };
     let Colours { dim, .. } = colours;
     let values: Vec<_> =
         list(settings).iter().map(|(name, value, origin)| format!("{name}={value} ({origin})")).collect();
@@ -157,34 +181,44 @@ fn yaml_text(value: &Value) -> anyhow::Result<String> {
 }
 
 fn value(one: &Explained<'_>) -> anyhow::Result<Value> {
-    let reasons: Vec<_> = match &one.decision.verdict {
-        Verdict::Stay(reasons) => reasons.iter().map(|r| json!({"code": r.as_str(), "meaning": r.meaning()})).collect(),
-        Verdict::Burst(_) | Verdict::OptedOut => Vec::new(),
-    };
-    let steps = one.decision.steps.iter().map(|step| match step.outcome {
-        Outcome::Added => json!({"part": step.part.as_str(), "added": true}),
-        Outcome::Left(why) => json!({"part": step.part.as_str(), "added": false, "why": left(why, one)}),
+    let steps = one.decision.steps.iter().map(|step| {
+        let (outcome, why) = match step.outcome {
+            Outcome::Added => ("added", None),
+            Outcome::Kept => ("kept", None),
+            Outcome::Withdrawn => ("withdrawn", None),
+            Outcome::Left(why) => ("left", Some(left(why, one))),
+        };
+        json!({"part": step.part.as_str(), "outcome": outcome, "why": why})
     });
-    let settings: serde_json::Map<_, _> = one
-        .settings
-        .iter()
-        .flat_map(list)
-        .map(|(name, value, origin)| (name.to_owned(), json!({"value": value, "origin": origin})))
-        .collect();
-    let ignored: Vec<_> = one.rejected.iter().map(|r| json!({"annotation": r.key, "message": r.message})).collect();
+    let settings = one.settings.iter().flat_map(list);
+    let settings = settings.map(|(name, value, origin)| json!({"name": name, "value": value, "origin": origin}));
+    let ignored = one.settings.iter().flat_map(|settings| &settings.ignored);
+    let ignored = ignored.map(|i| json!({"on": i.on.as_str(), "annotation": i.key, "message": i.message}));
     Ok(json!({
         "kind": one.template.kind,
         "namespace": one.namespace,
         "name": one.template.name,
-        "profile": one.profile,
+        "profile": one.profile.as_ref().ok(),
+        "notCalled": one.profile.as_ref().err().map(ToString::to_string),
         "decision": one.decision_text(),
         "refused": one.is_refused(),
-        "reasons": reasons,
+        "reasons": findings(one.refusals()),
+        "accepted": findings(&one.decision.accepted),
+        "notes": findings(&one.decision.notes),
         "parts": steps.collect::<Vec<_>>(),
-        "settings": settings,
-        "ignored": ignored,
+        "settings": settings.collect::<Vec<_>>(),
+        "ignored": ignored.collect::<Vec<_>>(),
+        "unreachableServices": one.cut_off,
         "patch": one.operations()?,
     }))
+}
+
+fn findings(findings: &[Finding]) -> Vec<Value> {
+    let one = |finding: &Finding| {
+        json!({"code": finding.reason.code, "severity": finding.reason.severity.as_str(),
+            "meaning": finding.reason.meaning, "detail": finding.detail, "fix": finding.reason.fix})
+    };
+    findings.iter().map(one).collect()
 }
 
 fn values(explained: &[Explained<'_>]) -> anyhow::Result<Value> {

@@ -14,8 +14,8 @@ use std::{
 };
 
 pub(crate) use control_plane::{Namespace, control_plane};
-pub(crate) use stub::{Stub, allowed, register_url};
-pub(crate) use webhook::{Webhook, manifest_webhook, spillway, spillway_command};
+pub(crate) use stub::{Stub, allowed, in_namespace, register_url};
+pub(crate) use webhook::{Webhook, manifest_webhooks, spillway, spillway_command};
 
 /// Waits for a condition, and gives up after a time that no healthy machine needs.
 pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {

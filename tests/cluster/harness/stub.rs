@@ -81,15 +81,11 @@ pub(crate) fn allowed(body: &[u8]) -> Response {
     Response::builder().header("content-type", "application/json").body(Body::from(answer.to_string())).unwrap()
 }
 
-/// A webhook's settings for the pods of one namespace, otherwise those of Spillway.
-fn in_namespace(namespace: &str) -> Value {
-    json!({
-        "name": "test.spillway.dev",
-        "admissionReviewVersions": ["v1"],
-        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}],
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
-        "failurePolicy": "Ignore", "timeoutSeconds": 2, "sideEffects": "None",
-    })
+/// The pod webhook of the manifest, for the pods of one namespace whether it has opted in or not.
+pub(crate) fn in_namespace(namespace: &str) -> Value {
+    let mut webhook = super::manifest_webhooks().swap_remove(0);
+    webhook["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": namespace}});
+    webhook
 }
 
 /// Registers a webhook at any URL for the pods of one namespace.

@@ -140,10 +140,10 @@ pub(crate) fn spillway() -> &'static Webhook {
     })
 }
 
-/// The webhook of the manifest `aci-spillway`, as JSON.
-pub(crate) fn manifest_webhook() -> Value {
+/// The webhooks of the manifest `aci-spillway`, as the API server has them.
+pub(crate) fn manifest_webhooks() -> Vec<Value> {
     spillway();
     let text = control_plane().kubectl(&["get", "mutatingwebhookconfiguration", "aci-spillway", "-o", "json"]);
     let configuration: Value = serde_json::from_str(&text).unwrap();
-    configuration["webhooks"][0].clone()
+    configuration["webhooks"].as_array().unwrap().clone()
 }

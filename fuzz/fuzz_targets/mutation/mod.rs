@@ -1,0 +1,173 @@
+//! Changes JSON as JSON. Changed byte by byte, nearly every review would only test how serde_json refuses it.
+
+use libfuzzer_sys::fuzzer_mutate;
+use serde_json::{Value, json};
+
+/// Changes the input in place and returns its new size; `seed` decides how.
+pub(crate) fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize {
+    let mut dice = Dice(seed);
+    // Now and then bytes all the same: they make what no JSON writer would.
+    if dice.below(4) > 0
+        && let Ok(mut document) = serde_json::from_slice::<Value>(&data[..size])
+    {
+        for _ in 0..=dice.below(3) {
+            change(&mut document, &mut dice);
+        }
+        let text = document.to_string();
+        if text.len() <= max_size {
+            data[..text.len()].copy_from_slice(text.as_bytes());
+            return text.len();
+        }
+    }
+    fuzzer_mutate(data, size, max_size)
+}
+
+/// Pseudo-random numbers: a linear congruential generator (Numerical Recipes, chapter 7).
+struct Dice(u32);
+
+impl Dice {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (self.0 >> 8) as usize % limit
+    }
+
+    fn one_of<'t, T>(&mut self, things: &'t [T]) -> &'t T {
+        &things[self.below(things.len())]
+    }
+}
+
+/// Fields on the way to what Spillway reads or adds, and keys that it gives a meaning to.
+const KEYS: &[&str] = &[
+    "metadata",
+    "spec",
+    "labels",
+    "annotations",
+    "ownerReferences",
+    "kind",
+    "tolerations",
+    "key",
+    "operator",
+    "value",
+    "effect",
+    "affinity",
+    "nodeAffinity",
+    "preferredDuringSchedulingIgnoredDuringExecution",
+    "requiredDuringSchedulingIgnoredDuringExecution",
+    "nodeSelectorTerms",
+    "preference",
+    "matchExpressions",
+    "matchFields",
+    "values",
+    "dnsPolicy",
+    "nodeName",
+    "nodeSelector",
+    "kubernetes.io/os",
+    "os",
+    "name",
+    "serviceAccountName",
+    "request",
+    "uid",
+    "azure.workload.identity/use",
+    "spillway.dev/burst",
+    "spillway.dev/mode",
+    "spillway.dev/kube-proxy",
+    "spillway.dev/identity-label",
+    "spillway.dev/decision",
+    "spillway.dev/added",
+    "microsoft.containerinstance.virtualnode.injectkubeproxy",
+    "microsoft.containerinstance.virtualnode.injectdns",
+    "microsoft.containerinstance.virtualnode.ccepolicy",
+    "kubernetes.io/config.mirror",
+    "~1/~0\"\\",
+];
+
+const WORDS: &[&str] = &[
+    "",
+    "true",
+    "false",
+    "off",
+    "prefer",
+    "late",
+    "require",
+    "keep",
+    "opt-out",
+    "disabled",
+    "stay: Windows",
+    "toleration,affinity,kube-proxy,dns,identity-label",
+    "toleration, affinity:0+2",
+    "virtual-kubelet.io/provider",
+    "virtual-kubelet",
+    "azure",
+    "type",
+    "NotIn",
+    "In",
+    "Exists",
+    "Equal",
+    "NoSchedule",
+    "NoExecute",
+    "DaemonSet",
+    "Default",
+    "None",
+    "windows",
+    "quotes \" and \\ and \n and ü",
+];
+
+fn fragment(dice: &mut Dice) -> Value {
+    match dice.below(8) {
+        0 => Value::Null,
+        1 => json!({}),
+        2 => json!([]),
+        3 => json!(dice.below(3)),
+        4 => json!({*dice.one_of(KEYS): *dice.one_of(WORDS)}),
+        5 => json!([{"key": "type", "operator": "NotIn", "values": ["virtual-kubelet"]}]),
+        _ => json!(*dice.one_of(WORDS)),
+    }
+}
+
+/// Changes one place of the document.
+fn change(document: &mut Value, dice: &mut Dice) {
+    let places = places(document);
+    let donor = document.pointer(dice.one_of(&places)).cloned().unwrap_or_default();
+    let Some(place) = document.pointer_mut(dice.one_of(&places)) else { return };
+    match (dice.below(6), place) {
+        (0, place) => *place = donor,
+        (1, place) => *place = fragment(dice),
+        (2, Value::Object(map)) => {
+            if let Some(key) = map.keys().nth(dice.below(map.len().max(1))).cloned() {
+                map.remove(&key);
+            }
+        }
+        (_, Value::Object(map)) => {
+            map.insert((*dice.one_of(KEYS)).to_owned(), fragment(dice));
+        }
+        (2, Value::Array(list)) => {
+            list.pop();
+        }
+        (3, Value::Array(list)) => list.push(donor),
+        (_, Value::Array(list)) => list.push(fragment(dice)),
+        (_, place) => *place = json!(*dice.one_of(WORDS)),
+    }
+}
+
+/// JSON pointers to every value of the document, the whole included.
+fn places(document: &Value) -> Vec<String> {
+    fn walk(value: &Value, at: &str, places: &mut Vec<String>) {
+        places.push(at.to_owned());
+        match value {
+            Value::Object(map) => {
+                for (key, value) in map {
+                    walk(value, &format!("{at}/{}", key.replace('~', "~0").replace('/', "~1")), places);
+                }
+            }
+            Value::Array(list) => {
+                for (i, value) in list.iter().enumerate() {
+                    walk(value, &format!("{at}/{i}"), places);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut places = Vec::new();
+    walk(document, "", &mut places);
+    places
+}

@@ -1,0 +1,39 @@
+//! Reading a body never panics, and a UID that stands in it is found.
+
+#![no_main]
+
+mod mutation;
+
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
+use serde::Deserialize;
+use serde_json::Value;
+use spillway::admission;
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    mutation::mutate(data, size, max_size, seed)
+});
+
+fuzz_target!(|body: &[u8]| {
+    let _ = admission::parse(body);
+    let recovered = admission::recover_uid(body);
+    if let Some(uid) = readable_uid(body) {
+        assert_eq!(recovered.as_deref(), Some(uid.as_str()));
+    }
+});
+
+/// `request.uid` of a body that is JSON. Nothing for an empty one, which is no UID, and where one of the two keys stands twice:
+/// then it depends on the reader which of them counts.
+fn readable_uid(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Review {
+        request: Request,
+    }
+    #[derive(Deserialize)]
+    struct Request {
+        uid: String,
+    }
+    let json: Value = serde_json::from_slice(body).ok()?;
+    let uid = json.pointer("/request/uid")?.as_str()?;
+    let without_twins: Review = serde_json::from_slice(body).ok()?;
+    (!uid.is_empty() && without_twins.request.uid == uid).then(|| uid.to_owned())
+}

@@ -1,0 +1,147 @@
+//! Containers and init containers: what the first generation's connector refuses to translate.
+
+use super::{Applies, Reason, Rule, Severity, Subject, at_fault};
+use crate::pod::{Container, ResourceList};
+
+pub(super) const RULES: &[&Rule] = &[
+    &ARGS_WITHOUT_COMMAND,
+    &LIFECYCLE_HOOK,
+    &TOO_MANY,
+    &INIT_CONTAINER_PORTS,
+    &INIT_CONTAINER_RESOURCES,
+    &INIT_CONTAINER_PROBE,
+    &NATIVE_SIDECAR,
+];
+
+const MOST_CONTAINERS: usize = 60;
+const NEVER_RUNS: &str = "the connector refuses the pod, which stays bound without ever running";
+
+static ARGS_WITHOUT_COMMAND: Rule = Rule {
+    reason: Reason {
+        code: "ArgsWithoutCommand",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "a container has args but no command",
+        on_virtual_node: NEVER_RUNS,
+        fix: "add the command, which is the image's entry point",
+        can_be_allowed: true,
+        source: "virtual-kubelet/azure-aci pkg/provider/aci.go (verifyContainer); virtual-kubelet/azure-aci#10",
+    },
+    reads: "spec.{initContainers,containers}[*].{command,args}",
+    check: |subject| {
+        let is_empty = |list: &Option<Vec<_>>| list.as_ref().is_none_or(Vec::is_empty);
+        let containers = subject.pod.all_containers().filter(|c| is_empty(&c.command) && !is_empty(&c.args));
+        at_fault("container", containers.map(Container::display_name))
+    },
+};
+
+static LIFECYCLE_HOOK: Rule = Rule {
+    reason: Reason {
+        code: "LifecycleHook",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "a container has a postStart or preStop hook",
+        on_virtual_node: NEVER_RUNS,
+        fix: "do it in the container's own process: start in its entry point, stop on SIGTERM",
+        can_be_allowed: true,
+        source: "virtual-kubelet/azure-aci pkg/provider/aci.go (hasLifecycleHook); MicrosoftDocs/azure-aks-docs articles/aks/virtual-nodes.md",
+    },
+    reads: "spec.{initContainers,containers}[*].lifecycle.{postStart,preStop}",
+    check: |subject| {
+        let has_hook = |c: &&Container<'_>| {
+            c.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some() || lifecycle.pre_stop.is_some())
+        };
+        at_fault("container", subject.pod.all_containers().filter(has_hook).map(Container::display_name))
+    },
+};
+
+static TOO_MANY: Rule = Rule {
+    reason: Reason {
+        code: "TooManyContainers",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "a container group has at most 60 containers",
+        on_virtual_node: "Azure Container Instances refuses to create the container group",
+        fix: "divide the pod",
+        can_be_allowed: false,
+        source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-resource-and-quota-limits.md",
+    },
+    reads: "spec.{initContainers,containers}",
+    check: |subject| {
+        let count = subject.pod.init_containers().len() + subject.pod.containers().len();
+        (count > MOST_CONTAINERS).then(|| format!("{count} containers"))
+    },
+};
+
+static INIT_CONTAINER_PORTS: Rule = Rule {
+    reason: Reason {
+        code: "InitContainerPorts",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "an init container has ports",
+        on_virtual_node: NEVER_RUNS,
+        fix: "drop the init container's ports; they only inform",
+        can_be_allowed: true,
+        source: "virtual-kubelet/azure-aci pkg/provider/aci.go (getInitContainers)",
+    },
+    reads: "spec.initContainers[*].ports",
+    check: |subject| init_containers(subject, |c| c.ports.as_ref().is_some_and(|ports| !ports.is_empty())),
+};
+
+static INIT_CONTAINER_RESOURCES: Rule = Rule {
+    reason: Reason {
+        code: "InitContainerResources",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "an init container has resource requests or limits",
+        on_virtual_node: NEVER_RUNS,
+        fix: "drop the init container's resources; where a LimitRange fills them in, there is no way but v2",
+        can_be_allowed: true,
+        source: "virtual-kubelet/azure-aci pkg/provider/aci.go (getInitContainers)",
+    },
+    reads: "spec.initContainers[*].resources.{requests,limits}",
+    check: |subject| {
+        init_containers(subject, |c| {
+            let lists = c.resources.iter().flat_map(|resources| [&resources.requests, &resources.limits]);
+            lists.flatten().any(|list: &ResourceList<'_>| !list.is_empty())
+        })
+    },
+};
+
+static INIT_CONTAINER_PROBE: Rule = Rule {
+    reason: Reason {
+        code: "InitContainerProbe",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "an init container has a probe",
+        on_virtual_node: NEVER_RUNS,
+        fix: "make the sidecar an ordinary container, or drop its probes",
+        can_be_allowed: true,
+        source: "virtual-kubelet/azure-aci pkg/provider/aci.go (getInitContainers)",
+    },
+    reads: "spec.initContainers[*].{livenessProbe,readinessProbe,startupProbe}",
+    check: |subject| init_containers(subject, |c| c.probes().next().is_some()),
+};
+
+static NATIVE_SIDECAR: Rule = Rule {
+    reason: Reason {
+        code: "NativeSidecar",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "an init container is a sidecar that never ends",
+        on_virtual_node: "restartPolicy is ignored: the sidecar runs as an init container, the others wait for its end, and the pod never starts",
+        fix: "make the sidecar an ordinary container",
+        can_be_allowed: true,
+        source: "virtual-kubelet/azure-aci pkg/provider/aci.go (getInitContainers), which does not read the field",
+    },
+    reads: "spec.initContainers[*].restartPolicy",
+    check: |subject| {
+        let sidecars = subject.pod.init_containers().iter().filter(|container| container.is_sidecar());
+        at_fault("init container", sidecars.map(Container::display_name))
+    },
+};
+
+fn init_containers(subject: &Subject<'_>, is_at_fault: impl Fn(&Container<'_>) -> bool) -> Option<String> {
+    let at_faults = subject.pod.init_containers().iter().filter(|container| is_at_fault(container));
+    at_fault("init container", at_faults.map(Container::display_name))
+}

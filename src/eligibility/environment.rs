@@ -1,0 +1,77 @@
+//! Environment variables that are filled in by the node: the first generation's connector knows few of them.
+
+use super::{Applies, Reason, Rule, Severity, Subject, at_fault};
+use crate::pod::{Container, EnvVarSource};
+
+pub(super) const RULES: &[&Rule] = &[&POD_IP_FIELD_REF, &FIELD_REF, &RESOURCE_FIELD_REF];
+
+static POD_IP_FIELD_REF: Rule = Rule {
+    reason: Reason {
+        code: "PodIPFieldRef",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "v1 knows neither the pod's nor the host's address",
+        on_virtual_node: "the pod stays Pending for ever, without a message",
+        fix: "let the application find its address by itself, such as by its hostname or its interfaces",
+        can_be_allowed: true,
+        source: "virtual-kubelet/virtual-kubelet internal/podutils/env.go; Azure/AKS#2427; dapr/dapr#2348; virtual-kubelet/azure-aci#51",
+    },
+    reads: "spec.{initContainers,containers}[*].env[*].valueFrom.fieldRef.fieldPath",
+    check: |subject| containers(subject, |source| field_path(source).is_some_and(is_address)),
+};
+
+static FIELD_REF: Rule = Rule {
+    reason: Reason {
+        code: "FieldRef",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "v1 cannot read the field of the pod that a variable wants",
+        on_virtual_node: "the pod stays Pending for ever, without a message",
+        fix: "use metadata.name, namespace, uid, labels['x'] or annotations['x'], spec.nodeName or spec.serviceAccountName",
+        can_be_allowed: true,
+        source: "virtual-kubelet/virtual-kubelet internal/podutils/env.go",
+    },
+    reads: "spec.{initContainers,containers}[*].env[*].valueFrom.fieldRef.fieldPath",
+    check: |subject| {
+        containers(subject, |source| field_path(source).is_some_and(|path| !is_known(path) && !is_address(path)))
+    },
+};
+
+static RESOURCE_FIELD_REF: Rule = Rule {
+    reason: Reason {
+        code: "ResourceFieldRef",
+        severity: Severity::Warning,
+        applies: Applies::V1,
+        meaning: "v1 drops variables that want requests or limits",
+        on_virtual_node: "the variable is not there, and there is no message",
+        fix: "write the value out, or let the application do without",
+        can_be_allowed: false,
+        source: "virtual-kubelet/virtual-kubelet internal/podutils/env.go; virtual-kubelet/azure-aci pkg/provider/aci.go (getContainers)",
+    },
+    reads: "spec.{initContainers,containers}[*].env[*].valueFrom.resourceFieldRef",
+    check: |subject| containers(subject, |source| source.resource_field_ref.is_some()),
+};
+
+fn containers(subject: &Subject<'_>, is_at_fault: impl Fn(&EnvVarSource<'_>) -> bool) -> Option<String> {
+    let has = |c: &&Container<'_>| {
+        c.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref()).any(&is_at_fault)
+    };
+    at_fault("container", subject.pod.all_containers().filter(has).map(Container::display_name))
+}
+
+fn field_path<'e>(source: &'e EnvVarSource<'_>) -> Option<&'e str> {
+    source.field_ref.as_ref()?.field_path.as_deref()
+}
+
+fn is_address(path: &str) -> bool {
+    matches!(path, "status.podIP" | "status.podIPs" | "status.hostIP" | "status.hostIPs")
+}
+
+fn is_known(path: &str) -> bool {
+    matches!(
+        path,
+        "metadata.name" | "metadata.namespace" | "metadata.uid" | "spec.nodeName" | "spec.serviceAccountName"
+    ) || ["metadata.labels['", "metadata.annotations['"]
+        .iter()
+        .any(|map| path.strip_prefix(map).is_some_and(|rest| rest.ends_with("']")))
+}

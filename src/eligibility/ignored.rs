@@ -1,0 +1,88 @@
+//! Fields that the first generation drops without a message, and that seldom decide whether a pod runs: its owner is told.
+
+use super::{Applies, Reason, Rule, Severity, at_fault};
+use crate::pod::{Container, ContainerSecurityContext};
+
+pub(super) const RULES: &[&Rule] =
+    &[&SECURITY_CONTEXT, &TERMINATION_GRACE_PERIOD, &HOST_ALIASES, &SHARE_PROCESS_NAMESPACE];
+
+const SOURCE: &str = "virtual-kubelet/azure-aci pkg/provider/aci.go, which does not read the field";
+/// What the API server fills in: nobody asked for it.
+const DEFAULT_GRACE: i64 = 30;
+
+/// What only takes rights away (`readOnlyRootFilesystem`, dropped capabilities) is not mentioned: pods run without it.
+static SECURITY_CONTEXT: Rule = Rule {
+    reason: Reason {
+        code: "SecurityContext",
+        severity: Severity::Note,
+        applies: Applies::V1,
+        meaning: "v1 ignores user, group, added capabilities and sysctls",
+        on_virtual_node: "containers run as the image's user, volumes belong to root, and nothing is added to their capabilities",
+        fix: "set the user in the image (USER), or keep the pod on VMs if it depends on the rest",
+        can_be_allowed: false,
+        source: SOURCE,
+    },
+    reads: "spec.securityContext.{runAsUser,runAsGroup,fsGroup,sysctls}, spec.{initContainers,containers}[*].securityContext.{runAsUser,runAsGroup,capabilities.add}",
+    check: |subject| {
+        let of_pod = subject.pod.spec.security_context.as_ref().is_some_and(|context| {
+            let has_sysctls = context.sysctls.as_ref().is_some_and(|sysctls| !sysctls.is_empty());
+            context.run_as_user.or(context.run_as_group).or(context.fs_group).is_some() || has_sysctls
+        });
+        let says = |context: &ContainerSecurityContext| {
+            let added = context.capabilities.as_ref().and_then(|capabilities| capabilities.add.as_ref());
+            context.run_as_user.or(context.run_as_group).is_some() || added.is_some_and(|added| !added.is_empty())
+        };
+        let containers = subject.pod.all_containers().filter(|c| c.security_context.as_ref().is_some_and(says));
+        at_fault("container", containers.map(Container::display_name)).or(of_pod.then(String::new))
+    },
+};
+
+static TERMINATION_GRACE_PERIOD: Rule = Rule {
+    reason: Reason {
+        code: "TerminationGracePeriod",
+        severity: Severity::Warning,
+        applies: Applies::V1,
+        meaning: "v1 gives the pod no time to stop",
+        on_virtual_node: "the container group is deleted at once",
+        fix: "make the work safe to interrupt, or keep the pod on VMs",
+        can_be_allowed: false,
+        source: "virtual-kubelet/azure-aci#28",
+    },
+    reads: "spec.terminationGracePeriodSeconds",
+    check: |subject| {
+        let seconds = subject.pod.spec.termination_grace_period_seconds?;
+        (seconds > DEFAULT_GRACE).then(|| format!("{seconds} seconds"))
+    },
+};
+
+static HOST_ALIASES: Rule = Rule {
+    reason: Reason {
+        code: "HostAliases",
+        severity: Severity::Warning,
+        applies: Applies::V1,
+        meaning: "v1 ignores host aliases",
+        on_virtual_node: "the names do not resolve",
+        fix: "put the names into DNS",
+        can_be_allowed: false,
+        source: "MicrosoftDocs/azure-aks-docs articles/aks/virtual-nodes.md (Limitations)",
+    },
+    reads: "spec.hostAliases",
+    check: |subject| {
+        subject.pod.spec.host_aliases.as_ref().is_some_and(|aliases| !aliases.is_empty()).then(String::new)
+    },
+};
+
+static SHARE_PROCESS_NAMESPACE: Rule = Rule {
+    reason: Reason {
+        code: "ShareProcessNamespace",
+        severity: Severity::Warning,
+        applies: Applies::V1,
+        meaning: "v1 lets no container see another's processes",
+        on_virtual_node: "each container sees its own processes only",
+        fix: "keep the pod on VMs if a container signals or watches another's processes",
+        can_be_allowed: false,
+        source: SOURCE,
+    },
+    reads: "spec.shareProcessNamespace",
+    check: |subject| (subject.pod.spec.share_process_namespace == Some(true)).then(String::new),
+};

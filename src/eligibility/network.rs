@@ -1,0 +1,73 @@
+//! What stands between the pod and its network, and does not reach as far as a virtual node.
+
+use super::{Applies, Reason, Rule, Severity, Subject};
+
+pub(super) const RULES: &[&Rule] = &[&NETWORK_POLICY, &SERVICE_MESH];
+
+static NETWORK_POLICY: Rule = Rule {
+    reason: Reason {
+        code: "NetworkPolicyNotEnforced",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "virtual nodes do not enforce the pod's NetworkPolicy",
+        on_virtual_node: "the pod accepts and opens every connection, as if the policy did not exist, and without a message",
+        fix: "exempt the pod from the policy, or allow it if the subnet's network security group says the same",
+        can_be_allowed: true,
+        source: "MicrosoftDocs/azure-aks-docs articles/aks/virtual-nodes.md (Limitations); microsoft/virtualnodesOnAzureContainerInstances README.md",
+    },
+    reads: "metadata.labels, the namespace's NetworkPolicies",
+    check: |subject| {
+        let policies = subject.surroundings.network_policies.iter();
+        let selecting = policies.filter(|policy| policy.pod_selector.selects(subject.pod));
+        let names: Vec<_> = selecting.map(|policy| policy.name.as_str()).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    },
+};
+
+static SERVICE_MESH: Rule = Rule {
+    reason: Reason {
+        code: "ServiceMesh",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "no service mesh reaches virtual nodes",
+        on_virtual_node: "the proxy cannot redirect the pod's connections, and a mesh that works by its nodes has no agent there: they fail, or go past encryption and authorization",
+        fix: "take the pod out of the mesh (sidecar.istio.io/inject: \"false\", istio.io/dataplane-mode: none, linkerd.io/inject: disabled)",
+        can_be_allowed: true,
+        source: "MicrosoftDocs/azure-aks-docs articles/aks/istio-about.md (Limitations); istio.io/latest/docs/setup/additional-setup/sidecar-injection; linkerd.io/2/features/proxy-injection",
+    },
+    reads: "metadata.{labels,annotations}, spec.{initContainers,containers}[*].name, the namespace's labels and annotations",
+    check: |subject| {
+        let mesh = is_in_istio(subject).then_some("Istio").or_else(|| is_in_linkerd(subject).then_some("Linkerd"));
+        mesh.map(str::to_owned)
+    },
+};
+
+/// Injected already, or to be: the pod's own word beats its namespace's, and a label beats the annotation of old.
+fn is_in_istio(subject: &Subject<'_>) -> bool {
+    let (pod, namespace) = (subject.pod, subject.surroundings.namespace_labels);
+    let of_namespace = |key: &str| namespace.get(key).map(String::as_str);
+    let has_proxy = pod.annotation("sidecar.istio.io/status").is_some() || has_container(subject, "istio-proxy");
+
+    let inject = pod.label("sidecar.istio.io/inject").or_else(|| pod.annotation("sidecar.istio.io/inject"));
+    let revision = pod.label("istio.io/rev").or_else(|| of_namespace("istio.io/rev"));
+    let is_injected = match inject {
+        Some("true") => true,
+        Some("false") => false,
+        _ => of_namespace("istio-injection") == Some("enabled") || revision.is_some_and(|name| !name.is_empty()),
+    };
+
+    const MODE: &str = "istio.io/dataplane-mode";
+    let is_ambient = pod.label(MODE).or_else(|| of_namespace(MODE)) == Some("ambient");
+    has_proxy || is_injected || is_ambient
+}
+
+fn is_in_linkerd(subject: &Subject<'_>) -> bool {
+    const INJECT: &str = "linkerd.io/inject";
+    let of_namespace = || subject.surroundings.namespace_annotations.get(INJECT).map(String::as_str);
+    let inject = subject.pod.annotation(INJECT).or_else(of_namespace);
+    has_container(subject, "linkerd-proxy") || matches!(inject, Some("enabled" | "ingress"))
+}
+
+fn has_container(subject: &Subject<'_>, name: &str) -> bool {
+    subject.pod.all_containers().any(|container| container.name.as_deref() == Some(name))
+}

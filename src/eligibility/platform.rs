@@ -1,0 +1,63 @@
+//! Pods that ask for another platform than virtual nodes have: Linux on amd64, in the runtime that Azure chooses.
+
+use super::{Applies, Reason, Rule, Severity};
+
+pub(super) const RULES: &[&Rule] = &[&WINDOWS, &ARCHITECTURE, &RUNTIME_CLASS];
+
+static WINDOWS: Rule = Rule {
+    reason: Reason {
+        code: "Windows",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "virtual nodes run Linux only",
+        on_virtual_node: "no virtual node of AKS runs Windows containers",
+        fix: "nothing to mend",
+        can_be_allowed: false,
+        source: "microsoft/virtualnodesOnAzureContainerInstances README.md; MicrosoftDocs/azure-aks-docs articles/aks/virtual-nodes.md",
+    },
+    reads: "spec.os.name, spec.nodeSelector[kubernetes.io/os, beta.kubernetes.io/os]",
+    check: |subject| {
+        let spec = &subject.pod.spec;
+        let os = spec.os.as_ref().and_then(|os| os.name.as_deref());
+        let selected = |key| spec.node_selector.as_ref().and_then(|selector| selector.get(key));
+        let said = [os, selected("kubernetes.io/os"), selected("beta.kubernetes.io/os")];
+        said.contains(&Some("windows")).then(String::new)
+    },
+};
+
+static ARCHITECTURE: Rule = Rule {
+    reason: Reason {
+        code: "Architecture",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "virtual nodes run amd64 only",
+        on_virtual_node: "Azure Container Instances has no other architecture than x64",
+        fix: "build the image for amd64 as well, and drop the selector",
+        can_be_allowed: false,
+        source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-faq.yml; virtual-kubelet/azure-aci#478",
+    },
+    reads: "spec.nodeSelector[kubernetes.io/arch, beta.kubernetes.io/arch]",
+    check: |subject| {
+        let selector = subject.pod.spec.node_selector.as_ref()?;
+        let asked = selector.get("kubernetes.io/arch").or(selector.get("beta.kubernetes.io/arch"))?;
+        (asked != "amd64").then(|| asked.to_owned())
+    },
+};
+
+static RUNTIME_CLASS: Rule = Rule {
+    reason: Reason {
+        code: "RuntimeClass",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "the pod asks for a container runtime of its own",
+        on_virtual_node: "v1 ignores it; on v2 nothing documents that a runtime class exists there",
+        fix: "drop spec.runtimeClassName if the pod runs without it",
+        can_be_allowed: true,
+        source: "virtual-kubelet/azure-aci pkg/provider/aci.go, which does not read the field",
+    },
+    reads: "spec.runtimeClassName",
+    check: |subject| {
+        let name = subject.pod.spec.runtime_class_name.as_deref().filter(|name| !name.is_empty())?;
+        Some(format!("runtime class {name}"))
+    },
+};

@@ -1,0 +1,86 @@
+//! Probes: the first generation knows exec and httpGet, for liveness and readiness.
+
+use super::{Applies, Reason, Rule, Severity, Subject, at_fault};
+use crate::pod::{Container, IntOrString, Probe};
+
+pub(super) const RULES: &[&Rule] = &[&STARTUP, &TCP_SOCKET, &GRPC, &PORT_NAME];
+
+const SOURCE: &str = "virtual-kubelet/azure-aci pkg/provider/aci.go (getProbe)";
+const NEVER_RUNS: &str = "the connector refuses the pod, which stays bound without ever running";
+
+static STARTUP: Rule = Rule {
+    reason: Reason {
+        code: "StartupProbe",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "a container has a startup probe",
+        on_virtual_node: NEVER_RUNS,
+        fix: "give the liveness probe an initialDelaySeconds in its place",
+        can_be_allowed: true,
+        source: "virtual-kubelet/azure-aci pkg/provider/aci.go (getContainers); virtual-kubelet/azure-aci#566",
+    },
+    reads: "spec.{initContainers,containers}[*].startupProbe",
+    check: |subject| containers(subject, |c| c.startup_probe.is_some()),
+};
+
+static TCP_SOCKET: Rule = Rule {
+    reason: Reason {
+        code: "TcpSocketProbe",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "a container has a tcpSocket probe",
+        on_virtual_node: NEVER_RUNS,
+        fix: "use httpGet, or exec with a command that connects",
+        can_be_allowed: true,
+        source: SOURCE,
+    },
+    reads: "spec.{initContainers,containers}[*].{livenessProbe,readinessProbe}.tcpSocket",
+    check: |subject| containers(subject, |c| translated(c).any(|probe| probe.tcp_socket.is_some())),
+};
+
+static GRPC: Rule = Rule {
+    reason: Reason {
+        code: "GrpcProbe",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "a container has a grpc probe",
+        on_virtual_node: NEVER_RUNS,
+        fix: "use exec with grpc_health_probe, or httpGet",
+        can_be_allowed: true,
+        source: SOURCE,
+    },
+    reads: "spec.{initContainers,containers}[*].{livenessProbe,readinessProbe}.grpc",
+    check: |subject| containers(subject, |c| translated(c).any(|probe| probe.grpc.is_some())),
+};
+
+static PORT_NAME: Rule = Rule {
+    reason: Reason {
+        code: "ProbePortName",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "a probe names a port that its container does not have",
+        on_virtual_node: NEVER_RUNS,
+        fix: "name the port in the container's own ports, or give its number",
+        can_be_allowed: true,
+        source: SOURCE,
+    },
+    reads: "spec.{initContainers,containers}[*].{livenessProbe,readinessProbe}.httpGet.port, .ports[*].name",
+    check: |subject| {
+        containers(subject, |c| {
+            let has = |name: &str| c.ports.iter().flatten().any(|port| port.name.as_deref() == Some(name));
+            let ports = translated(c).filter_map(|probe| probe.http_get.as_ref()?.port.as_ref());
+            let mut names = ports.filter_map(|port| if let IntOrString::Name(name) = port { Some(name) } else { None });
+            names.any(|name| !has(name))
+        })
+    },
+};
+
+/// The probes that the connector translates; a startup probe it refuses as such.
+fn translated<'c>(container: &'c Container<'_>) -> impl Iterator<Item = &'c Probe<'c>> {
+    [&container.liveness_probe, &container.readiness_probe].into_iter().flatten()
+}
+
+fn containers(subject: &Subject<'_>, is_at_fault: impl Fn(&Container<'_>) -> bool) -> Option<String> {
+    let at_faults = subject.pod.all_containers().filter(|container| is_at_fault(container));
+    at_fault("container", at_faults.map(Container::display_name))
+}

@@ -1,0 +1,199 @@
+//! What the pod asks for: how large a container group may be, and what virtual nodes do not have at all.
+
+use super::{Applies, Reason, Rule, Severity, at_fault};
+use crate::pod::{Container, Pod, Quantity, ResourceRequirements};
+
+pub(super) const RULES: &[&Rule] = &[
+    &GROUP_TOO_LARGE,
+    &LIMIT_ABOVE_GROUP_REQUEST,
+    &GPU,
+    &HUGE_PAGES,
+    &EXTENDED_RESOURCE,
+    &RESOURCE_CLAIM,
+    &EPHEMERAL_STORAGE,
+];
+
+const CPU: &str = "cpu";
+const MEMORY: &str = "memory";
+const EPHEMERAL_STORAGE_NAME: &str = "ephemeral-storage";
+/// The largest container group: 31 vCPU and 240 GB, of which the smaller reading counts.
+const MOST_CPU: Quantity = Quantity::from_units(31);
+const MOST_MEMORY: Quantity = Quantity::from_units(240_000_000_000);
+const NEVER_FITS: &str = "virtual nodes do not advertise the resource, so the scheduler never considers them";
+
+static GROUP_TOO_LARGE: Rule = Rule {
+    reason: Reason {
+        code: "GroupTooLarge",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "a container group has at most 31 vCPU and 240 GB",
+        on_virtual_node: "the virtual node seems to have room, and Azure Container Instances refuses to create the container group",
+        fix: "request less, or divide the pod",
+        can_be_allowed: true,
+        source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-resource-and-quota-limits.md",
+    },
+    reads: "spec.{initContainers,containers}[*].resources, spec.resources, spec.overhead",
+    check: |subject| {
+        let (cpu, memory) = (subject.pod.request(CPU), subject.pod.request(MEMORY));
+        (cpu > MOST_CPU || memory > MOST_MEMORY)
+            .then(|| format!("{} vCPU and {} GB", thousandths(cpu.milli()), tenths(memory.units() / TENTH_OF_GB)))
+    },
+};
+
+static LIMIT_ABOVE_GROUP_REQUEST: Rule = Rule {
+    reason: Reason {
+        code: "LimitAboveGroupRequest",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "a limit is above what all containers request together",
+        on_virtual_node: "Azure Container Instances answers ContainerLimitGreaterThanContainerGroupTotalRequest, and the pod stays bound without ever running",
+        fix: "lower the limit or raise the request; CPU requests are rounded down to 10m first, memory to 0.1 GB, and without a request it is 1 CPU and 1.5 GB",
+        can_be_allowed: true,
+        source: "virtual-kubelet/azure-aci pkg/provider/aci.go (getContainers); virtual-kubelet/azure-aci#17; virtual-kubelet/azure-aci#149",
+    },
+    reads: "spec.containers[*].resources.{requests,limits}[cpu, memory]",
+    check: |subject| {
+        let containers = subject.pod.containers();
+        let sum = |of: fn(&Container<'_>) -> i128| containers.iter().map(of).fold(0, i128::saturating_add);
+        let (cpu, memory) = (sum(requested_milli), sum(requested_tenths));
+        let limit = |c: &Container<'_>, resource| c.resources.as_ref()?.limit(resource);
+        let above = containers.iter().flat_map(|c| {
+            let milli = limit(c, CPU).map(Quantity::milli).filter(|milli| *milli > cpu);
+            let gb = limit(c, MEMORY).map(in_tenths_of_gb).filter(|gb| *gb > memory);
+            let name = c.display_name();
+            let of_cpu = milli.map(|m| format!("container {name}: {} CPU above {}", thousandths(m), thousandths(cpu)));
+            let of_memory = gb.map(|gb| format!("container {name}: {} GB above {}", tenths(gb), tenths(memory)));
+            of_cpu.into_iter().chain(of_memory)
+        });
+        above.reduce(|all, one| format!("{all}, {one}"))
+    },
+};
+
+static GPU: Rule = Rule {
+    reason: Reason {
+        code: "Gpu",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "virtual nodes have no GPU",
+        on_virtual_node: "no node fits; an old connector that still advertises nvidia.com/gpu takes the pod and never runs it",
+        fix: "nothing to mend; Azure Container Instances retired its GPUs on 2025-07-14, and never had them in a virtual network",
+        can_be_allowed: false,
+        source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-faq.yml; virtual-kubelet/azure-aci pkg/provider/aci.go (getGPUSKU)",
+    },
+    reads: "spec.{initContainers,containers}[*].resources.{requests,limits}",
+    check: |subject| asked(subject.pod, is_gpu),
+};
+
+static HUGE_PAGES: Rule = Rule {
+    reason: Reason {
+        code: "HugePages",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "virtual nodes have no huge pages",
+        on_virtual_node: NEVER_FITS,
+        fix: "drop the request if the application runs without",
+        can_be_allowed: false,
+        source: "virtual-kubelet/azure-aci pkg/provider/vk_node.go",
+    },
+    reads: "spec.{initContainers,containers}[*].resources.{requests,limits}, spec.resources",
+    check: |subject| asked(subject.pod, |resource| resource.starts_with("hugepages-")),
+};
+
+static EXTENDED_RESOURCE: Rule = Rule {
+    reason: Reason {
+        code: "ExtendedResource",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "virtual nodes do not advertise the resource",
+        on_virtual_node: NEVER_FITS,
+        fix: "drop the request if the pod runs without; allow it if the virtual nodes do advertise the resource",
+        can_be_allowed: true,
+        source: "virtual-kubelet/azure-aci pkg/provider/vk_node.go; kubernetes.io/docs/concepts/configuration/manage-resources-containers/#extended-resources",
+    },
+    reads: "spec.{initContainers,containers}[*].resources.{requests,limits}",
+    check: |subject| asked(subject.pod, |resource| is_extended(resource) && !is_gpu(resource)),
+};
+
+static RESOURCE_CLAIM: Rule = Rule {
+    reason: Reason {
+        code: "ResourceClaim",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "the pod claims devices, and virtual nodes have none to allocate",
+        on_virtual_node: "no driver of dynamic resource allocation runs there, so no device can be allocated",
+        fix: "nothing to mend",
+        can_be_allowed: false,
+        source: "kubernetes.io/docs/concepts/scheduling-eviction/dynamic-resource-allocation; virtual-kubelet/azure-aci pkg/provider/aci.go, which does not read the field",
+    },
+    reads: "spec.resourceClaims, spec.{initContainers,containers}[*].resources.claims",
+    check: |subject| {
+        let pod = subject.pod;
+        let claims = |resources: &ResourceRequirements<'_>| resources.claims.as_ref().is_some_and(|c| !c.is_empty());
+        let by_pod = pod.spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty());
+        let by_container = pod.all_containers().any(|c| c.resources.as_ref().is_some_and(claims));
+        (by_pod || by_container).then(String::new)
+    },
+};
+
+static EPHEMERAL_STORAGE: Rule = Rule {
+    reason: Reason {
+        code: "EphemeralStorageRequest",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "v1 does not advertise ephemeral storage",
+        on_virtual_node: NEVER_FITS,
+        fix: "drop the request and the limit; a container group has 50 GB",
+        can_be_allowed: true,
+        source: "virtual-kubelet/azure-aci pkg/provider/vk_node.go",
+    },
+    reads: "spec.{initContainers,containers}[*].resources.{requests,limits}[ephemeral-storage]",
+    check: |subject| (subject.pod.request(EPHEMERAL_STORAGE_NAME) > Quantity::ZERO).then(String::new),
+};
+
+/// Bytes in the step of Azure Container Instances for memory.
+const TENTH_OF_GB: i128 = 100_000_000;
+
+/// What the connector requests of CPU for a container: in steps of 10m, at least one, and 1 CPU where nothing is said.
+fn requested_milli(container: &Container<'_>) -> i128 {
+    let request = container.resources.as_ref().and_then(|resources| resources.request(CPU));
+    request.map_or(1_000, |request| (request.milli() / 10 * 10).max(10))
+}
+
+/// What it requests of memory: in steps of 0.1 GB, at least one, and 1.5 GB where nothing is said.
+fn requested_tenths(container: &Container<'_>) -> i128 {
+    let request = container.resources.as_ref().and_then(|resources| resources.request(MEMORY));
+    request.map_or(15, |request| in_tenths_of_gb(request).max(1))
+}
+
+/// Rounded down, as requests and limits of memory are; a limit of CPU is sent as it is.
+const fn in_tenths_of_gb(memory: Quantity) -> i128 {
+    memory.units() / TENTH_OF_GB
+}
+
+fn thousandths(milli: i128) -> String {
+    if milli % 1_000 == 0 { (milli / 1_000).to_string() } else { format!("{milli}m") }
+}
+
+fn tenths(tenths: i128) -> String {
+    format!("{}.{}", tenths / 10, tenths % 10)
+}
+
+/// The vendors' device plugins.
+fn is_gpu(resource: &str) -> bool {
+    let Some((domain, name)) = resource.split_once('/') else { return false };
+    domain == "nvidia.com" || domain == "gpu.intel.com" || name == "gpu"
+}
+
+/// Whether a resource is neither Kubernetes' own nor one of its domain.
+fn is_extended(resource: &str) -> bool {
+    resource.split_once('/').is_some_and(|(domain, _)| domain != "kubernetes.io" && !domain.ends_with(".kubernetes.io"))
+}
+
+/// The resources that are meant and that the pod asks for, each once.
+fn asked(pod: &Pod<'_>, is_meant: impl Fn(&str) -> bool) -> Option<String> {
+    let all = pod.all_containers().filter_map(|c| c.resources.as_ref()).chain(&pod.spec.resources);
+    let mut names: Vec<_> = all.flat_map(ResourceRequirements::others).filter(|name| is_meant(name)).collect();
+    names.sort_unstable();
+    names.dedup();
+    at_fault("resource", names.into_iter())
+}

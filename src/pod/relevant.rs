@@ -1,0 +1,61 @@
+//! Lists of which only some entries matter.
+
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{SeqAccess, Visitor},
+};
+
+/// The entries of a list that a rule could find fault with. The others are dropped while they are read: most pods have many
+/// variables and mounts, and none of this kind, and then the list costs nothing.
+#[derive(Debug)]
+pub struct Relevant<T>(Vec<T>);
+
+/// Whether an entry of a list says anything that is read.
+pub trait Matters {
+    /// Whether a rule could find fault with this entry.
+    fn matters(&self) -> bool;
+}
+
+impl<T> Relevant<T> {
+    /// The entries, in the order of the document.
+    pub fn iter(&self) -> std::slice::Iter<'_, T> {
+        self.0.iter()
+    }
+}
+
+impl<'r, T> IntoIterator for &'r Relevant<T> {
+    type Item = &'r T;
+    type IntoIter = std::slice::Iter<'r, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<'de, T: Deserialize<'de> + Matters> Deserialize<'de> for Relevant<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de> + Matters> Visitor<'de> for Entries<T> {
+            type Value = Relevant<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = list.next_element::<T>()? {
+                    if entry.matters() {
+                        entries.push(entry);
+                    }
+                }
+                Ok(Relevant(entries))
+            }
+        }
+
+        deserializer.deserialize_seq(Entries(PhantomData))
+    }
+}

@@ -1,0 +1,103 @@
+//! A bare pod that is applied a second time keeps what Spillway added, and the second apply succeeds.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    admission::pod,
+    harness::{Stub, allowed, control_plane, eventually, manifest_webhooks, spillway},
+};
+
+/// A pod with tolerations and preferred terms of its own: lists that kubectl sends whole.
+fn opinionated() -> Value {
+    pod(
+        "web",
+        &json!({"spec": {
+            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 10, "preference": {
+                "matchExpressions": [{"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["1"]}]}}]}},
+        }}),
+    )
+}
+
+#[test]
+fn applying_a_pod_twice_succeeds_and_changes_nothing() {
+    spillway();
+    for how in [&["apply", "-f", "-"][..], &["apply", "--server-side", "-f", "-"]] {
+        for mode in ["prefer", "require"] {
+            let namespace =
+                control_plane().annotated_namespace(Some("high-scale"), &json!({"spillway.dev/mode": mode}));
+            namespace.kubectl(how, &opinionated().to_string());
+            let spec = |pod: &str| -> Value { serde_json::from_str::<Value>(pod).unwrap()["spec"].clone() };
+            let get = || namespace.kubectl(&["get", "pod", "web", "-o", "json"], "");
+            let first = get();
+            assert!(first.contains("virtual-kubelet.io/provider"), "{first}");
+            for again in 2..4 {
+                namespace.kubectl(how, &opinionated().to_string());
+                let (mut before, mut after) = (spec(&first), spec(&get()));
+                for pod in [&mut before, &mut after] {
+                    let pod = pod.as_object_mut().unwrap();
+                    pod.remove("nodeName");
+                    let tolerations = pod.get_mut("tolerations").unwrap().as_array_mut().unwrap();
+                    tolerations.sort_by_key(Value::to_string);
+                }
+                assert_eq!(before, after, "{how:?} {mode}, time {again}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_replaced_pod_keeps_what_it_was_given() {
+    spillway();
+    let namespace = control_plane().namespace(Some("high-scale"));
+    namespace.create(&opinionated());
+    let mut created = eventually("the pod to be bound", || {
+        let pod: Value = serde_json::from_str(&namespace.kubectl(&["get", "pod", "web", "-o", "json"], "")).unwrap();
+        pod["spec"]["nodeName"].is_string().then_some(pod)
+    });
+    // A replacement drops our annotations as well: the record in the old object counts.
+    created["metadata"].as_object_mut().unwrap().remove("annotations");
+    created["metadata"].as_object_mut().unwrap().remove("resourceVersion");
+    let tolerations = created["spec"]["tolerations"].as_array_mut().unwrap();
+    tolerations.retain(|toleration| toleration["key"] != "virtual-kubelet.io/provider");
+    let replaced = namespace.kubectl(&["replace", "-o", "json", "-f", "-"], &created.to_string());
+    let replaced: Value = serde_json::from_str(&replaced).unwrap();
+    let annotations = &replaced["metadata"]["annotations"];
+    assert_eq!(annotations["spillway.dev/added"], "toleration,affinity,kube-proxy,dns", "{replaced:#}");
+    assert_eq!(annotations["microsoft.containerinstance.virtualnode.injectdns"], "false");
+    assert!(replaced["spec"]["tolerations"].to_string().contains("virtual-kubelet.io/provider"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_change_of_tolerations_or_affinity_causes_a_call() {
+    spillway();
+    let namespace = control_plane().namespace(Some("enabled"));
+    let calls = Arc::new(AtomicUsize::new(0));
+    let stub = {
+        let (calls, name) = (calls.clone(), namespace.name.clone());
+        Stub::start(move |body| {
+            let review: Value = serde_json::from_slice(&body).unwrap();
+            calls.fetch_add(usize::from(review["request"]["namespace"] == name.as_str()), Ordering::Relaxed);
+            std::future::ready(allowed(&body))
+        })
+        .await
+    };
+    let updates = manifest_webhooks().pop().unwrap();
+    assert_eq!(updates["name"], "pod-updates.spillway.dev");
+    let _registered = stub.register_like("aci-a-listener-of-updates", &updates); // before Spillway, which mends the difference
+    namespace.kubectl(&["apply", "-f", "-"], &opinionated().to_string());
+    eventually("an apply to cause a call", || {
+        namespace.kubectl(&["apply", "-f", "-"], &opinionated().to_string());
+        (calls.load(Ordering::Relaxed) > 0).then_some(())
+    });
+    calls.store(0, Ordering::Relaxed);
+    namespace.kubectl(&["label", "pod", "web", "a=b"], "");
+    namespace.kubectl(&["annotate", "pod", "web", "a=b"], "");
+    namespace.kubectl(&["set", "image", "pod/web", "c=registry.example/other"], "");
+    assert_eq!(calls.load(Ordering::Relaxed), 0, "labels, annotations, images and status are nobody's business");
+}

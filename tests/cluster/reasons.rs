@@ -1,0 +1,120 @@
+//! Where a person finds out why: kubectl's warnings, the audit log, and explain on the running cluster.
+
+use serde_json::{Value, json};
+
+use crate::{
+    admission::pod,
+    harness::{Namespace, control_plane, eventually, spillway, spillway_command},
+};
+
+/// What kubectl prints to standard error when this is created.
+fn warnings(namespace: &Namespace, object: &Value) -> Vec<String> {
+    let args = ["-n", &namespace.name, "create", "-f", "-"];
+    let output = control_plane().try_kubectl(&args, &object.to_string());
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    text.lines().filter_map(|line| line.strip_prefix("Warning: ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_person_is_warned_of_what_he_can_mend() {
+    spillway();
+    let namespace = control_plane().namespace(Some("enabled"));
+    let arm = json!({"metadata": {"annotations": {"spillway.dev/late-after": "soon"}},
+        "spec": {"nodeSelector": {"kubernetes.io/arch": "arm64"}}});
+    let shown = warnings(&namespace, &pod("arm", &arm));
+    assert_eq!(
+        shown,
+        [
+            "spillway: pod annotation spillway.dev/late-after ignored: invalid duration \"soon\", expected from 0s to 24h, such as 90…",
+            "spillway: stays on VMs: Architecture: virtual nodes run amd64 only (arm64)",
+            "spillway: stays on VMs: NoMatchingVirtualNode: no virtual node has the labels that the pod requires (nodeSelector kube…",
+        ]
+    );
+    assert!(shown.iter().all(|warning| warning.chars().count() < 120));
+    assert_eq!(warnings(&namespace, &pod("fine", &json!({}))), [""; 0]);
+    let windows = json!({"spec": {"os": {"name": "windows"}}});
+    assert_eq!(warnings(&namespace, &pod("windows", &windows)), [""; 0], "there is nothing to mend");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_is_not_warned_for_each_replica() {
+    let https = spillway().https();
+    let namespace = control_plane().namespace(Some("enabled"));
+    let owned = json!({"metadata": {"ownerReferences": [{"kind": "ReplicaSet", "controller": true}]}});
+    for (user, more, expected) in [
+        ("alice", json!({}), true),
+        ("system:serviceaccount:kube-system:replicaset-controller", json!({}), false),
+        ("system:node:vm-1", json!({}), false),
+        ("system:serviceaccount:argo:workflows", owned, false),
+    ] {
+        let mut object = pod("web", &more);
+        object["spec"]["nodeSelector"] = json!({"kubernetes.io/arch": "arm64"});
+        let review = json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "request": {"uid": "u", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE",
+                "namespace": namespace.name, "userInfo": {"username": user}, "object": object},
+        });
+        let (_, answer) = https.review(review.to_string()).await;
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!(answer["response"]["warnings"].is_array(), expected, "{user}: {answer:#}");
+    }
+}
+
+#[test]
+fn the_audit_log_holds_decision_reasons_and_settings() {
+    spillway();
+    let namespace = control_plane().annotated_namespace(Some("high-scale"), &json!({"spillway.dev/mode": "late"}));
+    namespace.create(&pod("web", &json!({"spec": {"nodeSelector": {"kubernetes.io/arch": "arm64"}}})));
+    let annotations = eventually("the audit event", || {
+        let log = std::fs::read_to_string(control_plane().dir.join("audit.log")).unwrap();
+        let mut events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let event = events.find(|event| event["objectRef"]["namespace"] == namespace.name.as_str())?;
+        Some(event["annotations"].clone())
+    });
+    assert_eq!(annotations["pods.spillway.dev/decision"], "stay: Architecture,NoMatchingVirtualNode");
+    let reasons = annotations["pods.spillway.dev/reasons"].as_str().unwrap();
+    assert!(
+        reasons.starts_with("Architecture: virtual nodes run amd64 only (arm64); NoMatchingVirtualNode: "),
+        "{reasons}"
+    );
+    assert_eq!(
+        annotations["pods.spillway.dev/settings"],
+        "mode=late (namespace), kube-proxy=opt-out (profile), dns=auto (default), identity-label=auto (default)"
+    );
+}
+
+#[test]
+fn explain_reads_workload_and_surroundings_from_the_cluster() {
+    spillway();
+    let plane = control_plane();
+    let namespace = plane.namespace(Some("high-scale"));
+    namespace.identity("web");
+    namespace.kubectl(&["create", "service", "clusterip", "orders", "--tcp=80"], "");
+    namespace.create(&json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"replicas": 0, "selector": {"matchLabels": {"app": "web"}}, "template": {"metadata": {"labels": {"app": "web"}},
+            "spec": {"serviceAccountName": "web", "containers": [{"name": "c", "image": "registry.example/c"}]}}},
+    }));
+    let explain = |args: &[&str]| {
+        let kubeconfig = plane.dir.join("admin.kubeconfig");
+        let output = spillway_command().arg("explain").args(args).env("KUBECONFIG", kubeconfig).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let (code, text, errors) = explain(&["deploy/web", "-n", &namespace.name]);
+    assert_eq!(code, 0, "{errors}");
+    for line in [
+        &format!("Deployment {}/web: prefer", namespace.name),
+        "identity-label  added",
+        "profile high-scale: ",
+        "without kube-proxy these Services cannot be reached: orders",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    let (code, _, errors) = explain(&["deploy/none", "-n", &namespace.name]);
+    assert_eq!(code, 2);
+    assert!(errors.contains("cannot get Deployment none in namespace") && errors.contains("not found"), "{errors}");
+    let (code, _, errors) = explain(&["service/orders"]);
+    assert_eq!((code, errors.contains("unknown kind \"service\"")), (2, true), "{errors}");
+}

@@ -1,0 +1,26 @@
+//! What must hold when Spillway has been at a pod: nothing that stood there is gone or changed.
+
+use serde_json::Value;
+
+/// The first place where `after` has lost or changed something of `before`.
+///
+/// Maps may have gained entries, and lists may have grown at their end. What Spillway writes about itself is its own.
+pub(crate) fn lost(before: &Value, after: &Value) -> Option<String> {
+    match (before, after) {
+        (Value::Object(before), Value::Object(after)) => before.iter().find_map(|(key, value)| {
+            if matches!(key.as_str(), "spillway.dev/decision" | "spillway.dev/added") {
+                return None;
+            }
+            let Some(after) = after.get(key) else { return Some(format!("{key} is gone")) };
+            lost(value, after).map(|inner| format!("{key}.{inner}"))
+        }),
+        (Value::Array(before), Value::Array(after)) => {
+            if after.len() < before.len() {
+                return Some(format!("{} of {} entries are gone", before.len() - after.len(), before.len()));
+            }
+            before.iter().zip(after).enumerate().find_map(|(i, (b, a))| (b != a).then(|| format!("[{i}] has changed")))
+        }
+        (Value::Null, _) => None,
+        (before, after) => (before != after).then(|| format!("was {before}, is {after}")),
+    }
+}

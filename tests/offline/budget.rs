@@ -1,0 +1,16 @@
+//! What a decision may cost.
+
+use crate::one_decision::{REVIEW, Surroundings, decide};
+
+/// Beside the buffers of patch and answer, what is left is lists and maps of the view. More means that something is built as a
+/// tree or copied as text on its way into the patch.
+const ALLOCATIONS: u64 = 30;
+
+#[test]
+fn a_decision_stays_within_its_allocations() {
+    let surroundings = Surroundings::default();
+    let mut answer = Vec::new();
+    let used = allocation_counter::measure(|| answer = decide(&surroundings, REVIEW).unwrap());
+    assert!(String::from_utf8(answer).unwrap().contains("patchType"), "the pod is changed");
+    assert!(used.count_total <= ALLOCATIONS, "{used:?}");
+}

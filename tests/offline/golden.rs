@@ -1,0 +1,251 @@
+//! Golden pairs: what stands in a file of `tests/golden`, and what Spillway makes of it.
+//!
+//! `NAME.yaml` is a stream of documents: a pod or a workload, and if it matters what the cluster knows (Namespace,
+//! ServiceAccount, Node, NetworkPolicy) and the SpillwayConfiguration. `NAME.expected.yaml` beside it holds decision, reasons and
+//! patch of each pod, as the installed command gives them. To add a pair, write the first and run
+//! `SPILLWAY_UPDATE_GOLDEN=1 cargo test --test offline golden`, which rewrites all of the second; then read the difference.
+//!
+//! Every rule has at least two pairs: in `CODE.fires.yaml` it finds something, in `CODE.near-miss.yaml`, which comes as close as
+//! it can, it does not.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{LazyLock, Mutex},
+    thread,
+};
+
+use serde_json::{Value, json};
+use spillway::{
+    burst::{self, Facts, ServiceAccount, Verdict},
+    config::{Configuration, Overrides},
+    eligibility,
+    pod::Pod,
+};
+
+const EXPECTED: &str = ".expected.yaml";
+
+/// One pair, played once for all tests.
+struct Case {
+    name: String,
+    documents: Vec<Value>,
+    /// What the command says of each pod.
+    explained: Vec<Value>,
+    /// What it says of them once they carry its patch.
+    again: Vec<Value>,
+}
+
+/// What is expected of one pod.
+#[derive(serde::Serialize)]
+struct Expected {
+    pod: String,
+    decision: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reasons: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    accepted: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+    patch: Value,
+}
+
+static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
+    let names: Vec<_> = files().into_iter().filter(|name| !name.ends_with(EXPECTED)).collect();
+    let (queue, cases) = (Mutex::new(names.into_iter()), Mutex::new(Vec::new()));
+    let work = || {
+        loop {
+            let Some(file) = queue.lock().unwrap().next() else { break };
+            let case = Case::play(&file);
+            cases.lock().unwrap().push(case);
+        }
+    };
+    thread::scope(|scope| [(); 4].map(|()| scope.spawn(work)).map(|thread| thread.join().unwrap()));
+    let mut cases = cases.into_inner().unwrap();
+    cases.sort_by(|one: &Case, other| one.name.cmp(&other.name));
+    cases
+});
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn files() -> BTreeSet<String> {
+    fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+impl Case {
+    fn play(file: &str) -> Self {
+        let name = file.strip_suffix(".yaml").unwrap_or_else(|| panic!("tests/golden/{file}: expected a .yaml file"));
+        let text = fs::read_to_string(folder().join(file)).unwrap();
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("tests/golden/{file}: {error}"));
+        let explained = explain(file, &documents);
+        let mut patched = documents.clone();
+        let pods = patched.iter_mut().filter_map(pod_of);
+        for (pod, one) in pods.zip(&explained) {
+            let patch: json_patch::Patch = serde_json::from_value(one["patch"].clone()).unwrap();
+            json_patch::patch(pod, &patch).unwrap_or_else(|error| panic!("tests/golden/{file}: the patch: {error}"));
+        }
+        let again = explain(file, &patched);
+        Self { name: name.to_owned(), documents, explained, again }
+    }
+
+    /// What the file beside it is to hold.
+    fn expected(&self) -> String {
+        let text = |findings: &Value| {
+            let one = |finding: &Value| {
+                let (code, detail) = (finding["code"].as_str().unwrap(), finding["detail"].as_str().unwrap());
+                if detail.is_empty() { code.to_owned() } else { format!("{code}: {detail}") }
+            };
+            findings.as_array().unwrap().iter().map(one).collect::<Vec<_>>()
+        };
+        let word = |one: &Value, key: &str| one[key].as_str().unwrap().to_owned();
+        let pods = self.explained.iter().map(|one| Expected {
+            pod: format!("{} {}/{}", word(one, "kind"), word(one, "namespace"), word(one, "name")),
+            decision: word(one, "decision"),
+            reasons: text(&one["reasons"]),
+            accepted: text(&one["accepted"]),
+            notes: text(&one["notes"]),
+            patch: one["patch"].clone(),
+        });
+        serde_saphyr::to_string(&pods.collect::<Vec<_>>()).unwrap()
+    }
+
+    /// The reasons that are found, accepted or not.
+    fn codes(&self) -> BTreeSet<String> {
+        let lists = self.explained.iter().flat_map(|one| [&one["reasons"], &one["accepted"], &one["notes"]]);
+        let codes = lists.flat_map(|list| list.as_array().unwrap()).map(|found| found["code"].as_str().unwrap());
+        codes.map(str::to_owned).chain(self.codes_of_the_uncalled()).collect()
+    }
+
+    /// Those of pods that the webhook's registration leaves out, as `explain` knows: the decision holds without it.
+    fn codes_of_the_uncalled(&self) -> Vec<String> {
+        let mut documents = self.documents.clone();
+        let pods = documents.iter_mut().filter_map(pod_of).zip(&self.explained);
+        let uncalled = pods.filter(|(_, one)| one["decision"] == "not called").map(|(pod, _)| pod.to_string());
+        let configuration = Configuration::default();
+        let settings = configuration.settings("enabled", &Overrides::default(), &Overrides::default());
+        let found = uncalled.flat_map(|json| {
+            let pod: Pod<'_> = serde_json::from_str(&json).unwrap();
+            let decision = burst::decide(&pod, settings.as_ref(), &Facts::only(ServiceAccount::Unknown));
+            let Verdict::Stay(findings) = decision.verdict else { return Vec::new() };
+            findings.iter().map(|finding| finding.reason.code.to_owned()).collect()
+        });
+        found.collect()
+    }
+}
+
+/// The pod of a document, with metadata, if it makes one.
+fn pod_of(document: &mut Value) -> Option<&mut Value> {
+    let path = match document["kind"].as_str()? {
+        "Pod" => "",
+        "Deployment" | "StatefulSet" | "ReplicaSet" | "DaemonSet" | "Job" => "/spec/template",
+        "CronJob" => "/spec/jobTemplate/spec/template",
+        _ => return None,
+    };
+    let pod = document.pointer_mut(path)?;
+    if pod["metadata"].is_null() {
+        pod["metadata"] = json!({}); // as the controller gives it one
+    }
+    Some(pod)
+}
+
+/// Runs `spillway explain` on the documents, with the configuration among them.
+fn explain(file: &str, documents: &[Value]) -> Vec<Value> {
+    let is_configuration = |document: &&Value| document["kind"] == "SpillwayConfiguration";
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spillway"));
+    command.args(["explain", "-o", "json", "-f", "-"]).env_remove("SPILLWAY_CONFIG");
+    let mut configuration = tempfile::NamedTempFile::new().unwrap();
+    if let Some(document) = documents.iter().find(is_configuration) {
+        configuration.write_all(document.to_string().as_bytes()).unwrap();
+        command.arg("--config").arg(configuration.path());
+    }
+    let rest =
+        documents.iter().filter(|d| !is_configuration(d)).map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A command that fails early does not read its input.
+    let _ = child.stdin.take().unwrap().write_all(rest.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("tests/golden/{file}: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Fails with everything that is wrong, so that one run shows it all.
+fn assert_none(wrong: impl IntoIterator<Item = String>) {
+    let wrong: Vec<_> = wrong.into_iter().collect();
+    assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+}
+
+#[test]
+fn golden_every_pair_is_decided_as_the_file_beside_it_says() {
+    let update = std::env::var_os("SPILLWAY_UPDATE_GOLDEN").is_some();
+    let mut wrong = Vec::new();
+    for case in &*CASES {
+        let (path, actual) = (folder().join(format!("{}{EXPECTED}", case.name)), case.expected());
+        if update {
+            fs::write(&path, &actual).unwrap();
+        } else if fs::read_to_string(&path).unwrap_or_default() != actual {
+            wrong.push(format!("tests/golden/{}{EXPECTED}: now it is\n{actual}", case.name));
+        }
+    }
+    assert_none(wrong);
+}
+
+#[test]
+fn golden_no_file_stands_without_its_other_half() {
+    let files = files();
+    let update = std::env::var_os("SPILLWAY_UPDATE_GOLDEN").is_some();
+    let orphans = files.iter().filter_map(|file| match file.strip_suffix(EXPECTED) {
+        Some(name) => Some(format!("{name}.yaml")).filter(|input| !files.contains(input)),
+        None if update => None, // it is being written
+        None => Some(file.replace(".yaml", EXPECTED)).filter(|expected| !files.contains(expected)),
+    });
+    assert_none(orphans.map(|missing| format!("tests/golden/{missing}: missing, its other half is there")));
+}
+
+#[test]
+fn golden_an_admitted_pod_is_decided_the_same_and_not_changed_again() {
+    let mut wrong = Vec::new();
+    for case in &*CASES {
+        for (first, second) in case.explained.iter().zip(&case.again) {
+            if first["decision"] != second["decision"] || second["patch"] != json!([]) {
+                wrong.push(format!("tests/golden/{}.yaml: then {} {}", case.name, second["decision"], second["patch"]));
+            }
+        }
+        assert_eq!(case.explained.len(), case.again.len(), "{}", case.name);
+        assert!(case.documents.len() >= case.explained.len(), "{}", case.name);
+    }
+    assert_none(wrong);
+}
+
+#[test]
+fn golden_every_rule_has_a_pair_in_which_it_fires_and_a_near_miss() {
+    let mut wrong = Vec::new();
+    for rule in eligibility::rules() {
+        let code = rule.reason.code;
+        for (kind, fires) in [("fires", true), ("near-miss", false)] {
+            let name = format!("{code}.{kind}");
+            match CASES.iter().find(|case| case.name == name) {
+                None => wrong.push(format!("tests/golden/{name}.yaml: missing")),
+                Some(case) if case.codes().contains(code) != fires => {
+                    let does = if fires { "does not fire" } else { "fires" };
+                    wrong.push(format!("tests/golden/{name}.yaml: {code} {does}; found are {:?}", case.codes()));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    assert_none(wrong);
+}
+
+#[test]
+fn golden_pairs_named_after_a_rule_are_of_a_rule_that_exists() {
+    let unknown = CASES.iter().filter_map(|case| {
+        let code = case.name.strip_suffix(".fires").or_else(|| case.name.strip_suffix(".near-miss"))?;
+        eligibility::rule(code).is_none().then(|| format!("tests/golden/{}.yaml: there is no rule {code}", case.name))
+    });
+    assert_none(unknown);
+}
