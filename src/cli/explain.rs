@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     burst::{self, Decision, Outcome, Part, Verdict, reasons},
-    config::{Configuration, Overrides, Settings},
+    config::{Configuration, GenerationSetting, Overrides, Settings},
     eligibility::Finding,
 };
 
@@ -113,6 +113,8 @@ struct Explained<'a> {
     patch: Option<Vec<u8>>,
     /// The Services that the pod cannot reach without kube-proxy.
     cut_off: Vec<String>,
+    /// Whether the pod is held to both generations only because nobody said which there are.
+    is_held_to_both: bool,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
@@ -217,7 +219,9 @@ fn explain<'a>(
     let opts_out = matches!(decision.outcome(Part::KubeProxy), Outcome::Added | Outcome::Kept);
     let services = if opts_out { facts.cluster_ips(&name) } else { Vec::new() };
     let cut_off = services.into_iter().map(str::to_owned).collect();
-    Ok(Explained { template, namespace: name, profile, settings, decision, patch, cut_off })
+    let is_auto = configuration.virtual_nodes.generation == GenerationSetting::Auto;
+    let is_held_to_both = is_auto && !facts.knows_virtual_nodes();
+    Ok(Explained { is_held_to_both, template, namespace: name, profile, settings, decision, patch, cut_off })
 }
 
 impl Explained<'_> {

@@ -150,6 +150,11 @@ impl Facts {
         }
     }
 
+    /// Whether any virtual node is known, so that its generation is.
+    pub(super) fn knows_virtual_nodes(&self) -> bool {
+        !self.virtual_nodes.is_empty()
+    }
+
     /// The NetworkPolicies of a namespace, and those that name none.
     pub(super) fn policies(&self, namespace: &str) -> Vec<NetworkPolicy> {
         let of = |namespace: Option<String>| self.network_policies.get(&namespace).into_iter().flatten().cloned();

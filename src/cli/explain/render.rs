@@ -10,7 +10,7 @@ use super::Explained;
 use crate::{
     burst::{Outcome, Verdict, Why},
     config::{Settings, Sourced},
-    eligibility::Finding,
+    eligibility::{Applies, Finding, Reason},
 };
 
 /// Colours for a terminal, none elsewhere.
@@ -74,7 +74,7 @@ fn reasons(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
         }
         (_, Verdict::Stay(findings)) => findings.iter().try_for_each(|finding| {
             let reason = finding.reason;
-            writeln!(out, "  {}: {finding}", reason.code)?;
+            writeln!(out, "  {}{}: {finding}", reason.code, generation(reason))?;
             writeln!(out, "    on a virtual node: {}", reason.on_virtual_node)?;
             writeln!(out, "    how to mend it: {}", reason.fix)
         }),
@@ -82,13 +82,24 @@ fn reasons(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     }
 }
 
+/// The generation that a reason holds for, where it holds for one alone.
+fn generation(reason: &Reason) -> String {
+    if reason.applies == Applies::Any { String::new() } else { format!(" ({})", reason.applies.as_str()) }
+}
+
 /// What was accepted, what the owner should know, and which overrides have no effect.
 fn remarks(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
+    let is_of_one = |finding: &Finding| finding.reason.applies != Applies::Any;
+    if one.is_held_to_both && one.refusals().iter().any(is_of_one) {
+        writeln!(out, "  no virtual node is known here, so the pod must be fit for both generations:")?;
+        writeln!(out, "    give Node objects with -f, or set virtualNodes.generation in the configuration")?;
+    }
     for finding in &one.decision.accepted {
-        writeln!(out, "  accepted {}: {finding}", finding.reason.code)?;
+        writeln!(out, "  accepted {}{}: {finding}", finding.reason.code, generation(finding.reason))?;
     }
     for finding in &one.decision.notes {
-        writeln!(out, "  {} {}: {finding}", finding.reason.severity.as_str(), finding.reason.code)?;
+        let reason = finding.reason;
+        writeln!(out, "  {} {}{}: {finding}", reason.severity.as_str(), reason.code, generation(reason))?;
     }
     for ignored in one.settings.iter().flat_map(|settings| &settings.ignored) {
         writeln!(out, "  ignored {} annotation {}: {}", ignored.on.as_str(), ignored.key, ignored.message)?;
@@ -215,7 +226,7 @@ fn value(one: &Explained<'_>) -> anyhow::Result<Value> {
 
 fn findings(findings: &[Finding]) -> Vec<Value> {
     let one = |finding: &Finding| {
-        json!({"code": finding.reason.code, "severity": finding.reason.severity.as_str(),
+        json!({"code": finding.reason.code, "severity": finding.reason.severity.as_str(), "virtualNodes": finding.reason.applies.as_str(),
             "meaning": finding.reason.meaning, "detail": finding.detail, "fix": finding.reason.fix})
     };
     findings.iter().map(one).collect()
