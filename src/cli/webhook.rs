@@ -20,7 +20,8 @@ use crate::{
 /// Serve the admission webhook
 ///
 /// Finds the cluster as kubectl does: through KUBECONFIG or ~/.kube/config, and where there is none, in a pod, through its
-/// service account. Needs to list and watch namespaces and service accounts, and to get service accounts.
+/// service account. Needs to list and watch namespaces, nodes, service accounts and network policies, and to get service
+/// accounts.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The SpillwayConfiguration file; without one, the built-in defaults
