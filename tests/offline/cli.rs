@@ -500,3 +500,17 @@ fn a_cluster_that_does_not_answer_is_an_error_and_no_panic() {
     assert_eq!(ran.code, 2, "{}", ran.stderr);
     assert!(ran.stderr.contains("Connection refused") && !ran.stderr.contains("panicked"), "{}", ran.stderr);
 }
+
+#[test]
+fn every_reason_is_in_the_documentation() {
+    let printed = spillway(&["explain", "--reasons"], "");
+    let written = fs::read_to_string(root("docs/reasons.md")).unwrap();
+    assert_eq!(printed.stdout, written, "mend with: cargo run -- explain --reasons >docs/reasons.md");
+    for reason in spillway::burst::reasons::all() {
+        assert!(written.contains(&format!("\n## {}\n", reason.code)), "{}", reason.code);
+        let entry = spillway(&["explain", "--reason", reason.code], "");
+        assert!(entry.code == 0 && entry.stdout.starts_with(&format!("{}: ", reason.code)), "{}", reason.code);
+    }
+    let unknown = spillway(&["explain", "--reason", "HostPathVolum"], "");
+    assert_eq!(unknown.stderr, "error: --reason: unknown reason \"HostPathVolum\"; did you mean \"HostPathVolume\"?\n");
+}
