@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{ADDED, reasons};
+use super::{ADDED, placement::Form, reasons};
 use crate::{
     config::{Mode, VirtualNodes},
     eligibility::Finding,
@@ -22,6 +22,8 @@ pub struct Decision<'a> {
     pub accepted: Vec<Finding>,
     /// What toleration and affinity are made of; nothing when neither is touched.
     pub(super) virtual_nodes: Option<&'a VirtualNodes>,
+    /// Which affinity the pod is to have from Spillway.
+    pub(super) form: Form,
 }
 
 /// Whether a pod may overflow.
@@ -207,7 +209,7 @@ impl Decision<'_> {
 
     fn left(verdict: Verdict, why: Why) -> Self {
         let steps = Part::ALL.map(|part| Step { part, outcome: Outcome::Left(why) });
-        Self { verdict, steps, notes: Vec::new(), accepted: Vec::new(), virtual_nodes: None }
+        Self { verdict, steps, notes: Vec::new(), accepted: Vec::new(), virtual_nodes: None, form: Form::None }
     }
 
     /// The parts with this outcome, in order.

@@ -18,6 +18,7 @@ pub use identity_label::needs_service_account;
 pub use patch::json_patch;
 pub use restore::restore;
 
+use self::placement::Form;
 use crate::{
     config::{BURST_LABEL, DISABLED, Mode, Settings},
     eligibility::{self, Finding, NetworkPolicy, Severity, Surroundings, VirtualNode},
@@ -110,26 +111,29 @@ pub fn decide<'a>(pod: &Pod<'_>, settings: Option<&Settings<'a>>, facts: &Facts<
     }
     let virtual_nodes = settings.virtual_nodes;
     if !refusals.is_empty() {
+        let is_ours = added.has(Part::Toleration);
+        if settings.mode.value != Mode::Off && !is_ours && placement::is_tolerated(pod, virtual_nodes) {
+            notes.push(Finding::plain(&reasons::TOLERATES_BY_ITSELF));
+        }
         let [toleration, affinity] = placement::none(pod, virtual_nodes, &added);
         let [kube_proxy, dns] = network::none(pod, &added);
         let steps = [toleration, affinity, kube_proxy, dns, identity];
-        return Decision {
-            verdict: Verdict::Stay(refusals),
-            steps,
-            notes,
-            accepted,
-            virtual_nodes: Some(virtual_nodes),
-        };
+        let verdict = Verdict::Stay(refusals);
+        return Decision { verdict, steps, notes, accepted, virtual_nodes: Some(virtual_nodes), form: Form::None };
     }
     let mode = settings.mode.value;
     let pinned = placement::is_pinned(pod, virtual_nodes);
     if pinned {
         notes.push(Finding::plain(&reasons::ALREADY_PINNED));
     }
+    if mode == Mode::Require && placement::forbids_in_a_term(pod, virtual_nodes) {
+        notes.push(Finding::plain(&reasons::TERM_NEVER_MET));
+    }
     let [toleration, affinity] = placement::steps(pod, virtual_nodes, mode, pinned, &added);
     let [kube_proxy, dns] = network::steps(pod, settings, &added);
     let steps = [toleration, affinity, kube_proxy, dns, identity];
-    Decision { verdict: Verdict::Burst(mode), steps, notes, accepted, virtual_nodes: Some(virtual_nodes) }
+    let (verdict, form) = (Verdict::Burst(mode), Form::of(mode, pinned));
+    Decision { verdict, steps, notes, accepted, virtual_nodes: Some(virtual_nodes), form }
 }
 
 /// What keeps the pod on VMs, what its owner should know, and what its owner has accepted.

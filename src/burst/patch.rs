@@ -11,10 +11,13 @@ use serde::Serialize;
 
 use self::operations::Field;
 pub(super) use self::operations::{Escaped, Patch};
-use super::{ADDED, Added, DECISION, Decision, Outcome, Part, Verdict, identity_label, network, placement};
+use super::{
+    ADDED, Added, DECISION, Decision, Outcome, Part, Verdict, identity_label, network,
+    placement::{self, Form},
+};
 use crate::{
-    config::{Mode, VirtualNodes},
-    pod::Pod,
+    config::VirtualNodes,
+    pod::{NodeSelectorTerm, Pod},
 };
 
 pub(super) const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
@@ -78,15 +81,17 @@ fn added_value(pod: &Pod<'_>, decision: &Decision<'_>) -> String {
     list
 }
 
-/// The required terms that are ours to withdraw from, where these are not all.
+/// The required terms that are ours to withdraw from once this is carried out, where these are not all.
 fn our_terms(pod: &Pod<'_>, decision: &Decision<'_>, outcome: Outcome) -> Option<Vec<usize>> {
-    if outcome == Outcome::Kept {
-        return Added::read(pod).terms;
-    }
-    let (Verdict::Burst(Mode::Require), Some(nodes)) = (&decision.verdict, decision.virtual_nodes) else { return None };
+    let nodes = decision.virtual_nodes.filter(|_| decision.form == Form::Required)?;
     let all = pod.required_node_affinity()?.terms().len();
-    let missing: Vec<_> = placement::missing_terms(pod, nodes).map(|(i, _)| i).collect();
-    (missing.len() < all).then_some(missing)
+    let added = Added::read(pod);
+    let mut ours: Vec<_> = placement::our_expressions(pod, nodes, &added).map(|(i, _)| i).collect();
+    if outcome == Outcome::Added {
+        ours.extend(placement::missing_terms(pod, nodes).map(|(i, _)| i));
+        ours.sort_unstable();
+    }
+    (ours.len() < all).then_some(ours)
 }
 
 fn change_toleration(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, nodes: &VirtualNodes) {
@@ -102,15 +107,22 @@ fn change_toleration(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, 
     }
 }
 
+/// Takes away the form that is not wanted, then adds the one that is.
 fn change_affinity(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, nodes: &VirtualNodes) {
-    match (decision.outcome(Part::Affinity), &decision.verdict) {
-        (Outcome::Added, Verdict::Burst(Mode::Require)) => require_virtual_nodes(patch, pod, nodes),
+    let added = Added::read(pod);
+    if decision.form != Form::Preferred {
+        withdraw_preferred_term(patch, pod, nodes, &added);
+    }
+    if decision.form != Form::Required {
+        withdraw_expressions(patch, pod, nodes, &added);
+    }
+    match (decision.outcome(Part::Affinity), decision.form) {
+        (Outcome::Added, Form::Required) => require_virtual_nodes(patch, pod, nodes),
         (Outcome::Added, _) => {
             let preferred = pod.spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref()?.preferred.as_ref());
             add_node_affinity(patch, pod, PREFERRED, preferred.is_some(), &preferred_term(nodes));
         }
-        (Outcome::Withdrawn, _) => withdraw_affinity(patch, pod, nodes),
-        (Outcome::Kept | Outcome::Left(_), _) => {}
+        (Outcome::Kept | Outcome::Withdrawn | Outcome::Left(_), _) => {}
     }
 }
 
@@ -131,23 +143,21 @@ pub(super) fn add_required_term(patch: &mut Patch, pod: &Pod<'_>, nodes: &Virtua
     add_node_affinity_field(patch, pod, REQUIRED, &NodeSelector { node_selector_terms: [term] });
 }
 
-/// Takes away exactly what was added. A term that would be left empty matches no node at all, so its list goes with it.
-fn withdraw_affinity(patch: &mut Patch, pod: &Pod<'_>, nodes: &VirtualNodes) {
+fn withdraw_preferred_term(patch: &mut Patch, pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
+    if let Some(i) = placement::our_preferred_term(pod, nodes, added) {
+        patch.remove(format_args!("/spec/affinity/nodeAffinity/{PREFERRED}/{i}"));
+    }
+}
+
+/// A term that would be left empty matches no node at all, so its list goes with it.
+fn withdraw_expressions(patch: &mut Patch, pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
     const PATH: &str = "/spec/affinity/nodeAffinity";
-    let added = Added::read(pod);
-    if let Some(i) = placement::our_preferred_term(pod, nodes, &added) {
-        patch.remove(format_args!("{PATH}/{PREFERRED}/{i}"));
-        return;
-    }
-    let terms = pod.required_node_affinity().map(|required| required.terms()).unwrap_or_default();
-    if let [only] = terms
-        && only.is_only(&nodes.selector.key, "In", &nodes.selector.value)
-    {
-        patch.remove(format_args!("{PATH}/{REQUIRED}"));
-        return;
-    }
-    for (i, position) in placement::our_expressions(pod, nodes, &added) {
-        patch.remove(format_args!("{PATH}/{REQUIRED}/nodeSelectorTerms/{i}/matchExpressions/{position}"));
+    let is_ours_alone = |term: &NodeSelectorTerm<'_>| term.is_only(&nodes.selector.key, "In", &nodes.selector.value);
+    for (i, position) in placement::our_expressions(pod, nodes, added) {
+        match pod.required_node_affinity().map(|required| required.terms()) {
+            Some([only]) if is_ours_alone(only) => patch.remove(format_args!("{PATH}/{REQUIRED}")),
+            _ => patch.remove(format_args!("{PATH}/{REQUIRED}/nodeSelectorTerms/{i}/matchExpressions/{position}")),
+        }
     }
 }
 

@@ -13,64 +13,100 @@ const TAINT_VALUE: &str = "azure";
 /// The weight that survives beside other preferred terms. Alone, every weight is the same: the scheduler normalises it away.
 pub(super) const WEIGHT: u8 = 100;
 
-/// For a pod that may overflow. `pinned` is a pod whose own constraints leave it no other place than virtual nodes.
+/// Which of the two forms of node affinity a pod is to have from Spillway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Neither.
+    None,
+    /// A preferred term against virtual nodes.
+    Preferred,
+    /// An expression for virtual nodes in every required term.
+    Required,
+}
+
+impl Form {
+    /// What a mode wants. `pinned` is a pod whose own constraints leave it no other place than virtual nodes.
+    pub(super) fn of(mode: Mode, pinned: bool) -> Self {
+        match mode {
+            Mode::Off => Self::None,
+            _ if pinned => Self::None,
+            Mode::Require => Self::Required,
+            Mode::Prefer | Mode::Late | Mode::Bridge => Self::Preferred,
+        }
+    }
+}
+
+/// For a pod that may overflow.
 pub(super) fn steps(pod: &Pod<'_>, nodes: &VirtualNodes, mode: Mode, pinned: bool, added: &Added) -> [Step; 2] {
     [
         Step { part: Part::Toleration, outcome: toleration(pod, nodes, mode, pinned, added) },
-        Step { part: Part::Affinity, outcome: affinity(pod, nodes, mode, pinned, added) },
+        Step { part: Part::Affinity, outcome: affinity(pod, nodes, Form::of(mode, pinned), Why::Pinned, added) },
     ]
 }
 
 /// For a pod that stays: nothing is added, and what was added earlier is withdrawn.
 pub(super) fn none(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> [Step; 2] {
-    let unless = |ours: bool| if ours { Outcome::Withdrawn } else { Outcome::Left(Why::NotBursting) };
-    let toleration = our_toleration(pod, nodes, added).is_some();
-    let affinity =
-        our_preferred_term(pod, nodes, added).is_some() || our_expressions(pod, nodes, added).next().is_some();
+    let is_ours = our_toleration(pod, nodes, added).is_some();
+    let toleration = if is_ours { Outcome::Withdrawn } else { Outcome::Left(Why::NotBursting) };
     [
-        Step { part: Part::Toleration, outcome: unless(toleration) },
-        Step { part: Part::Affinity, outcome: unless(affinity) },
+        Step { part: Part::Toleration, outcome: toleration },
+        Step { part: Part::Affinity, outcome: affinity(pod, nodes, Form::None, Why::NotBursting, added) },
     ]
 }
 
-fn toleration(pod: &Pod<'_>, nodes: &VirtualNodes, mode: Mode, pinned: bool, added: &Added) -> Outcome {
+/// Whether one of the pod's tolerations covers the taint of virtual nodes.
+pub(super) fn is_tolerated(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
     let toleration = &nodes.toleration;
     let taint = Taint {
         key: &toleration.key,
         value: toleration.value.as_deref().unwrap_or(TAINT_VALUE),
         effect: toleration.effect.as_str(),
     };
-    if our_toleration(pod, nodes, added).is_some() {
-        Outcome::Kept
-    } else if pod.tolerations().iter().any(|existing| existing.tolerates(taint)) {
-        Outcome::Left(Why::Tolerated)
-    } else if pinned || matches!(mode, Mode::Prefer | Mode::Require) {
-        Outcome::Added
-    } else {
-        // A pod that gets a VM must never carry it: a cluster autoscaler would drain the VM onto the virtual node.
-        Outcome::Left(Why::NotAtAdmission)
+    pod.tolerations().iter().any(|existing| existing.tolerates(taint))
+}
+
+fn toleration(pod: &Pod<'_>, nodes: &VirtualNodes, mode: Mode, pinned: bool, added: &Added) -> Outcome {
+    // A pod that gets a VM must never carry it: a cluster autoscaler would drain the VM onto the virtual node.
+    let is_wanted = pinned || matches!(mode, Mode::Prefer | Mode::Require);
+    match (is_wanted, our_toleration(pod, nodes, added).is_some()) {
+        (true, true) => Outcome::Kept,
+        (false, true) => Outcome::Withdrawn,
+        (_, false) if is_tolerated(pod, nodes) => Outcome::Left(Why::Tolerated),
+        (true, false) => Outcome::Added,
+        (false, false) => Outcome::Left(Why::NotAtAdmission),
     }
 }
 
-fn affinity(pod: &Pod<'_>, nodes: &VirtualNodes, mode: Mode, pinned: bool, added: &Added) -> Outcome {
-    if pinned {
-        return Outcome::Left(Why::Pinned);
-    }
-    let (is_there, is_ours) = if mode == Mode::Require {
-        let is_there = pod.required_node_affinity().is_some() && missing_terms(pod, nodes).next().is_none();
-        (is_there, our_expressions(pod, nodes, added).next().is_some())
-    } else {
-        let is_there = pod.preferred_node_terms().iter().any(|term| {
-            let selector = &nodes.selector;
-            term.preference.as_ref().is_some_and(|p| p.is_only(&selector.key, "NotIn", &selector.value))
-        });
-        (is_there, our_preferred_term(pod, nodes, added).is_some())
+fn affinity(pod: &Pod<'_>, nodes: &VirtualNodes, form: Form, unwanted: Why, added: &Added) -> Outcome {
+    let preferred_is_ours = our_preferred_term(pod, nodes, added).is_some();
+    let required_is_ours = our_expressions(pod, nodes, added).next().is_some();
+    let (is_there, is_ours) = match form {
+        Form::None if preferred_is_ours || required_is_ours => return Outcome::Withdrawn,
+        Form::None => return Outcome::Left(unwanted),
+        Form::Preferred => (prefers_others(pod, nodes), preferred_is_ours),
+        Form::Required => {
+            let is_there = pod.required_node_affinity().is_some() && missing_terms(pod, nodes).next().is_none();
+            (is_there, required_is_ours)
+        }
     };
     match (is_there, is_ours) {
         (true, true) => Outcome::Kept,
         (true, false) => Outcome::Left(Why::SaysTheSame),
         (false, _) => Outcome::Added,
     }
+}
+
+fn prefers_others(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
+    let selector = &nodes.selector;
+    let says_so = |term: &NodeSelectorTerm<'_>| term.is_only(&selector.key, "NotIn", &selector.value);
+    pod.preferred_node_terms().iter().any(|term| term.preference.as_ref().is_some_and(says_so))
+}
+
+/// Whether one of several required terms of the pod's own forbids virtual nodes.
+pub(super) fn forbids_in_a_term(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
+    let selector = &nodes.selector;
+    let terms = pod.required_node_affinity().map(|required| required.terms()).unwrap_or_default();
+    terms.iter().any(|term| term.expressions().iter().any(|e| e.says(&selector.key, "NotIn", &selector.value)))
 }
 
 /// Whether the pod's owner has left it no other place than virtual nodes. What Spillway required itself does not count.

@@ -52,7 +52,32 @@ pub static IDENTITY_WOULD_BE_REFUSED: Reason = Reason {
     source: "Azure/azure-workload-identity pkg/webhook/webhook.go",
 };
 
-const OWN: &[&Reason] = &[&UNKNOWN_PROFILE, &MODE_OFF, &ALREADY_PINNED, &IDENTITY_WOULD_BE_REFUSED];
+/// The pod stays, as far as Spillway is concerned, but its owner has let it onto virtual nodes.
+pub static TOLERATES_BY_ITSELF: Reason = Reason {
+    code: "ToleratesByItself",
+    severity: Severity::Warning,
+    applies: Applies::Any,
+    meaning: "the pod is not fit for virtual nodes, but tolerates their taint by itself and can land there",
+    on_virtual_node: "whatever the reasons say for which Spillway would have kept it on VMs",
+    fix: "narrow the toleration, which has no key or names virtual-kubelet.io/provider",
+    can_be_allowed: false,
+    source: "kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration",
+};
+
+/// In mode `require`, a term of the pod's own that forbids virtual nodes.
+pub static TERM_NEVER_MET: Reason = Reason {
+    code: "TermNeverMet",
+    severity: Severity::Warning,
+    applies: Applies::Any,
+    meaning: "mode require asks for virtual nodes in every required term, and one of the pod's own terms forbids them",
+    on_virtual_node: "the pod runs there by its other terms; the one that forbids virtual nodes can never be met",
+    fix: "drop the term, or choose another mode for the pod",
+    can_be_allowed: false,
+    source: HERE,
+};
+
+const OWN: &[&Reason] =
+    &[&UNKNOWN_PROFILE, &MODE_OFF, &ALREADY_PINNED, &TOLERATES_BY_ITSELF, &TERM_NEVER_MET, &IDENTITY_WOULD_BE_REFUSED];
 
 /// Every reason there is, in the order of the documentation.
 pub fn all() -> impl Iterator<Item = &'static Reason> {

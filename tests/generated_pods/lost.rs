@@ -4,7 +4,7 @@ use serde_json::Value;
 
 /// The first place where `after` has lost or changed something of `before`.
 ///
-/// Maps may have gained entries, and lists may have grown at their end. What Spillway writes about itself is its own.
+/// Maps may have gained entries, and lists may have grown at their end, at every depth. What Spillway writes about itself is its own.
 pub(crate) fn lost(before: &Value, after: &Value) -> Option<String> {
     match (before, after) {
         (Value::Object(before), Value::Object(after)) => before.iter().find_map(|(key, value)| {
@@ -18,7 +18,8 @@ pub(crate) fn lost(before: &Value, after: &Value) -> Option<String> {
             if after.len() < before.len() {
                 return Some(format!("{} of {} entries are gone", before.len() - after.len(), before.len()));
             }
-            before.iter().zip(after).enumerate().find_map(|(i, (b, a))| (b != a).then(|| format!("[{i}] has changed")))
+            let mut pairs = before.iter().zip(after).enumerate();
+            pairs.find_map(|(i, (before, after))| lost(before, after).map(|inner| format!("[{i}].{inner}")))
         }
         (Value::Null, _) => None,
         (before, after) => (before != after).then(|| format!("was {before}, is {after}")),

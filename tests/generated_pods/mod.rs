@@ -26,7 +26,7 @@ fn metadata(allow: Allow) -> impl Strategy<Value = Value> {
     let owner = json!([{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "u", "controller": true}]);
     let replica_set =
         json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": true}]);
-    let owners = maybe(allow, prop_oneof![1 => Just(owner), 3 => Just(replica_set), 1 => Just(json!([]))]);
+    let owners = maybe(allow, prop_oneof![1 => Just(owner), 6 => Just(replica_set), 1 => Just(json!([]))]);
     (maybe(allow, labels(allow)), maybe(allow, annotations(allow)), owners).prop_map(|(labels, annotations, owners)| {
         object([
             ("name", Some(json!("web"))),
@@ -77,13 +77,25 @@ fn entries(known: impl Strategy<Value = (&'static str, &'static str)>, allow: Al
 
 fn spec(allow: Allow) -> impl Strategy<Value = Value> {
     let dns = select(vec![None, Some("ClusterFirst"), Some("Default"), Some("ClusterFirstWithHostNet")]);
-    let selector =
-        select(vec![None, Some(json!({"kubernetes.io/os": "linux"})), Some(json!({"kubernetes.io/os": "windows"}))]);
-    let rest = (select(vec![None, Some("windows"), Some("linux")]), select(vec![None, Some("vm-1")]), any::<bool>());
+    let selector = select(vec![
+        None,
+        None,
+        None,
+        Some(json!({"kubernetes.io/os": "linux"})),
+        Some(json!({"kubernetes.io/os": "windows"})),
+    ]);
+    let rest = (
+        select(vec![None, None, None, Some("windows"), Some("linux")]),
+        select(vec![None, None, None, Some("vm-1")]),
+        any::<bool>(),
+    );
     (maybe(allow, tolerations()), maybe(allow, affinity(allow)), dns, selector, rest).prop_map(
         |(tolerations, affinity, dns, selector, (os, node, token))| {
             object([
-                ("containers", Some(json!([{"name": "c", "image": "registry.example/c", "args": ["--x=~/y"]}]))),
+                (
+                    "containers",
+                    Some(json!([{"name": "c", "image": "registry.example/c", "command": ["x"], "args": ["--x=~/y"]}])),
+                ),
                 ("serviceAccountName", Some(json!("web"))),
                 ("automountServiceAccountToken", (!token).then_some(json!(false))),
                 ("tolerations", tolerations),

@@ -5,25 +5,47 @@ use serde_json::{Value, json};
 use spillway::{
     burst::{self, Facts, ServiceAccount, Verdict},
     config::{Configuration, Overrides},
+    eligibility::VirtualNode,
     pod::{Pod, from_json},
 };
 
 use crate::generated_pods::{Allow, lost, pod};
 
-/// Decides on a pod and applies the patch with an implementation of RFC 6902 that is not ours.
-fn decide(pod: &Value, profile: &str, account: ServiceAccount) -> (Verdict, Option<Value>, Value) {
+/// What is decided on a pod in a namespace with this mode and profile, in a cluster with virtual nodes of the second generation, and
+/// the pod with the patch applied by an implementation of RFC 6902 that is not ours.
+fn decide_in(mode: &str, pod: &Value, profile: &str, account: ServiceAccount) -> (Verdict, Option<Value>, Value) {
     let (text, configuration) = (pod.to_string(), Configuration::default());
     let view: Pod<'_> = from_json(&text).unwrap();
-    let overrides = Overrides::read(view.annotations());
-    let settings = configuration.settings(profile, &Overrides::default(), &overrides);
-    let decision = burst::decide(&view, settings.as_ref(), &Facts::only(account));
+    let namespace = Overrides::read([("spillway.dev/mode", mode)].into_iter());
+    let settings = configuration.settings(profile, &namespace, &Overrides::read(view.annotations()));
+    let labels = [("type", "virtual-kubelet"), ("virtualization", "virtualnode2"), ("kubernetes.io/os", "linux")];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let nodes = [VirtualNode::new("virtualnode-0".to_owned(), labels)];
+    let facts = Facts { virtual_nodes: &nodes, ..Facts::only(account) };
+    let decision = burst::decide(&view, settings.as_ref(), &facts);
     let patch: Option<Value> = burst::json_patch(&view, &decision).map(|patch| serde_json::from_slice(&patch).unwrap());
     let mut after = pod.clone();
     if let Some(patch) = &patch {
-        json_patch::patch(&mut after, &serde_json::from_value::<json_patch::Patch>(patch.clone()).unwrap())
-            .expect("the patch applies");
+        let patch: json_patch::Patch = serde_json::from_value(patch.clone()).unwrap();
+        json_patch::patch(&mut after, &patch).expect("the patch applies");
     }
     (decision.verdict, patch, after)
+}
+
+fn decide(pod: &Value, profile: &str, account: ServiceAccount) -> (Verdict, Option<Value>, Value) {
+    decide_in("prefer", pod, profile, account)
+}
+
+fn mode() -> impl Strategy<Value = &'static str> {
+    prop_oneof![Just("prefer"), Just("late"), Just("bridge"), Just("require"), Just("off")]
+}
+
+/// The pod without a record of what was added, which whoever wrote it could have forged.
+fn unforged(mut pod: Value) -> Value {
+    if let Some(annotations) = pod["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
+        annotations.remove("spillway.dev/added");
+    }
+    pod
 }
 
 fn account() -> impl Strategy<Value = ServiceAccount> {
@@ -43,20 +65,31 @@ proptest! {
 
     #[test]
     fn the_patch_applies_and_nothing_of_the_users_is_lost(
-        pod in pod(Allow::Anything), profile in profile(), account in account(),
+        pod in pod(Allow::Anything), profile in profile(), account in account(), mode in mode(),
     ) {
-        let (_, _, after) = decide(&pod, profile, account);
+        let (_, _, after) = decide_in(mode, &pod, profile, account);
         prop_assert_eq!(lost(&pod, &after), None);
     }
 
     #[test]
     fn deciding_on_the_result_changes_nothing(
-        pod in pod(Allow::Anything), profile in profile(), account in account(),
+        pod in pod(Allow::Anything), profile in profile(), account in account(), mode in mode(),
     ) {
-        let (verdict, _, after) = decide(&pod, profile, account);
-        let (again, patch, _) = decide(&after, profile, account);
+        let (verdict, _, after) = decide_in(mode, &pod, profile, account);
+        let (again, patch, _) = decide_in(mode, &after, profile, account);
         prop_assert_eq!(verdict, again);
         prop_assert_eq!(patch, None);
+    }
+
+    #[test]
+    fn what_another_mode_added_is_gone_when_the_mode_changes(
+        pod in pod(Allow::Valid), profile in profile(), before in mode(), after in mode(),
+    ) {
+        let pod = unforged(pod);
+        let (_, _, once) = decide_in(before, &pod, profile, ServiceAccount::WithoutClientId);
+        let (_, _, changed) = decide_in(after, &once, profile, ServiceAccount::WithoutClientId);
+        let (_, _, fresh) = decide_in(after, &pod, profile, ServiceAccount::WithoutClientId);
+        prop_assert_eq!(pruned(&changed), pruned(&fresh));
     }
 
     #[test]
@@ -79,30 +112,23 @@ proptest! {
 
     #[test]
     fn withdrawing_leaves_what_never_adding_would_have_left(
-        pod in pod(Allow::Valid), profile in profile(), mode in prop_oneof![Just("prefer"), Just("late"), Just("require")],
+        pod in pod(Allow::Valid), profile in profile(), mode in mode(),
     ) {
-        let mut pod = pod;
-        if let Some(annotations) = pod["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
-            annotations.remove("spillway.dev/added");
-        }
-        let once = decide_in(mode, &pod, profile);
-        let (mut changed, mut fresh) = (once, pod);
+        let pod = unforged(pod);
+        let (_, _, mut changed) = decide_in(mode, &pod, profile, ServiceAccount::WithoutClientId);
+        let mut fresh = pod;
         for pod in [&mut changed, &mut fresh] {
             pod["spec"]["nodeSelector"] = json!({"kubernetes.io/arch": "arm64"});
         }
-        let (withdrawn, never) = (decide_in(mode, &changed, profile), decide_in(mode, &fresh, profile));
+        let (_, _, withdrawn) = decide_in(mode, &changed, profile, ServiceAccount::WithoutClientId);
+        let (_, _, never) = decide_in(mode, &fresh, profile, ServiceAccount::WithoutClientId);
         prop_assert_eq!(pruned(&withdrawn), pruned(&never));
     }
 
     #[test]
-    fn what_a_second_apply_drops_is_put_back_in_its_place(
-        pod in pod(Allow::Valid), mode in prop_oneof![Just("prefer"), Just("require")],
-    ) {
-        let mut pod = pod;
-        if let Some(annotations) = pod["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
-            annotations.remove("spillway.dev/added");
-        }
-        let old = decide_in(mode, &pod, "high-scale");
+    fn what_a_second_apply_drops_is_put_back_in_its_place(pod in pod(Allow::Valid), mode in mode()) {
+        let pod = unforged(pod);
+        let (_, _, old) = decide_in(mode, &pod, "high-scale", ServiceAccount::WithoutClientId);
         // A manifest's lists replace those of the pod; its maps are merged.
         let mut new = old.clone();
         for list in ["tolerations", "affinity"] {
@@ -132,18 +158,45 @@ proptest! {
     }
 }
 
-/// The pod as it is admitted in a namespace with this mode.
-fn decide_in(mode: &str, pod: &Value, profile: &str) -> Value {
-    let (text, configuration) = (pod.to_string(), Configuration::default());
-    let view: Pod<'_> = from_json(&text).unwrap();
-    let namespace = Overrides::read([("spillway.dev/mode", mode)].into_iter());
-    let settings = configuration.settings(profile, &namespace, &Overrides::read(view.annotations()));
-    let decision = burst::decide(&view, settings.as_ref(), &Facts::only(ServiceAccount::WithoutClientId));
-    let mut after = pod.clone();
-    if let Some(patch) = burst::json_patch(&view, &decision) {
-        json_patch::patch(&mut after, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+#[test]
+fn the_generated_pods_are_not_all_of_one_kind() {
+    use proptest::{strategy::ValueTree, test_runner::TestRunner};
+    let mut runner = TestRunner::deterministic();
+    let (mut bursts, mut stays) = (0, 0);
+    for _ in 0..500 {
+        let pod = pod(Allow::Valid).new_tree(&mut runner).unwrap().current();
+        match decide_in("require", &pod, "enabled", ServiceAccount::Unknown).0 {
+            Verdict::Burst(_) => bursts += 1,
+            Verdict::Stay(_) => stays += 1,
+            Verdict::OptedOut => {}
+        }
     }
-    after
+    assert!(bursts > 60 && stays > 60, "{bursts} burst, {stays} stay: properties of the fewer are hardly tried");
+}
+
+#[test]
+fn what_was_added_to_required_terms_is_remembered_term_by_term() {
+    let linux = json!({"key": "kubernetes.io/os", "operator": "In", "values": ["linux"]});
+    let is_virtual = json!({"key": "type", "operator": "In", "values": ["virtual-kubelet"]});
+    let pod = |terms: &Value, added: Option<&str>| {
+        let mut pod = json!({"metadata": {}, "spec": {"affinity": {"nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}}});
+        if let Some(added) = added {
+            pod["metadata"]["annotations"] = json!({"spillway.dev/added": added});
+        }
+        pod
+    };
+    let record = |pod: &Value| {
+        let (_, _, after) = decide_in("require", pod, "enabled", ServiceAccount::Unknown);
+        after["metadata"]["annotations"]["spillway.dev/added"].clone()
+    };
+    let own = json!({"matchExpressions": [linux, is_virtual]});
+    let bare = json!({"matchExpressions": [linux]});
+    assert_eq!(record(&pod(&json!([bare, bare]), None)), "toleration,affinity");
+    assert_eq!(record(&pod(&json!([bare, own]), None)), "toleration,affinity:0");
+    // A later webhook appended a term: what was ours stays ours.
+    assert_eq!(record(&pod(&json!([own, bare]), Some("toleration,affinity:0"))), "toleration,affinity");
+    assert_eq!(record(&pod(&json!([own, own, bare]), Some("affinity:1"))), "toleration,affinity:1+2");
 }
 
 /// Without maps and lists that hold nothing: the API server does not tell them from absent ones.
