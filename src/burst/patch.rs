@@ -64,7 +64,7 @@ fn set_annotations(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>) {
 
 /// The value of `spillway.dev/added` that is true once this decision is carried out; empty when nothing is ours.
 fn added_value(pod: &Pod<'_>, decision: &Decision<'_>) -> String {
-    let mut list = String::with_capacity(48); // all five names
+    let mut list = String::with_capacity(56); // all five names, and a term or two
     for step in decision.steps.iter().filter(|step| matches!(step.outcome, Outcome::Added | Outcome::Kept)) {
         if !list.is_empty() {
             list.push(',');

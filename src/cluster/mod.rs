@@ -80,16 +80,16 @@ impl Cluster {
         self.snapshot.borrow().unsynced()
     }
 
-    /// A namespace that has opted in. Waits a bounded time for one that is not in the cache, since the API server, whose
-    /// selector let the call through, knows it already.
+    /// A namespace that has opted in, once what else decisions rest on is known too: an unknown policy is not an absent one. Waits
+    /// a bounded time for what is not in the caches, since the API server, whose selector let the call through, knows it already.
     pub async fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
-        if let Some(namespace) = self.snapshot.borrow().namespace(name) {
+        if let Some(namespace) = self.snapshot.borrow().decidable(name) {
             return Some(namespace);
         }
         let mut snapshot = self.snapshot.clone();
-        let appears = snapshot.wait_for(|snapshot| snapshot.namespace(name).is_some());
+        let appears = snapshot.wait_for(|snapshot| snapshot.decidable(name).is_some());
         let seen = time::timeout(NAMESPACE_WAIT, appears).await.ok()?.ok()?;
-        seen.namespace(name)
+        seen.decidable(name)
     }
 
     /// What is known of a service account: from the cache, or by one bounded read.
@@ -176,7 +176,12 @@ mod tests {
             let labels = [(crate::config::BURST_LABEL.to_owned(), "enabled".to_owned())].into();
             let namespace = Namespace::read(labels, std::collections::BTreeMap::new()).unwrap();
             let namespaces = Arc::new([("shop".to_owned(), Arc::new(namespace))].into());
-            publish.send_modify(|snapshot| Arc::make_mut(snapshot).namespaces = Some(namespaces));
+            publish.send_modify(|snapshot| {
+                let snapshot = Arc::make_mut(snapshot);
+                snapshot.namespaces = Some(namespaces);
+                snapshot.virtual_nodes = Some(Arc::default());
+                snapshot.network_policies = Some(Arc::default());
+            });
         };
         let start = Instant::now();
         let (seen, ()) = tokio::join!(cluster.namespace("shop"), arrival);

@@ -50,6 +50,12 @@ impl Snapshot {
         self.namespaces.as_ref()?.get(name).cloned()
     }
 
+    /// The same, if everything but service accounts, which can be read one by one, has been filled.
+    pub(super) fn decidable(&self, name: &str) -> Option<Arc<Namespace>> {
+        let is_filled = self.virtual_nodes.is_some() && self.network_policies.is_some();
+        self.namespace(name).filter(|_| is_filled)
+    }
+
     /// What the annotations of a service account say; nothing if it is not known.
     pub fn service_account(&self, namespace: &str, name: &str) -> Option<ServiceAccount> {
         self.service_accounts.as_ref()?.get(namespace)?.get(name).copied()

@@ -42,6 +42,8 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     stay_reasons: Family<ReasonLabels, Counter>,
+    notes: Family<ReasonLabels, Counter>,
+    ignored_overrides: Counter,
     unusable: Family<ReasonLabels, Counter>,
     duration: Histogram,
     service_account_lookups: Family<ResultLabels, Counter>,
@@ -56,6 +58,8 @@ impl Default for Metrics {
             registry: Registry::with_prefix("spillway"),
             requests: Family::default(),
             stay_reasons: Family::default(),
+            notes: Family::default(),
+            ignored_overrides: Counter::default(),
             unusable: Family::default(),
             duration: Histogram::new(SECONDS),
             service_account_lookups: Family::default(),
@@ -69,7 +73,17 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&mut self) {
         let r = &mut self.registry;
-        r.register("admission_requests", "Admission requests by resource and decision", self.requests.clone());
+        r.register(
+            "admission_requests",
+            "Admission requests by resource and decision; dry runs and second rounds count too",
+            self.requests.clone(),
+        );
+        r.register("notes", "What the owners of pods that may overflow should know, by reason", self.notes.clone());
+        r.register(
+            "ignored_overrides",
+            "Override annotations that were not understood or not permitted",
+            self.ignored_overrides.clone(),
+        );
         r.register("stay_reasons", "Reasons for which pods were kept on VMs", self.stay_reasons.clone());
         r.register(
             "unusable_requests",
@@ -103,6 +117,16 @@ impl Metrics {
     /// A pod was kept on VMs for this reason.
     pub fn stays(&self, reason: &'static str) {
         self.stay_reasons.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// A pod's owner should know this.
+    pub fn notes(&self, reason: &'static str) {
+        self.notes.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Overrides had no effect.
+    pub fn overrides_ignored(&self, count: usize) {
+        self.ignored_overrides.inc_by(count.try_into().unwrap_or(u64::MAX));
     }
 
     /// A request could not be used.

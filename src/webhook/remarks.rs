@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use crate::{
     admission::{Remarks, Request},
-    burst::{Decision, Verdict},
-    config::{Settings, Sourced},
+    burst::{DECISION, Decision, Verdict},
+    config::{IgnoredOverride, Settings, Sourced},
     eligibility::{Finding, Severity},
 };
 
@@ -16,7 +16,7 @@ const MOST: usize = 3;
 /// The warnings and the audit annotations that go with a decision.
 pub fn remarks(request: &Request<'_>, settings: Option<&Settings<'_>>, decision: &Decision<'_>) -> Remarks {
     let warnings = if is_a_person(request) { warnings(settings, decision) } else { Vec::new() };
-    Remarks { warnings, audit: audit(settings, decision) }
+    Remarks { warnings, audit: audit(request, settings, decision) }
 }
 
 /// Whether somebody reads the answer who wrote the pod: no controller, which would only repeat the warning for each replica, and
@@ -29,8 +29,7 @@ fn is_a_person(request: &Request<'_>) -> bool {
 /// Overrides without effect, then what keeps the pod on VMs, then the rest; only what can be mended.
 fn warnings(settings: Option<&Settings<'_>>, decision: &Decision<'_>) -> Vec<String> {
     let ignored = settings.into_iter().flat_map(|settings| &settings.ignored);
-    let ignored =
-        ignored.map(|one| format!("spillway: {} annotation {} ignored: {}", one.on.as_str(), one.key, one.message));
+    let ignored = ignored.map(|one| format!("spillway: {}", ignored_text(one)));
     let refusals: &[Finding] = if let Verdict::Stay(findings) = &decision.verdict { findings } else { &[] };
     let refusals = refusals.iter().filter(|finding| can_act(finding));
     let refusals = refusals.map(|finding| format!("spillway: stays on VMs: {}: {finding}", finding.reason.code));
@@ -52,24 +51,46 @@ fn shorten(mut text: String) -> String {
     text
 }
 
-fn audit(settings: Option<&Settings<'_>>, decision: &Decision<'_>) -> Vec<(&'static str, String)> {
-    let mut audit = Vec::with_capacity(3);
-    audit.push(("decision", decision.verdict.to_string()));
-    let refusals: &[Finding] = if let Verdict::Stay(findings) = &decision.verdict { findings } else { &[] };
-    let mut reasons = String::new();
-    let all = [("", refusals), ("accepted ", &decision.accepted), ("", &decision.notes)];
-    for (how, finding) in all.iter().flat_map(|(how, findings)| findings.iter().map(move |finding| (how, finding))) {
-        let separator = if reasons.is_empty() { "" } else { "; " };
-        // Writing to a string cannot fail.
-        let _ = write!(reasons, "{separator}{how}{}: {finding}", finding.reason.code);
-    }
+/// The API server keeps the first value of a name and drops a second one (k8s.io/apiserver `pkg/admission/attributes.go`). A pod
+/// that carries a decision is seen in the second round, so what is said then has names of its own.
+fn audit(
+    request: &Request<'_>,
+    settings: Option<&Settings<'_>>,
+    decision: &Decision<'_>,
+) -> Vec<(&'static str, String)> {
+    let is_second_round = request.pod.annotation(DECISION).is_some();
+    let name = |first, second| if is_second_round { second } else { first };
+    let mut audit = Vec::with_capacity(4);
+    audit.push((name("decision", "second-decision"), decision.verdict.to_string()));
+    let reasons = reasons(decision);
     if !reasons.is_empty() {
-        audit.push(("reasons", reasons));
+        audit.push((name("reasons", "second-reasons"), reasons));
     }
     if let Some(settings) = settings {
-        audit.push(("settings", settings_text(settings)));
+        audit.push((name("settings", "second-settings"), settings_text(settings)));
+        if !settings.ignored.is_empty() {
+            let ignored: Vec<_> = settings.ignored.iter().map(ignored_text).collect();
+            audit.push((name("ignored", "second-ignored"), ignored.join("; ")));
+        }
     }
     audit
+}
+
+fn reasons(decision: &Decision<'_>) -> String {
+    let refusals: &[Finding] = if let Verdict::Stay(findings) = &decision.verdict { findings } else { &[] };
+    let mut reasons = String::new();
+    for (how, findings) in [("", refusals), ("accepted ", &decision.accepted), ("", &decision.notes)] {
+        for finding in findings {
+            let separator = if reasons.is_empty() { "" } else { "; " };
+            // Writing to a string cannot fail.
+            let _ = write!(reasons, "{separator}{how}{}: {finding}", finding.reason.code);
+        }
+    }
+    reasons
+}
+
+fn ignored_text(ignored: &IgnoredOverride) -> String {
+    format!("{} annotation {} ignored: {}", ignored.on.as_str(), ignored.key, ignored.message)
 }
 
 /// `mode=prefer (profile), ...`: each value with its origin.
@@ -81,8 +102,15 @@ fn settings_text(settings: &Settings<'_>) -> String {
     use crate::config::{Dns, IdentityLabel, KubeProxy, Mode};
     let mut out = String::with_capacity(128);
     push(&mut out, "mode", settings.mode, Mode::as_str);
+    if settings.mode.value == Mode::Late {
+        let Sourced { value, origin } = settings.late_after;
+        let _ = write!(out, ", late-after={}s ({})", value.as_secs(), origin.as_str());
+    }
     push(&mut out, "kube-proxy", settings.kube_proxy, KubeProxy::as_str);
     push(&mut out, "dns", settings.dns, Dns::as_str);
     push(&mut out, "identity-label", settings.identity_label, IdentityLabel::as_str);
+    for allowed in &settings.allowed {
+        let _ = write!(out, ", allow={} ({})", allowed.value.code, allowed.origin.as_str());
+    }
     out
 }

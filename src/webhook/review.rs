@@ -116,9 +116,7 @@ fn json(body: Vec<u8>) -> Response {
 
 async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
     if let Some(old) = &request.old {
-        let patch = burst::restore(&request.pod, old, &app.configuration.virtual_nodes);
-        app.metrics.decided(Resource::Pods, if patch.is_some() { "restore" } else { "none" });
-        return admission::allow(&request.uid, patch.as_deref(), &Remarks::default());
+        return answer_update(app, request, old);
     }
     let Some(namespace) = app.cluster.namespace(&request.namespace).await else {
         app.metrics.namespace_missed();
@@ -141,8 +139,28 @@ async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
     };
     let decision = burst::decide(pod, settings.as_ref(), &facts);
     let patch = burst::json_patch(pod, &decision);
-    report(app, request, &decision);
+    report(app, request, settings.as_ref(), &decision);
     admission::allow(&request.uid, patch.as_deref(), &remarks(request, settings.as_ref(), &decision))
+}
+
+/// Puts back what a re-applied pod has dropped.
+fn answer_update(app: &App, request: &Request<'_>, old: &Pod<'_>) -> Vec<u8> {
+    let Some(patch) = burst::restore(&request.pod, old, &app.configuration.virtual_nodes) else {
+        app.metrics.decided(Resource::Pods, "none");
+        return admission::allow(&request.uid, None, &Remarks::default());
+    };
+    app.metrics.decided(Resource::Pods, "restore");
+    let added = old.annotation(burst::ADDED).unwrap_or_default().to_owned();
+    tracing::info!(
+        uid = &*request.uid,
+        namespace = &*request.namespace,
+        pod = request.pod.metadata.name.as_deref(),
+        restored = added,
+        dry_run = request.dry_run,
+        "pod restored",
+    );
+    let remarks = Remarks { warnings: Vec::new(), audit: vec![("restored", added)] };
+    admission::allow(&request.uid, Some(&patch), &remarks)
 }
 
 /// Looks the service account up if the decision depends on it. On failure the pod goes without the label, and that is counted.
@@ -166,7 +184,7 @@ async fn service_account(app: &App, namespace: &str, pod: &Pod<'_>, settings: Op
 }
 
 /// Counts the decision, and writes one line for a pod that is changed or held back.
-fn report(app: &App, request: &Request<'_>, decision: &Decision<'_>) {
+fn report(app: &App, request: &Request<'_>, settings: Option<&Settings<'_>>, decision: &Decision<'_>) {
     let word = match &decision.verdict {
         Verdict::Burst(mode) => mode.as_str(),
         Verdict::Stay(findings) => {
@@ -178,11 +196,19 @@ fn report(app: &App, request: &Request<'_>, decision: &Decision<'_>) {
         Verdict::OptedOut => "opted_out",
     };
     app.metrics.decided(Resource::Pods, word);
+    for finding in &decision.notes {
+        app.metrics.notes(finding.reason.code);
+    }
+    let ignored = settings.map_or(0, |settings| settings.ignored.len());
+    if ignored > 0 {
+        app.metrics.overrides_ignored(ignored);
+    }
     if decision.verdict == Verdict::OptedOut || !tracing::enabled!(tracing::Level::INFO) {
         return;
     }
     let list = |outcome| decision.parts(outcome).map(Part::as_str).collect::<Vec<_>>().join(",");
     let withdrawn = list(Outcome::Withdrawn);
+    let notes: Vec<_> = decision.notes.iter().map(|finding| finding.reason.code).collect();
     let metadata = &request.pod.metadata;
     tracing::info!(
         uid = &*request.uid,
@@ -191,6 +217,8 @@ fn report(app: &App, request: &Request<'_>, decision: &Decision<'_>) {
         decision = %decision.verdict,
         added = list(Outcome::Added),
         withdrawn = (!withdrawn.is_empty()).then_some(withdrawn),
+        notes = (!notes.is_empty()).then(|| notes.join(",")),
+        ignored_overrides = (ignored > 0).then_some(ignored),
         dry_run = request.dry_run,
         "pod reviewed",
     );

@@ -40,16 +40,20 @@ async fn without_a_look_at_the_service_account_the_pod_goes_without_the_label() 
     let namespace = plane.namespace(Some("enabled"));
     namespace.identity("web");
     // A webhook that may see namespaces, but no service account.
-    plane.kubectl(&["create", "clusterrole", "namespaces-only", "--verb=list,watch", "--resource=namespaces"]);
+    plane.kubectl(&[
+        "create",
+        "clusterrole",
+        "namespaces-only",
+        "--verb=list,watch",
+        "--resource=namespaces,nodes,networkpolicies.networking.k8s.io",
+    ]);
     namespace.kubectl(&["create", "serviceaccount", "half-blind"], "");
     let subject = format!("--serviceaccount={}:half-blind", namespace.name);
     plane.kubectl(&["create", "clusterrolebinding", "half-blind", "--clusterrole=namespaces-only", &subject]);
     let webhook = Webhook::start("half-blind", &plane.kubeconfig_for(&namespace.name, "half-blind"));
-    eventually("the namespaces", || (!webhook.admin("/readyz").1.contains("namespaces")).then_some(()));
-    assert_eq!(
-        webhook.admin("/readyz"),
-        (503, "not ready: service accounts, virtual nodes, network policies\n".to_owned())
-    );
+    let is_missing = |what: &str| webhook.admin("/readyz").1.contains(what);
+    eventually("the rest", || (!["namespaces", "nodes", "policies"].into_iter().any(is_missing)).then_some(()));
+    assert_eq!(webhook.admin("/readyz"), (503, "not ready: service accounts\n".to_owned()));
 
     let review = json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",

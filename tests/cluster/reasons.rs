@@ -80,7 +80,7 @@ fn the_audit_log_holds_decision_reasons_and_settings() {
     );
     assert_eq!(
         annotations["pods.spillway.dev/settings"],
-        "mode=late (namespace), kube-proxy=opt-out (profile), dns=auto (default), identity-label=auto (default)"
+        "mode=late (namespace), late-after=180s (default), kube-proxy=opt-out (profile), dns=auto (default), identity-label=auto (default)"
     );
 }
 

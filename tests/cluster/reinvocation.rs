@@ -144,10 +144,36 @@ async fn a_webhook_that_changes_the_pod_in_every_round_changes_nothing_of_ours()
     let namespace = control_plane().namespace(Some("enabled"));
     let toleration = json!({"key": "restless", "operator": "Exists"});
     let (stub, calls) = injector(json!([{"op": "add", "path": "/spec/tolerations/-", "value": toleration}])).await;
-    let _registered = stub.register_like("zz-restless", &settings(&namespace, "IfNeeded"));
-    let created = admitted(&namespace, &pod("web", &json!({})), &calls);
+    // Two of them, each called again because of the other.
+    let _one = stub.register_like("zz-restless-one", &settings(&namespace, "IfNeeded"));
+    let _other = stub.register_like("zz-restless-other", &settings(&namespace, "IfNeeded"));
+    let created = eventually("both to be called in both rounds", || {
+        let created = admitted(&namespace, &pod("web", &json!({})), &calls);
+        (calls.load(Ordering::Relaxed) == 4).then_some(created)
+    });
     assert_eq!(ours(&created), (1, 1), "{created:#}");
     assert_eq!(created["metadata"]["annotations"]["spillway.dev/decision"], "prefer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_withdrawn_is_withdrawn_in_mode_require_and_in_the_audit_log() {
+    spillway();
+    let namespace = control_plane().annotated_namespace(Some("enabled"), &json!({"spillway.dev/mode": "require"}));
+    let (stub, calls) = injector(sidecar()).await;
+    let _registered = stub.register_like("zz-injector-require", &settings(&namespace, "Never"));
+    let created = admitted(&namespace, &pod("web", &json!({})), &calls);
+    assert!(!created["spec"].to_string().contains("virtual-kubelet"), "{created:#}");
+    assert_eq!(created["metadata"]["annotations"]["spillway.dev/decision"], "stay: HostPort");
+
+    namespace.create(&pod("web", &json!({})));
+    let annotations = eventually("the audit event", || {
+        let log = std::fs::read_to_string(control_plane().dir.join("audit.log")).unwrap();
+        let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let of_ours = events.filter(|event| event["objectRef"]["namespace"] == namespace.name.as_str());
+        of_ours.map(|event| event["annotations"].clone()).find(|a| a["pods.spillway.dev/second-decision"].is_string())
+    });
+    assert_eq!(annotations["pods.spillway.dev/decision"], "require");
+    assert_eq!(annotations["pods.spillway.dev/second-decision"], "stay: HostPort");
 }
 
 #[test]

@@ -9,7 +9,8 @@ use crate::{
 };
 
 /// Namespaces that are left out by their name.
-const NAMESPACES: &[&str] = &["kube-system", "kube-public", "kube-node-lease", "spillway-system"];
+const NAMESPACES: &[&str] =
+    &["kube-system", "kube-public", "kube-node-lease", "vn2", "vn-system", "vk-azure-aci", "spillway-system"];
 
 /// Namespaces that are left out by a label.
 const LABELS: &[(&str, &str)] =
