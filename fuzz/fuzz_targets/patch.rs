@@ -88,7 +88,8 @@ fn admit(pod: &Value, circumstances: &Circumstances) -> Option<Value> {
         assert_eq!(lost(&before, &after), None);
     }
     let (again, patch) = decide(&after, circumstances).expect("the result is a pod");
-    assert_eq!(again, verdict);
+    // The words of the annotation. The details behind them may name what the first decision takes away.
+    assert_eq!(again.to_string(), verdict.to_string());
     assert_eq!(patch.map(String::from_utf8), None);
     Some(after)
 }
