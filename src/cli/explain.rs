@@ -200,7 +200,8 @@ fn explain<'a>(
     facts: &'a Facts,
 ) -> anyhow::Result<Explained<'a>> {
     let name = template.namespace.clone().unwrap_or_else(|| default_namespace.to_owned());
-    let pod = template.view()?;
+    let seen = template.seen(|account| facts.mounts_token(&name, account));
+    let pod = template.view(&seen)?;
 
     let namespace = facts.namespace(&name);
     let of_namespace = Overrides::read(namespace.annotations.iter().map(|(k, v)| (k.as_str(), v.as_str())));

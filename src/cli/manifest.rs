@@ -1,10 +1,11 @@
 //! Kubernetes manifests as a person writes them: YAML or JSON, several documents, lists; and the pods that come of them.
 
+mod made;
 mod read;
 
 use anyhow::{anyhow, bail};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 pub(super) use self::read::read;
 use crate::{
@@ -38,8 +39,12 @@ pub(super) struct PodTemplate {
     pub(super) name: String,
     /// Nothing when the manifest leaves it to `kubectl -n`.
     pub(super) namespace: Option<String>,
-    /// The pod with `metadata` and `spec`.
+    /// The pod as it is written, with `metadata` and `spec`.
     pub(super) pod: Value,
+    /// The same with what the maker adds; never shown, and nothing of it is a parent of what a patch changes.
+    made: Value,
+    /// Whether the API server has already been over it.
+    is_admitted: bool,
     /// File, kind and name, for errors.
     label: String,
     /// The way from the document to the pod, with a dot at its end.
@@ -47,13 +52,23 @@ pub(super) struct PodTemplate {
 }
 
 impl PodTemplate {
-    /// The view of the pod that a decision is made on.
+    /// The pod as the webhook will be shown it: with what its controller and the API server add and the rules read.
+    /// `mounts_token` says of a service account whether its pods get a token unless they say otherwise.
+    pub(super) fn seen(&self, mounts_token: impl Fn(&str) -> bool) -> Value {
+        let mut pod = self.made.clone();
+        if let (false, Some(spec)) = (self.is_admitted, pod.get_mut("spec").and_then(Value::as_object_mut)) {
+            made::mount_token(spec, mounts_token);
+        }
+        pod
+    }
+
+    /// The view of [`PodTemplate::seen`] that a decision is made on.
     ///
     /// # Errors
     ///
     /// When a field that is read has a type that the API does not give it; named by file, object and path.
-    pub(super) fn view(&self) -> anyhow::Result<Pod<'_>> {
-        typed(&self.pod, &self.path).map_err(|error| anyhow!("{}: {error}", self.label))
+    pub(super) fn view<'s>(&self, seen: &'s Value) -> anyhow::Result<Pod<'s>> {
+        typed(seen, &self.path).map_err(|error| anyhow!("{}: {error}", self.label))
     }
 }
 
@@ -144,11 +159,20 @@ impl Document {
         let Some(map) = pod.as_object().filter(|pod| pod.get("spec").is_some_and(|spec| !spec.is_null())) else {
             bail!("{label}: expected {path}spec");
         };
+        let mut pod = map.clone();
+        let metadata = pod.entry("metadata").or_insert(Value::Null);
+        if metadata.is_null() {
+            *metadata = json!({});
+        }
+        // What `kubectl get` prints has a uid, and what the API server was to add.
+        let is_admitted = metadata.get("uid").is_some_and(|uid| *kind == "Pod" && !uid.is_null());
         Ok(Some(PodTemplate {
             kind: (*kind).to_owned(),
             name: name_of(&self.value),
             namespace: self.namespace().map(str::to_owned),
-            pod: pod_of(self, map.clone()),
+            made: made::pod_of(self, pod.clone()),
+            pod: Value::Object(pod),
+            is_admitted,
             label,
             path,
         }))
@@ -177,6 +201,8 @@ impl Document {
             name: name_of(object),
             namespace,
             pod: object.clone(),
+            made: object.clone(),
+            is_admitted: true,
             label,
             path: PATH.to_owned(),
         })
@@ -188,50 +214,6 @@ fn name_of(object: &Value) -> String {
     let text = |field: &str| object.get("metadata")?.get(field)?.as_str().filter(|text| !text.is_empty());
     let generated = || text("generateName").map(|prefix| format!("{prefix}*"));
     text("name").map(str::to_owned).or_else(generated).unwrap_or_default()
-}
-
-/// The pod that the API server makes of a pod, or a controller of its template.
-fn pod_of(maker: &Document, mut pod: Map<String, Value>) -> Value {
-    let metadata = pod.entry("metadata").or_insert(Value::Null);
-    if metadata.is_null() {
-        *metadata = json!({});
-    }
-    if let (Some(metadata), "DaemonSet") = (metadata.as_object_mut(), maker.kind()) {
-        let owner = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "controller": true});
-        metadata.insert("ownerReferences".to_owned(), json!([owner]));
-    }
-    if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
-        name_service_account(spec);
-        if maker.kind() == "StatefulSet" {
-            mount_claims(maker, spec);
-        }
-    }
-    Value::Object(pod)
-}
-
-/// `serviceAccount` is the old name of `serviceAccountName`; the API server copies it where the new one is empty.
-fn name_service_account(spec: &mut Map<String, Value>) {
-    let is_named = spec.get("serviceAccountName").is_some_and(|name| !name.is_null() && name != "");
-    if let (false, Some(old)) = (is_named, spec.get("serviceAccount").filter(|old| !old.is_null()).cloned()) {
-        spec.insert("serviceAccountName".to_owned(), old);
-    }
-}
-
-/// Adds a volume for each of a StatefulSet's `volumeClaimTemplates`, in place of one with the same name, as its controller
-/// does (kubernetes `pkg/controller/statefulset/stateful_set_utils.go`, `updateStorage`).
-fn mount_claims(maker: &Document, spec: &mut Map<String, Value>) {
-    let templates = maker.value.pointer("/spec/volumeClaimTemplates").and_then(Value::as_array);
-    let names: Vec<_> = templates.into_iter().flatten().map(name_of).collect();
-    if names.is_empty() {
-        return;
-    }
-    let set = name_of(&maker.value);
-    let claim =
-        |name: &String| json!({"name": name, "persistentVolumeClaim": {"claimName": format!("{name}-{set}-0")}});
-    let mut volumes: Vec<_> = names.iter().map(claim).collect();
-    let own = spec.get("volumes").and_then(Value::as_array).into_iter().flatten();
-    volumes.extend(own.filter(|volume| !names.iter().any(|name| volume["name"] == **name)).cloned());
-    spec.insert("volumes".to_owned(), Value::Array(volumes));
 }
 
 /// Reads a value as a type of the API; an error names the path to the field and what was expected there.
@@ -267,21 +249,4 @@ fn in_api_words(message: &str) -> String {
 /// The text that serde_json saw is not the text of the file: a position in it would only mislead.
 fn without_position(message: &str) -> &str {
     message.rsplit_once(" at line ").map_or(message, |(message, _)| message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pods_of_a_stateful_set_mount_its_claims() {
-        let template =
-            json!({"spec": {"volumes": [{"name": "data", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]}});
-        let claims = json!([{"metadata": {"name": "data"}}, {"metadata": {"name": "log"}}]);
-        let spec = json!({"template": template, "volumeClaimTemplates": claims});
-        let value = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db"}, "spec": spec});
-        let pod = Document { source: "-".to_owned(), value }.pod_template().unwrap().unwrap().pod;
-        let claim = |name: &str| json!({"name": name, "persistentVolumeClaim": {"claimName": format!("{name}-db-0")}});
-        assert_eq!(pod["spec"]["volumes"], json!([claim("data"), claim("log"), {"name": "tmp", "emptyDir": {}}]),);
-    }
 }

@@ -349,6 +349,45 @@ fn the_old_name_of_the_service_account_counts_as_it_does_in_the_cluster() {
 }
 
 #[test]
+fn a_workload_is_judged_by_the_pods_it_will_get_and_shown_as_it_is_written() {
+    let v1 = "kind: Node\nmetadata: {name: v, labels: {type: virtual-kubelet}}\n---\n";
+    let account = |automount: bool| {
+        format!("kind: ServiceAccount\nmetadata: {{name: default}}\nautomountServiceAccountToken: {automount}\n---\n")
+    };
+    let web = |kind: &str, name: &str, spec: &str| {
+        let template = format!("{{metadata: {{name: x}}, spec: {{containers: [{{name: web, image: nginx}}]{spec}}}}}");
+        format!("{v1}kind: {kind}\nmetadata: {{name: {name}}}\nspec: {{template: {template}}}\n")
+    };
+    let longest = "w".repeat(38); // default-, ten of a hash, five of a pod, and two hyphens
+    let codes = |found: &Value| {
+        let found = found.as_array().unwrap().iter();
+        found.map(|one| one["code"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(",")
+    };
+    for (text, reasons, notes) in [
+        (web("Deployment", "web", ""), "", "ApiTokenUnavailable"),
+        (web("Deployment", "web.dots", ""), "ContainerGroupName", "ApiTokenUnavailable"),
+        (web("Deployment", &longest, ""), "", "ApiTokenUnavailable"),
+        (web("Deployment", &format!("{longest}w"), ""), "ContainerGroupName", "ApiTokenUnavailable"),
+        (web("ReplicaSet", &format!("{longest}w"), ""), "", "ApiTokenUnavailable"),
+        (web("StatefulSet", "web.dots", ""), "ContainerGroupName", "ApiTokenUnavailable"),
+        (web("Deployment", "web", ", automountServiceAccountToken: false"), "", ""),
+        (account(false) + &web("Deployment", "web", ""), "", ""),
+        (account(true) + &web("Deployment", "web", ""), "", "ApiTokenUnavailable"),
+        (account(false) + &web("Deployment", "web", ", automountServiceAccountToken: true"), "", "ApiTokenUnavailable"),
+    ] {
+        let (_, explained) = explain_json(&["-f", "-"], &text);
+        let seen = (codes(&explained[0]["reasons"]), codes(&explained[0]["notes"]));
+        assert_eq!(seen, (reasons.to_owned(), notes.to_owned()), "{text}");
+        let shown = spillway(&["explain", "-f", "-"], &text).stdout;
+        let (_, diff) = shown.split_once("--- submitted").unwrap();
+        assert!(!["kube-api-access", "generateName", "xxxxx"].iter().any(|made| diff.contains(made)), "{shown}");
+        let patch = explained[0]["patch"].as_array().unwrap();
+        assert!(!patch.iter().any(|step| step["path"].as_str().unwrap().contains("volumes")), "{patch:?}");
+        assert_eq!(patch[0]["path"], "/metadata/annotations", "there are none in the manifest");
+    }
+}
+
+#[test]
 fn config_validate_names_file_line_and_nearest_name() {
     let head = "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n";
     let wrong = spillway(&["config", "validate", "-"], &format!("{head}network: {{kubeproxy: keep}}\n"));

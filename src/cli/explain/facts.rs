@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::networking::v1 as networking;
+use serde_json::Value;
 
 use crate::{
     burst::{self, ServiceAccount},
@@ -38,14 +39,23 @@ impl Namespace {
     }
 }
 
+/// What is known of a service account.
+#[derive(Debug, Clone, Copy)]
+struct Account {
+    /// What its annotations say.
+    identity: ServiceAccount,
+    /// Whether its pods get its token unless they say otherwise.
+    mounts_token: bool,
+}
+
 /// What is known.
 pub(super) struct Facts {
     /// What the flags say of namespaces that no document describes.
     assumed: Namespace,
     selector: Selector,
     namespaces: BTreeMap<String, Namespace>,
-    /// Namespace (nothing: any) and name → what its annotations say.
-    service_accounts: BTreeMap<(Option<String>, String), ServiceAccount>,
+    /// Namespace (nothing: any) and name → what it says.
+    service_accounts: BTreeMap<(Option<String>, String), Account>,
     virtual_nodes: Vec<VirtualNode>,
     /// By namespace; nothing: any.
     network_policies: BTreeMap<Option<String>, Vec<NetworkPolicy>>,
@@ -82,7 +92,11 @@ impl Facts {
                 "ServiceAccount" => {
                     let metadata = document.metadata()?;
                     let annotations = metadata.annotations.iter().flat_map(StringMap::iter);
-                    let account = ServiceAccount::of_annotations(annotations);
+                    let mounts_token = document.value.get("automountServiceAccountToken").and_then(Value::as_bool);
+                    let account = Account {
+                        identity: ServiceAccount::of_annotations(annotations),
+                        mounts_token: mounts_token.unwrap_or(true),
+                    };
                     self.service_accounts.insert((document.namespace().map(str::to_owned), name), account);
                 }
                 "Node" => self.learn_node(name, document)?,
@@ -126,10 +140,19 @@ impl Facts {
         self.namespaces.get(name).unwrap_or(&self.assumed)
     }
 
-    /// What is known of a service account.
-    pub(super) fn service_account(&self, namespace: &str, name: &str) -> ServiceAccount {
+    fn account(&self, namespace: &str, name: &str) -> Option<Account> {
         let of = |namespace: Option<&str>| self.service_accounts.get(&(namespace.map(str::to_owned), name.to_owned()));
-        of(Some(namespace)).or_else(|| of(None)).copied().unwrap_or(ServiceAccount::Unknown)
+        of(Some(namespace)).or_else(|| of(None)).copied()
+    }
+
+    /// What is known of a service account's identity.
+    pub(super) fn service_account(&self, namespace: &str, name: &str) -> ServiceAccount {
+        self.account(namespace, name).map_or(ServiceAccount::Unknown, |account| account.identity)
+    }
+
+    /// Whether pods of a service account get its token unless they say otherwise, as they do of one that is not known.
+    pub(super) fn mounts_token(&self, namespace: &str, name: &str) -> bool {
+        self.account(namespace, name).is_none_or(|account| account.mounts_token)
     }
 
     /// Everything that a decision on a pod of this namespace rests on; the policies are those of [`Facts::policies`].
