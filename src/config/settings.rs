@@ -289,23 +289,55 @@ mod tests {
         parse(&format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{text}\n")).unwrap()
     }
 
-    #[test]
-    fn the_pod_beats_its_namespace_beats_the_profile_beats_the_file() {
-        let config = file("network: {kubeProxy: opt-out}\nprofiles: {p: {network: {kubeProxy: keep}}, q: {}}");
-        let none = Overrides::default();
-        let keep = overrides(&[("spillway.dev/kube-proxy", "keep")]);
-        let opt_out = overrides(&[("spillway.dev/kube-proxy", "opt-out")]);
-        for (profile, namespace, pod, value, origin) in [
-            ("q", &none, &none, KubeProxy::OptOut, Origin::File),
-            ("p", &none, &none, KubeProxy::Keep, Origin::Profile),
-            ("p", &opt_out, &none, KubeProxy::OptOut, Origin::Namespace),
-            ("p", &opt_out, &keep, KubeProxy::Keep, Origin::Pod),
-        ] {
-            let settings = config.settings(profile, namespace, pod).unwrap();
-            assert_eq!(settings.kube_proxy, Sourced { value, origin }, "{profile}");
-            assert_eq!(settings.mode, Sourced { value: Mode::Prefer, origin: Origin::Default });
-            assert_eq!(settings.late_after.value, Duration::from_secs(180));
+    /// An annotation, the same setting in the file, its default, and two values.
+    type Setting = (&'static str, fn(&str) -> String, &'static str, [&'static str; 2]);
+
+    /// Settles one setting from the levels that say something: pod, namespace, profile and file, the strongest first.
+    fn settled(key: &str, field: fn(&str) -> String, says: [Option<&str>; 4]) -> (String, Origin) {
+        let [pod, namespace, profile, defaults] = says;
+        let annotations =
+            |value: Option<&str>| value.map_or_else(Overrides::default, |value| overrides(&[(key, value)]));
+        let fields = |value: Option<&str>| value.map(field).unwrap_or_default();
+        let config = file(&format!("{}\nprofiles: {{p: {{{}}}}}", fields(defaults), fields(profile)));
+        let settings = config.settings("p", &annotations(namespace), &annotations(pod)).unwrap();
+        assert_eq!(settings.ignored, [], "{key}");
+        match key {
+            MODE => (settings.mode.value.as_str().to_owned(), settings.mode.origin),
+            LATE_AFTER => (format!("{}s", settings.late_after.value.as_secs()), settings.late_after.origin),
+            KUBE_PROXY => (settings.kube_proxy.value.as_str().to_owned(), settings.kube_proxy.origin),
+            IDENTITY_LABEL => (settings.identity_label.value.as_str().to_owned(), settings.identity_label.origin),
+            _ => unreachable!("{key} has no precedence"),
         }
+    }
+
+    #[test]
+    fn the_pod_beats_its_namespace_beats_the_profile_beats_the_file_beats_the_default() {
+        const LEVELS: [Origin; 5] = [Origin::Pod, Origin::Namespace, Origin::Profile, Origin::File, Origin::Default];
+        let settings: [Setting; 4] = [
+            (MODE, |value| format!("mode: {value}"), "prefer", ["late", "off"]),
+            (LATE_AFTER, |value| format!("late: {{after: {value}}}"), "180s", ["90s", "300s"]),
+            (KUBE_PROXY, |value| format!("network: {{kubeProxy: {value}}}"), "keep", ["opt-out", "keep"]),
+            (IDENTITY_LABEL, |value| format!("identity: {{label: {value}}}"), "auto", ["off", "auto"]),
+        ];
+        for (key, field, default, values) in settings {
+            let nobody = settled(key, field, [None; 4]);
+            assert_eq!(nobody, (default.to_owned(), Origin::Default), "{key}");
+            for stronger in 0..4 {
+                for weaker in stronger + 1..5 {
+                    // Both ways round, as one value may be the default.
+                    for [wins, loses] in [values, [values[1], values[0]]] {
+                        let mut says = [None; 4];
+                        says[stronger] = Some(wins);
+                        if let Some(level) = says.get_mut(weaker) {
+                            *level = Some(loses);
+                        }
+                        let expected = (wins.to_owned(), LEVELS[stronger]);
+                        assert_eq!(settled(key, field, says), expected, "{key}: {stronger} against {weaker}");
+                    }
+                }
+            }
+        }
+        assert_eq!(KEYS, [MODE, LATE_AFTER, KUBE_PROXY, IDENTITY_LABEL, ALLOW], "each is here; the last adds up");
     }
 
     #[test]
