@@ -115,6 +115,8 @@ struct Explained<'a> {
     cut_off: Vec<String>,
     /// Whether the pod is held to both generations only because nobody said which there are.
     is_held_to_both: bool,
+    /// What the decision would rest on but could not be read, by the plurals of its kinds.
+    unread: &'a [String],
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
@@ -124,7 +126,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     if let Some(code) = &args.reason {
         return print_out(catalogue::entry(code)?.as_bytes());
     }
-    let Input { configuration, documents, namespace } =
+    let Input { configuration, documents, namespace, unread } =
         if args.targets.is_empty() { read_files(args)? } else { read_cluster(args)? };
     let mut facts = Facts::new(&args.profile, &args.namespace_annotations, &configuration.virtual_nodes.selector);
     facts.learn(&documents)?;
@@ -134,7 +136,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let templates = templates(&documents)?;
     let explained: Vec<_> = templates
         .iter()
-        .map(|template| explain(template, &namespace, &configuration, &facts))
+        .map(|template| Ok(Explained { unread: &unread, ..explain(template, &namespace, &configuration, &facts)? }))
         .collect::<anyhow::Result<_>>()?;
     print_out(&match args.output {
         Output::Text => render::text(&explained)?,
@@ -152,6 +154,8 @@ struct Input {
     documents: Vec<Document>,
     /// Of objects that name none.
     namespace: String,
+    /// The kinds that the cluster did not let us read.
+    unread: Vec<String>,
 }
 
 fn read_files(args: &Args) -> anyhow::Result<Input> {
@@ -161,7 +165,7 @@ fn read_files(args: &Args) -> anyhow::Result<Input> {
         documents.extend(manifest::read(file)?);
     }
     let namespace = args.namespace.clone().unwrap_or_else(|| "default".to_owned());
-    Ok(Input { configuration, documents, namespace })
+    Ok(Input { configuration, documents, namespace, unread: Vec::new() })
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -176,8 +180,9 @@ async fn read_cluster(args: &Args) -> anyhow::Result<Input> {
         }
     };
     let mut documents = live.workloads(&args.targets).await?;
-    documents.extend(live.surroundings(&configuration.virtual_nodes.selector).await?);
-    Ok(Input { configuration, documents, namespace: live.namespace })
+    let (surroundings, unread) = live.surroundings(&configuration.virtual_nodes.selector).await?;
+    documents.extend(surroundings);
+    Ok(Input { configuration, documents, namespace: live.namespace, unread })
 }
 
 fn templates(documents: &[Document]) -> anyhow::Result<Vec<PodTemplate>> {
@@ -222,7 +227,8 @@ fn explain<'a>(
     let cut_off = services.into_iter().map(str::to_owned).collect();
     let is_auto = configuration.virtual_nodes.generation == GenerationSetting::Auto;
     let is_held_to_both = is_auto && !facts.knows_virtual_nodes();
-    Ok(Explained { is_held_to_both, template, namespace: name, profile, settings, decision, patch, cut_off })
+    let unread = &[];
+    Ok(Explained { is_held_to_both, template, namespace: name, profile, settings, decision, patch, cut_off, unread })
 }
 
 impl Explained<'_> {

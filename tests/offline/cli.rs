@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -385,6 +386,76 @@ fn a_workload_is_judged_by_the_pods_it_will_get_and_shown_as_it_is_written() {
         assert!(!patch.iter().any(|step| step["path"].as_str().unwrap().contains("volumes")), "{patch:?}");
         assert_eq!(patch[0]["path"], "/metadata/annotations", "there are none in the manifest");
     }
+}
+
+/// An API server that answers to GET: what is listed here, and to all else that it may not be read.
+fn api_server(objects: Vec<(&'static str, Value)>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut head = String::new();
+            while stream.read_line(&mut head).unwrap() > 2 {}
+            let path = head.split([' ', '?']).nth(1).unwrap().to_owned();
+            let found = objects.iter().find(|(of, _)| *of == path);
+            let (status, body) = found.map_or_else(
+                || {
+                    (
+                        "403 Forbidden",
+                        json!({"kind": "Status", "status": "Failure", "message": "forbidden", "code": 403}),
+                    )
+                },
+                |(_, object)| ("200 OK", object.clone()),
+            );
+            let body = body.to_string();
+            let length = body.len();
+            let head = "content-type: application/json\r\nconnection: close";
+            write!(stream.get_mut(), "HTTP/1.1 {status}\r\n{head}\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn explain_says_what_the_cluster_did_not_let_it_read() {
+    let none = json!({"metadata": {}, "items": []});
+    let template = json!({"spec": {"containers": [{"name": "web"}]}});
+    let server = api_server(vec![
+        (
+            "/apis/apps/v1/namespaces/shop/deployments/web",
+            json!({"metadata": {"name": "web"}, "spec": {"template": template}}),
+        ),
+        ("/api/v1/namespaces/shop", json!({"metadata": {"name": "shop", "labels": {"spillway.dev/burst": "enabled"}}})),
+        ("/api/v1/namespaces/shop/serviceaccounts", none.clone()),
+        ("/api/v1/namespaces/shop/services", none),
+    ]);
+    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+    let cluster = json!([{"name": "c", "cluster": {"server": server}}]);
+    let context = json!([{"name": "c", "context": {"cluster": "c", "user": "u"}}]);
+    let users = json!([{"name": "u", "user": {}}]);
+    let text = json!({"apiVersion": "v1", "kind": "Config", "clusters": cluster, "contexts": context, "users": users, "current-context": "c"});
+    fs::write(kubeconfig.path(), text.to_string()).unwrap();
+    let explain = |output: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spillway"));
+        command.args(["explain", "deploy/web", "-n", "shop", "-o", output]).env("KUBECONFIG", kubeconfig.path());
+        let ran = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        assert_eq!(ran.status.code(), Some(0), "{}", text(ran.stderr));
+        text(ran.stdout)
+    };
+    let text = explain("text");
+    for line in [
+        "\n  network policies could not be read: isolation not judged\n",
+        "\n  nodes could not be read: judged as if no virtual node were known\n",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    assert_eq!(text.matches("could not be read").count(), 2, "{text}");
+    let json: Value = serde_json::from_str(&explain("json")).unwrap();
+    assert_eq!(json[0]["notTakenIntoAccount"], json!(["nodes", "networkpolicies"]));
+    let (_, offline) = explain_json(&["-f", "-"], "kind: Pod\nmetadata: {name: p}\nspec: {}\n");
+    assert_eq!(offline[0]["notTakenIntoAccount"], json!([]));
 }
 
 #[test]

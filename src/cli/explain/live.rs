@@ -91,13 +91,14 @@ impl Live {
         Ok(documents)
     }
 
-    /// What decisions in this namespace rest on. What may not be read is named and left out.
-    pub(super) async fn surroundings(&self, virtual_nodes: &Selector) -> anyhow::Result<Vec<Document>> {
+    /// What decisions in this namespace rest on, and the kinds of it that could not be read, by their plurals.
+    pub(super) async fn surroundings(&self, virtual_nodes: &Selector) -> anyhow::Result<(Vec<Document>, Vec<String>)> {
         let namespace = resource("", "v1", "Namespace", "namespaces");
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &namespace);
         let found = patiently(api.get(&self.namespace)).await;
         let mut documents =
             vec![document(&namespace, found.with_context(|| format!("cannot get namespace {}", self.namespace))?)?];
+        let mut unread = Vec::new();
         let nodes = ListParams::default().labels(&String::from(virtual_nodes.clone()));
         for (resource, is_namespaced, params) in [
             (resource("", "v1", "ServiceAccount", "serviceaccounts"), true, ListParams::default()),
@@ -117,10 +118,13 @@ impl Live {
                         documents.push(document(&resource, object)?);
                     }
                 }
-                Err(error) => eprintln!("not taken into account: {} ({error})", resource.plural),
+                Err(error) => {
+                    eprintln!("not taken into account: {} ({error})", resource.plural);
+                    unread.push(resource.plural);
+                }
             }
         }
-        Ok(documents)
+        Ok((documents, unread))
     }
 }
 

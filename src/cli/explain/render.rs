@@ -87,12 +87,27 @@ fn generation(reason: &Reason) -> String {
     if reason.applies == Applies::Any { String::new() } else { format!(" ({})", reason.applies.as_str()) }
 }
 
+/// What it means for a decision that these objects could not be read.
+fn unread(plural: &str) -> String {
+    let (what, consequence) = match plural {
+        "networkpolicies" => ("network policies", "isolation not judged"),
+        "nodes" => ("nodes", "judged as if no virtual node were known"),
+        "serviceaccounts" => ("service accounts", "identity not judged, and a token taken for mounted"),
+        "services" => ("services", "those that cannot be reached without kube-proxy not listed"),
+        other => (other, "not taken into account"),
+    };
+    format!("{what} could not be read: {consequence}")
+}
+
 /// What was accepted, what the owner should know, and which overrides have no effect.
 fn remarks(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     let is_of_one = |finding: &Finding| finding.reason.applies != Applies::Any;
     if one.is_held_to_both && one.refusals().iter().any(is_of_one) {
         writeln!(out, "  no virtual node is known here, so the pod must be fit for both generations:")?;
         writeln!(out, "    give Node objects with -f, or set virtualNodes.generation in the configuration")?;
+    }
+    if one.profile.is_ok() {
+        one.unread.iter().try_for_each(|plural| writeln!(out, "  {}", unread(plural)))?;
     }
     for finding in &one.decision.accepted {
         writeln!(out, "  accepted {}{}: {finding}", finding.reason.code, generation(finding.reason))?;
@@ -220,6 +235,7 @@ fn value(one: &Explained<'_>) -> anyhow::Result<Value> {
         "settings": settings.collect::<Vec<_>>(),
         "ignored": ignored.collect::<Vec<_>>(),
         "unreachableServices": one.cut_off,
+        "notTakenIntoAccount": one.unread,
         "patch": one.operations()?,
     }))
 }
