@@ -1,6 +1,6 @@
 //! Containers and init containers: what the first generation's connector refuses to translate.
 
-use super::{Applies, Reason, Rule, Severity, Subject, at_fault};
+use super::{Applies, NEVER_RUNS, Reason, Rule, Severity, Subject, at_fault};
 use crate::pod::{Container, ResourceList};
 
 pub(super) const RULES: &[&Rule] = &[
@@ -14,7 +14,6 @@ pub(super) const RULES: &[&Rule] = &[
 ];
 
 const MOST_CONTAINERS: usize = 60;
-const NEVER_RUNS: &str = "the connector refuses the pod, which stays bound without ever running";
 
 static ARGS_WITHOUT_COMMAND: Rule = Rule {
     reason: Reason {

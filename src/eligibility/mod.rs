@@ -29,6 +29,8 @@ pub use surroundings::{
     Surroundings, VirtualNode,
 };
 
+use surroundings::V2_LABEL;
+
 pub use self::kind::{is_companion, is_confidential, is_image_cache, is_mirror};
 use crate::pod::Pod;
 
@@ -50,6 +52,8 @@ pub struct Subject<'s> {
     pub pod: &'s Pod<'s>,
     /// The cluster.
     pub surroundings: &'s Surroundings<'s>,
+    /// The generations that the pod could land on.
+    pub candidates: Generations,
 }
 
 /// The families of rules, in the order in which reasons are listed.
@@ -81,14 +85,17 @@ pub fn rule(code: &str) -> Option<&'static Rule> {
 
 /// Everything that the rules find in this pod, for every generation of virtual nodes that it could land on.
 pub fn findings(pod: &Pod<'_>, surroundings: &Surroundings<'_>) -> Vec<Finding> {
-    let subject = Subject { pod, surroundings };
-    let candidates = placement::candidates(&subject);
+    let candidates = placement::candidates(pod, surroundings);
+    let subject = Subject { pod, surroundings, candidates };
     let holds = |rule: &&Rule| rule.reason.applies.to_any_of(candidates);
     rules()
         .filter(holds)
         .filter_map(|rule| Some(Finding { reason: &rule.reason, detail: (rule.check)(&subject)? }))
         .collect()
 }
+
+/// What becomes of a pod that the first generation's connector fails to translate.
+const NEVER_RUNS: &str = "the connector refuses the pod, which stays bound without ever running";
 
 /// `container a`, or `containers a, b`: who is at fault. Nothing if nobody is.
 fn at_fault<'n>(what: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {

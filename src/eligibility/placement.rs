@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
-use super::{Applies, Generations, Reason, Rule, Severity, Subject, Surroundings, VirtualNode};
-use crate::pod::{NodeView, Pod};
+use super::{Applies, Generation, Generations, Reason, Rule, Severity, Subject, Surroundings, V2_LABEL, VirtualNode};
+use crate::pod::{NodeSelectorTerm, NodeView, Pod};
 
 pub(super) const RULES: &[&Rule] = &[
     &NO_MATCHING_VIRTUAL_NODE,
@@ -22,7 +22,7 @@ static NO_MATCHING_VIRTUAL_NODE: Rule = Rule {
         applies: Applies::Any,
         meaning: "no virtual node has the labels that the pod requires",
         on_virtual_node: "the scheduler never considers a virtual node for the pod",
-        fix: "drop the requirement, say it as a preference, or give the label to the virtual nodes (v2: chart value nodeLabels)",
+        fix: "drop the requirement that forbids virtual nodes, or say it as a preference; where it wants a label that they lack, give it to them (v2: chart value nodeLabels)",
         can_be_allowed: false,
         source: "kubernetes.io/docs/concepts/scheduling-eviction/assign-pod-node; labels: microsoft/virtualnodesOnAzureContainerInstances Docs, virtual-kubelet/azure-aci pkg/provider/vk_node.go",
     },
@@ -110,15 +110,38 @@ static APART_FROM_ITSELF: Rule = Rule {
     },
 };
 
-/// The generations that this pod could land on: those of the virtual nodes that its constraints accept. Where they accept none,
-/// all that exist, so that every reason is listed.
-pub(super) fn candidates(subject: &Subject<'_>) -> Generations {
-    let of = |accepted: bool| {
-        let nodes = nodes(subject).filter(|node| !accepted || accepts(subject.pod, node.view()));
-        nodes.fold(Generations::default(), |all, node| all.with(node.generation))
-    };
-    let accepting = of(true);
-    if accepting.is_empty() { of(false) } else { accepting }
+/// The generations that this pod could land on. Only nodes that were seen leave one out: what is documented may be out of date, and
+/// where none is known any may come. One toleration opens both generations, so a node of the generation that the configuration
+/// does not name counts as well if it is there. Where the pod's constraints accept none, all that exist, so that every reason is
+/// listed.
+pub(super) fn candidates(pod: &Pod<'_>, surroundings: &Surroundings<'_>) -> Generations {
+    let Surroundings { virtual_nodes, generations: configured, .. } = *surroundings;
+    let add = |all: Generations, node: &VirtualNode| all.with(node.generation);
+    let accepting = virtual_nodes.iter().filter(|node| accepts(pod, node.view()));
+    if configured != Generations::BOTH {
+        return accepting.fold(configured, add);
+    }
+    let accepting = accepting.fold(Generations::default(), add);
+    if !accepting.is_empty() {
+        return accepting;
+    }
+    let seen = virtual_nodes.iter().fold(Generations::default(), add);
+    match (seen.is_empty(), asks_for_v2(pod)) {
+        (false, _) => seen,
+        (true, true) => Generations::only(Generation::V2),
+        (true, false) => configured,
+    }
+}
+
+/// Whether the pod requires the label by which the second generation is told from the first.
+fn asks_for_v2(pod: &Pod<'_>) -> bool {
+    let (key, value) = V2_LABEL;
+    let by_selector = pod.spec.node_selector.as_ref().is_some_and(|selector| selector.get(key) == Some(value));
+    let by_affinity = pod.required_node_affinity().is_some_and(|required| {
+        let asks = |term: &NodeSelectorTerm<'_>| term.expressions().iter().any(|e| e.says(key, "In", value));
+        !required.terms().is_empty() && required.terms().iter().all(|term| term.is_empty() || asks(term))
+    });
+    by_selector || by_affinity
 }
 
 /// The virtual nodes of the generations that the configuration speaks of, or the documented ones where none is known.
@@ -185,8 +208,9 @@ fn unmet(subject: &Subject<'_>) -> String {
     let terms: Vec<_> = terms
         .iter()
         .map(|term| {
-            let expressions: Vec<_> = term.expressions().iter().map(ToString::to_string).collect();
-            if expressions.is_empty() { "(an empty term)".to_owned() } else { expressions.join(" and ") }
+            let requirements = term.expressions().iter().chain(term.fields());
+            let requirements: Vec<_> = requirements.map(ToString::to_string).collect();
+            if requirements.is_empty() { "(an empty term)".to_owned() } else { requirements.join(" and ") }
         })
         .collect();
     format!(

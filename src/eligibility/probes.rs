@@ -1,12 +1,11 @@
 //! Probes: the first generation knows exec and httpGet, for liveness and readiness.
 
-use super::{Applies, Reason, Rule, Severity, Subject, at_fault};
+use super::{Applies, NEVER_RUNS, Reason, Rule, Severity, Subject, at_fault};
 use crate::pod::{Container, IntOrString, Probe};
 
 pub(super) const RULES: &[&Rule] = &[&STARTUP, &TCP_SOCKET, &GRPC, &PORT_NAME];
 
 const SOURCE: &str = "virtual-kubelet/azure-aci pkg/provider/aci.go (getProbe)";
-const NEVER_RUNS: &str = "the connector refuses the pod, which stays bound without ever running";
 
 static STARTUP: Rule = Rule {
     reason: Reason {

@@ -13,6 +13,9 @@ pub enum Generation {
     V2,
 }
 
+/// The label that only nodes of the second generation carry (microsoft/virtualnodesOnAzureContainerInstances README).
+pub(super) const V2_LABEL: (&str, &str) = ("virtualization", "virtualnode2");
+
 /// A set of generations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Generations {
@@ -67,10 +70,9 @@ pub struct VirtualNode {
 }
 
 impl VirtualNode {
-    /// A node that carries the label of virtual nodes. Only the second generation carries `virtualization=virtualnode2`
-    /// (microsoft/virtualnodesOnAzureContainerInstances README).
+    /// A node that carries the label of virtual nodes.
     pub fn new(name: String, labels: Vec<(String, String)>) -> Self {
-        let is_v2 = labels.iter().any(|(key, value)| key == "virtualization" && value == "virtualnode2");
+        let is_v2 = labels.iter().any(|(key, value)| (key.as_str(), value.as_str()) == V2_LABEL);
         Self { name, labels, generation: if is_v2 { Generation::V2 } else { Generation::V1 } }
     }
 

@@ -1,6 +1,6 @@
 //! Volumes. The first generation translates each into a volume of Azure Container Instances, or fails to.
 
-use super::{Applies, Generation, Reason, Rule, Severity, Subject, at_fault, placement::candidates};
+use super::{Applies, Generation, Reason, Rule, Severity, Subject, at_fault};
 use crate::pod::{
     Container, CsiVolume, KeysProjection, StringMap, Volume, VolumeMount, VolumeProjection, VolumeSource,
 };
@@ -84,7 +84,7 @@ static CSI: Rule = Rule {
     check: |subject| {
         let is_mountable = |csi: &CsiVolume<'_>| {
             csi.driver.as_deref() == Some(AZURE_FILE)
-                && (names_its_share(csi) || !candidates(subject).has(Generation::V1))
+                && (names_its_share(csi) || !subject.candidates.has(Generation::V1))
         };
         volumes(subject, |volume| matches!(&volume.source, VolumeSource::Csi(csi) if !is_mountable(csi)))
     },

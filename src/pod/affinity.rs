@@ -145,7 +145,8 @@ impl NodeSelectorTerm<'_> {
         self.match_expressions.as_deref().unwrap_or_default()
     }
 
-    fn fields(&self) -> &[NodeSelectorRequirement<'_>] {
+    /// The requirements on fields.
+    pub fn fields(&self) -> &[NodeSelectorRequirement<'_>] {
         self.match_fields.as_deref().unwrap_or_default()
     }
 
