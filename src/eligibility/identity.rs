@@ -5,6 +5,9 @@ use crate::pod::{Volume, VolumeSource};
 
 pub(super) const RULES: &[&Rule] = &[&API_TOKEN, &SERVICE_ACCOUNT_TOKEN, &WORKLOAD_IDENTITY];
 
+/// The label that asks Azure Workload Identity for a token.
+pub(super) const IDENTITY_LABEL: &str = "azure.workload.identity/use";
+
 static API_TOKEN: Rule = Rule {
     reason: Reason {
         code: "ApiTokenUnavailable",
@@ -38,8 +41,7 @@ static SERVICE_ACCOUNT_TOKEN: Rule = Rule {
     },
 };
 
-/// A label that Spillway added does not count, or the decision would change with its own result. What the label brings, a token's
-/// volume, is there when the pod is decided on again.
+/// The label counts whoever has set it, and before Spillway adds it as well as after: the decision does not change with its result.
 static WORKLOAD_IDENTITY: Rule = Rule {
     reason: Reason {
         code: "WorkloadIdentityUnavailable",
@@ -53,7 +55,7 @@ static WORKLOAD_IDENTITY: Rule = Rule {
     },
     reads: "metadata.labels[azure.workload.identity/use], also when Spillway is about to add it",
     check: |subject| {
-        let is_labelled = subject.pod.label("azure.workload.identity/use") == Some("true");
+        let is_labelled = subject.pod.label(IDENTITY_LABEL) == Some("true");
         (is_labelled || subject.surroundings.gets_identity_label).then(String::new)
     },
 };

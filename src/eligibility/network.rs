@@ -1,6 +1,6 @@
 //! What stands between the pod and its network, and does not reach as far as a virtual node.
 
-use super::{Applies, Reason, Rule, Severity, Subject};
+use super::{Applies, Reason, Rule, Severity, Subject, identity::IDENTITY_LABEL};
 
 pub(super) const RULES: &[&Rule] = &[&NETWORK_POLICY, &SERVICE_MESH];
 
@@ -15,10 +15,13 @@ static NETWORK_POLICY: Rule = Rule {
         can_be_allowed: true,
         source: "MicrosoftDocs/azure-aks-docs articles/aks/virtual-nodes.md (Limitations); microsoft/virtualnodesOnAzureContainerInstances README.md",
     },
-    reads: "metadata.labels, the namespace's NetworkPolicies",
+    reads: "metadata.labels, also the one that Spillway is about to add, the namespace's NetworkPolicies",
     check: |subject| {
+        // By the time a policy could be enforced, the pod has the label that Spillway is about to add.
+        let is_due = |key: &str| key == IDENTITY_LABEL && subject.surroundings.gets_identity_label;
+        let label = |key: &str| if is_due(key) { Some("true") } else { subject.pod.label(key) };
         let policies = subject.surroundings.network_policies.iter();
-        let selecting = policies.filter(|policy| policy.pod_selector.selects(subject.pod));
+        let selecting = policies.filter(|policy| policy.pod_selector.selects(label));
         let names: Vec<_> = selecting.map(|policy| policy.name.as_str()).collect();
         (!names.is_empty()).then(|| names.join(", "))
     },

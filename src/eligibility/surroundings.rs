@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::pod::{NodeView, Pod, TolerationFields, requirement_matches};
+use crate::pod::{NodeView, TolerationFields, requirement_matches};
 
 /// A generation of Azure's virtual nodes. Both carry the same taint; what they can run differs widely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,12 +112,12 @@ pub struct Requirement {
 }
 
 impl LabelSelector {
-    /// Whether the pod's labels meet every requirement.
-    pub fn selects(&self, pod: &Pod<'_>) -> bool {
-        self.match_labels.iter().all(|(key, value)| pod.label(key) == Some(value))
+    /// Whether labels, looked up by their keys, meet every requirement.
+    pub fn selects<'l>(&self, label: impl Fn(&str) -> Option<&'l str>) -> bool {
+        self.match_labels.iter().all(|(key, value)| label(key) == Some(value))
             && self.match_expressions.iter().all(|requirement| {
                 let values = requirement.values.iter().map(String::as_str);
-                requirement_matches(&requirement.operator, values, pod.label(&requirement.key))
+                requirement_matches(&requirement.operator, values, label(&requirement.key))
             })
     }
 }
