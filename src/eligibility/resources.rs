@@ -1,6 +1,6 @@
 //! What the pod asks for: how large a container group may be, and what virtual nodes do not have at all.
 
-use super::{Applies, Reason, Rule, Severity, at_fault};
+use super::{Applies, Generation, Reason, Rule, Severity, at_fault};
 use crate::pod::{Container, Pod, Quantity, ResourceRequirements};
 
 pub(super) const RULES: &[&Rule] = &[
@@ -19,6 +19,13 @@ const EPHEMERAL_STORAGE_NAME: &str = "ephemeral-storage";
 /// The largest container group: 31 vCPU and 240 GB, of which the smaller reading counts.
 const MOST_CPU: Quantity = Quantity::from_units(31);
 const MOST_MEMORY: Quantity = Quantity::from_units(240_000_000_000);
+/// What the first generation requests for a container that requests nothing.
+const DEFAULT_CPU: Quantity = Quantity::from_units(1);
+const DEFAULT_MEMORY: Quantity = Quantity::from_units(1_500_000_000);
+/// What the second generation adds for kube-proxy, and by which annotation a pod does without.
+const KUBE_PROXY_CPU: Quantity = Quantity::from_milli(100);
+const KUBE_PROXY_MEMORY: Quantity = Quantity::from_units(100_000_000);
+const INJECT_KUBE_PROXY: &str = "microsoft.containerinstance.virtualnode.injectkubeproxy";
 const NEVER_FITS: &str = "virtual nodes do not advertise the resource, so the scheduler never considers them";
 
 static GROUP_TOO_LARGE: Rule = Rule {
@@ -28,15 +35,20 @@ static GROUP_TOO_LARGE: Rule = Rule {
         applies: Applies::Any,
         meaning: "a container group has at most 31 vCPU and 240 GB",
         on_virtual_node: "the virtual node seems to have room, and Azure Container Instances refuses to create the container group",
-        fix: "request less, or divide the pod",
+        fix: "request less, or divide the pod; v1 counts 1 CPU and 1.5 GB for a container without requests, v2 adds 0.1 CPU and 0.1 GB for kube-proxy",
         can_be_allowed: true,
-        source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-resource-and-quota-limits.md",
+        source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-resource-and-quota-limits.md; virtual-kubelet/azure-aci pkg/provider/aci.go (getContainers); microsoft/virtualnodesOnAzureContainerInstances Helm/virtualnode/values.yaml (kubeProxy)",
     },
-    reads: "spec.{initContainers,containers}[*].resources, spec.resources, spec.overhead",
+    reads: "spec.{initContainers,containers}[*].resources, spec.resources, spec.overhead, metadata.annotations[microsoft.containerinstance.virtualnode.injectkubeproxy]",
     check: |subject| {
-        let (cpu, memory) = (subject.pod.request(CPU), subject.pod.request(MEMORY));
-        (cpu > MOST_CPU || memory > MOST_MEMORY)
-            .then(|| format!("{} vCPU and {} GB", thousandths(cpu.milli()), tenths(memory.units() / TENTH_OF_GB)))
+        let generations = [Generation::V1, Generation::V2].into_iter().filter(|g| subject.candidates.has(*g));
+        let mut sizes = generations.map(|generation| group_size(subject.pod, generation));
+        let (cpu, memory) = sizes.find(|(cpu, memory)| *cpu > MOST_CPU || *memory > MOST_MEMORY)?;
+        Some(format!(
+            "{} vCPU and {} GB",
+            thousandths(cpu.milli()),
+            tenths((memory.units() + TENTH_OF_GB - 1) / TENTH_OF_GB)
+        ))
     },
 };
 
@@ -150,19 +162,38 @@ static EPHEMERAL_STORAGE: Rule = Rule {
     check: |subject| (subject.pod.request(EPHEMERAL_STORAGE_NAME) > Quantity::ZERO).then(String::new),
 };
 
+/// How large the container group becomes, which is more than the scheduler reserves: the first generation's connector asks for
+/// containers that ask for nothing, the second puts kube-proxy beside the pod.
+fn group_size(pod: &Pod<'_>, generation: Generation) -> (Quantity, Quantity) {
+    let (cpu, memory) = (pod.request(CPU), pod.request(MEMORY));
+    match generation {
+        Generation::V1 => {
+            let sum = |resource, default| {
+                let request =
+                    |c: &Container<'_>| c.resources.as_ref().and_then(|resources| resources.request(resource));
+                let requests = pod.containers().iter().map(|container| request(container).unwrap_or(default));
+                requests.fold(Quantity::ZERO, |sum, request| sum + request)
+            };
+            (cpu.max(sum(CPU, DEFAULT_CPU)), memory.max(sum(MEMORY, DEFAULT_MEMORY)))
+        }
+        Generation::V2 if pod.annotation(INJECT_KUBE_PROXY) == Some("false") => (cpu, memory),
+        Generation::V2 => (cpu + KUBE_PROXY_CPU, memory + KUBE_PROXY_MEMORY),
+    }
+}
+
 /// Bytes in the step of Azure Container Instances for memory.
 const TENTH_OF_GB: i128 = 100_000_000;
 
 /// What the connector requests of CPU for a container: in steps of 10m, at least one, and 1 CPU where nothing is said.
 fn requested_milli(container: &Container<'_>) -> i128 {
     let request = container.resources.as_ref().and_then(|resources| resources.request(CPU));
-    request.map_or(1_000, |request| (request.milli() / 10 * 10).max(10))
+    (request.unwrap_or(DEFAULT_CPU).milli() / 10 * 10).max(10)
 }
 
 /// What it requests of memory: in steps of 0.1 GB, at least one, and 1.5 GB where nothing is said.
 fn requested_tenths(container: &Container<'_>) -> i128 {
     let request = container.resources.as_ref().and_then(|resources| resources.request(MEMORY));
-    request.map_or(15, |request| in_tenths_of_gb(request).max(1))
+    in_tenths_of_gb(request.unwrap_or(DEFAULT_MEMORY)).max(1)
 }
 
 /// Rounded down, as requests and limits of memory are; a limit of CPU is sent as it is.
