@@ -1,7 +1,7 @@
 //! Tokens of the pod's service account. On the first generation there are none since Kubernetes 1.24.
 
 use super::{Applies, Reason, Rule, Severity, at_fault};
-use crate::pod::{Volume, VolumeSource};
+use crate::pod::Volume;
 
 pub(super) const RULES: &[&Rule] = &[&API_TOKEN, &SERVICE_ACCOUNT_TOKEN, &WORKLOAD_IDENTITY];
 
@@ -19,8 +19,8 @@ static API_TOKEN: Rule = Rule {
         can_be_allowed: false,
         source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go (Projected); virtual-kubelet/azure-aci#189; virtual-kubelet/azure-aci#543",
     },
-    reads: "spec.volumes[kube-api-access-*].projected",
-    check: |subject| subject.pod.volumes().iter().any(|v| v.is_api_access() && has_token(v)).then(String::new),
+    reads: "spec.volumes[kube-api-access-*].projected.sources[*].serviceAccountToken, without an audience",
+    check: |subject| subject.pod.volumes().iter().any(Volume::is_api_access).then(String::new),
 };
 
 static SERVICE_ACCOUNT_TOKEN: Rule = Rule {
@@ -36,7 +36,7 @@ static SERVICE_ACCOUNT_TOKEN: Rule = Rule {
     },
     reads: "spec.volumes[*].projected.sources[*].serviceAccountToken",
     check: |subject| {
-        let volumes = subject.pod.volumes().iter().filter(|v| !v.is_api_access() && has_token(v));
+        let volumes = subject.pod.volumes().iter().filter(|v| !v.is_api_access() && v.has_token());
         at_fault("volume", volumes.map(Volume::display_name))
     },
 };
@@ -59,8 +59,3 @@ static WORKLOAD_IDENTITY: Rule = Rule {
         (is_labelled || subject.surroundings.gets_identity_label).then(String::new)
     },
 };
-
-fn has_token(volume: &Volume<'_>) -> bool {
-    let VolumeSource::Projected(projected) = &volume.source else { return false };
-    projected.sources.iter().flatten().any(|source| source.service_account_token.is_some())
-}

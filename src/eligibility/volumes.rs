@@ -1,6 +1,6 @@
 //! Volumes. The first generation translates each into a volume of Azure Container Instances, or fails to.
 
-use super::{Applies, Generation, Reason, Rule, Severity, Subject, at_fault};
+use super::{Applies, Reason, Rule, Severity, Subject, at_fault};
 use crate::pod::{
     Container, CsiVolume, KeysProjection, StringMap, Volume, VolumeMount, VolumeProjection, VolumeSource,
 };
@@ -11,9 +11,11 @@ pub(super) const RULES: &[&Rule] = &[
     &EPHEMERAL,
     &CSI,
     &UNSUPPORTED,
+    &TYPE_REJECTED,
     &DOWNWARD_API,
     &PROJECTED,
     &ITEMS,
+    &OPTIONAL,
     &SUB_PATH,
     &TOO_MANY,
     &NAME,
@@ -28,12 +30,12 @@ static HOST_PATH: Rule = Rule {
     reason: Reason {
         code: "HostPathVolume",
         severity: Severity::Refusal,
-        applies: Applies::Any,
+        applies: Applies::V2,
         meaning: "a hostPath volume promises the node's own disk",
-        on_virtual_node: "v1: the connector fails to create it, and the pod stays bound without ever running; v2: the path lies inside the pod's own utility VM, so nothing of a host is there",
+        on_virtual_node: "the path lies inside the pod's own utility VM, so nothing of a host is there",
         fix: "use an emptyDir for scratch space, or Azure Files for shared data",
         can_be_allowed: true,
-        source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go; microsoft/virtualnodesOnAzureContainerInstances Docs (VirtualDaemonSet)",
+        source: "microsoft/virtualnodesOnAzureContainerInstances Docs (VirtualDaemonSet)",
     },
     reads: "spec.volumes[*].hostPath",
     check: |subject| volumes(subject, |volume| matches!(volume.source, VolumeSource::HostPath)),
@@ -43,12 +45,12 @@ static PERSISTENT_VOLUME_CLAIM: Rule = Rule {
     reason: Reason {
         code: "PersistentVolumeClaim",
         severity: Severity::Refusal,
-        applies: Applies::Any,
-        meaning: "virtual nodes mount no claims but those of Azure Files",
-        on_virtual_node: "v1: the connector fails to create it, and the pod stays bound without ever running; v2: only Azure Files can be mounted, disks and blobs cannot",
-        fix: "on v2, allow it if the claim's storage class is one of Azure Files (provisioner file.csi.azure.com)",
+        applies: Applies::V2,
+        meaning: "v2 mounts no claims but those of Azure Files",
+        on_virtual_node: "only Azure Files can be mounted, disks and blobs cannot",
+        fix: "allow it if the claim's storage class is one of Azure Files (provisioner file.csi.azure.com)",
         can_be_allowed: true,
-        source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go; microsoft/virtualnodesOnAzureContainerInstances Docs/StorageOptions.md",
+        source: "microsoft/virtualnodesOnAzureContainerInstances Docs/StorageOptions.md",
     },
     reads: "spec.volumes[*].persistentVolumeClaim",
     check: |subject| volumes(subject, |volume| matches!(volume.source, VolumeSource::PersistentVolumeClaim)),
@@ -58,12 +60,12 @@ static EPHEMERAL: Rule = Rule {
     reason: Reason {
         code: "EphemeralVolume",
         severity: Severity::Refusal,
-        applies: Applies::Any,
-        meaning: "virtual nodes mount no claims but those of Azure Files",
-        on_virtual_node: "v1: the connector fails to create it, and the pod stays bound without ever running; v2: only Azure Files can be mounted, disks and blobs cannot",
-        fix: "use an emptyDir; on v2, allow it if its storage class is one of Azure Files",
+        applies: Applies::V2,
+        meaning: "v2 mounts no claims but those of Azure Files",
+        on_virtual_node: "only Azure Files can be mounted, disks and blobs cannot",
+        fix: "use an emptyDir, or allow it if its storage class is one of Azure Files",
         can_be_allowed: true,
-        source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go; microsoft/virtualnodesOnAzureContainerInstances Docs/StorageOptions.md",
+        source: "microsoft/virtualnodesOnAzureContainerInstances Docs/StorageOptions.md",
     },
     reads: "spec.volumes[*].ephemeral",
     check: |subject| volumes(subject, |volume| matches!(volume.source, VolumeSource::Ephemeral)),
@@ -73,41 +75,60 @@ static CSI: Rule = Rule {
     reason: Reason {
         code: "CsiVolume",
         severity: Severity::Refusal,
-        applies: Applies::Any,
-        meaning: "virtual nodes cannot mount this kind of in-line CSI volume",
-        on_virtual_node: "only file.csi.azure.com exists there, and v1 needs its attributes secretName and shareName; anything else fails to mount and the pod never runs",
-        fix: "mount Azure Files by file.csi.azure.com with volumeAttributes secretName and shareName; read secrets by workload identity in place of secrets-store",
+        applies: Applies::V2,
+        meaning: "v2 cannot mount this kind of in-line CSI volume",
+        on_virtual_node: "only file.csi.azure.com exists there; anything else fails to mount and the pod never runs",
+        fix: "mount Azure Files by file.csi.azure.com; read secrets by workload identity in place of secrets-store",
         can_be_allowed: true,
-        source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go (getAzureFileCSI); microsoft/virtualnodesOnAzureContainerInstances Docs/StorageOptions.md",
+        source: "microsoft/virtualnodesOnAzureContainerInstances Docs/StorageOptions.md",
     },
-    reads: "spec.volumes[*].csi.{driver,volumeAttributes[secretName, shareName]}",
-    check: |subject| {
-        let is_mountable = |csi: &CsiVolume<'_>| {
-            csi.driver.as_deref() == Some(AZURE_FILE)
-                && (names_its_share(csi) || !subject.candidates.has(Generation::V1))
-        };
-        volumes(subject, |volume| matches!(&volume.source, VolumeSource::Csi(csi) if !is_mountable(csi)))
-    },
+    reads: "spec.volumes[*].csi.driver",
+    check: |subject| volumes(subject, |volume| matches!(&volume.source, VolumeSource::Csi(csi) if !is_azure_file(csi))),
 };
 
 static UNSUPPORTED: Rule = Rule {
     reason: Reason {
         code: "UnsupportedVolume",
         severity: Severity::Refusal,
-        applies: Applies::Any,
-        meaning: "virtual nodes do not mount this type of volume",
-        on_virtual_node: "v1: the connector fails to create it, and the pod stays bound without ever running; v2 documents Azure Files only",
+        applies: Applies::V2,
+        meaning: "v2 is not known to mount this type of volume",
+        on_virtual_node: "only Azure Files is documented",
         fix: "use an emptyDir for scratch space, or Azure Files for shared data",
         can_be_allowed: true,
-        source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go; microsoft/virtualnodesOnAzureContainerInstances Docs/StorageOptions.md",
+        source: "microsoft/virtualnodesOnAzureContainerInstances Docs/StorageOptions.md",
     },
     reads: "spec.volumes[*]",
     check: |subject| {
-        let named = subject.pod.volumes().iter().filter_map(|volume| match &volume.source {
-            VolumeSource::Other(kind) => Some(format!("volume {} is {}", volume.display_name(), &**kind)),
+        by_type(subject, |volume| match &volume.source {
+            VolumeSource::Other(kind) => Some(kind),
             _ => None,
-        });
-        join(named)
+        })
+    },
+};
+
+/// What the second generation may mount has rules of its own, which can be allowed. Here an owner's word changes nothing.
+static TYPE_REJECTED: Rule = Rule {
+    reason: Reason {
+        code: "VolumeTypeRejected",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "v1 mounts Azure Files in line, emptyDir, secret, configMap and projected volumes only",
+        on_virtual_node: "the connector fails to create the volume, and the pod stays bound without ever running",
+        fix: "use an emptyDir for scratch space; for shared data Azure Files in line, by azureFile or by file.csi.azure.com with volumeAttributes secretName and shareName",
+        can_be_allowed: false,
+        source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go (getVolumes, getAzureFileCSI)",
+    },
+    reads: "spec.volumes[*], spec.volumes[*].csi.{driver,volumeAttributes[secretName, shareName]}",
+    check: |subject| {
+        by_type(subject, |volume| match &volume.source {
+            VolumeSource::HostPath => Some("hostPath"),
+            VolumeSource::PersistentVolumeClaim => Some("persistentVolumeClaim"),
+            VolumeSource::Ephemeral => Some("ephemeral"),
+            VolumeSource::Csi(csi) if !is_azure_file(csi) => Some(csi.driver.as_deref().unwrap_or("csi")),
+            VolumeSource::Csi(csi) if !names_its_share(csi) => Some("csi without secretName and shareName"),
+            VolumeSource::Other(kind) => Some(kind),
+            _ => None,
+        })
     },
 };
 
@@ -144,11 +165,11 @@ static PROJECTED: Rule = Rule {
             let keys = [&source.secret, &source.config_map];
             source.service_account_token.is_some() || keys.into_iter().flatten().any(KeysProjection::has_items)
         };
-        volumes(subject, |volume| match &volume.source {
-            VolumeSource::Projected(projected) if !volume.is_api_access() => {
-                !projected.sources.iter().flatten().all(arrives)
-            }
-            _ => false,
+        volumes(subject, |volume| {
+            let VolumeSource::Projected(projected) = &volume.source else { return false };
+            // That the API server's volume lacks the namespace's file is said with its token.
+            let is_known = |source: &VolumeProjection<'_>| source.downward_api.is_some() && volume.is_api_access();
+            !projected.sources.iter().flatten().all(|source| arrives(source) || is_known(source))
         })
     },
 };
@@ -168,6 +189,26 @@ static ITEMS: Rule = Rule {
     check: |subject| {
         volumes(subject, |volume| match &volume.source {
             VolumeSource::Secret(keys) | VolumeSource::ConfigMap(keys) => keys.has_items(),
+            _ => false,
+        })
+    },
+};
+
+static OPTIONAL: Rule = Rule {
+    reason: Reason {
+        code: "OptionalVolume",
+        severity: Severity::Warning,
+        applies: Applies::V1,
+        meaning: "v1 creates no group where an optional secret or configMap is missing or empty",
+        on_virtual_node: "if it is there all is well; else the volume is left out but its mount is not, Azure Container Instances answers 400, and the pod stays bound without ever running",
+        fix: "create the object with at least one key, or drop the volume",
+        can_be_allowed: false,
+        source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go (getVolumes)",
+    },
+    reads: "spec.volumes[*].{secret,configMap}.optional",
+    check: |subject| {
+        volumes(subject, |volume| match &volume.source {
+            VolumeSource::Secret(keys) | VolumeSource::ConfigMap(keys) => keys.optional == Some(true),
             _ => false,
         })
     },
@@ -240,8 +281,15 @@ fn volumes(subject: &Subject<'_>, is_at_fault: impl Fn(&Volume<'_>) -> bool) -> 
     at_fault("volume", at_faults.map(Volume::display_name))
 }
 
-fn join(texts: impl Iterator<Item = String>) -> Option<String> {
-    texts.reduce(|all, one| format!("{all}, {one}"))
+/// `volume a is nfs, volume b is rbd`: the volumes for which there is a type to name.
+fn by_type<'s>(subject: &Subject<'s>, kind: impl Fn(&'s Volume<'s>) -> Option<&'s str>) -> Option<String> {
+    let volumes = subject.pod.volumes().iter();
+    let named = volumes.filter_map(|volume| Some(format!("volume {} is {}", volume.display_name(), kind(volume)?)));
+    named.reduce(|all, one| format!("{all}, {one}"))
+}
+
+fn is_azure_file(csi: &CsiVolume<'_>) -> bool {
+    csi.driver.as_deref() == Some(AZURE_FILE)
 }
 
 /// What the first generation mounts a share by; the second can also provision one.

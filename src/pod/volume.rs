@@ -88,6 +88,8 @@ pub struct VolumeProjection<'a> {
 pub struct KeysProjection {
     /// `items`; without them, all keys.
     pub items: Option<Vec<Present>>,
+    /// `optional`: whether the pod starts without it.
+    pub optional: Option<bool>,
 }
 
 /// `serviceAccountToken`
@@ -105,10 +107,25 @@ impl Volume<'_> {
         self.name.as_deref().unwrap_or("(no name)")
     }
 
-    /// Whether this is the volume with the API server's token that the ServiceAccount admission plugin gives to nearly every pod.
-    /// It is known by its name alone (kubernetes/kubernetes `plugin/pkg/admission/serviceaccount/admission.go`).
+    /// Whether this is the volume with the API server's token that the ServiceAccount admission plugin gives to nearly every pod: it
+    /// is known by its name, and its token has no audience of its own (kubernetes/kubernetes
+    /// `plugin/pkg/admission/serviceaccount/admission.go`).
     pub fn is_api_access(&self) -> bool {
-        self.name.as_deref().is_some_and(|name| name.starts_with("kube-api-access-"))
+        let is_named_so = self.name.as_deref().is_some_and(|name| name.starts_with("kube-api-access-"));
+        is_named_so
+            && self.has_token()
+            && self.tokens().all(|token| token.audience.as_deref().is_none_or(str::is_empty))
+    }
+
+    /// Whether a token of the pod's service account is projected into it.
+    pub fn has_token(&self) -> bool {
+        self.tokens().next().is_some()
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = &ServiceAccountTokenProjection<'_>> {
+        let projected = if let VolumeSource::Projected(projected) = &self.source { Some(projected) } else { None };
+        let sources = projected.and_then(|projected| projected.sources.as_deref()).unwrap_or_default();
+        sources.iter().filter_map(|source| source.service_account_token.as_ref())
     }
 }
 
