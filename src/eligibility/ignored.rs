@@ -1,10 +1,15 @@
 //! Fields that the first generation drops without a message, and that seldom decide whether a pod runs: its owner is told.
+//!
+//! Left out on purpose, as hardly a pod breaks for want of them: `medium` and `sizeLimit` of an emptyDir (Azure has limits of its
+//! own), `defaultMode` of secrets and configMaps (files are readable), empty environment variables, `activeDeadlineSeconds` (a Job's own
+//! deadline is the Job controller's), `hostname`, `subdomain` and `setHostnameAsFQDN`, `dnsConfig` beyond three servers and six
+//! domains. Resizing, ephemeral containers and updates in place come after admission.
 
 use super::{Applies, Reason, Rule, Severity, at_fault};
 use crate::pod::{Container, ContainerSecurityContext};
 
 pub(super) const RULES: &[&Rule] =
-    &[&SECURITY_CONTEXT, &TERMINATION_GRACE_PERIOD, &HOST_ALIASES, &SHARE_PROCESS_NAMESPACE];
+    &[&SECURITY_CONTEXT, &TERMINATION_GRACE_PERIOD, &HOST_ALIASES, &SHARE_PROCESS_NAMESPACE, &READINESS_GATES];
 
 const SOURCE: &str = "virtual-kubelet/azure-aci pkg/provider/aci.go, which does not read the field";
 /// What the API server fills in: nobody asked for it.
@@ -85,4 +90,19 @@ static SHARE_PROCESS_NAMESPACE: Rule = Rule {
     },
     reads: "spec.shareProcessNamespace",
     check: |subject| (subject.pod.spec.share_process_namespace == Some(true)).then(String::new),
+};
+
+static READINESS_GATES: Rule = Rule {
+    reason: Reason {
+        code: "ReadinessGates",
+        severity: Severity::Note,
+        applies: Applies::V1,
+        meaning: "v1 ignores readiness gates",
+        on_virtual_node: "the pod is ready as soon as its containers are, without waiting for the conditions",
+        fix: "keep the pod on VMs if traffic must wait for them",
+        can_be_allowed: false,
+        source: SOURCE,
+    },
+    reads: "spec.readinessGates",
+    check: |subject| subject.pod.spec.readiness_gates.as_ref().is_some_and(|gates| !gates.is_empty()).then(String::new),
 };

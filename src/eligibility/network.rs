@@ -1,8 +1,10 @@
-//! What stands between the pod and its network, and does not reach as far as a virtual node.
+//! What stands between the pod and its network and does not reach as far as a virtual node, and the ports that Azure keeps.
 
-use super::{Applies, Reason, Rule, Severity, Subject, identity::IDENTITY_LABEL};
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
-pub(super) const RULES: &[&Rule] = &[&NETWORK_POLICY, &SERVICE_MESH];
+use super::{Applies, Reason, Rule, Severity, Subject, at_fault, identity::IDENTITY_LABEL};
+
+pub(super) const RULES: &[&Rule] = &[&NETWORK_POLICY, &SERVICE_MESH, &RESERVED_PORT, &TOO_MANY_PORTS];
 
 static NETWORK_POLICY: Rule = Rule {
     reason: Reason {
@@ -44,6 +46,64 @@ static SERVICE_MESH: Rule = Rule {
         mesh.map(str::to_owned)
     },
 };
+
+/// What Azure Container Instances keeps for itself.
+const RESERVED: &[RangeInclusive<i64>] = &[
+    22..=22,
+    1025..=1027,
+    3389..=3399,
+    9999..=9999,
+    19000..=19000,
+    19080..=19080,
+    19100..=19100,
+    19390..=19390,
+    20000..=30000,
+    49152..=65534,
+];
+const MOST_PORTS: usize = 5;
+
+static RESERVED_PORT: Rule = Rule {
+    reason: Reason {
+        code: "ReservedPort",
+        severity: Severity::Warning,
+        applies: Applies::V1,
+        meaning: "Azure Container Instances documents the port as its own",
+        on_virtual_node: "by its documentation Azure may refuse the container group, and the pod then stays bound without ever running; whether it does so in a virtual network is not written",
+        fix: "listen on another port",
+        can_be_allowed: false,
+        source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-troubleshooting.md",
+    },
+    reads: "spec.containers[*].ports[*].containerPort",
+    check: |subject| {
+        let ports = ports(subject).into_iter().filter(|port| RESERVED.iter().any(|range| range.contains(port)));
+        let ports: Vec<_> = ports.map(|port| port.to_string()).collect();
+        at_fault("port", ports.iter().map(String::as_str))
+    },
+};
+
+static TOO_MANY_PORTS: Rule = Rule {
+    reason: Reason {
+        code: "TooManyPorts",
+        severity: Severity::Warning,
+        applies: Applies::V1,
+        meaning: "Azure Container Instances documents at most 5 ports for a container group",
+        on_virtual_node: "by its documentation Azure may refuse the container group, and the pod then stays bound without ever running; whether it does so in a virtual network is not written",
+        fix: "leave out of the containers' ports what nobody connects to, or divide the pod",
+        can_be_allowed: false,
+        source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-resource-and-quota-limits.md",
+    },
+    reads: "spec.containers[*].ports[*].containerPort",
+    check: |subject| {
+        let count = ports(subject).len();
+        (count > MOST_PORTS).then(|| format!("{count} ports"))
+    },
+};
+
+/// The ports of all containers, each once; those of init containers never run together with them.
+fn ports(subject: &Subject<'_>) -> BTreeSet<i64> {
+    let ports = subject.pod.containers().iter().flat_map(|container| container.ports.iter().flatten());
+    ports.filter_map(|port| port.container_port).collect()
+}
 
 /// Injected already, or to be: the pod's own word beats its namespace's, and a label beats the annotation of old.
 fn is_in_istio(subject: &Subject<'_>) -> bool {

@@ -1,9 +1,9 @@
 //! Probes: the first generation knows exec and httpGet, for liveness and readiness.
 
 use super::{Applies, NEVER_RUNS, Reason, Rule, Severity, Subject, at_fault};
-use crate::pod::{Container, IntOrString, Probe};
+use crate::pod::{Container, HttpGet, IntOrString, Probe};
 
-pub(super) const RULES: &[&Rule] = &[&STARTUP, &TCP_SOCKET, &GRPC, &PORT_NAME];
+pub(super) const RULES: &[&Rule] = &[&STARTUP, &TCP_SOCKET, &GRPC, &PORT_NAME, &HEADERS];
 
 const SOURCE: &str = "virtual-kubelet/azure-aci pkg/provider/aci.go (getProbe)";
 
@@ -71,6 +71,27 @@ static PORT_NAME: Rule = Rule {
             let mut names = ports.filter_map(|port| if let IntOrString::Name(name) = port { Some(name) } else { None });
             names.any(|name| !has(name))
         })
+    },
+};
+
+static HEADERS: Rule = Rule {
+    reason: Reason {
+        code: "ProbeHeaders",
+        severity: Severity::Warning,
+        applies: Applies::V1,
+        meaning: "v1 ignores host and httpHeaders of a probe",
+        on_virtual_node: "the probe asks the container's own address without the headers: if the application wants them it is never ready, or killed again and again",
+        fix: "let the probed path answer without them, or use exec",
+        can_be_allowed: false,
+        source: SOURCE,
+    },
+    reads: "spec.{initContainers,containers}[*].{livenessProbe,readinessProbe}.httpGet.{host,httpHeaders}",
+    check: |subject| {
+        let is_ignored = |get: &HttpGet<'_>| {
+            get.host.as_deref().is_some_and(|host| !host.is_empty())
+                || get.http_headers.as_ref().is_some_and(|headers| !headers.is_empty())
+        };
+        containers(subject, |c| translated(c).filter_map(|probe| probe.http_get.as_ref()).any(is_ignored))
     },
 };
 

@@ -57,6 +57,8 @@ pub struct ContainerPort<'a> {
     /// `name`, which a probe may refer to.
     #[serde(borrow)]
     pub name: Option<Text<'a>>,
+    /// `containerPort`
+    pub container_port: Option<i64>,
     /// `hostPort`; 0 is as good as none.
     pub host_port: Option<i64>,
 }
@@ -136,10 +138,16 @@ pub struct Probe<'a> {
 
 /// `httpGet` of a probe.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct HttpGet<'a> {
     /// `port`: a number, or the name of a port.
     #[serde(borrow)]
     pub port: Option<IntOrString<'a>>,
+    /// `host`; empty is as good as none.
+    #[serde(borrow)]
+    pub host: Option<Text<'a>>,
+    /// `httpHeaders`
+    pub http_headers: Option<Vec<Present>>,
 }
 
 /// A number or a name, as `IntOrString` of the API.

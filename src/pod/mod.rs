@@ -141,6 +141,8 @@ pub struct Spec<'a> {
     pub termination_grace_period_seconds: Option<i64>,
     /// `spec.hostAliases`
     pub host_aliases: Option<Vec<Present>>,
+    /// `spec.readinessGates`
+    pub readiness_gates: Option<Vec<Present>>,
     /// `spec.shareProcessNamespace`
     pub share_process_namespace: Option<bool>,
 }
