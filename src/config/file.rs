@@ -287,7 +287,7 @@ pub struct VirtualNodes {
     pub selector: Option<Selector>,
     /// What a pod needs to be allowed onto them.
     pub toleration: Option<Toleration>,
-    /// Which virtual nodes a pod must be fit for. Default: `auto`.
+    /// Which virtual nodes a pod must be fit for, beside those that the cluster has and the pod could land on. Default: `auto`.
     pub generation: Option<GenerationSetting>,
 }
 
