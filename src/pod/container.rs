@@ -1,6 +1,11 @@
 //! Containers, as far as they are read.
 
-use serde::Deserialize;
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, Visitor},
+};
 
 use super::{
     Text,
@@ -151,14 +156,45 @@ pub struct HttpGet<'a> {
 }
 
 /// A number or a name, as `IntOrString` of the API.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug)]
 pub enum IntOrString<'a> {
     /// A port number.
     Int(i64),
     /// A port name.
-    #[serde(borrow)]
     Name(Text<'a>),
+}
+
+/// By hand: serde's `untagged` first fails on every name as a number, and pays for the error.
+impl<'de: 'a, 'a> Deserialize<'de> for IntOrString<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = IntOrString<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number or a string")
+            }
+
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
+                Ok(IntOrString::Int(number))
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+                i64::try_from(number).map(IntOrString::Int).map_err(E::custom)
+            }
+
+            fn visit_borrowed_str<E: Error>(self, name: &'de str) -> Result<Self::Value, E> {
+                Ok(IntOrString::Name(Text::from(name)))
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
+                Ok(IntOrString::Name(Text::from(name.to_owned())))
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
 }
 
 /// `securityContext` of a container.

@@ -77,11 +77,20 @@ impl Pod<'_> {
     ///
     /// The rules are those of `PodRequests` in k8s.io/component-helpers `resource`: init containers run one after another beside
     /// the sidecars started before them, then the containers run beside all sidecars; the larger of the two counts, and the
-    /// overhead comes on top. A request of the pod as a whole takes the place of its containers'.
+    /// overhead comes on top. A request of the pod as a whole takes the place of its containers', and so does its limit where
+    /// they request nothing, as the API server defaults it.
     pub fn request(&self, resource: &str) -> Quantity {
         let overhead = self.spec.overhead.as_ref().and_then(|overhead| overhead.get(resource)).unwrap_or_default();
-        let of_pod = self.spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()?.get(resource));
-        of_pod.unwrap_or_else(|| self.request_of_containers(resource)) + overhead
+        let of_pod = self.spec.resources.as_ref();
+        let request = of_pod.and_then(|resources| resources.requests.as_ref()?.get(resource));
+        let limit = of_pod.and_then(|resources| resources.limit(resource));
+        let of_containers = self.request_of_containers(resource);
+        let requested = match (request, limit) {
+            (Some(request), _) => request,
+            (None, Some(limit)) if of_containers == Quantity::ZERO => limit,
+            (None, _) => of_containers,
+        };
+        requested + overhead
     }
 
     fn request_of_containers(&self, resource: &str) -> Quantity {
@@ -152,6 +161,8 @@ mod tests {
             (pod(&[sidecar("1"), sidecar("1")], &[amount("1")], ""), "3"),
             (pod(&[], &[amount("1")], r#","overhead":{"cpu":"250m"}"#), "1250m"),
             (pod(&[], &[amount("1")], r#","resources":{"requests":{"cpu":5}},"overhead":null"#), "5"),
+            (pod(&[], &[amount("1")], r#","resources":{"limits":{"cpu":5}}"#), "1"),
+            (pod(&[], &["{}".to_owned()], r#","resources":{"limits":{"cpu":5}}"#), "5"),
         ] {
             let read: Pod<'_> = serde_json::from_str(&json).unwrap();
             assert_eq!(read.request("cpu"), Quantity::parse(expected).unwrap(), "{json}");
