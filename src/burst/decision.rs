@@ -224,6 +224,13 @@ impl Decision<'_> {
     }
 }
 
+impl Verdict {
+    /// What keeps the pod on VMs; nothing when it may overflow or is opted out.
+    pub fn refusals(&self) -> &[Finding] {
+        if let Self::Stay(findings) = self { findings } else { &[] }
+    }
+}
+
 /// The text of the annotation `spillway.dev/decision`.
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

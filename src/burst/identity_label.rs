@@ -22,7 +22,7 @@ pub fn needs_service_account(pod: &Pod<'_>, settings: &Settings<'_>) -> bool {
 
 /// The label is added when the service account carries a client ID and the pod's owner has not set the label. It does not
 /// depend on whether the pod overflows, and it is never withdrawn: what came with it could not be taken back.
-pub(super) fn step(pod: &Pod<'_>, settings: &Settings<'_>, service_account: ServiceAccount) -> Step {
+pub(super) fn step(pod: &Pod<'_>, settings: &Settings<'_>, service_account: ServiceAccount, added: &Added) -> Step {
     let outcome = match (left_regardless(pod, settings), service_account) {
         (Some(why), _) => Outcome::Left(why),
         (None, ServiceAccount::WithoutClientId) => Outcome::Left(Why::NoClientId),
@@ -30,7 +30,7 @@ pub(super) fn step(pod: &Pod<'_>, settings: &Settings<'_>, service_account: Serv
         (None, account) if would_be_refused(pod, account) => Outcome::Left(Why::WouldBeRefused),
         (None, _) => Outcome::Added,
     };
-    let was_added = pod.label(KEY) == Some(VALUE) && Added::read(pod).has(Part::IdentityLabel);
+    let was_added = pod.label(KEY) == Some(VALUE) && added.has(Part::IdentityLabel);
     Step { part: Part::IdentityLabel, outcome: if was_added { Outcome::Kept } else { outcome } }
 }
 

@@ -104,7 +104,7 @@ pub fn decide<'a>(pod: &Pod<'_>, settings: Option<&Settings<'a>>, facts: &Facts<
     let Some(settings) = settings else {
         return Decision::unknown_profile(&added);
     };
-    let identity = identity_label::step(pod, settings, facts.service_account);
+    let identity = identity_label::step(pod, settings, facts.service_account, &added);
     let (refusals, mut notes, accepted) = judge(pod, settings, facts, identity.outcome == Outcome::Added);
     if identity.outcome == Outcome::Left(Why::WouldBeRefused) {
         notes.push(Finding::plain(&reasons::IDENTITY_WOULD_BE_REFUSED));
@@ -122,7 +122,7 @@ pub fn decide<'a>(pod: &Pod<'_>, settings: Option<&Settings<'a>>, facts: &Facts<
         return Decision { verdict, steps, notes, accepted, virtual_nodes: Some(virtual_nodes), form: Form::None };
     }
     let mode = settings.mode.value;
-    let pinned = placement::is_pinned(pod, virtual_nodes);
+    let pinned = placement::is_pinned(pod, virtual_nodes, &added);
     if pinned {
         notes.push(Finding::plain(&reasons::ALREADY_PINNED));
     }

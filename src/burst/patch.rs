@@ -28,22 +28,22 @@ pub fn json_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<Vec<u8>> {
     if decision.verdict == Verdict::OptedOut {
         return None;
     }
-    let mut patch = Patch::new();
+    let (mut patch, record) = (Patch::new(), Added::read(pod));
     let is_labelled = decision.outcome(Part::IdentityLabel) == Outcome::Added;
     let label = is_labelled.then_some((identity_label::KEY, identity_label::VALUE));
     patch.set_entries("/metadata/labels", pod.metadata.labels.as_ref(), label.into_iter());
-    set_annotations(&mut patch, pod, decision);
+    set_annotations(&mut patch, pod, decision, &record);
     if let Some(nodes) = decision.virtual_nodes {
-        change_toleration(&mut patch, pod, decision, nodes);
-        change_affinity(&mut patch, pod, decision, nodes);
+        change_toleration(&mut patch, pod, decision, nodes, &record);
+        change_affinity(&mut patch, pod, decision, nodes, &record);
     }
     patch.finish()
 }
 
-fn set_annotations(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>) {
+fn set_annotations(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, record: &Added) {
     const PATH: &str = "/metadata/annotations";
     let verdict = decision.verdict.to_string();
-    let added = added_value(pod, decision);
+    let added = added_value(pod, decision, record);
     let opt_out = |part| (decision.outcome(part) == Outcome::Added).then_some((network::key(part), network::OPT_OUT));
     let entries = [
         opt_out(Part::KubeProxy),
@@ -63,7 +63,7 @@ fn set_annotations(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>) {
 }
 
 /// The value of `spillway.dev/added` that is true once this decision is carried out; empty when nothing is ours.
-fn added_value(pod: &Pod<'_>, decision: &Decision<'_>) -> String {
+fn added_value(pod: &Pod<'_>, decision: &Decision<'_>, record: &Added) -> String {
     let mut list = String::with_capacity(56); // all five names, and a term or two
     for step in decision.steps.iter().filter(|step| matches!(step.outcome, Outcome::Added | Outcome::Kept)) {
         if !list.is_empty() {
@@ -71,7 +71,7 @@ fn added_value(pod: &Pod<'_>, decision: &Decision<'_>) -> String {
         }
         list.push_str(step.part.as_str());
         if step.part == Part::Affinity
-            && let Some(terms) = our_terms(pod, decision, step.outcome)
+            && let Some(terms) = our_terms(pod, decision, step.outcome, record)
         {
             let terms: Vec<_> = terms.iter().map(ToString::to_string).collect();
             list.push(':');
@@ -82,11 +82,10 @@ fn added_value(pod: &Pod<'_>, decision: &Decision<'_>) -> String {
 }
 
 /// The required terms that are ours to withdraw from once this is carried out, where these are not all.
-fn our_terms(pod: &Pod<'_>, decision: &Decision<'_>, outcome: Outcome) -> Option<Vec<usize>> {
+fn our_terms(pod: &Pod<'_>, decision: &Decision<'_>, outcome: Outcome, record: &Added) -> Option<Vec<usize>> {
     let nodes = decision.virtual_nodes.filter(|_| decision.form == Form::Required)?;
     let all = pod.required_node_affinity()?.terms().len();
-    let added = Added::read(pod);
-    let mut ours: Vec<_> = placement::our_expressions(pod, nodes, &added).map(|(i, _)| i).collect();
+    let mut ours: Vec<_> = placement::our_expressions(pod, nodes, record).map(|(i, _)| i).collect();
     if outcome == Outcome::Added {
         ours.extend(placement::missing_terms(pod, nodes).map(|(i, _)| i));
         ours.sort_unstable();
@@ -94,12 +93,12 @@ fn our_terms(pod: &Pod<'_>, decision: &Decision<'_>, outcome: Outcome) -> Option
     (ours.len() < all).then_some(ours)
 }
 
-fn change_toleration(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, nodes: &VirtualNodes) {
+fn change_toleration(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, nodes: &VirtualNodes, record: &Added) {
     const PATH: &str = "/spec/tolerations";
     match decision.outcome(Part::Toleration) {
         Outcome::Added => patch.append(format_args!("{PATH}"), pod.spec.tolerations.is_some(), &nodes.toleration),
         Outcome::Withdrawn => {
-            if let Some(i) = placement::our_toleration(pod, nodes, &Added::read(pod)) {
+            if let Some(i) = placement::our_toleration(pod, nodes, record) {
                 patch.remove(format_args!("{PATH}/{i}"));
             }
         }
@@ -108,19 +107,18 @@ fn change_toleration(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, 
 }
 
 /// Takes away the form that is not wanted, then adds the one that is.
-fn change_affinity(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, nodes: &VirtualNodes) {
-    let added = Added::read(pod);
+fn change_affinity(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, nodes: &VirtualNodes, record: &Added) {
     if decision.form != Form::Preferred {
-        withdraw_preferred_term(patch, pod, nodes, &added);
+        withdraw_preferred_term(patch, pod, nodes, record);
     }
     if decision.form != Form::Required {
-        withdraw_expressions(patch, pod, nodes, &added);
+        withdraw_expressions(patch, pod, nodes, record);
     }
     match (decision.outcome(Part::Affinity), decision.form) {
         (Outcome::Added, Form::Required) => require_virtual_nodes(patch, pod, nodes),
         (Outcome::Added, _) => {
-            let preferred = pod.spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref()?.preferred.as_ref());
-            add_node_affinity(patch, pod, PREFERRED, preferred.is_some(), &preferred_term(nodes));
+            let exists = pod.preferred_node_affinity().is_some();
+            add_node_affinity(patch, pod, PREFERRED, exists, &preferred_term(nodes));
         }
         (Outcome::Kept | Outcome::Withdrawn | Outcome::Left(_), _) => {}
     }

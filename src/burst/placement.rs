@@ -110,14 +110,13 @@ pub(super) fn forbids_in_a_term(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
 }
 
 /// Whether the pod's owner has left it no other place than virtual nodes. What Spillway required itself does not count.
-pub(super) fn is_pinned(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
+pub(super) fn is_pinned(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> bool {
     let selector = &nodes.selector;
     let chosen = |key, value| pod.spec.node_selector.as_ref().is_some_and(|s| s.get(key) == Some(value));
     if chosen(&selector.key, &selector.value) || chosen("virtualization", "virtualnode2") {
         return true;
     }
-    let added = Added::read(pod);
-    if our_expressions(pod, nodes, &added).next().is_some() {
+    if our_expressions(pod, nodes, added).next().is_some() {
         return false;
     }
     let forces = |e: &NodeSelectorRequirement<'_>| {

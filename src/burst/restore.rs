@@ -43,8 +43,7 @@ fn restore_preferred_term(patch: &mut Patch, new: &Pod<'_>, old: &Pod<'_>, nodes
         return;
     }
     let term = preferred_term(nodes);
-    let preferred = new.spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref()?.preferred.as_ref());
-    match preferred {
+    match new.preferred_node_affinity() {
         None => add_node_affinity_field(patch, new, PREFERRED, &[term]),
         Some(terms) => {
             let place = place.min(terms.len());

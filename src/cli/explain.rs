@@ -22,7 +22,7 @@ use super::{
     print_out,
 };
 use crate::{
-    burst::{self, Decision, Outcome, Part, Verdict, reasons},
+    burst::{self, Decision, Outcome, Part, reasons},
     config::{Configuration, GenerationSetting, Overrides, Settings},
     eligibility::Finding,
 };
@@ -233,7 +233,7 @@ fn explain<'a>(
 
 impl Explained<'_> {
     fn refusals(&self) -> &[Finding] {
-        if let Verdict::Stay(findings) = &self.decision.verdict { findings } else { &[] }
+        self.decision.verdict.refusals()
     }
 
     /// Whether the pod is held back although it was to overflow; that it chose to stay is no refusal.

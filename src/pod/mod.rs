@@ -190,14 +190,14 @@ impl Pod<'_> {
         self.spec.tolerations.as_deref().unwrap_or_default()
     }
 
+    /// The list of the preferred node affinity, if it is there; it may be empty.
+    pub fn preferred_node_affinity(&self) -> Option<&[PreferredSchedulingTerm<'_>]> {
+        self.spec.affinity.as_ref()?.node_affinity.as_ref()?.preferred.as_deref()
+    }
+
     /// The entries of the preferred node affinity, none if any part of the way there is absent.
     pub fn preferred_node_terms(&self) -> &[PreferredSchedulingTerm<'_>] {
-        self.spec
-            .affinity
-            .as_ref()
-            .and_then(|affinity| affinity.node_affinity.as_ref())
-            .and_then(|node| node.preferred.as_deref())
-            .unwrap_or_default()
+        self.preferred_node_affinity().unwrap_or_default()
     }
 
     /// The required node affinity.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::{
     admission::{Remarks, Request},
-    burst::{DECISION, Decision, Verdict},
+    burst::{DECISION, Decision},
     config::{IgnoredOverride, Settings, Sourced},
     eligibility::{Finding, Severity},
 };
@@ -30,8 +30,7 @@ fn is_a_person(request: &Request<'_>) -> bool {
 fn warnings(settings: Option<&Settings<'_>>, decision: &Decision<'_>) -> Vec<String> {
     let ignored = settings.into_iter().flat_map(|settings| &settings.ignored);
     let ignored = ignored.map(|one| format!("spillway: {}", ignored_text(one)));
-    let refusals: &[Finding] = if let Verdict::Stay(findings) = &decision.verdict { findings } else { &[] };
-    let refusals = refusals.iter().filter(|finding| can_act(finding));
+    let refusals = decision.verdict.refusals().iter().filter(|finding| can_act(finding));
     let refusals = refusals.map(|finding| format!("spillway: stays on VMs: {}: {finding}", finding.reason.code));
     let notes = decision.notes.iter().filter(|finding| finding.reason.severity == Severity::Warning);
     let notes = notes.map(|finding| format!("spillway: {}: {finding}", finding.reason.code));
@@ -77,9 +76,9 @@ fn audit(
 }
 
 fn reasons(decision: &Decision<'_>) -> String {
-    let refusals: &[Finding] = if let Verdict::Stay(findings) = &decision.verdict { findings } else { &[] };
     let mut reasons = String::new();
-    for (how, findings) in [("", refusals), ("accepted ", &decision.accepted), ("", &decision.notes)] {
+    for (how, findings) in [("", decision.verdict.refusals()), ("accepted ", &decision.accepted), ("", &decision.notes)]
+    {
         for finding in findings {
             let separator = if reasons.is_empty() { "" } else { "; " };
             // Writing to a string cannot fail.
