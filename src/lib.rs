@@ -13,6 +13,7 @@
 //! Data flows one way. [`admission`], [`pod`], [`eligibility`], [`config`] and [`burst`] are pure: no tokio, no kube client, no clock, no
 //! files. [`cluster`], [`webhook`] and [`certs`] do the I/O.
 
+pub mod admin;
 pub mod admission;
 pub mod burst;
 pub mod certs;
@@ -21,5 +22,6 @@ pub mod cluster;
 pub mod config;
 pub mod eligibility;
 pub mod pod;
+pub mod reload;
 pub mod telemetry;
 pub mod webhook;

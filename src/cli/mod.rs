@@ -4,6 +4,7 @@ mod certs;
 mod config;
 mod explain;
 mod manifest;
+mod process;
 mod webhook;
 
 use std::{

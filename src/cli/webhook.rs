@@ -7,13 +7,12 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::builder::BoolishValueParser;
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
-use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Ended, config};
+use super::{Ended, config, process};
 use crate::{
     certs,
     cluster::Cluster,
-    telemetry::{Metrics, logs},
+    telemetry::logs,
     webhook::{self, App, ListenArgs},
 };
 
@@ -68,8 +67,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
         let cluster = kube::Config::infer().await.context("cannot find a cluster")?;
         let client = kube::Client::try_from(cluster).context("cannot make a client of the cluster")?;
         let cluster = Cluster::follow(client, &configuration.virtual_nodes.selector);
-        let app = Arc::new(App::new(configuration, cluster, Metrics::default()));
-        let stop = stop_signal()?;
+        let app = Arc::new(App::new(configuration, cluster));
+        let stop = process::stop_signal()?;
         tracing::info!(webhook = %bound.webhook_address()?, admin = %bound.admin_address()?, "listening");
         bound.serve(app, stop).await;
         tracing::info!("stopped");
@@ -92,16 +91,4 @@ impl CertificateArgs {
         tracing::info!(caBundle = STANDARD.encode(&made.ca), "serving a self-signed certificate, for development");
         Ok(certs::from_pem(made.certificate.as_bytes(), made.key.as_bytes())?)
     }
-}
-
-/// Done at SIGTERM, which the kubelet sends, or SIGINT, which Ctrl-C sends.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
 }

@@ -3,152 +3,18 @@
 //! Doc comments here are the descriptions in the JSON schema (`spillway config schema`). Values are checked while they are
 //! read, so that an error knows its line.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde::{Deserialize, Serialize};
 
-use super::load::{nearest, one_of, read_word};
+use super::{
+    load::nearest,
+    words::{
+        CertificateSource, Dns, Effect, GenerationSetting, IdentityLabel, KubeProxy, LogLevel, Mode, Operator, Override,
+    },
+};
 use crate::eligibility::{self, Reason, Severity};
-
-/// An enumeration with one spelling for file, annotation and output.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ } default $default:ident) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
-        pub enum $name { $($(#[$variant_doc])* #[serde(rename = $word)] $variant,)+ }
-
-        impl Default for $name {
-            fn default() -> Self {
-                Self::$default
-            }
-        }
-
-        impl $name {
-            /// Every value, in the order of the documentation.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            /// Every spelling, in the same order.
-            pub const WORDS: &'static [&'static str] = &[$($word),+];
-
-            /// The spelling in file, annotation and output.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-
-            /// The value with this spelling.
-            pub fn from_word(word: &str) -> Option<Self> {
-                match word { $($word => Some(Self::$variant),)+ _ => None }
-            }
-        }
-
-        /// By hand, for serde's own would not name the words to who writes a list or a map in their place.
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let word = String::deserialize(deserializer)
-                    .map_err(|_| D::Error::custom(format_args!("expected {}", one_of(Self::WORDS))))?;
-                read_word(&word, Self::from_word, Self::WORDS).map_err(D::Error::custom)
-            }
-        }
-    };
-}
-
-words! {
-    /// What happens to a pod of a namespace that opted in.
-    Mode {
-        /// VMs first; the pod may go to a virtual node when no VM has room. For clusters without a node autoscaler.
-        Prefer = "prefer",
-        /// The pod gets everything but the toleration, which is added when it has waited for a VM for `late.after`.
-        Late = "late",
-        /// The pod gets everything but the toleration, which is added as soon as no VM has room, while VMs are on their way.
-        Bridge = "bridge",
-        /// Only to virtual nodes.
-        Require = "require",
-        /// Never to a virtual node; the identity label is still added.
-        Off = "off",
-    } default Prefer
-}
-
-words! {
-    /// Whether a pod on a virtual node gets a kube-proxy of its own.
-    KubeProxy {
-        /// Leave it as it is; ClusterIPs work.
-        Keep = "keep",
-        /// Opt out, as the high-scale guide advises from about 2,000 pods on; ClusterIPs are out of reach.
-        OptOut = "opt-out",
-    } default Keep
-}
-
-words! {
-    /// What happens to cluster DNS, itself a ClusterIP, when kube-proxy is opted out of.
-    Dns {
-        /// Opt out of cluster DNS too, unless the pod's own DNS policy does without it.
-        Auto = "auto",
-        /// Cluster DNS answers on an address that needs no kube-proxy: leave it as it is.
-        Keep = "keep",
-    } default Auto
-}
-
-words! {
-    /// Whether a pod gets the label `azure.workload.identity/use`.
-    IdentityLabel {
-        /// When its service account carries a client ID.
-        Auto = "auto",
-        /// Never.
-        Off = "off",
-    } default Auto
-}
-
-words! {
-    /// Which virtual nodes a pod must be fit for. They carry the same taint, but what they can run differs widely.
-    GenerationSetting {
-        /// Those that the cluster has and the pod could land on; both while none is known.
-        Auto = "auto",
-        /// The first: the AKS add-on and virtual-kubelet/azure-aci.
-        V1 = "v1",
-        /// The second: microsoft/virtualnodesOnAzureContainerInstances and the AKS extension.
-        V2 = "v2",
-    } default Auto
-}
-
-words! {
-    /// A setting that namespaces or pods may override by annotation.
-    Override {
-        /// `spillway.dev/mode`, except the value `require`.
-        Mode = "mode",
-        /// `spillway.dev/mode: require`.
-        Require = "require",
-        /// `spillway.dev/late-after`.
-        LateAfter = "late-after",
-        /// `spillway.dev/kube-proxy`.
-        KubeProxy = "kube-proxy",
-        /// `spillway.dev/identity-label`.
-        IdentityLabel = "identity-label",
-        /// `spillway.dev/allow`.
-        Allow = "allow",
-    } default Mode
-}
-
-words! {
-    /// How a toleration compares.
-    Operator {
-        /// Any value of the key.
-        Exists = "Exists",
-        /// Exactly this value of the key.
-        Equal = "Equal",
-    } default Exists
-}
-
-words! {
-    /// The effect that is tolerated. Never empty: a toleration of every effect would also tolerate the PreferNoSchedule
-    /// taint that keeps virtual nodes the last resort.
-    Effect {
-        /// Keeps pods away that do not tolerate it.
-        NoSchedule = "NoSchedule",
-        /// Evicts them as well.
-        NoExecute = "NoExecute",
-    } default NoSchedule
-}
 
 /// Configuration of Spillway. An empty file means the defaults.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -173,6 +39,10 @@ pub struct SpillwayConfiguration {
     pub eligibility: Option<Eligibility>,
     /// Who may override what by annotation.
     pub overrides: Option<OverridePolicy>,
+    /// The webhook's serving certificate.
+    pub certificates: Option<Certificates>,
+    /// What is logged.
+    pub logging: Option<Logging>,
     /// What a namespace names in its label `spillway.dev/burst`. Each overrides the defaults above. `enabled` and
     /// `high-scale`, which opts out of kube-proxy, exist even if they are not listed; what is listed under their names
     /// is laid over them, field by field. None can be named `disabled`: that is the label's word for a namespace that is out.
@@ -312,6 +182,27 @@ pub struct Identity {
     /// Whether pods get the label that Azure Workload Identity asks for. Default: `auto`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<IdentityLabel>,
+}
+
+/// The webhook's serving certificate.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = without_null)]
+pub struct Certificates {
+    /// Where it comes from. Default: `self-managed`.
+    pub source: Option<CertificateSource>,
+    /// Where `tls.crt` and `tls.key` are, unless it is self-managed. Default: `/etc/spillway-tls`.
+    pub directory: Option<PathBuf>,
+}
+
+/// What is logged.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = without_null)]
+pub struct Logging {
+    /// The least severe messages that are logged. A change takes effect at once. Default: what `--log-level` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<LogLevel>,
 }
 
 /// Sections may be left empty in YAML, but a schema that says so turns every typo inside of them into "not valid under any

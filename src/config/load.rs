@@ -162,7 +162,7 @@ mod tests {
             ),
             (
                 "netwrok: {}",
-                r#"line 3, column 1: unknown field "netwrok", expected "apiVersion", "kind", "mode", "virtualNodes", "network", "identity", "late", "eligibility", "overrides" or "profiles"; did you mean "network"?"#,
+                r#"line 3, column 1: unknown field "netwrok", expected "apiVersion", "kind", "mode", "virtualNodes", "network", "identity", "late", "eligibility", "overrides", "certificates", "logging" or "profiles"; did you mean "network"?"#,
             ),
             (
                 "mode: perfer",

@@ -7,14 +7,18 @@
 pub mod file;
 mod load;
 mod settings;
+mod words;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
-pub use file::{Dns, GenerationSetting, IdentityLabel, KubeProxy, Mode, Operator, Override, Selector, Toleration};
+pub use file::{Selector, Toleration};
 pub(crate) use load::describe_yaml;
 pub use load::{ConfigError, nearest, parse};
 use serde::Serialize;
 pub use settings::{IgnoredOverride, Origin, Overrides, Settings, Sourced};
+pub use words::{
+    CertificateSource, Dns, GenerationSetting, IdentityLabel, KubeProxy, LogLevel, Mode, Operator, Override,
+};
 
 use crate::{eligibility::Generations, pod::TolerationFields};
 
@@ -35,8 +39,30 @@ pub struct Configuration {
     defaults: file::Overridable,
     /// Which nodes are virtual nodes and how pods get onto them.
     pub virtual_nodes: VirtualNodes,
+    /// The webhook's serving certificate.
+    pub certificates: Certificates,
+    /// What is logged.
+    pub logging: file::Logging,
     overrides: OverridePolicy,
     profiles: BTreeMap<String, file::Overridable>,
+}
+
+/// The webhook's serving certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Certificates {
+    /// Where it comes from.
+    pub source: CertificateSource,
+    /// Where `tls.crt` and `tls.key` are, unless it is self-managed.
+    pub directory: PathBuf,
+}
+
+impl From<file::Certificates> for Certificates {
+    fn from(file::Certificates { source, directory }: file::Certificates) -> Self {
+        Self {
+            source: source.unwrap_or_default(),
+            directory: directory.unwrap_or_else(|| PathBuf::from("/etc/spillway-tls")),
+        }
+    }
 }
 
 /// Which nodes are virtual nodes and how pods get onto them.
@@ -109,6 +135,8 @@ impl From<file::SpillwayConfiguration> for Configuration {
             late,
             eligibility,
             overrides,
+            certificates,
+            logging,
             profiles,
         } = file;
         let file::VirtualNodes { selector, toleration, generation } = virtual_nodes.unwrap_or_default();
@@ -127,6 +155,8 @@ impl From<file::SpillwayConfiguration> for Configuration {
                 toleration: toleration.unwrap_or_default(),
                 generation: generation.unwrap_or_default(),
             },
+            certificates: certificates.unwrap_or_default().into(),
+            logging: logging.unwrap_or_default(),
             overrides: overrides.unwrap_or_default().into(),
             profiles: all,
         }

@@ -1,6 +1,35 @@
-//! Logs and metrics. Every metric of the program is declared here.
+//! Logs and metrics. Every metric of the program is declared here, with the prefix `spillway_`, in base units, and with labels from
+//! closed sets only.
 
+mod admission;
 pub mod logs;
-mod metrics;
 
-pub use metrics::{Metrics, Resource};
+pub use admission::{Admission, Resource};
+use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
+
+/// Labels with words of closed sets.
+macro_rules! labels {
+    ($name:ident { $($field:ident),+ }) => {
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, prometheus_client::encoding::EncodeLabelSet)]
+        struct $name { $($field: &'static str),+ }
+    };
+}
+use labels;
+
+labels!(BuildLabels { version });
+
+/// A registry that only says which program this is.
+pub fn registry() -> Registry {
+    let mut registry = Registry::with_prefix("spillway");
+    let build = Info::new(BuildLabels { version: env!("CARGO_PKG_VERSION") });
+    registry.register("build", "Version of the program", build);
+    registry
+}
+
+/// Everything that is registered, in the OpenMetrics text format.
+pub fn encode(registry: &Registry) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = text::encode(&mut out, registry);
+    out
+}

@@ -1,7 +1,6 @@
 //! Serving: HTTPS for the API server, and a plain admin port for probes and metrics.
 
 mod accept;
-mod admin;
 mod remarks;
 mod review;
 
@@ -15,11 +14,17 @@ use std::{
 };
 
 use axum::{Router, routing::post};
+use prometheus_client::registry::Registry;
 pub use remarks::remarks;
 use rustls::{ServerConfig, sign::CertifiedKey, sign::SingleCertAndKey};
 use tokio::{net::TcpListener, sync::Semaphore};
 
-use crate::{cluster::Cluster, config::Configuration, telemetry::Metrics};
+use crate::{
+    admin::{self, Admin, AdminArgs},
+    cluster::Cluster,
+    config::Configuration,
+    telemetry::{self, Admission},
+};
 
 /// What the requests need.
 pub struct App {
@@ -27,17 +32,27 @@ pub struct App {
     pub configuration: Configuration,
     /// What is known of the cluster.
     pub cluster: Cluster,
-    /// Where everything is counted.
-    pub metrics: Metrics,
+    /// Where requests are counted.
+    pub metrics: Admission,
+    registry: Arc<Registry>,
     draining: AtomicBool,
     body_budget: Semaphore,
 }
 
 impl App {
     /// An app that is not draining.
-    pub fn new(configuration: Configuration, cluster: Cluster, metrics: Metrics) -> Self {
+    pub fn new(configuration: Configuration, cluster: Cluster) -> Self {
+        let mut registry = telemetry::registry();
+        let metrics = Admission::new(&mut registry);
         let body_budget = Semaphore::new(review::BODY_BUDGET);
-        Self { configuration, cluster, metrics, draining: AtomicBool::new(false), body_budget }
+        Self {
+            configuration,
+            cluster,
+            metrics,
+            registry: Arc::new(registry),
+            draining: AtomicBool::new(false),
+            body_budget,
+        }
     }
 
     /// What is missing before requests can be decided; empty when the webhook is ready.
@@ -57,9 +72,8 @@ pub struct ListenArgs {
     #[arg(long, env = "SPILLWAY_BIND", default_value = "[::]:9443", value_name = "ADDRESS")]
     pub bind: SocketAddr,
 
-    /// Address for probes and metrics (plain HTTP)
-    #[arg(long, env = "SPILLWAY_ADMIN_BIND", default_value = "[::]:8080", value_name = "ADDRESS")]
-    pub admin_bind: SocketAddr,
+    #[command(flatten)]
+    admin: AdminArgs,
 }
 
 /// Why the webhook could not start.
@@ -67,15 +81,16 @@ pub struct ListenArgs {
 #[non_exhaustive]
 pub enum BindError {
     /// The address is taken or not ours.
-    #[error("{flag}: cannot listen on {address}")]
+    #[error("--bind: cannot listen on {address}")]
     Listen {
-        /// The flag that named it.
-        flag: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why.
         source: std::io::Error,
     },
+    /// The admin port could not be taken.
+    #[error(transparent)]
+    Admin(#[from] admin::BindError),
     /// The TLS settings do not fit together.
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
@@ -84,7 +99,7 @@ pub enum BindError {
 /// A webhook whose ports are taken and whose certificate is good: nothing is left that can fail.
 pub struct Bound {
     webhook: TcpListener,
-    admin: TcpListener,
+    admin: Admin,
     tls: Arc<ServerConfig>,
 }
 
@@ -97,7 +112,7 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 ///
 /// [`BindError`], which names the flag at fault.
 pub async fn bind(args: &ListenArgs, certificate: CertifiedKey) -> Result<Bound, BindError> {
-    let ListenArgs { bind, admin_bind } = *args;
+    let ListenArgs { bind: address, admin } = args;
     let mut tls = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
@@ -105,14 +120,10 @@ pub async fn bind(args: &ListenArgs, certificate: CertifiedKey) -> Result<Bound,
     // The API server calls webhooks over HTTP/1.1 only (kubernetes/kubernetes#82090); other callers may choose.
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Bound {
-        webhook: listen("--bind", bind).await?,
-        admin: listen("--admin-bind", admin_bind).await?,
+        webhook: TcpListener::bind(address).await.map_err(|source| BindError::Listen { address: *address, source })?,
+        admin: admin::bind(admin).await?,
         tls: Arc::new(tls),
     })
-}
-
-async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address).await.map_err(|source| BindError::Listen { flag, address, source })
 }
 
 impl Bound {
@@ -131,13 +142,14 @@ impl Bound {
     ///
     /// When the operating system cannot tell.
     pub fn admin_address(&self) -> std::io::Result<SocketAddr> {
-        self.admin.local_addr()
+        self.admin.address()
     }
 
     /// Serves until `stop` is done, then finishes what is in flight, for ten seconds at most.
     pub async fn serve(self, app: Arc<App>, stop: impl Future<Output = ()>) {
         let routes = Router::new().route("/mutate-v1-pod", post(review::mutate_pod)).with_state(app.clone());
-        let admin = tokio::spawn(admin::serve(self.admin, app.clone()));
+        let missing = app.clone();
+        let admin = tokio::spawn(self.admin.serve(move || missing.missing(), app.registry.clone()));
         let connections = accept::serve(&self.webhook, self.tls, routes, stop).await;
         app.draining.store(true, Ordering::Relaxed);
         drop(self.webhook);

@@ -1,25 +1,17 @@
-//! The metrics, with the prefix `spillway_`, base units, and labels from closed sets only.
+//! What is counted of the admission requests.
 
 use std::time::Duration;
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text},
-    metrics::{counter::Counter, family::Family, histogram::Histogram, info::Info},
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::{Registry, Unit},
 };
 
-/// A label of one name with words of a closed set.
-macro_rules! label {
-    ($name:ident { $($field:ident),+ }) => {
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-        struct $name { $($field: &'static str),+ }
-    };
-}
+use super::labels;
 
-label!(RequestLabels { resource, decision });
-label!(ReasonLabels { reason });
-label!(ResultLabels { result });
-label!(BuildLabels { version });
+labels!(RequestLabels { resource, decision });
+labels!(ReasonLabels { reason });
+labels!(ResultLabels { result });
 
 /// What a request was about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,10 +28,9 @@ impl Resource {
     }
 }
 
-/// All metrics and the registry that writes them.
-#[derive(Debug)]
-pub struct Metrics {
-    registry: Registry,
+/// Metrics of the admission requests.
+#[derive(Debug, Clone)]
+pub struct Admission {
     requests: Family<RequestLabels, Counter>,
     stay_reasons: Family<ReasonLabels, Counter>,
     notes: Family<ReasonLabels, Counter>,
@@ -50,12 +41,11 @@ pub struct Metrics {
     namespace_misses: Counter,
 }
 
-impl Default for Metrics {
+impl Default for Admission {
     fn default() -> Self {
         // From a tenth of a millisecond, what a decision takes, to the time the API server waits.
         const SECONDS: [f64; 10] = [0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 2.0];
-        let mut metrics = Self {
-            registry: Registry::with_prefix("spillway"),
+        Self {
             requests: Family::default(),
             stay_reasons: Family::default(),
             notes: Family::default(),
@@ -64,49 +54,48 @@ impl Default for Metrics {
             duration: Histogram::new(SECONDS),
             service_account_lookups: Family::default(),
             namespace_misses: Counter::default(),
-        };
-        metrics.register();
-        metrics
+        }
     }
 }
 
-impl Metrics {
-    fn register(&mut self) {
-        let r = &mut self.registry;
+impl Admission {
+    /// Registered, and all at zero.
+    pub fn new(r: &mut Registry) -> Self {
+        let metrics = Self::default();
         r.register(
             "admission_requests",
             "Admission requests by resource and decision; dry runs and second rounds count too",
-            self.requests.clone(),
+            metrics.requests.clone(),
         );
-        r.register("notes", "What the owners of pods that may overflow should know, by reason", self.notes.clone());
+        r.register("notes", "What the owners of pods that may overflow should know, by reason", metrics.notes.clone());
         r.register(
             "ignored_overrides",
             "Override annotations that were not understood or not permitted",
-            self.ignored_overrides.clone(),
+            metrics.ignored_overrides.clone(),
         );
-        r.register("stay_reasons", "Reasons for which pods were kept on VMs", self.stay_reasons.clone());
+        r.register("stay_reasons", "Reasons for which pods were kept on VMs", metrics.stay_reasons.clone());
         r.register(
             "unusable_requests",
             "Requests to the webhook that were no usable AdmissionReview, by reason",
-            self.unusable.clone(),
+            metrics.unusable.clone(),
         );
         r.register_with_unit(
             "admission_duration",
             "Time from the end of a request's head to its answer",
             Unit::Seconds,
-            self.duration.clone(),
+            metrics.duration.clone(),
         );
         r.register(
             "service_account_lookups",
             "Reads of a service account that was not in the cache, by result",
-            self.service_account_lookups.clone(),
+            metrics.service_account_lookups.clone(),
         );
         r.register(
             "namespace_misses",
             "Pods admitted unchanged because their namespace was not in the cache in time",
-            self.namespace_misses.clone(),
+            metrics.namespace_misses.clone(),
         );
-        r.register("build", "Version of the program", Info::new(BuildLabels { version: env!("CARGO_PKG_VERSION") }));
+        metrics
     }
 
     /// A pod was decided on, or left unchanged undecided; `decision` is a word of a closed set.
@@ -148,14 +137,6 @@ impl Metrics {
     pub fn namespace_missed(&self) {
         self.namespace_misses.inc();
     }
-
-    /// Everything in the OpenMetrics text format.
-    pub fn encode(&self) -> String {
-        let mut out = String::new();
-        // Writing to a string cannot fail.
-        let _ = text::encode(&mut out, &self.registry);
-        out
-    }
 }
 
 #[cfg(test)]
@@ -164,10 +145,11 @@ mod tests {
 
     #[test]
     fn metrics_carry_the_prefix_and_their_unit() {
-        let metrics = Metrics::default();
+        let mut registry = crate::telemetry::registry();
+        let metrics = Admission::new(&mut registry);
         metrics.decided(Resource::Pods, "prefer");
         metrics.answered(Duration::from_micros(80));
-        let text = metrics.encode();
+        let text = crate::telemetry::encode(&registry);
         assert!(text.contains(r#"spillway_admission_requests_total{resource="pods",decision="prefer"} 1"#), "{text}");
         assert!(text.contains("spillway_admission_duration_seconds_count 1"), "{text}");
         assert!(text.contains("spillway_build_info{version="), "{text}");
