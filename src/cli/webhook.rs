@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::{Ended, config, process};
 use crate::{
-    certs,
+    certs::{self, Leaf, Serving},
     cluster::Cluster,
     telemetry::logs,
     webhook::{self, App, ListenArgs},
@@ -56,14 +56,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let Args { config, listen, certificate, logs } = args;
     logs::start(logs);
     let configuration = config::load(config.as_deref())?;
-    let certificate = certificate.load()?;
+    let serving = Serving::default();
+    serving.replace(Leaf::new(certificate.load()?).context("--tls-cert-file: cannot read the certificate")?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
-        let bound = webhook::bind(listen, certificate).await?;
+        let bound = webhook::bind(listen, serving).await?;
         let cluster = kube::Config::infer().await.context("cannot find a cluster")?;
         let client = kube::Client::try_from(cluster).context("cannot make a client of the cluster")?;
         let cluster = Cluster::follow(client, &configuration.virtual_nodes.selector);

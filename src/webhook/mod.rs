@@ -16,11 +16,12 @@ use std::{
 use axum::{Router, routing::post};
 use prometheus_client::registry::Registry;
 pub use remarks::remarks;
-use rustls::{ServerConfig, sign::CertifiedKey, sign::SingleCertAndKey};
+use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::{
     admin::{self, Admin, AdminArgs},
+    certs::Serving,
     cluster::Cluster,
     config::Configuration,
     telemetry::{self, Admission},
@@ -111,12 +112,12 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// # Errors
 ///
 /// [`BindError`], which names the flag at fault.
-pub async fn bind(args: &ListenArgs, certificate: CertifiedKey) -> Result<Bound, BindError> {
+pub async fn bind(args: &ListenArgs, certificate: Serving) -> Result<Bound, BindError> {
     let ListenArgs { bind: address, admin } = args;
     let mut tls = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certificate)));
+        .with_cert_resolver(Arc::new(certificate));
     // The API server calls webhooks over HTTP/1.1 only (kubernetes/kubernetes#82090); other callers may choose.
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Bound {
