@@ -94,14 +94,16 @@ func up(ctx context.Context, dir, stages string, wait time.Duration) error {
 	defer done()
 
 	group.start("etcd", "--data-dir", filepath.Join(dir, "etcd"), "--client-url", etcdURL, "--peer-url", peerURL)
-	group.start("kube-apiserver",
-		"--etcd-servers="+etcdURL, "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port="+ports[2],
-		"--tls-cert-file="+pki.path("apiserver.crt"), "--tls-private-key-file="+pki.path("apiserver.key"),
-		"--client-ca-file="+pki.path("ca.crt"),
+	apiserver := []string{
+		"--etcd-servers=" + etcdURL, "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port=" + ports[2],
+		"--tls-cert-file=" + pki.path("apiserver.crt"), "--tls-private-key-file=" + pki.path("apiserver.key"),
+		"--client-ca-file=" + pki.path("ca.crt"),
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-		"--service-account-key-file="+pki.path("sa.key"), "--service-account-signing-key-file="+pki.path("sa.key"),
+		"--service-account-key-file=" + pki.path("sa.key"), "--service-account-signing-key-file=" + pki.path("sa.key"),
 		"--service-cluster-ip-range=10.0.0.0/16", "--authorization-mode=RBAC", "--allow-privileged=true",
-		"--audit-policy-file="+filepath.Join(dir, "audit-policy.yaml"), "--audit-log-path="+filepath.Join(dir, "audit.log"))
+		"--audit-policy-file=" + filepath.Join(dir, "audit-policy.yaml"), "--audit-log-path=" + filepath.Join(dir, "audit.log"),
+	}
+	group.start("kube-apiserver", apiserver...)
 	client, err := pki.client("admin")
 	if err != nil {
 		return err
@@ -131,25 +133,40 @@ func up(ctx context.Context, dir, stages string, wait time.Duration) error {
 	}); err != nil {
 		return err
 	}
-	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-group.died:
-		group.died <- err // stop counts one message for each process
-		return err
+	restart := make(chan os.Signal, 1)
+	signal.Notify(restart, syscall.SIGUSR1)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-group.died:
+			group.died <- err // stop counts one message for each process
+			return err
+		case <-restart:
+			group.end("kube-apiserver")
+			group.start("kube-apiserver", apiserver...)
+		}
 	}
 }
 
 // processes are the roles running as children of this one; the kernel stops them if we die first.
 type processes struct {
 	dir  string
-	cmds []*exec.Cmd
+	cmds []*child
 	died chan error
 }
 
+type child struct {
+	*exec.Cmd
+	name string
+	// asked to end: no news that it did
+	ending chan struct{}
+	ended  chan struct{}
+}
+
 // start must be called on a goroutine that went through keepThread.
-func (p *processes) start(role string, args ...string) {
-	log, err := os.Create(filepath.Join(p.dir, role+".log"))
+func (p *processes) start(name string, args ...string) {
+	log, err := os.OpenFile(filepath.Join(p.dir, name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		p.died <- err
 		return
@@ -159,15 +176,44 @@ func (p *processes) start(role string, args ...string) {
 		p.died <- err
 		return
 	}
-	cmd := exec.Command(self, append([]string{role}, args...)...)
+	cmd := exec.Command(self, append([]string{name}, args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		p.died <- fmt.Errorf("%s: %w", role, err)
+		p.died <- fmt.Errorf("%s: %w", name, err)
 		return
 	}
-	p.cmds = append(p.cmds, cmd)
-	go func() { p.died <- fmt.Errorf("%s stopped (%v), see %s", role, cmd.Wait(), log.Name()) }()
+	started := &child{Cmd: cmd, name: name, ending: make(chan struct{}), ended: make(chan struct{})}
+	p.cmds = append(p.cmds, started)
+	go func() {
+		err := cmd.Wait()
+		select {
+		case <-started.ending:
+		default:
+			p.died <- fmt.Errorf("%s stopped (%v), see %s", name, err, log.Name())
+		}
+		log.Close()
+		close(started.ended)
+	}()
+}
+
+// end asks a role to end as an operator would, and makes it end when it takes too long.
+func (p *processes) end(name string) {
+	for i, c := range p.cmds {
+		if c.name != name {
+			continue
+		}
+		close(c.ending)
+		_ = c.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-c.ended:
+		case <-time.After(3 * time.Second): // with watches open, the API server takes a minute
+			_ = c.Process.Kill()
+			<-c.ended
+		}
+		p.cmds = append(p.cmds[:i], p.cmds[i+1:]...)
+		return
+	}
 }
 
 // stop kills: the data is thrown away, so nothing deserves a grace period.
