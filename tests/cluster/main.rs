@@ -9,6 +9,7 @@ mod harness;
 
 mod admission;
 mod explain;
+mod guard;
 mod identity;
 mod outage;
 mod overflow;

@@ -1,4 +1,4 @@
-//! One real control plane for the whole test binary.
+//! One real control plane for the whole test binary, and a second one for tests that would be in the way of others.
 
 use std::{
     env, fs,
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{
-        OnceLock,
+        Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -31,13 +31,27 @@ pub(crate) struct ControlPlane {
 /// The control plane, started when the first test asks for it.
 pub(crate) fn control_plane() -> &'static ControlPlane {
     static SHARED: OnceLock<ControlPlane> = OnceLock::new();
-    SHARED.get_or_init(ControlPlane::start)
+    SHARED.get_or_init(|| ControlPlane::start(""))
+}
+
+/// A control plane in which one test at a time installs, changes and removes what is there once in a cluster.
+pub(crate) struct Sandbox {
+    pub(crate) plane: &'static ControlPlane,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Waits for its turn, and finds the cluster as the test before has left it.
+pub(crate) fn sandbox() -> Sandbox {
+    static PLANE: OnceLock<ControlPlane> = OnceLock::new();
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    Sandbox { plane: PLANE.get_or_init(|| ControlPlane::start("-sandbox")), _turn: turn }
 }
 
 impl ControlPlane {
-    fn start() -> Self {
+    fn start(suffix: &str) -> Self {
         let program = program();
-        let dir = fresh_dir();
+        let dir = fresh_dir(suffix);
         let mut up = Command::new(&program)
             .args(["up", "--stop-with-stdin", "--dir"])
             .arg(&dir)
@@ -58,8 +72,14 @@ impl ControlPlane {
 
     /// A client of a test's own: a client belongs to the runtime it was made on.
     pub(crate) async fn client(&self) -> Client {
+        self.client_as(None).await
+    }
+
+    /// The same that acts as somebody else.
+    pub(crate) async fn client_as(&self, user: Option<&str>) -> Client {
         let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).unwrap();
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        config.auth_info.impersonate = user.map(str::to_owned);
         Client::try_from(config).unwrap()
     }
 
@@ -78,11 +98,15 @@ impl ControlPlane {
 
     /// The same, whatever the outcome.
     pub(crate) fn try_kubectl(&self, args: &[&str], stdin: &str) -> Output {
+        self.run("kubectl", args, stdin)
+    }
+
+    fn run(&self, role: &str, args: &[&str], stdin: &str) -> Output {
         let mut child = Command::new(&self.program)
-            .arg("kubectl")
+            .arg(role)
             .args(args)
             .env("KUBECONFIG", &self.kubeconfig)
-            .env("HOME", &self.dir) // kubectl keeps a cache there
+            .env("HOME", &self.dir) // for caches
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -180,16 +204,16 @@ fn program() -> PathBuf {
 }
 
 /// A directory for data and logs. It stays for whoever wants to read the logs, until the next run.
-fn fresh_dir() -> PathBuf {
+fn fresh_dir(suffix: &str) -> PathBuf {
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = name.strip_prefix("cluster-");
+        let owner = name.strip_prefix("cluster-").and_then(|rest| rest.split('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
-    let dir = parent.join(format!("cluster-{}", std::process::id()));
+    let dir = parent.join(format!("cluster-{}{suffix}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
     dir
 }

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use control_plane::{Namespace, control_plane};
+pub(crate) use control_plane::{ControlPlane, Namespace, control_plane, sandbox};
 pub(crate) use stub::{Stub, allowed, in_namespace, register_url};
 pub(crate) use webhook::{Webhook, manifest_webhooks, spillway, spillway_command};
 

@@ -1,0 +1,472 @@
+//! The ValidatingAdmissionPolicies hold our two accounts to what they are for, whatever RBAC would let them do.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use axum::http::{Request, header};
+use kube::Client;
+use serde_json::{Value, json};
+
+use crate::{
+    admission::pod,
+    harness::{ControlPlane, Namespace, sandbox},
+};
+
+const CONTROLLER: &str = "system:serviceaccount:spillway-system:spillway-controller";
+const WEBHOOK: &str = "system:serviceaccount:spillway-system:spillway-webhook";
+const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/base");
+
+/// One of our accounts, which RBAC lets do everything for the time of a test.
+struct Account {
+    plane: &'static ControlPlane,
+    client: Client,
+}
+
+impl Account {
+    async fn unleashed(plane: &'static ControlPlane, user: &str) -> Self {
+        plane.kubectl(&["apply", "-k", BASE]);
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "unleashed"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [
+                {"kind": "ServiceAccount", "name": "spillway-controller", "namespace": "spillway-system"},
+                {"kind": "ServiceAccount", "name": "spillway-webhook", "namespace": "spillway-system"},
+            ],
+        });
+        plane.kubectl_with(&["apply", "-f", "-"], &binding.to_string());
+        let account = Self { plane, client: plane.client_as(Some(user)).await };
+        // Policies take effect some time after they were created.
+        let forbidden = [
+            ("/api/v1/namespaces/default/pods", pod("probe", &json!({}))),
+            ("/api/v1/nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "probe"}})),
+            ("/api/v1/namespaces/default/secrets", json!({"metadata": {"name": "probe"}})),
+            (
+                "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
+                json!({"metadata": {"name": "probe"}}),
+            ),
+        ];
+        for (path, object) in forbidden {
+            let path = format!("{path}?dryRun=All");
+            for attempt in 0.. {
+                let answer = account.send("POST", &path, &object).await;
+                if answer.is_err_and(|message| message.contains("ValidatingAdmissionPolicy")) {
+                    break;
+                }
+                assert!(attempt < 600, "the policy on {path} does not take effect");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        account
+    }
+
+    /// Sends a request; an answer other than a success is its message.
+    async fn send(&self, method: &str, path: &str, body: &Value) -> Result<Value, String> {
+        let kind = match (method, body) {
+            ("PATCH", Value::Array(_)) => "application/json-patch+json",
+            ("PATCH", _) => "application/merge-patch+json",
+            _ => "application/json",
+        };
+        let request =
+            Request::builder().method(method).uri(path).header(header::CONTENT_TYPE, kind).body(body.to_string());
+        match self.client.request_text(request.unwrap().map(String::into_bytes)).await {
+            Ok(text) => Ok(serde_json::from_str(&text).unwrap_or(Value::String(text))),
+            Err(kube::Error::Api(status)) => Err(status.message.clone()),
+            Err(other) => Err(format!("{other:?}")),
+        }
+    }
+
+    async fn may(&self, method: &str, path: &str, body: Value) -> Value {
+        self.send(method, path, &body).await.unwrap_or_else(|message| panic!("{method} {path} {body}: {message}"))
+    }
+
+    /// The policy refuses it, in these words.
+    async fn must_not(&self, method: &str, path: &str, body: Value, words: &str) {
+        let message = match self.send(method, path, &body).await {
+            Ok(done) => panic!("{method} {path} {body} was not refused: {done:#}"),
+            Err(message) => message,
+        };
+        assert!(
+            message.contains("ValidatingAdmissionPolicy 'spillway-") && message.contains(words),
+            "{method} {path} {body}: {message}"
+        );
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.plane.try_kubectl(&["delete", "clusterrolebinding", "unleashed"], "");
+    }
+}
+
+/// Changes of metadata that are nobody's but the owner's, by what they would be refused for.
+fn metadata_changes() -> Vec<Value> {
+    let owner = json!({"apiVersion": "v1", "kind": "Node", "name": "vm-1", "uid": "0"});
+    vec![
+        json!({"metadata": {"labels": {"azure.workload.identity/use": "true"}}}),
+        json!({"metadata": {"labels": {"owned": null}}}),
+        json!({"metadata": {"labels": null}}),
+        json!({"metadata": {"finalizers": ["example.com/hold"]}}),
+        json!({"metadata": {"ownerReferences": [owner]}}),
+    ]
+}
+
+fn path(namespace: &Namespace, name: &str) -> String {
+    format!("/api/v1/namespaces/{}/pods/{name}", namespace.name)
+}
+
+/// A pod with something of everything, and waiting, so that the API server itself would permit most changes.
+fn rich() -> Value {
+    pod(
+        "rich",
+        &json!({
+            "metadata": {"labels": {"owned": "by-its-owner"}, "annotations": {"example.com/a": "b", "spillway.dev/mode": "late"}},
+            "spec": {
+                "containers": [{"name": "c", "image": "registry.example/c", "resources": {"requests": {"cpu": "1"}}}],
+                "schedulingGates": [{"name": "example.com/gate"}],
+                "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}],
+            },
+        }),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_pods_the_controller_may_write_tolerations_and_its_own_annotations() {
+    let turn = sandbox();
+    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
+    let namespace = turn.plane.namespace(None);
+    namespace.create(&rich());
+    let bare = namespace.create(&pod("bare", &json!({})));
+    assert!(bare["metadata"]["annotations"].is_null() && bare["metadata"]["labels"].is_null(), "{bare:#}");
+    let toleration = json!({"key": "virtual-kubelet.io/provider", "operator": "Exists", "effect": "NoSchedule"});
+    for name in ["rich", "bare"] {
+        let pod = path(&namespace, name);
+        let added = json!([{"op": "add", "path": "/spec/tolerations/-", "value": toleration}]);
+        let changed = controller.may("PATCH", &pod, added).await;
+        assert!(changed["spec"]["tolerations"].as_array().unwrap().contains(&toleration), "{changed:#}");
+        for (key, value) in [
+            ("spillway.dev/decision", json!("late")),
+            ("spillway.dev/decision", json!("prefer")),
+            ("spillway.dev/decision", Value::Null),
+            ("controller.kubernetes.io/pod-deletion-cost", json!("-100")),
+            ("controller.kubernetes.io/pod-deletion-cost", Value::Null),
+        ] {
+            controller.may("PATCH", &pod, json!({"metadata": {"annotations": {key: value}}})).await;
+        }
+        controller.may("PATCH", &pod, json!({"metadata": {"annotations": {"spillway.dev/added": "toleration"}}})).await;
+        controller.may("PATCH", &pod, json!({})).await;
+    }
+    controller
+        .may(
+            "PATCH",
+            &path(&namespace, "rich"),
+            json!([{"op": "remove", "path": "/metadata/annotations/spillway.dev~1mode"}]),
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_pods_the_controller_may_write_nothing_else() {
+    let turn = sandbox();
+    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
+    let namespace = turn.plane.namespace(Some("disabled"));
+    let rich = namespace.create(&rich());
+    let pod_path = path(&namespace, "rich");
+    let spec = "of a pod's spec Spillway may change its tolerations only";
+    for (patch, words) in [
+        (json!([{"op": "replace", "path": "/spec/containers/0/image", "value": "evil"}]), spec),
+        (json!({"spec": {"activeDeadlineSeconds": 1}}), spec),
+        (json!({"spec": {"schedulingGates": null}}), spec),
+        (json!({"spec": {"nodeSelector": {"type": "virtual-kubelet"}}}), spec),
+        (
+            json!([{"op": "add", "path": "/spec/tolerations/-", "value": {"operator": "Exists"}}]),
+            "name a key and an effect",
+        ),
+        (
+            json!([{"op": "add", "path": "/spec/tolerations/-", "value": {"key": "gpu", "operator": "Exists"}}]),
+            "name a key and an effect",
+        ),
+        // The API server itself would permit this one.
+        (json!([{"op": "replace", "path": "/spec/tolerations/0/tolerationSeconds", "value": 9}]), "and change none"),
+        (json!({"metadata": {"annotations": {"example.com/a": "c"}}}), "annotations spillway.dev/*"),
+        (json!({"metadata": {"annotations": {"example.com/a": null}}}), "annotations spillway.dev/*"),
+        (json!({"metadata": {"annotations": {"example.com/new": ""}}}), "annotations spillway.dev/*"),
+        (json!({"metadata": {"annotations": null}}), "annotations spillway.dev/*"),
+        (json!({"metadata": {"annotations": {"spillway.dev.example.com/a": "b"}}}), "annotations spillway.dev/*"),
+    ] {
+        controller.must_not("PATCH", &pod_path, patch, words).await;
+    }
+    for patch in metadata_changes() {
+        controller
+            .must_not("PATCH", &pod_path, patch, "of a pod's metadata Spillway may change annotations only")
+            .await;
+    }
+    let mut replaced = rich.clone();
+    replaced["spec"]["containers"][0]["image"] = "evil".into();
+    controller.must_not("PUT", &pod_path, replaced, spec).await;
+
+    let other = "neither create nor delete them, nor use another subresource";
+    let pods = format!("/api/v1/namespaces/{}/pods", namespace.name);
+    controller.must_not("POST", &pods, pod("new", &json!({})), other).await;
+    controller.must_not("DELETE", &pod_path, json!({}), other).await;
+    controller.must_not("DELETE", &pods, json!({}), other).await;
+    let binding = json!({"metadata": {"name": "rich"}, "target": {"kind": "Node", "name": "vm-1"}});
+    controller.must_not("POST", &format!("{pod_path}/binding"), binding, other).await;
+    controller.must_not("PATCH", &format!("{pod_path}/status"), json!({"status": {"phase": "Failed"}}), other).await;
+    let debug = json!({"spec": {"ephemeralContainers": [{"name": "d", "image": "evil"}]}});
+    controller.must_not("PATCH", &format!("{pod_path}/ephemeralcontainers"), debug, other).await;
+    let resize = json!([{"op": "replace", "path": "/spec/containers/0/resources/requests/cpu", "value": "2"}]);
+    controller.must_not("PATCH", &format!("{pod_path}/resize"), resize, other).await;
+    controller.must_not("POST", &format!("{pod_path}/exec?command=sh"), Value::Null, other).await;
+    let now: Value = serde_json::from_str(&namespace.kubectl(&["get", "pod", "rich", "-o", "json"], "")).unwrap();
+    assert_eq!(now["metadata"]["resourceVersion"], rich["metadata"]["resourceVersion"], "nothing was written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_controller_evicts_only_in_namespaces_that_opted_in() {
+    let turn = sandbox();
+    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "web"}});
+    for (profile, allowed) in [(Some("enabled"), true), (Some("mine"), true), (Some("disabled"), false), (None, false)]
+    {
+        let namespace = turn.plane.namespace(profile);
+        namespace.create(&pod("web", &json!({})));
+        let path = format!("{}/eviction", path(&namespace, "web"));
+        if allowed {
+            controller.may("POST", &path, eviction.clone()).await;
+        } else {
+            controller.must_not("POST", &path, eviction.clone(), "namespaces that have opted in").await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_nodes_the_controller_may_write_its_own_taints_and_unschedulable() {
+    let turn = sandbox();
+    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
+    let foreign = json!({"key": "virtual-kubelet.io/provider", "value": "azure", "effect": "NoSchedule"});
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "guarded", "labels": {"owned": "x"}, "annotations": {"a": "b"}},
+        "spec": {"taints": [foreign], "providerID": "azure://1"},
+    });
+    turn.plane.kubectl_with(&["create", "-f", "-"], &node.to_string());
+    turn.plane.kubectl_with(&["create", "-f", "-"], r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"bare"}}"#);
+    let path = "/api/v1/nodes/guarded";
+    let own = json!({"key": "spillway.dev/full", "effect": "NoSchedule"});
+    let add = json!([{"op": "add", "path": "/spec/taints/-", "value": own}]);
+    controller.may("PATCH", path, add).await;
+    controller.may("PATCH", path, json!({"spec": {"unschedulable": true}})).await;
+    controller.may("PATCH", path, json!({"spec": {"unschedulable": null}})).await;
+    controller.may("PATCH", "/api/v1/nodes/bare", json!({"spec": {"unschedulable": true}})).await;
+    let only = "of a node Spillway may change taints and unschedulable only";
+    let taints = "Spillway may write the taints spillway.dev/* only";
+    for (patch, words) in [
+        (json!({"spec": {"taints": null}}), taints),
+        (json!({"spec": {"taints": [own]}}), taints),
+        (json!([{"op": "add", "path": "/spec/taints/-", "value": {"key": "x", "effect": "NoExecute"}}]), taints),
+        (json!([{"op": "replace", "path": "/spec/taints/0/effect", "value": "NoExecute"}]), taints),
+        (json!({"spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"]}}), only),
+        (json!({"metadata": {"annotations": {"spillway.dev/x": "y"}}}), only),
+    ] {
+        controller.must_not("PATCH", path, patch, words).await;
+    }
+    for patch in metadata_changes() {
+        controller.must_not("PATCH", path, patch, only).await;
+    }
+    let other = "neither create nor delete them, nor use a subresource";
+    controller.must_not("DELETE", path, json!({}), other).await;
+    controller.must_not("PATCH", &format!("{path}/status"), json!({"status": {"capacity": {"cpu": "9"}}}), other).await;
+    controller.must_not("POST", "/api/v1/nodes", json!({"metadata": {"name": "new"}}), other).await;
+    controller.must_not("GET", &format!("{path}/proxy/logs"), Value::Null, other).await;
+    turn.plane.kubectl(&["delete", "node", "guarded", "bare"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_secrets_the_controller_may_write_its_authority() {
+    let turn = sandbox();
+    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
+    let secrets = "/api/v1/namespaces/spillway-system/secrets";
+    let secret = |name: &str, kind: &str| {
+        let data = json!({"tls.crt": "", "tls.key": ""});
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "type": kind, "data": data})
+    };
+    for kind in ["Opaque", "kubernetes.io/tls"] {
+        controller.may("POST", secrets, secret("spillway-ca", kind)).await;
+        controller
+            .may(
+                "PATCH",
+                &format!("{secrets}/spillway-ca"),
+                json!({"data": {"tls.crt": "YQ=="}, "metadata": {"labels": {"a": "b"}}}),
+            )
+            .await;
+        let only = "Spillway may create and change the Secret spillway-ca";
+        controller.must_not("DELETE", &format!("{secrets}/spillway-ca"), json!({}), only).await;
+        turn.plane.kubectl(&["-n", "spillway-system", "delete", "secret", "spillway-ca"]);
+        controller.must_not("POST", secrets, secret("other", kind), only).await;
+        let mut secret_named_by_the_server = secret("", kind);
+        secret_named_by_the_server["metadata"] = json!({"generateName": "spillway-ca"});
+        controller.must_not("POST", secrets, secret_named_by_the_server, only).await;
+        let elsewhere = "/api/v1/namespaces/default/secrets";
+        controller.must_not("POST", elsewhere, secret("spillway-ca", kind), only).await;
+        let mut token = secret("spillway-ca", "kubernetes.io/service-account-token");
+        token["metadata"]["annotations"] = json!({"kubernetes.io/service-account.name": "default"});
+        controller.must_not("POST", secrets, token, only).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_the_webhook_configuration_the_controller_may_write_the_bundle() {
+    const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+    let turn = sandbox();
+    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
+    let ours = format!("{CONFIGURATIONS}/aci-spillway");
+    for (round, bundle) in ["YQ==", "YQo="].into_iter().enumerate() {
+        for webhook in 0..2 {
+            let path = format!("/webhooks/{webhook}/clientConfig/caBundle");
+            let op = if round == 0 { "add" } else { "replace" };
+            controller.may("PATCH", &ours, json!([{"op": op, "path": path, "value": bundle}])).await;
+        }
+    }
+    let only = "the caBundle of its webhooks only";
+    for patch in [
+        json!([{"op": "replace", "path": "/webhooks/0/clientConfig", "value": {"url": "https://evil.example", "caBundle": "YQo="}}]),
+        json!([{"op": "replace", "path": "/webhooks/0/clientConfig/service/name", "value": "evil"}]),
+        json!([{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Fail"}]),
+        json!([{"op": "remove", "path": "/webhooks/0/matchConditions"}]),
+        json!([{"op": "replace", "path": "/webhooks/0/name", "value": "evil.example.com"}]),
+        json!([{"op": "replace", "path": "/webhooks/0/rules/0/resources", "value": ["secrets"]}]),
+        json!([{"op": "remove", "path": "/webhooks/1"}]),
+        json!({"metadata": {"labels": {"a": "b"}}}),
+        json!({"metadata": {"annotations": {"a": "b"}}}),
+        json!({"webhooks": []}),
+    ] {
+        controller.must_not("PATCH", &ours, patch, only).await;
+    }
+    let name = "Spillway may change the configuration aci-spillway only";
+    controller.must_not("DELETE", &ours, json!({}), name).await;
+    controller.must_not("POST", CONFIGURATIONS, json!({"metadata": {"name": "other"}}), name).await;
+    turn.plane.kubectl_with(
+        &["create", "-f", "-"],
+        r#"{"apiVersion":"admissionregistration.k8s.io/v1","kind":"MutatingWebhookConfiguration","metadata":{"name":"other"}}"#,
+    );
+    controller.must_not("PATCH", &format!("{CONFIGURATIONS}/other"), json!({"webhooks": []}), name).await;
+    turn.plane.kubectl(&["delete", "mutatingwebhookconfiguration", "other"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_webhook_writes_nothing() {
+    let turn = sandbox();
+    let webhook = Account::unleashed(turn.plane, WEBHOOK).await;
+    let namespace = turn.plane.namespace(None);
+    namespace.create(&pod("web", &json!({})));
+    let own = json!({"metadata": {"annotations": {"spillway.dev/decision": "prefer"}}});
+    let bundle = json!([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": "YQ=="}]);
+    let configuration = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/aci-spillway";
+    for (method, path, body) in [
+        ("PATCH", path(&namespace, "web"), own),
+        ("PATCH", "/api/v1/nodes/vm-1".to_owned(), json!({"spec": {"unschedulable": true}})),
+        ("POST", "/api/v1/namespaces/spillway-system/secrets".to_owned(), json!({"metadata": {"name": "spillway-ca"}})),
+        ("PATCH", configuration.to_owned(), bundle),
+    ] {
+        webhook.must_not(method, &path, body, "the webhook writes nothing").await;
+    }
+}
+
+/// The evaluation of a policy has a budget; a pod of the greatest size must not exceed it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_greatest_pods_can_be_changed_too() {
+    let turn = sandbox();
+    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
+    let namespace = turn.plane.namespace(None);
+    let annotations: serde_json::Map<_, _> =
+        (0..2000).map(|i| (format!("example.com/annotation-{i}"), json!("x".repeat(90)))).collect();
+    let labels: serde_json::Map<_, _> = (0..500).map(|i| (format!("example.com/label-{i}"), json!("x"))).collect();
+    let environment: Vec<_> =
+        (0..150).map(|i| json!({"name": format!("VARIABLE_{i}"), "value": "x".repeat(100)})).collect();
+    let containers: Vec<_> = (0..50)
+        .map(|i| json!({"name": format!("c-{i}"), "image": "registry.example/c", "env": environment, "args": ["x".repeat(2000)]}))
+        .collect();
+    let tolerations: Vec<_> =
+        (0..200).map(|i| json!({"key": format!("key-{i}"), "operator": "Exists", "effect": "NoSchedule"})).collect();
+    let great = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "great", "labels": labels, "annotations": annotations},
+        "spec": {"containers": containers, "tolerations": tolerations},
+    });
+    assert!(great.to_string().len() > 1_300_000, "{}", great.to_string().len());
+    namespace.create(&great);
+    let great = path(&namespace, "great");
+    let patch = json!([
+        {"op": "add", "path": "/spec/tolerations/-", "value": {"key": "a", "operator": "Exists", "effect": "NoSchedule"}},
+        {"op": "add", "path": "/metadata/annotations/spillway.dev~1decision", "value": "late"},
+    ]);
+    controller.may("PATCH", &great, patch).await;
+    let image = json!([{"op": "replace", "path": "/spec/containers/49/image", "value": "evil"}]);
+    controller.must_not("PATCH", &great, image, "of a pod's spec").await;
+}
+
+/// failurePolicy: Fail reaches nobody but our accounts, even when every expression of the policy fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_is_broken_stops_nobody_else() {
+    let turn = sandbox();
+    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
+    let namespace = turn.plane.namespace(None);
+    let text = turn.plane.kubectl(&["get", "validatingadmissionpolicy", "spillway-pods", "-o", "json"]);
+    let mut policy: Value = serde_json::from_str(&text).unwrap();
+    let expression = "dyn(object).there.is.no.such.field == dyn(oldObject).nor.this";
+    policy["metadata"] = json!({"name": "broken"});
+    policy["spec"]["validations"] = json!([{"expression": expression, "message": "not reached"}]);
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": "broken"}, "spec": {"policyName": "broken", "validationActions": ["Deny"]},
+    });
+    turn.plane.kubectl_with(
+        &["create", "-f", "-"],
+        &json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]}).to_string(),
+    );
+    namespace.create(&pod("web", &json!({})));
+    let own = json!({"metadata": {"annotations": {"spillway.dev/decision": "prefer"}}});
+    let path = path(&namespace, "web");
+    for attempt in 0.. {
+        let answer = controller.send("PATCH", &path, &own).await;
+        if answer.is_err_and(|message| message.contains("'broken'") && message.contains("no such key")) {
+            break;
+        }
+        assert!(attempt < 600, "the broken policy does not take effect");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    namespace.kubectl(&["label", "pod", "web", "a=b"], "");
+    namespace.create(&pod("another", &json!({})));
+    namespace.kubectl(&["delete", "pod", "another", "--now"], "");
+    turn.plane.kubectl(&["delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", "broken"]);
+}
+
+#[test]
+fn what_rbac_cannot_name_a_policy_holds() {
+    let turn = sandbox();
+    turn.plane.kubectl(&["apply", "-k", BASE]);
+    let get = |args: &[&str]| -> Value { serde_json::from_str(&turn.plane.kubectl(args)).unwrap() };
+    let policies = get(&["get", "validatingadmissionpolicies", "-o", "json"]);
+    let held: BTreeSet<&str> = policies["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|policy| policy["spec"]["matchConstraints"]["resourceRules"].as_array().unwrap())
+        .flat_map(|rule| rule["resources"].as_array().unwrap())
+        .map(|resource| resource.as_str().unwrap())
+        .collect();
+    let mut loose = BTreeSet::new();
+    for kind in ["role", "clusterrole"] {
+        for account in ["spillway-controller", "spillway-webhook"] {
+            let role = get(&["-n", "spillway-system", "get", kind, account, "-o", "json"]);
+            for rule in role["rules"].as_array().unwrap().iter().filter(|rule| rule["resourceNames"].is_null()) {
+                let resource = rule["resources"][0].as_str().unwrap();
+                let verbs = rule["verbs"].as_array().unwrap().iter().map(|verb| verb.as_str().unwrap());
+                let writes = verbs.filter(|verb| !["get", "list", "watch"].contains(verb));
+                loose.extend(
+                    writes.filter(|_| !held.contains(resource)).map(|verb| format!("{kind} {verb} {resource}")),
+                );
+            }
+        }
+    }
+    // Within our own namespace, both harmless.
+    assert_eq!(Vec::from_iter(loose), ["role create events", "role create leases", "role patch events"]);
+}
