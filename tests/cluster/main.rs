@@ -8,6 +8,7 @@
 mod harness;
 
 mod admission;
+mod drills;
 mod explain;
 mod guard;
 mod identity;

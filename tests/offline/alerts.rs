@@ -47,7 +47,8 @@ fn every_alert_has_a_section_in_the_runbook_and_every_section_an_alert() {
 #[test]
 fn every_alert_is_tried_with_series_that_fire_it_and_with_series_that_nearly_do() {
     let tests = yaml("manifests/monitoring/tests.yaml");
-    let names: BTreeSet<_> = tests["tests"].as_array().unwrap().iter().map(|test| test["name"].as_str().unwrap()).collect();
+    let names: BTreeSet<_> =
+        tests["tests"].as_array().unwrap().iter().map(|test| test["name"].as_str().unwrap()).collect();
     for alert in alerts() {
         for outcome in ["fires", "stays quiet"] {
             let name = format!("{} {outcome}", alert["alert"].as_str().unwrap());

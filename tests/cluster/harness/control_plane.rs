@@ -25,7 +25,7 @@ pub(crate) struct ControlPlane {
     pub(crate) server: String,
     kubeconfig: PathBuf,
     /// Its standard input keeps it alive.
-    _up: Child,
+    up: Child,
 }
 
 /// The control plane, started when the first test asks for it.
@@ -64,7 +64,7 @@ impl ControlPlane {
         let ready: Value = serde_json::from_str(&line)
             .unwrap_or_else(|_| panic!("the control plane did not start: see {}", dir.display()));
         let text = |field: &str| ready[field].as_str().unwrap().to_owned();
-        let started = Self { program, dir, server: text("server"), kubeconfig: text("kubeconfig").into(), _up: up };
+        let started = Self { program, dir, server: text("server"), kubeconfig: text("kubeconfig").into(), up };
         let nodes = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nodes.yaml")).unwrap();
         started.kubectl_with(&["apply", "-f", "-"], &nodes);
         started
@@ -118,6 +118,27 @@ impl ControlPlane {
         let output = child.wait_with_output().unwrap();
         writer.join().unwrap();
         output
+    }
+
+    /// How many pods of a namespace the API server has admitted although a call to a webhook failed, as its audit log has it.
+    pub(crate) fn failed_open(&self, namespace: &str) -> usize {
+        let audit = fs::read_to_string(self.dir.join("audit.log")).unwrap();
+        let events = audit.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let failed = |event: &Value| {
+            let annotations = event["annotations"].as_object();
+            annotations
+                .is_some_and(|a| a.keys().any(|key| key.starts_with("failed-open.mutation.webhook.admission.k8s.io/")))
+        };
+        events.filter(|event| event["objectRef"]["namespace"] == namespace).filter(failed).count()
+    }
+
+    /// Restarts the API server, and waits until it answers again.
+    pub(crate) fn restart_api_server(&self) {
+        let ready = |plane: &Self| plane.try_kubectl(&["get", "--raw", "/readyz"], "").status.success();
+        let sent = Command::new("kill").args(["-s", "USR1", &self.up.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        eventually("the API server to end", || (!ready(self)).then_some(()));
+        eventually("the API server to be back", || ready(self).then_some(()));
     }
 
     /// A kubeconfig for a service account, so that a test runs with that account's permissions.

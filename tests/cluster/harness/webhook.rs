@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::OnceLock,
 };
@@ -12,11 +12,25 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
-use super::{control_plane, eventually, https::Https};
+use super::{ControlPlane, control_plane, eventually, https::Https};
 
 /// The program under test.
 pub(crate) fn spillway_command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_spillway"))
+}
+
+/// A serving certificate with its key, in files, and the authority that signed it.
+pub(crate) struct Pair {
+    pub(crate) dir: PathBuf,
+    pub(crate) ca: String,
+}
+
+impl Pair {
+    pub(crate) fn make(dir: &Path) -> Self {
+        let made = spillway_command().args(["certs", "dev", "--out"]).arg(dir).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        Self { dir: dir.to_owned(), ca: fs::read_to_string(dir.join("ca.crt")).unwrap() }
+    }
 }
 
 /// A running webhook; it ends with the test, or with the test process.
@@ -30,26 +44,27 @@ pub(crate) struct Webhook {
 impl Webhook {
     /// Starts the program with this kubeconfig.
     pub(crate) fn start(name: &str, kubeconfig: &Path) -> Self {
-        let plane = control_plane();
-        let dir = plane.dir.join(name);
-        let made = spillway_command().args(["certs", "dev", "--out"]).arg(&dir).output().unwrap();
-        assert!(made.status.success(), "{made:?}");
-        let log = dir.join("webhook.log");
+        let pair = Pair::make(&control_plane().dir.join(name));
+        Self::start_with(control_plane(), name, kubeconfig, &pair, &[])
+    }
+
+    /// The same with a certificate that others serve too, and with further arguments.
+    pub(crate) fn start_with(
+        plane: &ControlPlane,
+        name: &str,
+        kubeconfig: &Path,
+        pair: &Pair,
+        arguments: &[&str],
+    ) -> Self {
+        let log = plane.dir.join(format!("{name}.log"));
         let tether = Command::new(&plane.program)
-            .args([
-                "tether",
-                "--",
-                env!("CARGO_BIN_EXE_spillway"),
-                "webhook",
-                "--bind",
-                "127.0.0.1:0",
-                "--admin-bind",
-                "127.0.0.1:0",
-            ])
+            .args(["tether", "--", env!("CARGO_BIN_EXE_spillway"), "webhook"])
+            .args(["--bind", "127.0.0.1:0", "--admin-bind", "127.0.0.1:0"])
             .arg("--tls-cert-file")
-            .arg(dir.join("tls.crt"))
+            .arg(pair.dir.join("tls.crt"))
             .arg("--tls-key-file")
-            .arg(dir.join("tls.key"))
+            .arg(pair.dir.join("tls.key"))
+            .args(arguments)
             .env("KUBECONFIG", kubeconfig)
             .stdin(Stdio::piped())
             .stderr(File::create(&log).unwrap())
@@ -63,8 +78,7 @@ impl Webhook {
                 .find(|l| l["message"] == "listening")
         });
         let address = |field: &str| listening[field].as_str().unwrap().parse().unwrap();
-        let ca = fs::read_to_string(dir.join("ca.crt")).unwrap();
-        Self { address: address("webhook"), admin: address("admin"), ca, tether }
+        Self { address: address("webhook"), admin: address("admin"), ca: pair.ca.clone(), tether }
     }
 
     pub(crate) fn https(&self) -> Https {
@@ -90,11 +104,20 @@ impl Webhook {
 
     /// The most memory the program has used so far, in KiB.
     pub(crate) fn peak_memory(&self) -> u64 {
-        let children = format!("/proc/{0}/task/{0}/children", self.tether.id());
-        let pid = fs::read_to_string(children).unwrap();
-        let status = fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    fn pid(&self) -> String {
+        let children = format!("/proc/{0}/task/{0}/children", self.tether.id());
+        fs::read_to_string(children).unwrap().trim().to_owned()
+    }
+
+    /// Sends a signal to the program.
+    pub(crate) fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args(["-s", signal, &self.pid()]).status().unwrap();
+        assert!(sent.success());
     }
 
     pub(crate) fn is_alive(&mut self) -> bool {
@@ -109,33 +132,48 @@ impl Drop for Webhook {
     }
 }
 
+/// Installs everything but the webhook configuration, as a user does.
+pub(crate) fn install(plane: &ControlPlane) {
+    plane.kubectl_with(&["apply", "-f", "-"], &manifests(plane, |document| !is_webhook(document)));
+}
+
+/// Tells the API server where the webhook is, and waits until it is called for pods of a namespace that opted in.
+pub(crate) fn register_spillway(plane: &'static ControlPlane, address: SocketAddr, ca: &str) {
+    let configuration = manifests(plane, is_webhook)
+        .replace("127.0.0.1:9443", &address.to_string())
+        .replace("caBundle: Cg==", &format!("caBundle: {}", STANDARD.encode(ca)));
+    plane.kubectl_with(&["apply", "-f", "-"], &configuration);
+    let probe = plane.namespace(Some("enabled"));
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"},
+        "spec": {"containers": [{"name": "c", "image": "registry.example/c"}]},
+    });
+    eventually("the API server to call the webhook", || {
+        probe.dry_run(&pod)["metadata"]["annotations"]["spillway.dev/decision"].is_string().then_some(())
+    });
+}
+
+fn is_webhook(document: &str) -> bool {
+    document.contains("kind: MutatingWebhookConfiguration")
+}
+
+fn manifests(plane: &ControlPlane, wanted: impl Fn(&str) -> bool) -> String {
+    let overlay = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/overlays/local");
+    let rendered = plane.kubectl(&["kustomize", overlay]);
+    let documents: Vec<_> = rendered.split("\n---\n").filter(|document| wanted(document)).collect();
+    documents.join("\n---\n")
+}
+
 /// The webhook that all tests share, installed as a user installs it.
 pub(crate) fn spillway() -> &'static Webhook {
     static SHARED: OnceLock<Webhook> = OnceLock::new();
     SHARED.get_or_init(|| {
         let plane = control_plane();
-        let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/overlays/local");
-        let rendered = plane.kubectl(&["kustomize", manifests]);
-        let is_webhook = |document: &&str| document.contains("kind: MutatingWebhookConfiguration");
-        let (webhooks, rest): (Vec<_>, Vec<_>) = rendered.split("\n---\n").partition(is_webhook);
-        plane.kubectl_with(&["apply", "-f", "-"], &rest.join("\n---\n"));
+        install(plane);
         let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-webhook");
         let webhook = Webhook::start("spillway", &kubeconfig);
         eventually("the webhook to be ready", || (webhook.admin("/readyz").0 == 200).then_some(()));
-
-        let configuration = webhooks
-            .join("\n---\n")
-            .replace("127.0.0.1:9443", &webhook.address.to_string())
-            .replace("caBundle: Cg==", &format!("caBundle: {}", STANDARD.encode(&webhook.ca)));
-        plane.kubectl_with(&["apply", "-f", "-"], &configuration);
-        let probe = plane.namespace(Some("enabled"));
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"},
-            "spec": {"containers": [{"name": "c", "image": "registry.example/c"}]},
-        });
-        eventually("the API server to call the webhook", || {
-            probe.dry_run(&pod)["metadata"]["annotations"]["spillway.dev/decision"].is_string().then_some(())
-        });
+        register_spillway(plane, webhook.address, &webhook.ca);
         webhook
     })
 }

@@ -1,0 +1,210 @@
+//! Drills: parts of Spillway and of the cluster come and go while pods are created, and no pod is lost or left undecided.
+//!
+//! The replicas are behind a proxy that sends new connections to those that are ready, as a Service does.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{ObjectMeta, PostParams},
+};
+use serde_json::json;
+use tokio::{task::JoinSet, time};
+
+use crate::harness::{Namespace, Pair, Sandbox, Service, Webhook, eventually, install, register_spillway, sandbox};
+
+/// Every drill creates at least so many pods, and goes on until what it tries is over.
+const PODS: usize = 500;
+/// Creators at once, and how long each pauses after a pod: some hundred pods a second.
+const CREATORS: usize = 8;
+const PAUSE: Duration = Duration::from_millis(40);
+
+/// Replicas of the webhook behind a service, in a cluster of their own.
+struct Drill {
+    sandbox: Sandbox,
+    service: Service,
+    pair: Pair,
+    namespace: Namespace,
+}
+
+impl Drill {
+    /// Two replicas, installed and called.
+    async fn start(name: &str) -> (Self, [Webhook; 2]) {
+        let sandbox = sandbox();
+        install(sandbox.plane);
+        let service = Service::start().await;
+        let pair = Pair::make(&sandbox.plane.dir.join(name));
+        let namespace = sandbox.plane.namespace(Some("enabled"));
+        let drill = Self { sandbox, service, pair, namespace };
+        let replicas = [drill.replica(&format!("{name}-a")), drill.replica(&format!("{name}-b"))];
+        register_spillway(drill.sandbox.plane, drill.service.address, &drill.pair.ca);
+        (drill, replicas)
+    }
+
+    /// A new replica, once it gets connections. It drains faster than one in a cluster has to, for the service here follows faster.
+    fn replica(&self, name: &str) -> Webhook {
+        let plane = self.sandbox.plane;
+        let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-webhook");
+        let arguments = [];
+        let replica = Webhook::start_with(plane, name, &kubeconfig, &self.pair, &arguments);
+        self.service.add(&replica);
+        eventually("the service to send to the replica", || self.service.sends_to(replica.address).then_some(()));
+        replica
+    }
+
+    /// Creates pods while `during` runs, which is told how many there are.
+    async fn create_during(&self, during: impl FnOnce(&AtomicUsize) + Send) -> Created {
+        let client = self.sandbox.plane.client().await;
+        let load = Arc::new(Load::default());
+        let mut creators = JoinSet::new();
+        for creator in 0..CREATORS {
+            let pods = Api::namespaced(client.clone(), &self.namespace.name);
+            creators.spawn(load.clone().create(pods, creator));
+        }
+        tokio::task::block_in_place(|| during(&load.created));
+        load.is_over.store(true, Ordering::Relaxed);
+        let mut outcome = Created { failed_open: 0, undecided: 0, refused: Vec::new(), pods: 0 };
+        for (pods, refused) in creators.join_all().await {
+            outcome.pods += pods.len();
+            outcome.undecided += pods.iter().filter(|pod| !is_decided(pod)).count();
+            outcome.refused.extend(refused);
+        }
+        outcome.failed_open = self.sandbox.plane.failed_open(&self.namespace.name);
+        outcome
+    }
+}
+
+#[derive(Default)]
+struct Load {
+    created: AtomicUsize,
+    is_over: AtomicBool,
+}
+
+impl Load {
+    async fn create(self: Arc<Self>, api: Api<Pod>, creator: usize) -> (Vec<Pod>, Vec<kube::Error>) {
+        let (mut pods, mut refused) = (Vec::new(), Vec::new());
+        while !self.is_over.load(Ordering::Relaxed) || self.created.load(Ordering::Relaxed) < PODS {
+            let name = format!("drill-{creator}-{}", pods.len());
+            match api.create(&PostParams::default(), &pod(&name)).await {
+                Ok(pod) => {
+                    pods.push(pod);
+                    self.created.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) if is_out_of_reach(&error) => {}
+                // Created, but the answer was lost with the connection.
+                Err(kube::Error::Api(status)) if status.is_already_exists() => {
+                    pods.push(api.get(&name).await.unwrap());
+                }
+                Err(error) => refused.push(error),
+            }
+            time::sleep(PAUSE).await;
+        }
+        (pods, refused)
+    }
+}
+
+/// What became of the pods.
+#[derive(Debug)]
+struct Created {
+    pods: usize,
+    refused: Vec<kube::Error>,
+    undecided: usize,
+    failed_open: usize,
+}
+
+impl Created {
+    /// Every pod was created, and decided on.
+    fn assert_nothing_lost(&self) {
+        assert!(self.pods >= PODS, "{self:?}");
+        assert!(self.refused.is_empty() && self.undecided == 0 && self.failed_open == 0, "{self:?}");
+    }
+}
+
+/// The API server is restarting: nobody has looked at the pod, and its creator tries again.
+fn is_out_of_reach(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => matches!(status.code, 429 | 503),
+        _ => true,
+    }
+}
+
+/// Held by a gate, so that nothing but its creation is tried here.
+fn pod(name: &str) -> Pod {
+    let spec = json!({
+        "schedulingGates": [{"name": "drill.example/hold"}], "containers": [{"name": "c", "image": "registry.example/c"}],
+    });
+    Pod {
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        spec: Some(serde_json::from_value(spec).unwrap()),
+        ..Pod::default()
+    }
+}
+
+fn is_decided(pod: &Pod) -> bool {
+    let decision = pod.metadata.annotations.as_ref().and_then(|all| all.get("spillway.dev/decision"));
+    decision.is_some_and(|decision| decision == "prefer")
+}
+
+fn wait_for_more(pods: usize, created: &AtomicUsize) {
+    let goal = created.load(Ordering::Relaxed) + pods;
+    eventually("pods to be created", || (created.load(Ordering::Relaxed) >= goal).then_some(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_loses_no_pod() {
+    let (drill, old) = Drill::start("rolling-restart").await;
+    let mut new = Vec::new();
+    let created = drill.create_during(|created| {
+        wait_for_more(PODS / 4, created);
+        for (index, mut old) in old.into_iter().enumerate() {
+            // As the Deployment has it: the new replica is ready before an old one is told to go.
+            new.push(drill.replica(&format!("rolling-restart-new-{index}")));
+            old.signal("TERM");
+            eventually("the old replica to end by itself", || (!old.is_alive()).then_some(()));
+            wait_for_more(PODS / 4, created);
+        }
+    });
+    created.await.assert_nothing_lost();
+}
+
+/// What is under way in a process that is killed cannot be saved by it: its pods are created undecided, and the API server says of
+/// each that the call failed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_replica_costs_no_pod() {
+    let (drill, [killed, _other]) = Drill::start("killed").await;
+    let created = drill.create_during(|created| {
+        wait_for_more(PODS / 4, created);
+        killed.signal("KILL");
+        eventually("the service to follow", || (!drill.service.sends_to(killed.address)).then_some(()));
+        wait_for_more(PODS / 4, created);
+    });
+    let created = created.await;
+    assert!(created.pods >= PODS && created.refused.is_empty(), "{created:?}");
+    assert_eq!(created.undecided, created.failed_open, "{created:?}");
+    // The calls under way, and those before the service has followed.
+    assert!(created.undecided <= PODS / 10, "{created:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_the_api_server_loses_no_pod() {
+    let (drill, _replicas) = Drill::start("api-server-restart").await;
+    let created = drill.create_during(|created| {
+        wait_for_more(PODS / 4, created);
+        drill.sandbox.plane.restart_api_server();
+        wait_for_more(PODS / 4, created);
+    });
+    created.await.assert_nothing_lost();
+    // The watches come back as well: a namespace that opts in now becomes known.
+    let late = drill.sandbox.plane.namespace(Some("enabled"));
+    let pod = serde_json::to_value(pod("late")).unwrap();
+    eventually("the new namespace to be known", || {
+        (late.dry_run(&pod)["metadata"]["annotations"]["spillway.dev/decision"] == "prefer").then_some(())
+    });
+}
