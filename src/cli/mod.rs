@@ -1,10 +1,12 @@
 //! The command line: one file for each command. Results go to standard output, words to standard error.
 
 mod certs;
+mod cluster;
 mod config;
 mod explain;
 mod manifest;
 mod process;
+mod switch;
 mod webhook;
 
 use std::{
@@ -31,6 +33,16 @@ enum Command {
     Config(config::Command),
     #[command(subcommand)]
     Certs(certs::Command),
+    /// Switch Spillway off at once, for the whole cluster
+    ///
+    /// Removes the MutatingWebhookConfiguration aci-spillway, so that the API server no longer calls Spillway, and keeps it in the
+    /// ConfigMap spillway-switched-off for `spillway on`. Pods that exist keep what they have. May be repeated, and interrupted.
+    Off(switch::Args),
+    /// Switch Spillway on again
+    ///
+    /// Puts back what `spillway off` has removed, with its labels, annotations and field managers, so that kubectl, helm and
+    /// GitOps tools find what is theirs.
+    On(switch::Args),
     /// Print a completion script for a shell
     ///
     /// For bash: `source <(spillway completions bash)`.
@@ -56,6 +68,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Config(command) => config::run(&command),
         Command::Certs(command) => certs::run(&command),
+        Command::Off(args) => switch::off(&args),
+        Command::On(args) => switch::on(&args),
         Command::Completions { shell } => completions(shell),
     };
     match ended {

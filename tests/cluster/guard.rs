@@ -181,6 +181,10 @@ async fn of_pods_the_controller_may_write_nothing_else() {
             "name a key and an effect",
         ),
         (
+            json!([{"op": "add", "path": "/spec/tolerations/-", "value": {"operator": "Exists", "effect": "NoSchedule"}}]),
+            "name a key and an effect",
+        ),
+        (
             json!([{"op": "add", "path": "/spec/tolerations/-", "value": {"key": "gpu", "operator": "Exists"}}]),
             "name a key and an effect",
         ),

@@ -20,6 +20,7 @@ mod reasons;
 mod reinvocation;
 mod scheduler;
 mod scope;
+mod switch;
 mod unusable;
 
 mod generated;

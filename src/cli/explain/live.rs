@@ -1,19 +1,19 @@
 //! Reading the cluster: the workloads that are asked about, and what decisions on their pods rest on.
 
-use std::time::Duration;
-
-use anyhow::{Context, anyhow, bail};
+use anyhow::Context;
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::Value;
 
-use crate::{cli::manifest::Document, config::Selector};
-
-/// A cluster that does not answer within this time is not there.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::{
+    cli::{
+        cluster::{self, patiently},
+        manifest::Document,
+    },
+    config::Selector,
+};
 
 /// Kinds that make pods: what kubectl calls them, and group, version, kind, plural.
 const KINDS: &[(&[&str], &str, &str, &str, &str)] = &[
@@ -60,14 +60,7 @@ pub(super) struct Live {
 impl Live {
     /// Connects with a kubeconfig's context, or with the current one.
     pub(super) async fn connect(context: Option<&str>, namespace: Option<&str>) -> anyhow::Result<Self> {
-        let config = match context {
-            None => kube::Config::infer().await.context("cannot find a cluster")?,
-            Some(context) => {
-                let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
-                let kubeconfig = Kubeconfig::read().context("cannot read the kubeconfig")?;
-                kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.context("--context")?
-            }
-        };
+        let config = cluster::find(context).await?;
         let namespace = namespace.map_or_else(|| config.default_namespace.clone(), str::to_owned);
         Ok(Self { client: Client::try_from(config)?, namespace })
     }
@@ -125,16 +118,6 @@ impl Live {
             }
         }
         Ok((documents, unread))
-    }
-}
-
-async fn patiently<T>(request: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
-    match tokio::time::timeout(PATIENCE, request).await {
-        Ok(answer) => answer.map_err(|error| match error {
-            kube::Error::Api(status) => anyhow!("{}", status.message),
-            other => other.into(),
-        }),
-        Err(_elapsed) => bail!("no answer within {} s", PATIENCE.as_secs()),
     }
 }
 

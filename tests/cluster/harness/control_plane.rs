@@ -23,7 +23,7 @@ pub(crate) struct ControlPlane {
     pub(crate) program: PathBuf,
     pub(crate) dir: PathBuf,
     pub(crate) server: String,
-    kubeconfig: PathBuf,
+    pub(crate) kubeconfig: PathBuf,
     /// Its standard input keeps it alive.
     up: Child,
 }

@@ -1,0 +1,241 @@
+//! `spillway off` and `spillway on`: the emergency switch.
+
+use std::{
+    collections::BTreeSet,
+    env,
+    os::unix::fs::symlink,
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::{Value, json};
+
+use crate::harness::{ControlPlane, sandbox, spillway_command};
+
+const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/base");
+const KIND: &str = "mutatingwebhookconfiguration";
+const NAME: &str = "aci-spillway";
+
+/// Spillway installed anew in this way, with what else writes to the configuration: the bundle, and somebody's label.
+fn install(plane: &ControlPlane, how: &[&str]) {
+    plane.kubectl(&["delete", KIND, NAME, "--ignore-not-found"]);
+    plane.kubectl(&[&["apply", "-k", BASE], how].concat());
+    plane.kubectl(&["-n", "spillway-system", "delete", "configmap", "spillway-switched-off", "--ignore-not-found"]);
+    let bundle = r#"[{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": "YQ=="}]"#;
+    plane.kubectl(&["patch", KIND, NAME, "--type=json", "--patch", bundle, "--field-manager=spillway-controller"]);
+    plane.kubectl(&["label", KIND, NAME, "example.com/team=a"]);
+    // As the Admissions Enforcer of AKS is told to keep away.
+    plane.kubectl(&["annotate", KIND, NAME, "admissions.enforcer/disabled=true"]);
+}
+
+fn live(plane: &ControlPlane) -> Option<Value> {
+    let text = plane.kubectl(&["get", KIND, NAME, "-o", "json", "--ignore-not-found", "--show-managed-fields"]);
+    (!text.is_empty()).then(|| serde_json::from_str(&text).unwrap())
+}
+
+fn stored(plane: &ControlPlane) -> Option<Value> {
+    let args =
+        ["-n", "spillway-system", "get", "configmap", "spillway-switched-off", "-o", "json", "--ignore-not-found"];
+    let text = plane.kubectl(&args);
+    (!text.is_empty()).then(|| serde_json::from_str(&text).unwrap())
+}
+
+/// What must survive, and who owns which field.
+fn kept(object: &Value) -> Value {
+    let mut kept = object.clone();
+    let metadata = kept["metadata"].as_object_mut().unwrap();
+    for set_by_the_server in ["uid", "resourceVersion", "creationTimestamp", "generation", "managedFields"] {
+        metadata.remove(set_by_the_server);
+    }
+    let managers: BTreeSet<String> = object["metadata"]["managedFields"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| json!([entry["manager"], entry["operation"], entry["fieldsV1"]]).to_string())
+        .collect();
+    json!({"object": kept, "managers": managers})
+}
+
+fn run_as(kubeconfig: &Path, args: &[&str]) -> (i32, String) {
+    said(&spillway_command().args(args).env("KUBECONFIG", kubeconfig).output().unwrap())
+}
+
+/// Exit code and all words.
+fn said(output: &Output) -> (i32, String) {
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout) + &text(&output.stderr))
+}
+
+/// Runs the program; it must end like this and say that.
+fn expect(plane: &ControlPlane, args: &[&str], code: i32, words: &[&str]) {
+    let (ended, text) = run_as(&plane.kubeconfig, args);
+    assert_eq!(ended, code, "{args:?}: {text}");
+    for words in words {
+        assert!(text.contains(words), "{args:?} does not say \"{words}\": {text}");
+    }
+}
+
+#[test]
+fn what_was_switched_off_comes_back_as_it_was() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    for how in [&[][..], &["--server-side"]] {
+        install(plane, how);
+        let before = live(plane).unwrap();
+        expect(plane, &["off"], 0, &["Switched off", "stay on VMs", "ConfigMap spillway-system/spillway-switched-off"]);
+        assert!(live(plane).is_none() && stored(plane).is_some());
+        expect(plane, &["on"], 0, &["Switched on", "as it was"]);
+        let after = live(plane).unwrap();
+        assert_eq!(kept(&before), kept(&after), "{how:?}");
+        assert!(stored(plane).is_none());
+
+        // Its owner changes it as if nothing had been, and keeps what others wrote.
+        let args = [&["apply", "-k", BASE], how].concat();
+        let unchanged = plane.kubectl(&args);
+        let line = unchanged.lines().find(|line| line.contains(NAME)).unwrap();
+        assert!(line.ends_with(if how.is_empty() { "unchanged" } else { "serverside-applied" }), "{line}");
+        let manifest = plane.kubectl(&["kustomize", BASE]).replace("timeoutSeconds: 2", "timeoutSeconds: 3");
+        plane.kubectl_with(&[&["apply", "-f", "-"], how].concat(), &manifest);
+        let changed = live(plane).unwrap();
+        assert_eq!(changed["webhooks"][0]["timeoutSeconds"], 3);
+        assert_eq!(changed["webhooks"][0]["clientConfig"]["caBundle"], "YQ==");
+    }
+}
+
+#[test]
+fn both_may_be_repeated() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    install(plane, &[]);
+    expect(plane, &["on"], 0, &["Already on"]);
+    expect(plane, &["off"], 0, &["Switched off"]);
+    let copy = stored(plane);
+    expect(plane, &["off"], 0, &["Already off", "`spillway on` puts it back"]);
+    assert_eq!(copy, stored(plane));
+    expect(plane, &["on"], 0, &["Switched on"]);
+    let before = live(plane);
+    expect(plane, &["on"], 0, &["Already on"]);
+    assert_eq!(before, live(plane));
+}
+
+#[test]
+fn on_without_a_copy_says_what_to_do() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    install(plane, &[]);
+    plane.kubectl(&["delete", KIND, NAME]);
+    expect(plane, &["on"], 2, &["nothing to put back", "kubectl apply -k manifests/base"]);
+    expect(plane, &["off"], 0, &["Already off", "no copy", "apply the manifests"]);
+}
+
+#[test]
+fn a_dry_run_of_the_switch_changes_nothing() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    install(plane, &[]);
+    let before = live(plane);
+    expect(plane, &["off", "--dry-run"], 0, &["Would remove", "nothing was changed"]);
+    assert_eq!((before, None), (live(plane), stored(plane)));
+    expect(plane, &["off"], 0, &[]);
+    let copy = stored(plane);
+    expect(plane, &["on", "--dry-run"], 0, &["Would put back", "nothing was changed"]);
+    assert_eq!((None, copy), (live(plane), stored(plane)));
+}
+
+#[test]
+fn a_configuration_that_somebody_else_put_back_is_left_alone() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    install(plane, &[]);
+    expect(plane, &["off"], 0, &[]);
+    plane.kubectl(&["apply", "-k", BASE]);
+    let before = live(plane);
+    expect(plane, &["on"], 0, &["Already on", "The copy", "is removed"]);
+    assert_eq!((before, None), (live(plane), stored(plane)));
+
+    expect(plane, &["off"], 0, &[]);
+    plane.kubectl(&["apply", "-k", BASE]);
+    plane.kubectl(&["label", KIND, NAME, "example.com/newer=yes"]);
+    expect(plane, &["off"], 0, &["Switched off"]);
+    let copy = stored(plane).unwrap()["data"]["aci-spillway.json"].to_string();
+    assert!(copy.contains("example.com/newer"), "what was live last is kept: {copy}");
+}
+
+/// The two steps of each command, cut off after the first: by an account that may not do the next one.
+#[test]
+fn an_interruption_loses_nothing() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    install(plane, &[]);
+    let before = kept(&live(plane).unwrap());
+    plane.kubectl_with(&["apply", "-f", "-"], ACCOUNT);
+    let may = |configurations: &str, maps: &str| {
+        for (role, verbs, resource) in
+            [("a", configurations, "mutatingwebhookconfigurations"), ("b", maps, "configmaps")]
+        {
+            let name = format!("switch-{role}");
+            let verbs = format!("--verb=get,{verbs}");
+            let resource = format!("--resource={resource}");
+            let role =
+                plane.kubectl(&["create", "clusterrole", &name, &verbs, &resource, "--dry-run=client", "-o", "json"]);
+            plane.kubectl_with(&["apply", "-f", "-"], &role);
+        }
+    };
+    let kubeconfig = plane.kubeconfig_for("spillway-system", "switch");
+    let expect_as = |args: &[&str], code: i32, words: &[&str]| {
+        // The authorizer needs a moment to learn of a role; nothing is changed by an attempt that is refused at once.
+        crate::harness::eventually(&format!("{args:?}: {words:?}"), || {
+            let (ended, text) = run_as(&kubeconfig, args);
+            (ended == code && words.iter().all(|words| text.contains(words))).then_some(())
+        });
+    };
+
+    may("list", "create");
+    expect_as(&["off"], 2, &["cannot write ConfigMap", "nothing was switched off"]);
+    assert!(live(plane).is_some());
+    may("list", "create,patch");
+    expect_as(&["off"], 2, &["cannot remove aci-spillway"]);
+    assert!(live(plane).is_some() && stored(plane).is_some());
+    may("delete", "create,patch");
+    expect_as(&["off"], 0, &["Switched off"]);
+
+    expect_as(&["on"], 2, &["cannot create aci-spillway"]);
+    assert!(live(plane).is_none() && stored(plane).is_some());
+    may("create", "list");
+    expect_as(&["on"], 2, &["its field managers are not back"]);
+    may("create,update", "list");
+    expect_as(&["on"], 2, &["is on, but ConfigMap spillway-system/spillway-switched-off cannot be removed"]);
+    assert_eq!(kept(&live(plane).unwrap()), before);
+    may("create", "delete");
+    expect_as(&["on"], 0, &["Already on"]);
+    assert_eq!(kept(&live(plane).unwrap()), before);
+    assert!(stored(plane).is_none());
+    plane.kubectl(&["delete", "clusterrole,clusterrolebinding", "switch-a", "switch-b"]);
+}
+
+const ACCOUNT: &str = r#"{"apiVersion": "v1", "kind": "List", "items": [
+  {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "switch", "namespace": "spillway-system"}},
+  {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "switch-a"},
+   "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "switch-a"},
+   "subjects": [{"kind": "ServiceAccount", "name": "switch", "namespace": "spillway-system"}]},
+  {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "switch-b"},
+   "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "switch-b"},
+   "subjects": [{"kind": "ServiceAccount", "name": "switch", "namespace": "spillway-system"}]}]}"#;
+
+#[test]
+fn kubectl_runs_the_switch_as_its_plugin() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    install(plane, &[]);
+    let dir = tempfile::tempdir().unwrap();
+    symlink(env!("CARGO_BIN_EXE_spillway"), dir.path().join("kubectl-spillway")).unwrap();
+    let path = format!("{}:{}", dir.path().display(), env::var("PATH").unwrap());
+    for (args, words) in
+        [(["off", "--context=test"], "Switched off"), (["on", "--namespace=spillway-system"], "Switched on")]
+    {
+        let mut kubectl = Command::new(&plane.program);
+        kubectl.args(["kubectl", "spillway"]).args(args).env("PATH", &path).env("KUBECONFIG", &plane.kubeconfig);
+        let (code, text) = said(&kubectl.output().unwrap());
+        assert!(code == 0 && text.contains(words), "{code} {text}");
+    }
+}
