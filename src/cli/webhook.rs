@@ -12,7 +12,7 @@ use super::{Ended, config, process};
 use crate::{
     certs::{self, Leaf, Serving},
     cluster::Cluster,
-    telemetry::logs,
+    telemetry::{self, Admission, logs},
     webhook::{self, App, ListenArgs},
 };
 
@@ -34,6 +34,9 @@ pub(super) struct Args {
     certificate: CertificateArgs,
 
     #[command(flatten)]
+    runtime: process::RuntimeArgs,
+
+    #[command(flatten)]
     logs: logs::LogArgs,
 }
 
@@ -53,26 +56,21 @@ struct CertificateArgs {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
-    let Args { config, listen, certificate, logs } = args;
+    let Args { config, listen, certificate, runtime, logs } = args;
     logs::start(logs);
     let configuration = config::load(config.as_deref())?;
     let serving = Serving::default();
     serving.replace(Leaf::new(certificate.load()?).context("--tls-cert-file: cannot read the certificate")?);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(async {
-        let bound = webhook::bind(listen, serving).await?;
+    runtime.start()?.block_on(async {
+        let mut registry = telemetry::registry();
+        let bound = webhook::bind(listen, serving, &mut registry).await?;
         let cluster = kube::Config::infer().await.context("cannot find a cluster")?;
         let client = kube::Client::try_from(cluster).context("cannot make a client of the cluster")?;
         let cluster = Cluster::follow(client, &configuration.virtual_nodes.selector);
-        let app = Arc::new(App::new(configuration, cluster));
-        let stop = process::stop_signal()?;
+        let app = Arc::new(App::new(configuration, cluster, Admission::new(&mut registry)));
+        let signals = process::Signals::listen()?;
         tracing::info!(webhook = %bound.webhook_address()?, admin = %bound.admin_address()?, "listening");
-        bound.serve(app, stop).await;
-        tracing::info!("stopped");
+        signals.end(|stop| bound.serve(app, registry, stop.asked())).await;
         Ok(Ended::Fine)
     })
 }

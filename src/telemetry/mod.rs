@@ -2,9 +2,11 @@
 //! closed sets only.
 
 mod admission;
+mod connections;
 pub mod logs;
 
 pub use admission::{Admission, Resource};
+pub use connections::{ConnectionError, Connections, Open};
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 
 /// Labels with words of closed sets.

@@ -1,80 +1,164 @@
-//! The accept loop: TCP, TLS, HTTP, each with its limit.
+//! The accept loop: who gets in, and how many.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
-    service::TowerToHyperService,
-};
-use rustls::ServerConfig;
+use hyper_util::server::graceful::GracefulShutdown;
+use prometheus_client::registry::Registry;
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     time,
 };
-use tokio_rustls::TlsAcceptor;
 
-/// A handshake takes a millisecond of CPU and two round trips; who needs seconds is not an API server.
-const HANDSHAKE: Duration = Duration::from_secs(5);
+use super::{
+    connection::Http,
+    drain::{DrainArgs, Draining},
+    tls::{Acceptor, Tls, TlsArgs, TlsError},
+};
+use crate::{
+    certs::Serving,
+    telemetry::{ConnectionError, Connections},
+};
 
-/// hyper's timeout for reading a head also runs while a connection idles between two requests. The API server keeps idle
-/// connections for 90 s (Go's http.DefaultTransport): it has to be the one that closes them, or a request is lost in between.
-const IDLE: Duration = Duration::from_secs(120);
+/// The HTTPS side of the webhook.
+#[derive(Debug, Clone, clap::Parser)]
+pub struct ServerArgs {
+    /// Address for the API server's calls (HTTPS)
+    #[arg(long, env = "SPILLWAY_BIND", default_value = "[::]:9443", value_name = "ADDRESS")]
+    pub bind: SocketAddr,
+
+    /// Connections that may be open at once; more have to wait
+    // A connection costs some 42 KiB: 42 MiB for all of them, beside 15 MiB at rest and 64 MiB for bodies, in a container of
+    // 128 MiB. An API server keeps as many connections as it has calls at a time, a few dozen when pods are created by the thousand.
+    #[arg(long, env = "SPILLWAY_MAX_CONNECTIONS", default_value = "1024", value_name = "NUMBER")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub tls: TlsArgs,
+
+    #[allow(missing_docs)]
+    #[command(flatten)]
+    pub drain: DrainArgs,
+}
+
+/// Why the port could not be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The address is taken or not ours.
+    #[error("--bind: cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// TLS could not be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
 
 /// After a failed accept that is our own fault, such as no descriptors left: not to spin.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts until `stop` is done. Returns the connections that are still open.
-pub(super) async fn serve(
-    listener: &TcpListener,
-    tls: Arc<ServerConfig>,
-    routes: Router,
-    stop: impl Future<Output = ()>,
-) -> GracefulShutdown {
-    let tls = TlsAcceptor::from(tls);
-    let connections = GracefulShutdown::new();
-    let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
-    http.http2().timer(TokioTimer::new());
-    let mut stop = std::pin::pin!(stop);
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = &mut stop => return connections,
-        };
-        let tcp = match accepted {
-            Ok((tcp, _peer)) => tcp,
-            Err(error) if is_the_peers(&error) => continue,
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "cannot accept connections");
-                time::sleep(PAUSE).await;
-                continue;
-            }
-        };
-        let (tls, http, routes, watcher) = (tls.clone(), http.clone(), routes.clone(), connections.watcher());
-        tokio::spawn(async move {
-            let Some(stream) = handshake(&tls, tcp).await else { return };
-            let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-            if let Err(error) = watcher.watch(connection.into_owned()).await {
-                tracing::debug!(%error, "connection ended early");
-            }
-        });
+/// HTTPS with every limit of this program, for any routes. The port is taken: nothing is left that can fail.
+pub struct Server {
+    listener: TcpListener,
+    tls: Tls,
+    slots: Arc<Semaphore>,
+    drain: DrainArgs,
+    draining: Draining,
+    metrics: Connections,
+}
+
+impl Server {
+    /// Takes the port and prepares TLS. Handshakes fail until there is a certificate.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`], which names the flag at fault.
+    pub async fn bind(args: &ServerArgs, certificate: Serving, registry: &mut Registry) -> Result<Self, ServerError> {
+        let ServerArgs { bind: address, max_connections, tls, drain } = args;
+        let tls = Tls::new(tls, certificate).await?;
+        let listener = TcpListener::bind(address).await;
+        Ok(Self {
+            listener: listener.map_err(|source| ServerError::Listen { address: *address, source })?,
+            tls,
+            slots: Arc::new(Semaphore::new(*max_connections as usize)),
+            drain: drain.clone(),
+            draining: Draining::default(),
+            metrics: Connections::new(registry),
+        })
+    }
+
+    /// Where it listens; tests bind port 0.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system cannot tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Tells whether `stop` is done, for the probe of readiness.
+    pub fn draining(&self) -> Draining {
+        self.draining.clone()
+    }
+
+    /// Serves until `stop` is done, goes on for the grace time, and then finishes what is in flight, within the deadline.
+    pub async fn serve(self, routes: Router, stop: impl Future<Output = ()>) {
+        let Self { listener, tls, slots, drain, draining, metrics } = self;
+        let connections = GracefulShutdown::new();
+        let door = Door { listener, slots, tls: tls.acceptor(), metrics };
+        let http = Http::new(routes, draining.clone(), door.slots.clone(), door.metrics.clone());
+        tokio::select! {
+            () = door.admit(Arc::new(http), &connections) => {}
+            () = tls.follow() => {}
+            () = drain.until_grace_is_over(stop, &draining) => {}
+        }
+        drop(door);
+        drain.finish(connections).await;
     }
 }
 
-async fn handshake(tls: &TlsAcceptor, tcp: TcpStream) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
-    // An answer is one small write; waiting to fill a segment costs up to 40 ms.
-    let _ = tcp.set_nodelay(true);
-    match time::timeout(HANDSHAKE, tls.accept(tcp)).await {
-        Ok(Ok(stream)) => Some(stream),
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "handshake failed");
-            None
+/// Where connections come in.
+struct Door {
+    listener: TcpListener,
+    slots: Arc<Semaphore>,
+    tls: Acceptor,
+    metrics: Connections,
+}
+
+impl Door {
+    /// Lets connections in for as long as it is asked to.
+    async fn admit(&self, http: Arc<Http>, connections: &GracefulShutdown) {
+        loop {
+            let tcp = self.next().await;
+            // Never closed. While there is no room, quiet connections are closed sooner.
+            let Ok(slot) = self.slots.clone().acquire_owned().await else { return };
+            let (http, tls, watcher) = (http.clone(), self.tls.current(), connections.watcher());
+            let open = self.metrics.opened();
+            tokio::spawn(async move {
+                http.serve(tls, tcp, watcher).await;
+                drop((open, slot));
+            });
         }
-        Err(_elapsed) => {
-            tracing::debug!("handshake timed out");
-            None
+    }
+
+    async fn next(&self) -> TcpStream {
+        loop {
+            match self.listener.accept().await {
+                Ok((tcp, _peer)) => return tcp,
+                Err(error) if is_the_peers(&error) => {}
+                Err(error) => {
+                    self.metrics.failed(ConnectionError::Accept);
+                    tracing::error!(error = &error as &dyn std::error::Error, "cannot accept connections");
+                    time::sleep(PAUSE).await;
+                }
+            }
         }
     }
 }
@@ -83,4 +167,40 @@ async fn handshake(tls: &TlsAcceptor, tcp: TcpStream) -> Option<tokio_rustls::se
 fn is_the_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Served;
+
+    #[tokio::test]
+    async fn who_finds_no_room_waits_until_a_connection_ends() {
+        let served = Served::start(&["--max-connections=2"]).await;
+        let (mut one, mut two) = (served.client().await, served.client().await);
+        let third = served.client();
+        let mut third = std::pin::pin!(third);
+        // Two answers take longer than a handshake, had it been begun.
+        for client in [&mut one, &mut two] {
+            tokio::select! {
+                _ = &mut third => panic!("there was room"),
+                answer = client.get("/") => assert!(answer.is_some()),
+            }
+        }
+        assert_eq!(served.metric("spillway_connections"), 2);
+        drop(one);
+        assert!(third.await.get("/").await.is_some());
+        assert!(two.get("/").await.is_some(), "who was busy a moment ago stays");
+    }
+
+    #[tokio::test]
+    async fn idle_strangers_do_not_keep_the_api_server_out() {
+        let served = Served::start(&["--max-connections=1"]).await;
+        let mut stranger = served.client().await;
+        assert!(stranger.get("/").await.is_some());
+        let third = served.caller().connect();
+        let third = tokio::spawn(async { third.await.unwrap().get("/").await });
+        let after = stranger.closed_after().await;
+        assert!(after.as_secs() <= 10, "{after:?}");
+        assert!(third.await.unwrap().is_some());
+    }
 }
