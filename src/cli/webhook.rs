@@ -63,6 +63,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     serving.replace(Leaf::new(certificate.load()?).context("--tls-cert-file: cannot read the certificate")?);
     runtime.start()?.block_on(async {
         let mut registry = telemetry::registry();
+        telemetry::count_panics(&mut registry);
         let bound = webhook::bind(listen, serving, &mut registry).await?;
         let cluster = kube::Config::infer().await.context("cannot find a cluster")?;
         let client = kube::Client::try_from(cluster).context("cannot make a client of the cluster")?;

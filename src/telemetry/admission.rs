@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
 
-use super::labels;
+use super::{Open, labels};
 
 labels!(RequestLabels { resource, decision });
 labels!(ReasonLabels { reason });
@@ -37,6 +37,8 @@ pub struct Admission {
     ignored_overrides: Counter,
     unusable: Family<ReasonLabels, Counter>,
     duration: Histogram,
+    in_flight: Gauge,
+    patch: Histogram,
     service_account_lookups: Family<ResultLabels, Counter>,
     namespace_misses: Counter,
 }
@@ -45,6 +47,8 @@ impl Default for Admission {
     fn default() -> Self {
         // From a tenth of a millisecond, what a decision takes, to the time the API server waits.
         const SECONDS: [f64; 10] = [0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 2.0];
+        // The five parts together come to some 1,300 bytes; who is restored to a long list of tolerations gets more.
+        const BYTES: [f64; 6] = [128.0, 256.0, 512.0, 1024.0, 2048.0, 8192.0];
         Self {
             requests: Family::default(),
             stay_reasons: Family::default(),
@@ -52,6 +56,8 @@ impl Default for Admission {
             ignored_overrides: Counter::default(),
             unusable: Family::default(),
             duration: Histogram::new(SECONDS),
+            in_flight: Gauge::default(),
+            patch: Histogram::new(BYTES),
             service_account_lookups: Family::default(),
             namespace_misses: Counter::default(),
         }
@@ -85,6 +91,8 @@ impl Admission {
             Unit::Seconds,
             metrics.duration.clone(),
         );
+        r.register("admission_in_flight", "Requests that have not been answered yet", metrics.in_flight.clone());
+        r.register_with_unit("admission_patch", "Size of the JSON patches", Unit::Bytes, metrics.patch.clone());
         r.register(
             "service_account_lookups",
             "Reads of a service account that was not in the cache, by result",
@@ -123,6 +131,18 @@ impl Admission {
         self.unusable.get_or_create(&ReasonLabels { reason }).inc();
     }
 
+    /// A request is in flight for as long as the value lives.
+    pub fn in_flight(&self) -> Open {
+        Open::one_more(&self.in_flight)
+    }
+
+    /// A pod was given this patch, or none.
+    pub fn patched(&self, patch: Option<&[u8]>) {
+        if let Some(bytes) = patch.and_then(|patch| u32::try_from(patch.len()).ok()) {
+            self.patch.observe(bytes.into());
+        }
+    }
+
     /// A request was answered.
     pub fn answered(&self, after: Duration) {
         self.duration.observe(after.as_secs_f64());
@@ -149,9 +169,16 @@ mod tests {
         let metrics = Admission::new(&mut registry);
         metrics.decided(Resource::Pods, "prefer");
         metrics.answered(Duration::from_micros(80));
+        metrics.patched(Some(&[0; 300]));
+        metrics.patched(None);
+        let in_flight = metrics.in_flight();
         let text = crate::telemetry::encode(&registry);
         assert!(text.contains(r#"spillway_admission_requests_total{resource="pods",decision="prefer"} 1"#), "{text}");
         assert!(text.contains("spillway_admission_duration_seconds_count 1"), "{text}");
         assert!(text.contains("spillway_build_info{version="), "{text}");
+        assert!(text.contains("spillway_admission_patch_bytes_sum 300"), "{text}");
+        assert!(text.contains("spillway_admission_in_flight 1"), "{text}");
+        drop(in_flight);
+        assert!(crate::telemetry::encode(&registry).contains("spillway_admission_in_flight 0"));
     }
 }

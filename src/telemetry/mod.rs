@@ -4,9 +4,11 @@
 mod admission;
 mod connections;
 pub mod logs;
+mod panics;
 
 pub use admission::{Admission, Resource};
 pub use connections::{ConnectionError, Connections, Open};
+pub use panics::count_panics;
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 
 /// Labels with words of closed sets.

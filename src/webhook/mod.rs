@@ -3,6 +3,7 @@
 mod accept;
 mod connection;
 mod drain;
+mod guard;
 mod remarks;
 mod review;
 #[cfg(test)]

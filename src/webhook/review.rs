@@ -3,10 +3,7 @@
 //! Whatever goes wrong, the pod is admitted unchanged. A body from which not even a UID can be read gets a 4xx, which the
 //! webhook's `failurePolicy: Ignore` turns into the same.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::{Bytes, to_bytes},
@@ -14,8 +11,16 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use tokio::{
+    sync::SemaphorePermit,
+    time::{self, Instant},
+};
 
-use super::{App, remarks};
+use super::{
+    App,
+    guard::{self, json, shown, unchanged},
+    remarks,
+};
 use crate::{
     admission::{self, Remarks, Request, Unusable},
     burst::{self, Decision, Facts, Outcome, Part, ServiceAccount, Verdict},
@@ -29,32 +34,38 @@ use crate::{
 /// envelope take some more: kubernetes-sigs/controller-runtime `pkg/webhook/admission/http.go` comes to the same figure.
 const BODY_LIMIT: usize = 7 * 1024 * 1024;
 
-/// The API server waits two seconds for the whole answer (`timeoutSeconds`), so a body that takes longer is not worth having.
-const BODY_TIME: Duration = Duration::from_secs(2);
+/// How long a body may take: a part of [`guard::BUDGET`]. 7 MiB in a second is 60 Mbit/s.
+const BODY_TIME: Duration = Duration::from_secs(1);
 
-/// What all bodies that are being read may take together, in units of [`UNIT`]: 32 MiB, twice that while they are joined. It
-/// keeps the memory bounded when many large bodies come at once; ordinary reviews have some ten kilobytes and never wait.
+/// What all bodies may take together from their first byte to their answer, in units of [`UNIT`]: 32 MiB, twice that while they are
+/// joined. It keeps the memory bounded when many large bodies come at once; ordinary reviews have some ten kilobytes and never wait.
 pub(super) const BODY_BUDGET: usize = 32 * 1024 * 1024 / UNIT;
 const UNIT: usize = 64 * 1024;
 
 /// `POST /mutate-v1-pod`
 pub(super) async fn mutate_pod(State(app): State<Arc<App>>, request: extract::Request) -> Response {
     let started = Instant::now();
+    let _in_flight = app.metrics.in_flight();
     let response = match read_body(&app, request).await {
         Err(refusal) => refuse(&app, refusal),
-        Ok(body) => match admission::parse(&body) {
-            Ok(request) => json(answer(&app, &request).await),
-            Err(why) => unusable(&app, &body, &why),
-        },
+        Ok((body, _share)) => guard::answered(&app.metrics, &body, started + guard::BUDGET, review(&app, &body)).await,
     };
     app.metrics.answered(started.elapsed());
     response
 }
 
+async fn review(app: &App, body: &[u8]) -> Response {
+    match admission::parse(body) {
+        Ok(request) => json(answer(app, &request).await),
+        Err(why) => unusable(app, body, &why),
+    }
+}
+
 /// A request that is refused before its body is looked at.
 type Refusal = (StatusCode, &'static str, &'static str);
 
-async fn read_body(app: &App, request: extract::Request) -> Result<Bytes, Refusal> {
+/// The body, with its share of the budget.
+async fn read_body(app: &App, request: extract::Request) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Refusal> {
     if !is_json(request.headers()) {
         return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", "expected content type application/json\n"));
     }
@@ -62,11 +73,11 @@ async fn read_body(app: &App, request: extract::Request) -> Result<Bytes, Refusa
     let read = async {
         let units = u32::try_from(units).unwrap_or(u32::MAX);
         // The budget is never closed; without a permit the body would only be read without its share.
-        let _share = app.body_budget.acquire_many(units).await;
-        to_bytes(request.into_body(), BODY_LIMIT).await
+        let share = app.body_budget.acquire_many(units).await.ok();
+        Ok((to_bytes(request.into_body(), BODY_LIMIT).await?, share))
     };
-    match tokio::time::timeout(BODY_TIME, read).await {
-        Err(_elapsed) => Err((StatusCode::REQUEST_TIMEOUT, "slow_body", "the body took longer than 2 s\n")),
+    match time::timeout(BODY_TIME, read).await {
+        Err(_elapsed) => Err((StatusCode::REQUEST_TIMEOUT, "slow_body", "the body took longer than 1 s\n")),
         Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) if is_length_limit(&error) => {
             Err((StatusCode::PAYLOAD_TOO_LARGE, "too_large", "the body is larger than 7 MiB\n"))
@@ -101,17 +112,12 @@ fn refuse(app: &App, (status, reason, message): Refusal) -> Response {
 fn unusable(app: &App, body: &[u8], why: &Unusable) -> Response {
     app.metrics.unusable(why.reason());
     let uid = admission::recover_uid(body);
-    // A UID has 36 characters; what a stranger sends may have millions.
-    let shown = uid.as_deref().map(|uid| uid.chars().take(64).collect::<String>());
+    let shown = uid.as_deref().map(shown);
     tracing::warn!(reason = why.reason(), error = why as &dyn std::error::Error, uid = shown, "unusable request");
     match uid {
-        Some(uid) => json(admission::allow(&uid, None, &Remarks::default())),
+        Some(uid) => unchanged(&uid),
         None => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
     }
-}
-
-fn json(body: Vec<u8>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
@@ -127,7 +133,7 @@ async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
     let pod = &request.pod;
     let overrides = Overrides::read(pod.annotations());
     let settings = app.configuration.settings(&namespace.profile, &namespace.overrides, &overrides);
-    let service_account = service_account(app, &request.namespace, pod, settings.as_ref()).await;
+    let service_account = service_account(app, request, settings.as_ref()).await;
     let snapshot = app.cluster.snapshot();
     let facts = Facts {
         service_account,
@@ -140,6 +146,7 @@ async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
     let decision = burst::decide(pod, settings.as_ref(), &facts);
     let patch = burst::json_patch(pod, &decision);
     report(app, request, settings.as_ref(), &decision);
+    app.metrics.patched(patch.as_deref());
     admission::allow(&request.uid, patch.as_deref(), &remarks(request, settings.as_ref(), &decision))
 }
 
@@ -159,12 +166,14 @@ fn answer_update(app: &App, request: &Request<'_>, old: &Pod<'_>) -> Vec<u8> {
         dry_run = request.dry_run,
         "pod restored",
     );
+    app.metrics.patched(Some(&patch));
     let remarks = Remarks { warnings: Vec::new(), audit: vec![("restored", added)] };
     admission::allow(&request.uid, Some(&patch), &remarks)
 }
 
 /// Looks the service account up if the decision depends on it. On failure the pod goes without the label, and that is counted.
-async fn service_account(app: &App, namespace: &str, pod: &Pod<'_>, settings: Option<&Settings<'_>>) -> ServiceAccount {
+async fn service_account(app: &App, request: &Request<'_>, settings: Option<&Settings<'_>>) -> ServiceAccount {
+    let Request { uid, namespace, pod, .. } = request;
     if !settings.is_some_and(|settings| burst::needs_service_account(pod, settings)) {
         return ServiceAccount::Unknown;
     }
@@ -177,7 +186,8 @@ async fn service_account(app: &App, namespace: &str, pod: &Pod<'_>, settings: Op
         }
         Lookup::Read(Err(error)) => {
             app.metrics.service_account_looked_up(error.result());
-            tracing::warn!(namespace, name, error = &error as &dyn std::error::Error, "service account unknown");
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(uid = &**uid, namespace = &**namespace, name, error, "service account unknown");
             ServiceAccount::Unknown
         }
     }
@@ -222,4 +232,67 @@ fn report(app: &App, request: &Request<'_>, settings: Option<&Settings<'_>>, dec
         dry_run = request.dry_run,
         "pod reviewed",
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::{
+        Router,
+        body::Body,
+        http::{self, Request as HttpRequest},
+    };
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::{cluster::Cluster, config::Configuration, telemetry::Admission};
+
+    /// An app whose API server never answers, and its routes.
+    fn app() -> (Arc<App>, Router) {
+        let never = tower::service_fn(|_: HttpRequest<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, Infallible>>()
+        });
+        let configuration = Configuration::default();
+        let cluster = Cluster::follow(kube::Client::new(never, "default"), &configuration.virtual_nodes.selector);
+        let app = Arc::new(App::new(configuration, cluster, Admission::default()));
+        (app.clone(), super::super::routes(app))
+    }
+
+    fn post(body: Body) -> HttpRequest<Body> {
+        HttpRequest::post("/mutate-v1-pod").header(header::CONTENT_TYPE, "application/json").body(body).unwrap()
+    }
+
+    const REVIEW: &str = r#"{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"uid":"u-1",
+        "kind":{"group":"","version":"v1","kind":"Pod"},"operation":"CREATE","namespace":"shop",
+        "object":{"metadata":{},"spec":{"containers":[]}}}}"#;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_is_given_up_before_the_api_server_gives_up() {
+        let (_app, routes) = app();
+        let trickle = futures_util::stream::unfold((), async |()| {
+            time::sleep(Duration::from_millis(100)).await;
+            Some((Ok::<_, Infallible>(Bytes::from_static(b" ")), ()))
+        });
+        let start = Instant::now();
+        let answer = routes.oneshot(post(Body::from_stream(trickle))).await.unwrap();
+        assert_eq!((answer.status(), start.elapsed()), (StatusCode::REQUEST_TIMEOUT, BODY_TIME));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_panic_the_next_request_is_served() {
+        let (app, routes) = app();
+        let panics = async {
+            let _seen = app.cluster.snapshot();
+            let _share = app.body_budget.acquire_many(u32::try_from(BODY_BUDGET).unwrap()).await;
+            panic!("a bug")
+        };
+        guard::answered(&app.metrics, REVIEW.as_bytes(), Instant::now() + guard::BUDGET, panics).await;
+        let start = Instant::now();
+        let answer = routes.oneshot(post(REVIEW.into())).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(start.elapsed().as_millis(), 100, "waited for the namespace only");
+        let body = to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        assert!(String::from_utf8_lossy(&body).contains(r#""uid":"u-1","allowed":true"#));
+    }
 }
