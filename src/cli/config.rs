@@ -5,11 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use clap::Subcommand;
 
 use super::{Ended, print_out};
-use crate::config::{self, Configuration, file::SpillwayConfiguration};
+use crate::{
+    config::{Configuration, file::SpillwayConfiguration},
+    reload::configuration,
+};
 
 /// Check or show the SpillwayConfiguration file
 #[derive(Debug, Subcommand)]
@@ -52,14 +55,7 @@ pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
 /// Reads a configuration file; without one, the built-in defaults.
 pub(super) fn load(file: Option<&Path>) -> anyhow::Result<Configuration> {
     let Some(file) = file else { return Ok(Configuration::default()) };
-    let text = read_text(file)?;
-    config::parse(&text).map_err(|error| match error.position {
-        Some((line, column)) => {
-            let message = config::ConfigError { position: None, ..error };
-            anyhow!("{}:{line}:{column}: {message}", file.display())
-        }
-        None => anyhow!("{}: {error}", file.display()),
-    })
+    Ok(configuration::parse(file, &read_text(file)?)?)
 }
 
 /// The text of a file, or of standard input for `-`.

@@ -1,12 +1,18 @@
-//! What the two long-running commands share: their runtime, and how they are asked to end.
+//! What the two long-running commands share: their runtime, their configuration, and how they are asked to end.
 
-use std::{num::NonZeroUsize, thread::available_parallelism};
+use std::{num::NonZeroUsize, path::Path, sync::Arc, thread::available_parallelism};
 
 use anyhow::Context;
+use prometheus_client::registry::Registry;
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
+    sync::{oneshot, watch},
+};
+
+use crate::{
+    reload::configuration::{ConfigurationFile, InForce, LoadError},
+    telemetry::{ConfigurationMetrics, logs},
 };
 
 /// How to run.
@@ -33,6 +39,26 @@ impl RuntimeArgs {
         tracing::debug!(workers, "runtime started");
         Ok(runtime)
     }
+}
+
+/// The configuration, which is followed from now on, as is what it says about the log; `failed` is told when the file has become
+/// one that cannot be used. Without a file, the built-in defaults.
+pub(super) async fn configuration(
+    file: Option<&Path>,
+    filter: logs::Filter,
+    registry: &mut Registry,
+    failed: impl FnMut(&LoadError) + Send + 'static,
+) -> anyhow::Result<InForce> {
+    let metrics = ConfigurationMetrics::new(registry);
+    let Some(file) = file else {
+        metrics.replaced();
+        return Ok(watch::channel(Arc::default()).1);
+    };
+    let file = ConfigurationFile::load(file, metrics).await?;
+    let in_force = file.in_force();
+    tokio::spawn(filter.follow(in_force.clone()));
+    tokio::spawn(file.follow(failed));
+    Ok(in_force)
 }
 
 /// SIGTERM, which the kubelet sends, and SIGINT, which Ctrl-C sends.

@@ -8,11 +8,11 @@ use clap::builder::BoolishValueParser;
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 
-use super::{Ended, config, process};
+use super::{Ended, process};
 use crate::{
     certs::{self, Leaf, Serving},
     cluster::Cluster,
-    telemetry::{self, Admission, logs},
+    telemetry::{self, Admission, Caches, logs},
     webhook::{self, App, ListenArgs},
 };
 
@@ -57,17 +57,17 @@ struct CertificateArgs {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let Args { config, listen, certificate, runtime, logs } = args;
-    logs::start(logs);
-    let configuration = config::load(config.as_deref())?;
-    let serving = Serving::default();
-    serving.replace(Leaf::new(certificate.load()?).context("--tls-cert-file: cannot read the certificate")?);
+    let filter = logs::start(logs);
     runtime.start()?.block_on(async {
         let mut registry = telemetry::registry();
         telemetry::count_panics(&mut registry);
+        let configuration = process::configuration(config.as_deref(), filter, &mut registry, |_| {}).await?;
+        let serving = Serving::default();
+        serving.replace(Leaf::new(certificate.load()?).context("--tls-cert-file: cannot read the certificate")?);
         let bound = webhook::bind(listen, serving, &mut registry).await?;
         let cluster = kube::Config::infer().await.context("cannot find a cluster")?;
         let client = kube::Client::try_from(cluster).context("cannot make a client of the cluster")?;
-        let cluster = Cluster::follow(client, &configuration.virtual_nodes.selector);
+        let cluster = Cluster::follow(client, configuration.clone(), &Caches::new(&mut registry));
         let app = Arc::new(App::new(configuration, cluster, Admission::new(&mut registry)));
         let signals = process::Signals::listen()?;
         tracing::info!(webhook = %bound.webhook_address()?, admin = %bound.admin_address()?, "listening");

@@ -10,7 +10,7 @@ use kube::{Api, Client};
 pub use snapshot::{Namespace, Snapshot, network_policy};
 use tokio::{sync, time};
 
-use crate::{burst::ServiceAccount, config::Selector};
+use crate::{burst::ServiceAccount, reload::configuration::InForce, telemetry::Caches};
 
 /// How long a pod may wait for its namespace to appear in the cache. Nothing is asked of the API server meanwhile: the
 /// watch that brings the namespace is under way already.
@@ -63,10 +63,10 @@ pub enum Lookup {
 impl Cluster {
     /// Starts to follow the cluster. Returns at once; [`Cluster::unsynced`] says what has yet to arrive.
     ///
-    /// `virtual_nodes` is the label of virtual nodes. Must be called within a tokio runtime. The watches end when the view is
-    /// dropped.
-    pub fn follow(client: Client, virtual_nodes: &Selector) -> Self {
-        let snapshot = watch::follow(&client, virtual_nodes);
+    /// The configuration says which nodes are virtual, and is followed too. Must be called within a tokio runtime. The watches end
+    /// when the view is dropped.
+    pub fn follow(client: Client, configuration: InForce, metrics: &Caches) -> Self {
+        let snapshot = watch::follow(&client, configuration, metrics);
         Self { client, snapshot }
     }
 
@@ -187,5 +187,61 @@ mod tests {
         let (seen, ()) = tokio::join!(cluster.namespace("shop"), arrival);
         assert_eq!(seen.unwrap().profile, "enabled");
         assert!(start.elapsed() < NAMESPACE_WAIT);
+    }
+
+    /// An API server with nothing but a node for each selector that is asked for, and watches that never report anything.
+    async fn one_node_each(request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
+        let query = request.uri().query().unwrap_or_default();
+        if query.contains("watch=true") {
+            return std::future::pending().await;
+        }
+        let selector = query.split('&').find_map(|pair| pair.strip_prefix("labelSelector="));
+        let items = match selector.filter(|_| request.uri().path() == "/api/v1/nodes") {
+            Some(selector) => format!(r#"{{"metadata":{{"name":"{selector}"}}}}"#),
+            None => String::new(),
+        };
+        // The new list takes its time.
+        time::sleep(Duration::from_secs(1)).await;
+        Ok(http::Response::new(Body::from(
+            format!(r#"{{"metadata":{{"resourceVersion":"1"}},"items":[{items}]}}"#).into_bytes(),
+        )))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_selector_lists_the_virtual_nodes_anew_and_forgets_the_old_ones_only_then() {
+        let of = |selector: &str| {
+            let file = format!(
+                "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\nvirtualNodes: {{selector: {selector}}}"
+            );
+            Arc::new(crate::config::parse(&file).unwrap())
+        };
+        let (change, configuration) = sync::watch::channel(of("type=one"));
+        let client = Client::new(tower::service_fn(one_node_each), "default");
+        let mut registry = crate::telemetry::registry();
+        let mut cluster = Cluster::follow(client, configuration, &Caches::new(&mut registry));
+        let text = crate::telemetry::encode(&registry);
+        assert!(text.contains(r#"spillway_cache_synced{cache="virtual nodes"} 0"#), "{text}");
+
+        let names =
+            |snapshot: &Snapshot| snapshot.virtual_nodes().iter().map(|node| node.name.clone()).collect::<Vec<_>>();
+        cluster.snapshot.wait_for(|snapshot| snapshot.unsynced().is_empty()).await.unwrap();
+        assert_eq!(names(&cluster.snapshot()), ["type%3Done"]);
+        let text = crate::telemetry::encode(&registry);
+        assert!(text.contains(r#"spillway_cache_synced{cache="virtual nodes"} 1"#), "{text}");
+
+        change.send_replace(of("type=two"));
+        let start = Instant::now();
+        loop {
+            cluster.snapshot.changed().await.unwrap();
+            assert_eq!(cluster.unsynced(), <[&str; 0]>::default(), "readiness does not flap");
+            match names(&cluster.snapshot()).as_slice() {
+                [node] if node == "type%3Dtwo" => break,
+                nodes => assert_eq!(nodes, ["type%3Done"]),
+            }
+        }
+        assert_eq!(start.elapsed().as_secs(), 1);
+        // Another change that does not concern nodes makes no new list.
+        change.send_replace(of("type=two}\nlogging: {level: debug"));
+        assert!(time::timeout(Duration::from_secs(60), cluster.snapshot.changed()).await.is_err());
     }
 }

@@ -19,7 +19,12 @@ use super::snapshot::{
     Snapshot, put_namespace, put_network_policy, put_node, put_service_account, remove_namespace,
     remove_network_policy, remove_node, remove_service_account,
 };
-use crate::config::{BURST_LABEL, DISABLED, Selector};
+use crate::{
+    config::{BURST_LABEL, DISABLED},
+    eligibility::VirtualNode,
+    reload::configuration::InForce,
+    telemetry::{CacheMetrics, Caches},
+};
 
 /// Objects in one page of a list. Small pages keep the peak of memory small.
 const PAGE: u32 = 100;
@@ -27,12 +32,11 @@ const PAGE: u32 = 100;
 type Publish = Arc<watch::Sender<Arc<Snapshot>>>;
 
 /// Starts the watches; they end when the receiver is gone.
-pub(super) fn follow(client: &Client, virtual_nodes: &Selector) -> watch::Receiver<Arc<Snapshot>> {
+pub(super) fn follow(client: &Client, configuration: InForce, metrics: &Caches) -> watch::Receiver<Arc<Snapshot>> {
     let (publish, snapshot) = watch::channel(Arc::default());
     let publish = Arc::new(publish);
     let all = || Config::default().page_size(PAGE);
     let opted_in = all().labels(&format!("{BURST_LABEL},{BURST_LABEL}!={DISABLED}"));
-    let virtual_only = all().labels(&String::from(virtual_nodes.clone()));
 
     let namespaces = Cache {
         name: "namespaces",
@@ -58,11 +62,34 @@ pub(super) fn follow(client: &Client, virtual_nodes: &Selector) -> watch::Receiv
         remove: remove_network_policy,
         slot: |snapshot| &mut snapshot.network_policies,
     };
-    tokio::spawn(namespaces.follow(Api::all(client.clone()), opted_in, publish.clone()));
-    tokio::spawn(accounts.follow(Api::all(client.clone()), all(), publish.clone()));
-    tokio::spawn(nodes.follow(Api::all(client.clone()), virtual_only, publish.clone()));
-    tokio::spawn(policies.follow(Api::all(client.clone()), all(), publish));
+    let (namespaces, accounts) = (namespaces.with(client, &publish, metrics), accounts.with(client, &publish, metrics));
+    let (nodes, policies) = (nodes.with(client, &publish, metrics), policies.with(client, &publish, metrics));
+    tokio::spawn(async move { namespaces.follow(opted_in).await });
+    tokio::spawn(async move { accounts.follow(all()).await });
+    tokio::spawn(async move { policies.follow(all()).await });
+    tokio::spawn(follow_virtual_nodes(nodes, configuration));
     snapshot
+}
+
+/// Follows the nodes that the configuration in force selects. What is known of the others stays until the new list is complete.
+async fn follow_virtual_nodes(
+    nodes: Following<Vec<VirtualNode>, PartialObjectMeta<v1::Node>>,
+    mut configuration: InForce,
+) {
+    loop {
+        let selector = configuration.borrow_and_update().virtual_nodes.selector.clone();
+        let selected = Config::default().page_size(PAGE).labels(&String::from(selector.clone()));
+        let another = async {
+            // Without anyone who could change the configuration, it stays as it is.
+            if configuration.wait_for(|now| now.virtual_nodes.selector != selector).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = nodes.follow(selected) => return,
+            () = another => tracing::info!("virtual nodes are selected by another label now, listing them anew"),
+        }
+    }
 }
 
 fn metadata<K>(object: PartialObjectMeta<K>) -> ObjectMeta {
@@ -77,42 +104,66 @@ struct Cache<M, K> {
     slot: fn(&mut Snapshot) -> &mut Option<Arc<M>>,
 }
 
-impl<M: Default + Clone, K> Cache<M, K> {
-    async fn follow(self, api: Api<K>, config: Config, publish: Publish)
-    where
-        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-    {
-        let cache = self.name;
-        let mut events = watcher(api, config).default_backoff().boxed();
+/// The same with where it comes from and goes to.
+struct Following<M, K> {
+    cache: Cache<M, K>,
+    api: Api<K>,
+    publish: Publish,
+    metrics: CacheMetrics,
+}
+
+impl<M, K: Resource<DynamicType = ()>> Cache<M, K> {
+    fn with(self, client: &Client, publish: &Publish, metrics: &Caches) -> Following<M, K> {
+        let metrics = metrics.of(self.name);
+        Following { cache: self, api: Api::all(client.clone()), publish: publish.clone(), metrics }
+    }
+}
+
+impl<M, K> Following<M, K>
+where
+    M: Default + Clone,
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    /// Follows what this selects, until nobody wants the snapshot any more.
+    async fn follow(&self, config: Config) {
+        let Cache { name, put, remove, .. } = &self.cache;
+        let mut events = watcher(self.api.clone(), config).default_backoff().boxed();
         // What a list has brought so far. It replaces the old content only when it is complete.
         let mut listed = M::default();
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
-                () = publish.closed() => return,
+                () = self.publish.closed() => return,
             };
             match event {
                 None => return,
                 Some(Err(error)) => {
-                    tracing::warn!(cache, error = &error as &dyn std::error::Error, "watch interrupted, trying again");
+                    self.metrics.interrupted();
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(cache = name, error, "watch interrupted, trying again");
                 }
                 Some(Ok(Event::Init)) => listed = M::default(),
-                Some(Ok(Event::InitApply(object))) => (self.put)(&mut listed, object),
+                Some(Ok(Event::InitApply(object))) => put(&mut listed, object),
                 Some(Ok(Event::InitDone)) => {
-                    let complete = Arc::new(std::mem::take(&mut listed));
-                    publish.send_modify(|snapshot| *(self.slot)(Arc::make_mut(snapshot)) = Some(complete));
-                    tracing::debug!(cache, "cache filled");
+                    self.fill(Arc::new(std::mem::take(&mut listed)));
+                    self.metrics.filled();
+                    tracing::debug!(cache = name, "cache filled");
                 }
-                Some(Ok(Event::Apply(object))) => self.change(&publish, |content| (self.put)(content, object)),
-                Some(Ok(Event::Delete(object))) => self.change(&publish, |content| (self.remove)(content, &object)),
+                Some(Ok(Event::Apply(object))) => self.change(|content| put(content, object)),
+                Some(Ok(Event::Delete(object))) => self.change(|content| remove(content, &object)),
             }
         }
     }
 
+    fn fill(&self, complete: Arc<M>) {
+        self.publish.send_modify(|snapshot| *(self.cache.slot)(Arc::make_mut(snapshot)) = Some(complete));
+    }
+
     /// Changes the published content: in place while nobody else holds it, else a copy.
-    fn change(&self, publish: &watch::Sender<Arc<Snapshot>>, change: impl FnOnce(&mut M)) {
-        publish.send_modify(|snapshot| {
-            let content = (self.slot)(Arc::make_mut(snapshot));
+    fn change(&self, change: impl FnOnce(&mut M)) {
+        self.metrics.heard();
+        self.publish.send_modify(|snapshot| {
+            let content = (self.cache.slot)(Arc::make_mut(snapshot));
             change(Arc::make_mut(content.get_or_insert_default()));
         });
     }

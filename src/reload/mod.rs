@@ -1,5 +1,7 @@
 //! Files that change under a running program, such as those of a ConfigMap or Secret volume.
 
+pub mod configuration;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},

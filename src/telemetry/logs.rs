@@ -2,9 +2,12 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload::Handle};
 
-use crate::config::nearest;
+use crate::{
+    config::{LogLevel, nearest},
+    reload::configuration::InForce,
+};
 
 /// How much to log, from nothing to everything.
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
@@ -42,19 +45,57 @@ fn parse_level(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
+/// What is logged, as long as the program runs.
+pub struct Filter {
+    by_flag: EnvFilter,
+    set: Box<dyn Fn(EnvFilter) + Send>,
+}
+
 /// Starts logging. Called once; a second call changes nothing.
-pub fn start(args: &LogArgs) {
+pub fn start(args: &LogArgs) -> Filter {
+    fn setter<S: 'static>(handle: Handle<EnvFilter, S>) -> Box<dyn Fn(EnvFilter) + Send> {
+        // Fails only when logging has ended.
+        Box::new(move |filter| drop(handle.reload(filter)))
+    }
     let LogArgs { log_level, log_format } = args;
+    let by_flag = EnvFilter::new(log_level);
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(log_level))
+        .with_env_filter(by_flag.clone())
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
-    let started = match log_format {
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-        LogFormat::Text => builder.try_init(),
+    let (started, set) = match log_format {
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let set = setter(builder.reload_handle());
+            (builder.try_init(), set)
+        }
+        LogFormat::Text => {
+            let builder = builder.with_filter_reloading();
+            let set = setter(builder.reload_handle());
+            (builder.try_init(), set)
+        }
     };
     if started.is_err() {
         tracing::debug!("logging was started before");
+    }
+    Filter { by_flag, set }
+}
+
+impl Filter {
+    /// Does what the configuration says, for as long as it is asked to; where it says nothing, what the flag said.
+    pub async fn follow(self, mut configuration: InForce) {
+        let mut in_force = None;
+        loop {
+            let wanted = configuration.borrow_and_update().logging.level;
+            if wanted != in_force {
+                (self.set)(wanted.map_or_else(|| self.by_flag.clone(), |level| EnvFilter::new(level.as_str())));
+                tracing::info!(level = wanted.map_or("by flag", LogLevel::as_str), "log level changed");
+                in_force = wanted;
+            }
+            if configuration.changed().await.is_err() {
+                return;
+            }
+        }
     }
 }
 

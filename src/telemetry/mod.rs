@@ -2,11 +2,15 @@
 //! closed sets only.
 
 mod admission;
+mod caches;
+mod configuration;
 mod connections;
 pub mod logs;
 mod panics;
 
 pub use admission::{Admission, Resource};
+pub use caches::{CacheMetrics, Caches};
+pub use configuration::ConfigurationMetrics;
 pub use connections::{ConnectionError, Connections, Open};
 pub use panics::count_panics;
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
@@ -21,6 +25,11 @@ macro_rules! labels {
 use labels;
 
 labels!(BuildLabels { version });
+
+/// The time for a gauge, in seconds since 1970.
+fn now() -> i64 {
+    time::OffsetDateTime::now_utc().unix_timestamp()
+}
 
 /// A registry that only says which program this is.
 pub fn registry() -> Registry {

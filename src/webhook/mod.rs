@@ -25,14 +25,14 @@ use crate::{
     admin::{self, Admin, AdminArgs},
     certs::Serving,
     cluster::Cluster,
-    config::Configuration,
+    reload::configuration::InForce,
     telemetry::Admission,
 };
 
 /// What the requests need.
 pub struct App {
     /// The configuration in force.
-    pub configuration: Configuration,
+    pub configuration: InForce,
     /// What is known of the cluster.
     pub cluster: Cluster,
     /// Where requests are counted.
@@ -42,7 +42,7 @@ pub struct App {
 
 impl App {
     /// An app that has served no request yet.
-    pub fn new(configuration: Configuration, cluster: Cluster, metrics: Admission) -> Self {
+    pub fn new(configuration: InForce, cluster: Cluster, metrics: Admission) -> Self {
         Self { configuration, cluster, metrics, body_budget: Semaphore::new(review::BODY_BUDGET) }
     }
 }

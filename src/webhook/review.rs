@@ -25,7 +25,7 @@ use crate::{
     admission::{self, Remarks, Request, Unusable},
     burst::{self, Decision, Facts, Outcome, Part, ServiceAccount, Verdict},
     cluster::Lookup,
-    config::{Overrides, Settings},
+    config::{Configuration, Overrides, Settings},
     pod::Pod,
     telemetry::Resource,
 };
@@ -121,8 +121,10 @@ fn unusable(app: &App, body: &[u8], why: &Unusable) -> Response {
 }
 
 async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
+    // Taken once: what is decided here rests on one configuration.
+    let configuration = app.configuration.borrow().clone();
     if let Some(old) = &request.old {
-        return answer_update(app, request, old);
+        return answer_update(app, &configuration, request, old);
     }
     let Some(namespace) = app.cluster.namespace(&request.namespace).await else {
         app.metrics.namespace_missed();
@@ -132,7 +134,7 @@ async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
     };
     let pod = &request.pod;
     let overrides = Overrides::read(pod.annotations());
-    let settings = app.configuration.settings(&namespace.profile, &namespace.overrides, &overrides);
+    let settings = configuration.settings(&namespace.profile, &namespace.overrides, &overrides);
     let service_account = service_account(app, request, settings.as_ref()).await;
     let snapshot = app.cluster.snapshot();
     let facts = Facts {
@@ -151,8 +153,8 @@ async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
 }
 
 /// Puts back what a re-applied pod has dropped.
-fn answer_update(app: &App, request: &Request<'_>, old: &Pod<'_>) -> Vec<u8> {
-    let Some(patch) = burst::restore(&request.pod, old, &app.configuration.virtual_nodes) else {
+fn answer_update(app: &App, configuration: &Configuration, request: &Request<'_>, old: &Pod<'_>) -> Vec<u8> {
+    let Some(patch) = burst::restore(&request.pod, old, &configuration.virtual_nodes) else {
         app.metrics.decided(Resource::Pods, "none");
         return admission::allow(&request.uid, None, &Remarks::default());
     };
@@ -243,18 +245,23 @@ mod tests {
         body::Body,
         http::{self, Request as HttpRequest},
     };
+    use tokio::sync::watch;
     use tower::ServiceExt;
 
     use super::*;
-    use crate::{cluster::Cluster, config::Configuration, telemetry::Admission};
+    use crate::{
+        cluster::Cluster,
+        telemetry::{Admission, Caches},
+    };
 
     /// An app whose API server never answers, and its routes.
     fn app() -> (Arc<App>, Router) {
         let never = tower::service_fn(|_: HttpRequest<kube::client::Body>| {
             std::future::pending::<Result<http::Response<kube::client::Body>, Infallible>>()
         });
-        let configuration = Configuration::default();
-        let cluster = Cluster::follow(kube::Client::new(never, "default"), &configuration.virtual_nodes.selector);
+        let (_, configuration) = watch::channel(Arc::default());
+        let client = kube::Client::new(never, "default");
+        let cluster = Cluster::follow(client, configuration.clone(), &Caches::default());
         let app = Arc::new(App::new(configuration, cluster, Admission::default()));
         (app.clone(), super::super::routes(app))
     }
