@@ -53,7 +53,7 @@ impl Drill {
         let plane = self.sandbox.plane;
         let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-webhook");
         let arguments = ["--drain-grace", "1s", "--drain-deadline", "5s"];
-        let replica = Webhook::start_with(plane, name, &kubeconfig, &self.pair, &arguments);
+        let replica = Webhook::start_replica(plane, name, &kubeconfig, &self.pair, &arguments);
         self.service.add(&replica);
         eventually("the service to send to the replica", || self.service.sends_to(replica.address).then_some(()));
         replica

@@ -8,6 +8,7 @@
 mod harness;
 
 mod admission;
+mod configuration;
 mod drills;
 mod explain;
 mod guard;
@@ -20,6 +21,7 @@ mod reasons;
 mod reinvocation;
 mod scheduler;
 mod scope;
+mod serving;
 mod switch;
 mod unusable;
 

@@ -1,11 +1,13 @@
 //! Requests that are no usable AdmissionReview: each is answered, counted, and forgotten.
 
+use std::path::PathBuf;
+
 use axum::body::Bytes;
 use serde_json::{Value, json};
 
 use crate::{
     admission::pod,
-    harness::{Webhook, control_plane, eventually},
+    harness::{Webhook, control_plane},
 };
 
 /// What an answer must be.
@@ -17,7 +19,7 @@ enum Expect {
 }
 use Expect::{Allowed, Refused};
 
-fn review(namespace: &str) -> Value {
+pub(crate) fn review(namespace: &str) -> Value {
     json!({
         "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1",
         "request": {"uid": "u-1", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE",
@@ -164,10 +166,13 @@ async fn huge_bodies_do_not_cost_huge_memory() {
 
 /// A webhook of this test's own, so that it counts nothing but this test's requests.
 fn webhook(name: &str) -> (Webhook, String) {
+    let (kubeconfig, namespace) = place();
+    (Webhook::start(name, &kubeconfig).ready(), namespace)
+}
+
+/// The kubeconfig of the webhook's own account, and a namespace that has opted in.
+pub(crate) fn place() -> (PathBuf, String) {
     crate::harness::spillway();
     let plane = control_plane();
-    let namespace = plane.namespace(Some("enabled")).name;
-    let webhook = Webhook::start(name, &plane.kubeconfig_for("spillway-system", "spillway-webhook"));
-    eventually("the webhook to be ready", || (webhook.admin("/readyz").0 == 200).then_some(()));
-    (webhook, namespace)
+    (plane.kubeconfig_for("spillway-system", "spillway-webhook"), plane.namespace(Some("enabled")).name)
 }

@@ -38,47 +38,83 @@ pub(crate) struct Webhook {
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) ca: String,
+    log: PathBuf,
     tether: Child,
 }
 
 impl Webhook {
     /// Starts the program with this kubeconfig.
     pub(crate) fn start(name: &str, kubeconfig: &Path) -> Self {
-        let pair = Pair::make(&control_plane().dir.join(name));
-        Self::start_with(control_plane(), name, kubeconfig, &pair, &[])
+        Self::start_with(name, kubeconfig, &[])
     }
 
-    /// The same with a certificate that others serve too, and with further arguments.
-    pub(crate) fn start_with(
+    /// The same with more flags.
+    pub(crate) fn start_with(name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
+        Self::start_as(&[], name, kubeconfig, flags)
+    }
+
+    /// The same through another program, which gets the whole command line.
+    pub(crate) fn start_as(through: &[&str], name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
+        let plane = control_plane();
+        let pair = Pair::make(&plane.dir.join(name));
+        Self::launch(plane, through, name, kubeconfig, Some(&pair), flags)
+    }
+
+    /// Starts one of several that serve the same certificate.
+    pub(crate) fn start_replica(
         plane: &ControlPlane,
         name: &str,
         kubeconfig: &Path,
         pair: &Pair,
-        arguments: &[&str],
+        flags: &[&str],
+    ) -> Self {
+        Self::launch(plane, &[], name, kubeconfig, Some(pair), flags)
+    }
+
+    fn launch(
+        plane: &ControlPlane,
+        through: &[&str],
+        name: &str,
+        kubeconfig: &Path,
+        pair: Option<&Pair>,
+        flags: &[&str],
     ) -> Self {
         let log = plane.dir.join(format!("{name}.log"));
-        let tether = Command::new(&plane.program)
-            .args(["tether", "--", env!("CARGO_BIN_EXE_spillway"), "webhook"])
-            .args(["--bind", "127.0.0.1:0", "--admin-bind", "127.0.0.1:0"])
-            .arg("--tls-cert-file")
-            .arg(pair.dir.join("tls.crt"))
-            .arg("--tls-key-file")
-            .arg(pair.dir.join("tls.key"))
-            .args(arguments)
-            .env("KUBECONFIG", kubeconfig)
-            .stdin(Stdio::piped())
-            .stderr(File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        let listening = eventually("the webhook to listen", || {
-            let lines = fs::read_to_string(&log).unwrap();
-            lines
-                .lines()
-                .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-                .find(|l| l["message"] == "listening")
-        });
+        let mut command = Command::new(&plane.program);
+        command.args(["tether", "--"]).args(through).arg(env!("CARGO_BIN_EXE_spillway"));
+        command.args(["webhook", "--bind=127.0.0.1:0", "--admin-bind=127.0.0.1:0"]).args(flags);
+        if let Some(Pair { dir, .. }) = pair {
+            command.arg("--tls-cert-file").arg(dir.join("tls.crt")).arg("--tls-key-file").arg(dir.join("tls.key"));
+        }
+        command.env("KUBECONFIG", kubeconfig).stdin(Stdio::piped()).stderr(File::create(&log).unwrap());
+        let tether = command.spawn().unwrap();
+        let said = || lines(&log).into_iter().find(|line| line["message"] == "listening");
+        let listening = eventually("the webhook to listen", said);
         let address = |field: &str| listening[field].as_str().unwrap().parse().unwrap();
-        Self { address: address("webhook"), admin: address("admin"), ca: pair.ca.clone(), tether }
+        let ca = pair.map(|pair| pair.ca.clone()).unwrap_or_default();
+        Self { address: address("webhook"), admin: address("admin"), ca, log, tether }
+    }
+
+    /// Waits until it is ready.
+    pub(crate) fn ready(self) -> Self {
+        eventually("the webhook to be ready", || (self.admin("/readyz").0 == 200).then_some(()));
+        self
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> Vec<Value> {
+        lines(&self.log)
+    }
+
+    /// Asks it to end, as the kubelet does.
+    pub(crate) fn terminate(&self) {
+        let sent = Command::new("kill").arg("-TERM").arg(self.tether.id().to_string()).status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// Waits for its end, and returns its exit code.
+    pub(crate) fn exit_code(&mut self) -> i32 {
+        eventually("the webhook to end", || self.tether.try_wait().unwrap()).code().unwrap()
     }
 
     pub(crate) fn https(&self) -> Https {
@@ -123,6 +159,12 @@ impl Webhook {
     pub(crate) fn is_alive(&mut self) -> bool {
         self.tether.try_wait().unwrap().is_none()
     }
+}
+
+/// The lines of a log, those apart that are no JSON.
+fn lines(log: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(log).unwrap();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 impl Drop for Webhook {
@@ -171,8 +213,7 @@ pub(crate) fn spillway() -> &'static Webhook {
         let plane = control_plane();
         install(plane);
         let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-webhook");
-        let webhook = Webhook::start("spillway", &kubeconfig);
-        eventually("the webhook to be ready", || (webhook.admin("/readyz").0 == 200).then_some(()));
+        let webhook = Webhook::start("spillway", &kubeconfig).ready();
         register_spillway(plane, webhook.address, &webhook.ca);
         webhook
     })

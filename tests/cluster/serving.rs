@@ -1,0 +1,201 @@
+//! Serving under bad circumstances: slow and malicious clients, no descriptors left, no API server yet, and the end.
+
+use std::{
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::body::Bytes;
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::{TcpSocket, TcpStream},
+    task::JoinSet,
+    time::sleep,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{
+    harness::{Webhook, control_plane, eventually},
+    unusable::{place, review},
+};
+
+fn is_decided(answer: &[u8]) -> bool {
+    String::from_utf8_lossy(answer).contains("JSONPatch")
+}
+
+async fn tls(webhook: &Webhook) -> TlsStream<TcpStream> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(webhook.ca.as_bytes()).unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let tcp = TcpStream::connect(webhook.address).await.unwrap();
+    TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_trickle_are_cut_off_and_do_not_hold_up_others() {
+    let (kubeconfig, namespace) = place();
+    let webhook = Webhook::start("trickled", &kubeconfig).ready();
+    let mut slow = JoinSet::new();
+    for _ in 0..50 {
+        let mut client = tls(&webhook).await;
+        slow.spawn(async move {
+            let head = "POST /mutate-v1-pod HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9000\r\n\r\n";
+            client.write_all(head.as_bytes()).await.unwrap();
+            let (mut read, mut write) = tokio::io::split(client);
+            let trickle = async {
+                while write.write_all(b" ").await.is_ok() && write.flush().await.is_ok() {
+                    sleep(Duration::from_millis(50)).await;
+                }
+                std::future::pending::<()>().await;
+            };
+            let mut answer = [0; 64];
+            tokio::select! {
+                () = trickle => unreachable!(),
+                read = read.read(&mut answer) => String::from_utf8_lossy(&answer[..read.unwrap_or_default()]).into_owned(),
+            }
+        });
+    }
+    let https = webhook.https();
+    let mut decided = 0;
+    let others = async {
+        loop {
+            let start = Instant::now();
+            let (_, answer) = https.review(review(&namespace).to_string()).await;
+            assert!(is_decided(&answer));
+            // So long would the API server wait; a few milliseconds is what it takes.
+            assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+            decided += 1;
+        }
+    };
+    let answers = tokio::select! {
+        answers = slow.join_all() => answers,
+        () = others => unreachable!(),
+    };
+    assert!(decided > 0);
+    assert!(answers.iter().all(|answer| answer.starts_with("HTTP/1.1 408")), "{answers:?}");
+    assert_eq!(webhook.metric(r#"spillway_unusable_requests_total{reason="slow_body"}"#), 50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_garbage_requests_change_nothing() {
+    let (kubeconfig, namespace) = place();
+    let webhook = Webhook::start("garbage", &kubeconfig).ready();
+    webhook.https().review(review(&namespace).to_string()).await;
+    let before = webhook.peak_memory();
+    let mut clients = JoinSet::new();
+    for client in 0..16 {
+        let (https, address) = (webhook.https(), webhook.address);
+        let half = Bytes::from(review(&namespace).to_string().split_off(client));
+        clients.spawn(async move {
+            for _ in 0..600 {
+                let (status, _) = https.review(half.clone()).await;
+                assert!(status.is_client_error() || client == 0, "{status}");
+            }
+            for _ in 0..25 {
+                let mut tcp = TcpStream::connect(address).await.unwrap();
+                let _ = tcp.write_all(b"GET /mutate-v1-pod HTTP/1.1\r\n\r\n").await;
+                let _ = tcp.read_to_end(&mut Vec::new()).await;
+            }
+        });
+    }
+    clients.join_all().await;
+    let unusable = webhook.metric(r#"spillway_unusable_requests_total{reason="json"}"#);
+    assert_eq!(unusable, 15 * 600);
+    assert_eq!(webhook.metric(r#"spillway_connection_errors_total{reason="handshake"}"#), 400);
+    let grown = webhook.peak_memory() - before;
+    assert!(grown < 10 * 1024, "the peak grew by {grown} KiB");
+    let (_, answer) = webhook.https().review(review(&namespace).to_string()).await;
+    assert!(is_decided(&answer), "it still decides");
+    eventually("all connections to be closed", || (webhook.metric("spillway_connections") <= 1).then_some(()));
+    assert_eq!((webhook.metric("spillway_admission_in_flight"), webhook.metric("spillway_panics_total")), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_that_has_no_descriptors_left_recovers() {
+    let (kubeconfig, namespace) = place();
+    let few = ["sh", "-c", "ulimit -n 48; exec \"$0\" \"$@\""];
+    let webhook = Webhook::start_as(&few, "no-descriptors", &kubeconfig, &[]).ready();
+    let mut strangers = Vec::new();
+    for _ in 0..100 {
+        strangers.push(TcpStream::connect(webhook.address).await.unwrap());
+    }
+    let is_told = |line: &Value| line["message"] == "cannot accept connections";
+    eventually("the limit to be felt", || webhook.log().iter().any(is_told).then_some(()));
+    drop(strangers);
+    let (_, answer) = webhook.https().review(review(&namespace).to_string()).await;
+    assert!(is_decided(&answer));
+    let told = webhook.log().iter().filter(|line| is_told(line)).count();
+    assert!((1..10).contains(&told), "told {told} times: it pauses");
+    assert_eq!(webhook.metric(r#"spillway_connection_errors_total{reason="accept"}"#), told as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_that_starts_before_the_api_server_becomes_ready_by_itself() {
+    let (kubeconfig, namespace) = place();
+    // A port that is taken, and where nobody listens yet.
+    let port = TcpSocket::new_v4().unwrap();
+    port.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let plane = control_plane();
+    let through_port = plane.dir.join("too-early.kubeconfig");
+    let through = format!("https://{}", port.local_addr().unwrap());
+    fs::write(&through_port, fs::read_to_string(kubeconfig).unwrap().replace(&plane.server, &through)).unwrap();
+    let webhook = Webhook::start("too-early", &through_port);
+    let missing = "not ready: namespaces, service accounts, virtual nodes, network policies\n";
+    assert_eq!(webhook.admin("/readyz"), (503, missing.to_owned()));
+    assert_eq!(webhook.admin("/healthz").0, 200);
+    let (status, answer) = webhook.https().review(review(&namespace).to_string()).await;
+    assert!(status == 200 && !is_decided(&answer), "admitted unchanged meanwhile");
+    let errors = r#"spillway_cache_watch_errors_total{cache="namespaces"}"#;
+    eventually("the first attempt to have failed", || (webhook.metric(errors) > 0).then_some(()));
+    assert_eq!(webhook.metric(r#"spillway_cache_synced{cache="namespaces"}"#), 0);
+
+    let listener = port.listen(64).unwrap();
+    let server = plane.server.strip_prefix("https://").unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(server).await.unwrap();
+                let _ = copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    let webhook = webhook.ready();
+    assert_eq!(webhook.metric(r#"spillway_cache_synced{cache="namespaces"}"#), 1);
+    let (_, answer) = webhook.https().review(review(&namespace).to_string()).await;
+    assert!(is_decided(&answer));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_that_is_asked_to_end_is_unready_at_once_and_serves_on_for_the_grace_time() {
+    let (kubeconfig, namespace) = place();
+    let mut webhook = Webhook::start_with("ending", &kubeconfig, &["--drain-grace=3s"]).ready();
+    webhook.terminate();
+    let start = Instant::now();
+    let unready = (503, "not ready: shutting down\n".to_owned());
+    eventually("the webhook to be unready", || (webhook.admin("/readyz") == unready).then_some(()));
+    let (_, answer) = webhook.https().review(review(&namespace).to_string()).await;
+    assert!(is_decided(&answer));
+    assert_eq!(webhook.exit_code(), 0);
+    assert!(start.elapsed() >= Duration::from_millis(2900), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_second_signal_ends_the_webhook_at_once() {
+    let (kubeconfig, _) = place();
+    let mut webhook = Webhook::start_with("hurried", &kubeconfig, &["--drain-grace=1h"]).ready();
+    webhook.terminate();
+    eventually("the webhook to be unready", || (webhook.admin("/readyz").0 == 503).then_some(()));
+    webhook.terminate();
+    assert_eq!(webhook.exit_code(), 0);
+}
