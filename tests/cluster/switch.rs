@@ -6,8 +6,15 @@ use std::{
     os::unix::fs::symlink,
     path::Path,
     process::{Command, Output},
+    thread,
+    time::Duration,
 };
 
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
 use serde_json::{Value, json};
 
 use crate::harness::{ControlPlane, sandbox, spillway_command};
@@ -159,6 +166,39 @@ fn a_configuration_that_somebody_else_put_back_is_left_alone() {
     expect(plane, &["off"], 0, &["Switched off"]);
     let copy = stored(plane).unwrap()["data"]["aci-spillway.json"].to_string();
     assert!(copy.contains("example.com/newer"), "what was live last is kept: {copy}");
+}
+
+#[test]
+fn what_somebody_writes_at_that_very_moment_is_kept_too() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    for _ in 0..3 {
+        install(plane, &[]);
+        let last = thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(write_until_it_is_gone(plane))
+            });
+            expect(plane, &["off"], 0, &["Switched off"]);
+            writer.join().unwrap()
+        });
+        let copy: Value =
+            serde_json::from_str(stored(plane).unwrap()["data"]["aci-spillway.json"].as_str().unwrap()).unwrap();
+        assert_eq!(copy["metadata"]["labels"]["example.com/write"], last.to_string());
+    }
+}
+
+/// Changes the configuration again and again; returns the last write that succeeded.
+async fn write_until_it_is_gone(plane: &ControlPlane) -> u32 {
+    let api: Api<MutatingWebhookConfiguration> = Api::all(plane.client().await);
+    for write in 0.. {
+        let label = json!({"metadata": {"labels": {"example.com/write": write.to_string()}}});
+        if api.patch(NAME, &PatchParams::default(), &Patch::Merge(label)).await.is_err() {
+            return write - 1;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    unreachable!()
 }
 
 /// The two steps of each command, cut off after the first: by an account that may not do the next one.

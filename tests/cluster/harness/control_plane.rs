@@ -101,6 +101,18 @@ impl ControlPlane {
         self.run("kubectl", args, stdin)
     }
 
+    /// Runs the real helm and returns what it printed.
+    pub(crate) fn helm(&self, args: &[&str]) -> String {
+        let output = self.try_helm(args);
+        assert!(output.status.success(), "helm {args:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The same, whatever the outcome.
+    pub(crate) fn try_helm(&self, args: &[&str]) -> Output {
+        self.run("helm", args, "")
+    }
+
     fn run(&self, role: &str, args: &[&str], stdin: &str) -> Output {
         let mut child = Command::new(&self.program)
             .arg(role)

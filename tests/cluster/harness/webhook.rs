@@ -53,6 +53,12 @@ impl Webhook {
         Self::start_as(&[], name, kubeconfig, flags)
     }
 
+    /// The same beside another control plane.
+    pub(crate) fn start_beside(plane: &ControlPlane, name: &str, kubeconfig: &Path) -> Self {
+        let pair = Pair::make(&plane.dir.join(name));
+        Self::launch(plane, &[], name, kubeconfig, Some(&pair), &[])
+    }
+
     /// The same through another program, which gets the whole command line.
     pub(crate) fn start_as(through: &[&str], name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
         let plane = control_plane();

@@ -1,0 +1,198 @@
+//! Kustomize, the chart and the one file say the same, and what they say can be installed, upgraded and removed.
+
+pub(crate) mod helm;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::harness::{ControlPlane, control_plane, eventually, sandbox};
+
+pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/");
+pub(crate) const NAMESPACE: &str = "spillway-system";
+
+pub(crate) fn manifests(path: &str) -> String {
+    format!("{ROOT}{path}")
+}
+
+/// What makes Spillway's objects disappear, whoever installed them. The namespace stays: it takes long to go.
+pub(crate) fn remove_everything(plane: &ControlPlane) {
+    plane.try_helm(&["uninstall", "spillway", "--namespace", NAMESPACE, "--ignore-not-found"]);
+    let rendered = plane.kubectl(&["kustomize", &manifests("base")]);
+    let rest: Vec<_> = rendered.split("\n---\n").filter(|document| !document.contains("kind: Namespace\n")).collect();
+    plane.kubectl_with(&["delete", "--ignore-not-found", "--wait", "-f", "-"], &rest.join("\n---\n"));
+}
+
+/// The objects of a rendering by kind and name; what helm itself puts on every object is left out, and the configuration is read, for
+/// comments in it do not matter.
+fn objects(rendered: &str) -> BTreeMap<String, Value> {
+    let documents = rendered.split("\n---\n").map(|document| serde_saphyr::from_str::<Value>(document).unwrap());
+    let mut objects = BTreeMap::new();
+    for mut object in documents.filter(|object| object.is_object() && object["kind"] != "Namespace") {
+        let labels = object["metadata"]["labels"].as_object_mut().unwrap();
+        for of_helm in ["helm.sh/chart", "app.kubernetes.io/managed-by", "app.kubernetes.io/version"] {
+            labels.remove(of_helm);
+        }
+        if let Some(text) = object.pointer("/data/config.yaml").and_then(Value::as_str) {
+            object["data"]["config.yaml"] = serde_saphyr::from_str(text).unwrap();
+        }
+        let name = format!("{} {}", object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap());
+        assert!(objects.insert(name.clone(), object).is_none(), "{name} is there twice");
+    }
+    objects
+}
+
+#[test]
+fn the_chart_and_kustomize_render_the_same_objects() {
+    let plane = control_plane();
+    let settings = json!({"mode": "prefer"}); // the cert-manager overlay leaves the rest to the defaults
+    for (overlay, values) in [
+        ("base", &[][..]),
+        ("overlays/cert-manager", &["--set", "certificates.source=cert-manager"]),
+        ("overlays/metrics", &["--set", "metrics.serviceMonitor.enabled=true"]),
+    ] {
+        let mut kustomize = objects(&plane.kubectl(&["kustomize", &manifests(overlay)]));
+        let chart = manifests("chart");
+        let mut chart =
+            objects(&plane.helm(&[&["template", "spillway", &chart, "--namespace", NAMESPACE], values].concat()));
+        if overlay == "overlays/cert-manager" {
+            for rendering in [&mut kustomize, &mut chart] {
+                let configuration = &mut rendering.get_mut("ConfigMap spillway-config").unwrap()["data"]["config.yaml"];
+                assert_eq!(configuration["certificates"], json!({"source": "cert-manager"}));
+                *configuration = settings.clone();
+            }
+        }
+        assert!(kustomize.keys().eq(chart.keys()), "{overlay}: {:?} {:?}", kustomize.keys(), chart.keys());
+        for (name, object) in &kustomize {
+            assert_eq!(*object, chart[name], "{overlay}: {name}");
+        }
+    }
+}
+
+#[test]
+fn the_chart_refuses_values_that_it_does_not_know() {
+    let plane = control_plane();
+    let chart = manifests("chart");
+    for (value, words) in [
+        ("replicaz=3", "replicaz"),
+        ("replicas=many", "replicas"),
+        ("controller.replicaz=3", "replicaz"),
+        ("image.repo=x", "repo"),
+        ("certificates.source=vault", "source"),
+        ("configuration.certificates.source=files", "source"),
+        ("configuration.kind=ConfigMap", "kind"),
+        ("podAnnotations.a=1", "podAnnotations"),
+        ("metrics.serviceMonitor.interval=often", "interval"),
+    ] {
+        let rendered = plane.try_helm(&["template", "spillway", &chart, "--namespace", NAMESPACE, "--set", value]);
+        let said = String::from_utf8_lossy(&rendered.stderr);
+        assert!(!rendered.status.success() && said.contains("schema") && said.contains(words), "{value}: {said}");
+    }
+    let elsewhere = plane.try_helm(&["template", "spillway", &chart, "--namespace", "shop"]);
+    assert!(String::from_utf8_lossy(&elsewhere.stderr).contains("belongs in namespace spillway-system"));
+}
+
+#[test]
+fn the_values_of_the_chart_arrive() {
+    let plane = control_plane();
+    let values = json!({
+        "image": {"repository": "registry.example/spillway", "tag": "9", "pullPolicy": "Always"},
+        "replicas": 5, "resources": {"requests": {"cpu": "1"}},
+        "controller": {"replicas": 4, "resources": {"limits": {"memory": "1Gi"}}},
+        "priorityClassName": "system-cluster-critical", "podAnnotations": {"a": "1"}, "nodeSelector": {"b": "c"},
+        "tolerations": [{"key": "d", "operator": "Exists"}],
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+        "configuration": {"mode": "off", "certificates": {"directory": "/elsewhere"}, "profiles": {"mine": {"mode": "require"}}},
+        "networkPolicy": {"enabled": false},
+        "metrics": {"serviceMonitor": {"enabled": true, "interval": "1m", "labels": {"release": "x"}}},
+    });
+    let file = plane.dir.join("values.json");
+    std::fs::write(&file, values.to_string()).unwrap();
+    let args =
+        ["template", "spillway", &manifests("chart"), "--namespace", NAMESPACE, "--values", file.to_str().unwrap()];
+    let rendered = objects(&plane.helm(&args));
+    assert!(!rendered.keys().any(|name| name.starts_with("NetworkPolicy")));
+    for (name, replicas, resources) in [
+        ("webhook", 5, json!({"requests": {"cpu": "1", "memory": "32Mi"}, "limits": {"memory": "128Mi"}})),
+        ("controller", 4, json!({"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}})),
+    ] {
+        let deployment = &rendered[&format!("Deployment spillway-{name}")]["spec"];
+        let pod = &deployment["template"]["spec"];
+        assert_eq!(deployment["replicas"], replicas);
+        assert_eq!(deployment["template"]["metadata"]["annotations"], json!({"a": "1"}));
+        assert_eq!(pod["containers"][0]["resources"], resources);
+        assert_eq!(pod["containers"][0]["image"], "registry.example/spillway:9");
+        assert_eq!(pod["containers"][0]["imagePullPolicy"], "Always");
+        assert_eq!(pod["priorityClassName"], "system-cluster-critical");
+        assert_eq!(pod["nodeSelector"], json!({"b": "c"}));
+        assert_eq!(pod["tolerations"], json!([{"key": "d", "operator": "Exists"}]));
+        let both = pod["affinity"].as_object().unwrap();
+        assert!(
+            both.contains_key("podAntiAffinity") && both.contains_key("nodeAffinity"),
+            "never on virtual nodes still"
+        );
+    }
+    let configuration = &rendered["ConfigMap spillway-config"]["data"]["config.yaml"];
+    assert_eq!(configuration["mode"], "off");
+    assert_eq!(configuration["certificates"], json!({"source": "self-managed", "directory": "/elsewhere"}));
+    assert_eq!(configuration["profiles"]["mine"], json!({"mode": "require"}));
+    assert_eq!(rendered["ServiceMonitor spillway"]["spec"]["endpoints"][0]["interval"], "1m");
+    assert_eq!(rendered["ServiceMonitor spillway"]["metadata"]["labels"]["release"], "x");
+    // As the program reads it: an unquoted `off` would be a boolean to others.
+    let text = plane.helm(&args);
+    assert!(text.contains("mode: \"off\""), "{text}");
+}
+
+/// Kinds of others that two overlays need. Their schema is not ours to test.
+fn foreign_kinds() -> Value {
+    let kinds = [
+        ("cert-manager.io", "v1", "Certificate", "certificates"),
+        ("cert-manager.io", "v1", "Issuer", "issuers"),
+        ("monitoring.coreos.com", "v1", "ServiceMonitor", "servicemonitors"),
+    ];
+    let definitions = kinds.map(|(group, version, kind, plural)| {
+        json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": format!("{plural}.{group}")},
+            "spec": {
+                "group": group, "scope": "Namespaced",
+                "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
+                "versions": [{"name": version, "served": true, "storage": true, "schema": {"openAPIV3Schema": {
+                    "type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}}],
+            },
+        })
+    });
+    json!({"apiVersion": "v1", "kind": "List", "items": definitions})
+}
+
+#[test]
+fn the_api_server_takes_every_overlay_without_a_complaint() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    plane.kubectl_with(&["apply", "-f", "-"], &foreign_kinds().to_string());
+    let names = "certificates.cert-manager.io issuers.cert-manager.io servicemonitors.monitoring.coreos.com";
+    let definitions: Vec<_> = names.split(' ').map(|name| format!("crd/{name}")).collect();
+    let definitions: Vec<_> = definitions.iter().map(String::as_str).collect();
+    plane.kubectl(&[&["wait", "--for=condition=Established"], &definitions[..]].concat());
+    remove_everything(plane);
+    for overlay in ["base", "overlays/cert-manager", "overlays/high-availability", "overlays/metrics"] {
+        // Strict: an unknown field is an error; a warning, of Pod Security say, is one too.
+        let args = ["apply", "-k", &manifests(overlay), "--validate=strict", "--warnings-as-errors"];
+        let applied = plane.try_kubectl(&args, "");
+        let said = String::from_utf8_lossy(&applied.stderr);
+        assert!(applied.status.success() && said.is_empty(), "{overlay}: {said}");
+    }
+    let policies = ["get", "validatingadmissionpolicies", "-o", "json"];
+    let policies = eventually("the expressions to be checked", || {
+        let policies: Value = serde_json::from_str(&plane.kubectl(&policies)).unwrap();
+        let items = policies["items"].as_array().unwrap().clone();
+        items.iter().all(|policy| policy["status"]["typeChecking"].is_object()).then_some(items)
+    });
+    for policy in policies {
+        assert_eq!(policy["status"]["typeChecking"], json!({}), "{}", policy["metadata"]["name"]);
+    }
+    for leftover in ["issuer,certificate,servicemonitor", "service/spillway-metrics"] {
+        let kinds: Vec<_> = if leftover.contains('/') { vec![leftover] } else { vec![leftover, "--all"] };
+        plane.kubectl(&[&["-n", NAMESPACE, "delete"], &kinds[..]].concat());
+    }
+}

@@ -1,0 +1,214 @@
+//! The real helm installs, upgrades and removes the chart while pods are being created.
+//!
+//! Nothing here routes to a Service, so the chart's webhooks are given the URL of a webhook that the test runs; the rest is the
+//! chart as it is. The controller's part, writing the bundle, and the kubelet's, ending the webhook with its last pod, are played.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client,
+    api::{
+        ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams, WatchEvent,
+        WatchParams,
+    },
+};
+use serde_json::{Value, json};
+
+use super::{NAMESPACE, manifests, remove_everything};
+use crate::{
+    admission::pod,
+    harness::{ControlPlane, Webhook, eventually, sandbox},
+};
+
+/// A copy of the chart in which both webhooks are registered a little differently.
+pub(crate) fn chart_with(plane: &ControlPlane, from: &str, to: &str) -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let copy = plane.dir.join(format!("chart-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+    fs::create_dir_all(copy.join("templates")).unwrap();
+    for file in ["Chart.yaml", "values.yaml", "values.schema.json"] {
+        fs::copy(manifests("chart/") + file, copy.join(file)).unwrap();
+    }
+    for file in fs::read_dir(manifests("chart/templates")).unwrap() {
+        let path = file.unwrap().path();
+        let mut text = fs::read_to_string(&path).unwrap();
+        if path.ends_with("mutatingwebhookconfiguration.yaml") {
+            assert_eq!(text.matches(from).count(), 2, "{text}");
+            text = text.replace(from, to);
+        }
+        fs::write(copy.join("templates").join(path.file_name().unwrap()), text).unwrap();
+    }
+    copy.to_str().unwrap().to_owned()
+}
+
+const SERVICE: &str = r#"    service:
+      namespace: {{ include "spillway.namespace" . }}
+      name: spillway-webhook
+      path: /mutate-v1-pod
+      port: 443
+"#;
+
+fn resource(group: &str, kind: &str, plural: &str) -> ApiResource {
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, "v1", kind), plural)
+}
+
+/// Creations and deletions, in the order of etcd's revisions.
+type Order = Arc<Mutex<Vec<(u64, String)>>>;
+
+/// Notes what happens to the objects of a kind.
+async fn note_order(client: Client, resource: ApiResource, order: Order) {
+    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+    let from = api.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+    let mut events = api.watch(&WatchParams::default().timeout(280), &from).await.unwrap().boxed();
+    tokio::spawn(async move {
+        while let Some(Ok(event)) = events.next().await {
+            let (what, object) = match event {
+                WatchEvent::Added(object) => ("created", object),
+                WatchEvent::Deleted(object) => ("deleted", object),
+                _ => continue,
+            };
+            // The object of a deletion carries the revision of the deletion.
+            let revision = object.metadata.resource_version.unwrap().parse().unwrap();
+            let name = object.metadata.name.unwrap();
+            order.lock().unwrap().push((revision, format!("{what} {} {name}", resource.kind)));
+        }
+    });
+}
+
+/// The controller's part: a configuration without a bundle gets it.
+async fn write_bundles(client: Client, ca: String) {
+    let webhooks =
+        resource("admissionregistration.k8s.io", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations");
+    let api: Api<DynamicObject> = Api::all_with(client, &webhooks);
+    loop {
+        if let Ok(found) = api.get("aci-spillway").await
+            && found.data["webhooks"][0]["clientConfig"]["caBundle"].is_null()
+        {
+            let operation = |i: usize| {
+                json!([
+                    {"op": "test", "path": format!("/webhooks/{i}/name"), "value": found.data["webhooks"][i]["name"]},
+                    {"op": "add", "path": format!("/webhooks/{i}/clientConfig/caBundle"), "value": STANDARD.encode(&ca)},
+                ])
+            };
+            let operations = [operation(0), operation(1)];
+            let operations: Vec<_> = operations.iter().flat_map(|pair| pair.as_array().unwrap().clone()).collect();
+            let patch: json_patch::Patch = serde_json::from_value(json!(operations)).unwrap();
+            let _ = api.patch("aci-spillway", &PatchParams::default(), &Patch::<Value>::Json(patch)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Pods created one after the other, and what became of each: its decision, nothing, or an error.
+struct Creations {
+    stop: Arc<AtomicBool>,
+    outcomes: Arc<Mutex<Vec<Result<bool, String>>>>,
+}
+
+impl Creations {
+    fn start(client: Client, namespace: &str) -> Self {
+        let created = Self { stop: Arc::default(), outcomes: Arc::default() };
+        let (stop, outcomes) = (created.stop.clone(), created.outcomes.clone());
+        let api: Api<Pod> = Api::namespaced(client, namespace);
+        tokio::spawn(async move {
+            let pod: Pod = serde_json::from_value(pod("web", &json!({}))).unwrap();
+            let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+            while !stop.load(Ordering::Relaxed) {
+                let created = api.create(&dry_run, &pod).await.map_err(|error| error.to_string());
+                let is_decided = created.map(|pod| {
+                    pod.metadata
+                        .annotations
+                        .is_some_and(|annotations| annotations.contains_key("spillway.dev/decision"))
+                });
+                outcomes.lock().unwrap().push(is_decided);
+            }
+        });
+        created
+    }
+
+    /// What became of the pods since this was asked the last time; none may have been refused.
+    fn so_far(&self) -> Vec<bool> {
+        let outcomes = std::mem::take(&mut *self.outcomes.lock().unwrap());
+        outcomes.into_iter().map(|outcome| outcome.expect("no request is refused")).collect()
+    }
+}
+
+/// How many calls of the webhook failed, by the audit log.
+fn failed_open(plane: &ControlPlane, namespace: &str) -> usize {
+    let audit = fs::read_to_string(plane.dir.join("audit.log")).unwrap();
+    let events = audit.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let ours = events.filter(|event| event["objectRef"]["namespace"] == namespace);
+    ours.filter(|event| event["annotations"].to_string().contains("failed-open.mutation.webhook")).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn no_request_is_refused_or_missed_while_helm_installs_upgrades_and_removes() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    remove_everything(plane);
+    let client = plane.client().await;
+    let webhook = Webhook::start_beside(plane, "helm", &plane.kubeconfig);
+    let chart = chart_with(plane, SERVICE, &format!("    url: https://{}/mutate-v1-pod\n", webhook.address));
+    let namespace = plane.namespace(Some("enabled"));
+    let order = Order::default();
+    for kind in [
+        resource("admissionregistration.k8s.io", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
+        resource("apps", "Deployment", "deployments"),
+        resource("", "Service", "services"),
+    ] {
+        note_order(client.clone(), kind, order.clone()).await;
+    }
+    let controller = tokio::spawn(write_bundles(client.clone(), webhook.ca.clone()));
+    let creations = Creations::start(client.clone(), &namespace.name);
+
+    let release = ["spillway", &chart, "--namespace", NAMESPACE];
+    plane.helm(&[&["install"], &release[..], &["--create-namespace", "--wait", "--timeout=60s"]].concat());
+    eventually("pods to be decided", || creations.so_far().last().copied().filter(|decided| *decided));
+
+    for mode in ["--server-side=auto", "--server-side=false"] {
+        let _ = (creations.so_far(), failed_open(plane, &namespace.name));
+        let before = failed_open(plane, &namespace.name);
+        let annotation = format!("podAnnotations.{}=x", mode.replace(['-', '='], ""));
+        plane.helm(&[&["upgrade"], &release[..], &["--set", &annotation, "--wait", "--timeout=60s", mode]].concat());
+        let decided = creations.so_far();
+        assert!(decided.len() > 10 && decided.iter().all(|decided| *decided), "{mode}: a pod was missed: {decided:?}");
+        assert_eq!(failed_open(plane, &namespace.name), before, "{mode}");
+    }
+
+    // The kubelet's part: the webhook lives until its last pod is gone.
+    let pods: Api<Pod> = Api::namespaced(client, NAMESPACE);
+    let kubelet = tokio::spawn(async move {
+        let ours = ListParams::default().labels("app.kubernetes.io/component=webhook");
+        while !pods.list(&ours).await.unwrap().items.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        drop(webhook);
+    });
+    let before = failed_open(plane, &namespace.name);
+    plane.helm(&["uninstall", "spillway", "--namespace", NAMESPACE, "--wait"]);
+    kubelet.await.unwrap();
+    creations.so_far();
+    eventually("more pods", || (creations.so_far().len() > 1).then_some(()));
+    creations.stop.store(true, Ordering::Relaxed);
+    controller.abort();
+    assert_eq!(failed_open(plane, &namespace.name), before, "the webhook was called when it was gone");
+
+    let order: BTreeMap<u64, String> = order.lock().unwrap().iter().cloned().collect();
+    let position =
+        |event: &str| order.values().position(|noted| noted == event).unwrap_or_else(|| panic!("{event}: {order:?}"));
+    let configuration = "MutatingWebhookConfiguration aci-spillway";
+    for other in ["Deployment spillway-webhook", "Service spillway-webhook"] {
+        assert!(position(&format!("created {other}")) < position(&format!("created {configuration}")), "{order:?}");
+        assert!(position(&format!("deleted {configuration}")) < position(&format!("deleted {other}")), "{order:?}");
+    }
+}

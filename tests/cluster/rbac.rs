@@ -1,0 +1,232 @@
+//! Every right of our accounts is needed: without it something breaks that has a name here.
+//!
+//! The rights are read from the manifest, so that one which is added there needs a line in the table below.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::{
+    admission::pod,
+    harness::{ControlPlane, Namespace, Sandbox, Webhook, control_plane, eventually, sandbox},
+    packaging::manifests,
+};
+
+/// One verb on one kind, as RBAC grants it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Right {
+    account: String,
+    resource: String,
+    verb: String,
+    /// The rule with this verb alone.
+    rule: String,
+}
+
+/// What breaks without a right.
+enum Breaks {
+    /// The webhook never gets ready, and names this as missing.
+    Readiness(&'static str),
+    /// A change of the cluster goes unseen: made by the first, seen in the answer of the webhook by the second.
+    Following(fn(&Namespace, &ControlPlane), fn(&Webhook, &Namespace) -> bool),
+    /// What is not in the caches cannot be looked up.
+    Lookup,
+}
+use Breaks::{Following, Lookup, Readiness};
+
+/// What each right is needed for.
+fn needs(account: &str, resource: &str, verb: &str) -> Option<Breaks> {
+    Some(match (account, resource, verb) {
+        ("spillway-webhook", "namespaces", "list") => Readiness("namespaces"),
+        ("spillway-webhook", "namespaces", "watch") => Following(opt_in, is_decided),
+        ("spillway-webhook", "serviceaccounts", "list") => Readiness("service accounts"),
+        ("spillway-webhook", "serviceaccounts", "watch") => Following(give_identity, is_labelled),
+        ("spillway-webhook", "serviceaccounts", "get") => Lookup,
+        ("spillway-webhook", "nodes", "list") => Readiness("virtual nodes"),
+        ("spillway-webhook", "nodes", "watch") => Following(add_first_generation, stays_for_its_address),
+        ("spillway-webhook", "networkpolicies", "list") => Readiness("network policies"),
+        ("spillway-webhook", "networkpolicies", "watch") => Following(add_policy, stays_for_the_policy),
+        _ => return None,
+    })
+}
+
+fn rights(plane: &ControlPlane) -> BTreeSet<Right> {
+    let rendered = plane.kubectl(&["kustomize", &manifests("base")]);
+    let objects = rendered.split("\n---\n").map(|document| serde_saphyr::from_str::<Value>(document).unwrap());
+    let mut rights = BTreeSet::new();
+    for role in objects.filter(|object| ["Role", "ClusterRole"].contains(&object["kind"].as_str().unwrap())) {
+        let strings = |value: &Value| -> Vec<String> { serde_json::from_value(value.clone()).unwrap() };
+        for rule in role["rules"].as_array().unwrap() {
+            for (resource, verb) in strings(&rule["resources"])
+                .iter()
+                .flat_map(|resource| strings(&rule["verbs"]).into_iter().map(move |verb| (resource.clone(), verb)))
+            {
+                let mut alone = rule.clone();
+                (alone["resources"], alone["verbs"]) = (json!([resource]), json!([verb]));
+                let account = role["metadata"]["name"].as_str().unwrap().to_owned();
+                rights.insert(Right { account, resource, verb, rule: alone.to_string() });
+            }
+        }
+    }
+    rights
+}
+
+/// A pod of an account and with an address in its environment, which the first generation cannot give it.
+fn answer(webhook: &Webhook, namespace: &Namespace, account: &str) -> Value {
+    let address = json!([{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]);
+    let containers = json!([{"name": "c", "image": "registry.example/c", "env": address}]);
+    let pod = pod("web", &json!({"spec": {"serviceAccountName": account, "containers": containers}}));
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {"uid": "u-1", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE",
+            "namespace": namespace.name, "object": pod},
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (status, body) = runtime.block_on(async { webhook.https().review(review.to_string()).await });
+    assert_eq!(status, 200);
+    serde_json::from_slice(&body).unwrap()
+}
+
+fn decision(webhook: &Webhook, namespace: &Namespace) -> String {
+    let answer = answer(webhook, namespace, "default");
+    answer["response"]["auditAnnotations"]["decision"].as_str().unwrap_or_default().to_owned()
+}
+
+fn opt_in(namespace: &Namespace, plane: &ControlPlane) {
+    plane.kubectl(&["label", "--overwrite", "namespace", &namespace.name, "spillway.dev/burst=enabled"]);
+}
+
+fn is_decided(webhook: &Webhook, namespace: &Namespace) -> bool {
+    !decision(webhook, namespace).is_empty()
+}
+
+fn give_identity(namespace: &Namespace, plane: &ControlPlane) {
+    opt_in(namespace, plane);
+    namespace.kubectl(&["annotate", "serviceaccount", "default", "azure.workload.identity/client-id=0"], "");
+}
+
+fn is_labelled(webhook: &Webhook, namespace: &Namespace) -> bool {
+    let answer = answer(webhook, namespace, "default");
+    answer["response"]["patch"].is_string()
+        && crate::explain::sent_patch(&answer).contains("azure.workload.identity/use")
+}
+
+fn add_first_generation(namespace: &Namespace, plane: &ControlPlane) {
+    opt_in(namespace, plane);
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "first-generation", "labels": {"type": "virtual-kubelet"}}});
+    plane.kubectl_with(&["apply", "-f", "-"], &node.to_string());
+}
+
+fn stays_for_its_address(webhook: &Webhook, namespace: &Namespace) -> bool {
+    decision(webhook, namespace).contains("PodIPFieldRef")
+}
+
+fn add_policy(namespace: &Namespace, plane: &ControlPlane) {
+    opt_in(namespace, plane);
+    namespace
+        .create(&json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "all"},
+        "spec": {"podSelector": {}}}));
+}
+
+fn stays_for_the_policy(webhook: &Webhook, namespace: &Namespace) -> bool {
+    decision(webhook, namespace).contains("NetworkPolicy")
+}
+
+/// A webhook whose account has these rights.
+fn webhook_with(turn: &Sandbox, name: &str, rights: &[&Right]) -> Webhook {
+    let plane = turn.plane;
+    // Roles of one namespace do as well in the whole cluster: the names in them are ours alone.
+    let rules: Vec<Value> = rights.iter().map(|right| serde_json::from_str(&right.rule).unwrap()).collect();
+    let group = "rbac.authorization.k8s.io";
+    let items = json!([
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": "default"}},
+        {"apiVersion": format!("{group}/v1"), "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules},
+        {"apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}]},
+    ]);
+    plane.kubectl_with(&["apply", "-f", "-"], &json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
+    Webhook::start_beside(plane, name, &plane.kubeconfig_for("default", name))
+}
+
+fn is_ready(webhook: &Webhook) -> bool {
+    webhook.admin("/readyz").0 == 200
+}
+
+/// Whether a webhook looks up a service account that does not exist, and learns that.
+fn looks_up(webhook: &Webhook, namespace: &Namespace) -> bool {
+    answer(webhook, namespace, "nobody");
+    webhook.metric(r#"spillway_service_account_lookups_total{result="not_found"}"#) > 0
+}
+
+/// Rights of parts that the program does not have yet: certificates, election, events.
+const NOT_USED_YET: &[&str] = &[
+    "spillway-controller create events",
+    "spillway-controller create leases",
+    "spillway-controller create secrets",
+    "spillway-controller get leases",
+    "spillway-controller get mutatingwebhookconfigurations",
+    "spillway-controller get secrets",
+    "spillway-controller list mutatingwebhookconfigurations",
+    "spillway-controller list secrets",
+    "spillway-controller patch events",
+    "spillway-controller patch leases",
+    "spillway-controller patch mutatingwebhookconfigurations",
+    "spillway-controller update secrets",
+    "spillway-controller watch mutatingwebhookconfigurations",
+    "spillway-controller watch secrets",
+    "spillway-webhook list mutatingwebhookconfigurations",
+    "spillway-webhook list secrets",
+    "spillway-webhook watch mutatingwebhookconfigurations",
+    "spillway-webhook watch secrets",
+];
+
+#[test]
+fn every_right_is_known_to_be_needed() {
+    let rights = rights(control_plane());
+    let unknown = rights.iter().filter(|right| needs(&right.account, &right.resource, &right.verb).is_none());
+    let unknown: BTreeSet<_> =
+        unknown.map(|right| format!("{} {} {}", right.account, right.verb, right.resource)).collect();
+    assert_eq!(unknown, NOT_USED_YET.iter().map(|right| (*right).to_owned()).collect(), "what breaks without it?");
+}
+
+#[test]
+fn without_any_one_of_its_rights_the_webhook_lacks_something() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    let rights = rights(plane);
+    let of_webhook: Vec<_> = rights.iter().filter(|right| right.account == "spillway-webhook").collect();
+    let whole = webhook_with(&turn, "rights-all", &of_webhook);
+    eventually("the webhook with all rights to be ready", || is_ready(&whole).then_some(()));
+    for (i, right) in of_webhook.iter().enumerate() {
+        let what = format!("{} {}", right.verb, right.resource);
+        let less: Vec<_> = of_webhook.iter().filter(|other| other != &right).copied().collect();
+        let namespace = plane.namespace(None);
+        let less = webhook_with(&turn, &format!("rights-{i}"), &less);
+        match needs(&right.account, &right.resource, &right.verb) {
+            Some(Readiness(missing)) => {
+                let expected = (503, format!("not ready: {missing}\n"));
+                eventually(&format!("{what} to be the only thing missing"), || {
+                    (less.admin("/readyz") == expected).then_some(())
+                });
+            }
+            Some(Following(change, is_seen)) => {
+                eventually("the webhook to be ready", || is_ready(&less).then_some(()));
+                assert!(!is_seen(&whole, &namespace) && !is_seen(&less, &namespace), "{what}: seen too early");
+                change(&namespace, plane);
+                eventually(&format!("{what}: the webhook with all rights to see the change"), || {
+                    is_seen(&whole, &namespace).then_some(())
+                });
+                assert!(!is_seen(&less, &namespace), "{what} is not needed");
+            }
+            Some(Lookup) => {
+                opt_in(&namespace, plane);
+                eventually("the webhook to be ready", || is_ready(&less).then_some(()));
+                eventually("the namespace", || is_decided(&less, &namespace).then_some(()));
+                eventually("the lookup", || looks_up(&whole, &namespace).then_some(()));
+                assert!(!looks_up(&less, &namespace), "{what} is not needed");
+            }
+            None => {}
+        }
+    }
+    plane.kubectl(&["delete", "node", "first-generation"]);
+}

@@ -1,0 +1,104 @@
+//! The pods that are shipped, really created in a namespace that enforces the level `restricted` of Pod Security, and placed by the
+//! real scheduler.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{ControlPlane, eventually, sandbox},
+    packaging::{NAMESPACE, manifests, remove_everything},
+};
+
+/// The nodes of a component's running pods.
+fn nodes_of(plane: &ControlPlane, component: &str) -> Vec<String> {
+    let selector = format!("app.kubernetes.io/name=spillway,app.kubernetes.io/component={component}");
+    let pods = plane.kubectl(&["-n", NAMESPACE, "get", "pods", "-l", &selector, "-o", "json"]);
+    let pods: Value = serde_json::from_str(&pods).unwrap();
+    let items = pods["items"].as_array().unwrap().iter();
+    let living =
+        items.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] == "Running");
+    living.map(|pod| pod["spec"]["nodeName"].as_str().unwrap().to_owned()).collect()
+}
+
+fn rolled_out(plane: &ControlPlane) {
+    for deployment in ["deployment/spillway-webhook", "deployment/spillway-controller"] {
+        plane.kubectl(&["-n", NAMESPACE, "rollout", "status", deployment, "--timeout=60s"]);
+    }
+}
+
+/// A virtual node that nothing but its label keeps pods away from.
+fn open_virtual_node(plane: &ControlPlane) {
+    let room = json!({"cpu": "10000", "memory": "40Ti", "pods": "200"});
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "virtual-open", "labels": {
+            "kubernetes.io/hostname": "virtual-open", "kubernetes.io/os": "linux", "type": "virtual-kubelet"}},
+        "status": {"capacity": room, "allocatable": room},
+    });
+    plane.kubectl_with(&["apply", "-f", "-"], &node.to_string());
+    eventually("the virtual node to be ready", || {
+        let taints = plane.kubectl(&["get", "node", "virtual-open", "-o", "jsonpath={.spec.taints}"]);
+        taints.is_empty().then_some(())
+    });
+}
+
+#[test]
+fn the_shipped_pods_run_under_restricted_pod_security_on_vms() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    remove_everything(plane);
+    open_virtual_node(plane);
+    plane.kubectl(&["apply", "-k", &manifests("base")]);
+    let level = "jsonpath={.metadata.labels.pod-security\\.kubernetes\\.io/enforce}";
+    assert_eq!(plane.kubectl(&["get", "namespace", NAMESPACE, "-o", level]), "restricted");
+    let loose = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "loose"},
+        "spec": {"containers": [{"name": "c", "image": "registry.example/c"}]}});
+    let refused = plane.try_kubectl(&["-n", NAMESPACE, "create", "-f", "-"], &loose.to_string());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("violates PodSecurity \"restricted"), "{refused:?}");
+
+    rolled_out(plane);
+    let (webhook, controller) = (nodes_of(plane, "webhook"), nodes_of(plane, "controller"));
+    assert_eq!((webhook.len(), controller.len()), (2, 1));
+    assert!(webhook.iter().chain(&controller).all(|node| node.starts_with("vm-")), "{webhook:?} {controller:?}");
+    let pods = plane.kubectl(&["-n", NAMESPACE, "get", "pods", "-o", "json"]);
+    for pod in serde_json::from_str::<Value>(&pods).unwrap()["items"].as_array().unwrap() {
+        for container in pod["spec"]["containers"].as_array().unwrap() {
+            assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+        }
+    }
+    eventually("the disruption budget to allow one eviction at a time", || {
+        let budget = ["-n", NAMESPACE, "get", "poddisruptionbudget", "spillway-webhook", "-o", "json"];
+        let budget: Value = serde_json::from_str(&plane.kubectl(&budget)).unwrap();
+        (budget["status"]["disruptionsAllowed"] == 1 && budget["status"]["expectedPods"] == 2).then_some(())
+    });
+    remove_everything(plane);
+    plane.kubectl(&["delete", "node", "virtual-open"]);
+}
+
+#[test]
+fn highly_available_means_a_node_for_each_replica_through_a_rollout_too() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    remove_everything(plane);
+    open_virtual_node(plane);
+    plane.kubectl(&["apply", "-k", &manifests("overlays/high-availability")]);
+    for round in 0..2 {
+        if round > 0 {
+            plane.kubectl(&["-n", NAMESPACE, "rollout", "restart", "deployment"]);
+        }
+        rolled_out(plane);
+        for (component, replicas) in [("webhook", 3), ("controller", 2)] {
+            // The old replicas are on their way out when the rollout is done.
+            let nodes = eventually("only the new replicas to be left", || {
+                Some(nodes_of(plane, component)).filter(|nodes| nodes.len() == replicas)
+            });
+            let distinct: BTreeSet<_> = nodes.iter().filter(|node| node.starts_with("vm-")).collect();
+            assert_eq!(distinct.len(), replicas, "{component}: {nodes:?}");
+        }
+    }
+    let classes = plane.kubectl(&["-n", NAMESPACE, "get", "pods", "-o", "jsonpath={.items[*].spec.priorityClassName}"]);
+    assert!(classes.split(' ').all(|class| class == "system-cluster-critical"), "{classes}");
+    remove_everything(plane);
+    plane.kubectl(&["delete", "node", "virtual-open"]);
+}
