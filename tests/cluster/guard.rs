@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use crate::{
     admission::pod,
     harness::{ControlPlane, Namespace, sandbox},
+    packaging::install_base,
 };
 
 const CONTROLLER: &str = "system:serviceaccount:spillway-system:spillway-controller";
 const WEBHOOK: &str = "system:serviceaccount:spillway-system:spillway-webhook";
-const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/base");
 
 /// One of our accounts, which RBAC lets do everything for the time of a test.
 struct Account {
@@ -23,7 +23,7 @@ struct Account {
 
 impl Account {
     async fn unleashed(plane: &'static ControlPlane, user: &str) -> Self {
-        plane.kubectl(&["apply", "-k", BASE]);
+        install_base(plane);
         let binding = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "unleashed"},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
@@ -446,7 +446,7 @@ async fn a_policy_that_is_broken_stops_nobody_else() {
 #[test]
 fn what_rbac_cannot_name_a_policy_holds() {
     let turn = sandbox();
-    turn.plane.kubectl(&["apply", "-k", BASE]);
+    install_base(turn.plane);
     let get = |args: &[&str]| -> Value { serde_json::from_str(&turn.plane.kubectl(args)).unwrap() };
     let policies = get(&["get", "validatingadmissionpolicies", "-o", "json"]);
     let held: BTreeSet<&str> = policies["items"]

@@ -15,6 +15,16 @@ pub(crate) fn manifests(path: &str) -> String {
     format!("{ROOT}{path}")
 }
 
+/// Installs manifests/base, unless a test before has left it.
+pub(crate) fn install_base(plane: &ControlPlane) {
+    let there =
+        "validatingadmissionpolicybinding/spillway-webhook-configuration mutatingwebhookconfiguration/aci-spillway";
+    let there: Vec<_> = ["get"].into_iter().chain(there.split(' ')).collect();
+    if !plane.try_kubectl(&there, "").status.success() {
+        plane.kubectl(&["apply", "-k", &manifests("base")]);
+    }
+}
+
 /// What makes Spillway's objects disappear, whoever installed them. The namespace stays: it takes long to go.
 pub(crate) fn remove_everything(plane: &ControlPlane) {
     plane.try_helm(&["uninstall", "spillway", "--namespace", NAMESPACE, "--ignore-not-found"]);

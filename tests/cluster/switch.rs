@@ -17,7 +17,10 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{ControlPlane, sandbox, spillway_command};
+use crate::{
+    harness::{ControlPlane, sandbox, spillway_command},
+    packaging::install_base,
+};
 
 const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/base");
 const KIND: &str = "mutatingwebhookconfiguration";
@@ -25,8 +28,14 @@ const NAME: &str = "aci-spillway";
 
 /// Spillway installed anew in this way, with what else writes to the configuration: the bundle, and somebody's label.
 fn install(plane: &ControlPlane, how: &[&str]) {
+    install_base(plane);
     plane.kubectl(&["delete", KIND, NAME, "--ignore-not-found"]);
-    plane.kubectl(&[&["apply", "-k", BASE], how].concat());
+    let configuration = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/base/mutatingwebhookconfiguration.yaml");
+    let named = std::fs::read_to_string(configuration).unwrap().replace(
+        "  name: aci-spillway\n",
+        "  name: aci-spillway\n  labels: {app.kubernetes.io/name: spillway}\n", // as kustomize does
+    );
+    plane.kubectl_with(&[&["apply", "-f", "-"], how].concat(), &named);
     plane.kubectl(&["-n", "spillway-system", "delete", "configmap", "spillway-switched-off", "--ignore-not-found"]);
     let bundle = r#"[{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": "YQ=="}]"#;
     plane.kubectl(&["patch", KIND, NAME, "--type=json", "--patch", bundle, "--field-manager=spillway-controller"]);
