@@ -1,6 +1,6 @@
 # Needs: Rust, Go 1.26 (another Go fetches it), make, a C compiler, git.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz bench-decide
+.PHONY: help demo test check fuzz bench-decide image-root
 
 FUZZ_SECONDS ?= 120
 
@@ -28,9 +28,13 @@ check: ## formatting, lints, documentation, generated files
 	@git --no-pager diff --no-index docs/reasons.md target/reasons.md || \
 	  { echo "mend with: cargo run -- explain --reasons >docs/reasons.md" >&2; exit 1; }
 	@tests/controlplane/build.sh >/dev/null
+	@echo "manifests/install.yaml is what kustomize makes of manifests/base"
+	@$$(tests/controlplane/build.sh) kubectl kustomize manifests/base >target/install.yaml
+	@git --no-pager diff --no-index manifests/install.yaml target/install.yaml || \
+	  { echo "mend with: kubectl kustomize manifests/base >manifests/install.yaml" >&2; exit 1; }
 	unformatted=$$(gofmt -l tests/controlplane) && test -z "$$unformatted" || { echo "gofmt: $$unformatted" >&2; exit 1; }
 	cd tests/controlplane && CGO_ENABLED=0 GOWORK=off go vet -trimpath -tags notest,grpcnotrace .
-	bash -n examples/demo.sh && bash -n tests/controlplane/build.sh && bash -n .ci/run
+	bash -n examples/demo.sh && bash -n tests/controlplane/build.sh && bash -n .ci/run && bash -n image/build-root.sh
 
 # Without a sanitizer: the program has no unsafe code for one to watch, and is faster without.
 fuzz: ## fuzz each target for FUZZ_SECONDS (120); needs Rust's nightly toolchain and a C++ compiler, fetches cargo-fuzz
@@ -44,3 +48,6 @@ fuzz: ## fuzz each target for FUZZ_SECONDS (120); needs Rust's nightly toolchain
 
 bench-decide: ## instructions and allocations of one decision, beside the baseline; needs valgrind
 	cargo bench --locked --bench decide
+
+image-root: ## a static release in target/image-root, tried in an empty root, for the Containerfile; needs curl
+	@image/build-root.sh

@@ -29,7 +29,7 @@ const MANAGERS_KEY: &str = "managed-fields.json";
 const FIELD_MANAGER: &str = "spillway";
 
 /// How often a configuration is stored anew because somebody has changed it meanwhile.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: usize = 10;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
