@@ -11,10 +11,28 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-/// Why a pair was refused. Names the flag at fault.
+/// Why a certificate and a key were refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyPairError {
+    /// Not PEM, or PEM of something else.
+    #[error("the certificate is not PEM")]
+    Certificate(#[source] pem::Error),
+    /// Not PEM, or PEM of something else.
+    #[error("the key is no PEM private key")]
+    Key(#[source] pem::Error),
+    /// No certificate in the PEM.
+    #[error("there is no certificate")]
+    NoCertificate,
+    /// The two are not a pair, or the key is of a kind that cannot serve.
+    #[error("the key does not belong to the certificate, or is of an unknown kind")]
+    Mismatch(#[source] rustls::Error),
+}
+
+/// Why a pair of files was refused. Names the flag at fault.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyPairFilesError {
     /// A file could not be read.
     #[error("{flag}: cannot read {}", path.display())]
     Read {
@@ -25,36 +43,28 @@ pub enum KeyPairError {
         /// Why.
         source: io::Error,
     },
-    /// Not PEM, or PEM of something else.
-    #[error("--tls-cert-file: no PEM certificate")]
-    Certificate(#[source] pem::Error),
-    /// Not PEM, or PEM of something else.
-    #[error("--tls-key-file: no PEM private key")]
-    Key(#[source] pem::Error),
-    /// No certificate in the file.
-    #[error("--tls-cert-file: holds no certificate")]
-    NoCertificate,
-    /// The two are not a pair, or the key is of a kind that cannot serve.
-    #[error("--tls-key-file does not belong to --tls-cert-file, or is of an unknown kind")]
-    Mismatch(#[source] rustls::Error),
+    /// What is in them cannot be used.
+    #[error("--tls-cert-file, --tls-key-file: no usable pair")]
+    Pair(#[from] KeyPairError),
 }
 
 /// Reads a certificate chain and its private key, and proves that they belong together.
 ///
 /// # Errors
 ///
-/// [`KeyPairError`], which names the flag at fault.
-pub fn from_files(certificate: &Path, key: &Path) -> Result<CertifiedKey, KeyPairError> {
-    let read =
-        |flag, path: &Path| fs::read(path).map_err(|source| KeyPairError::Read { flag, path: path.to_owned(), source });
-    from_pem(&read("--tls-cert-file", certificate)?, &read("--tls-key-file", key)?)
+/// [`KeyPairFilesError`], which names the flag at fault.
+pub fn from_files(certificate: &Path, key: &Path) -> Result<CertifiedKey, KeyPairFilesError> {
+    let read = |flag, path: &Path| {
+        fs::read(path).map_err(|source| KeyPairFilesError::Read { flag, path: path.to_owned(), source })
+    };
+    Ok(from_pem(&read("--tls-cert-file", certificate)?, &read("--tls-key-file", key)?)?)
 }
 
 /// The same from PEM text in memory.
 ///
 /// # Errors
 ///
-/// [`KeyPairError`], as above.
+/// [`KeyPairError`].
 pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<CertifiedKey, KeyPairError> {
     let chain: Vec<_> =
         CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>().map_err(KeyPairError::Certificate)?;

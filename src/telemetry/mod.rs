@@ -3,6 +3,7 @@
 
 mod admission;
 mod caches;
+mod certificates;
 mod configuration;
 mod connections;
 pub mod logs;
@@ -10,6 +11,7 @@ mod panics;
 
 pub use admission::{Admission, Resource};
 pub use caches::{CacheMetrics, Caches};
+pub use certificates::Certificates;
 pub use configuration::ConfigurationMetrics;
 pub use connections::{ConnectionError, Connections, Open};
 pub use panics::count_panics;
