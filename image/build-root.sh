@@ -4,6 +4,7 @@
 # CA_BUNDLE=FILE names the certificate authorities of public sites (by default the system's). The check needs curl, and root or
 # unprivileged user namespaces.
 set -euo pipefail
+umask 022
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { printf '%s\n' "$*" >&2; }
@@ -53,7 +54,7 @@ KUBECONFIG
 
 # inside ARGS...: runs the program in the root, as the image's user where that is possible.
 if ((EUID == 0)); then
-  inside() { exec env -i KUBECONFIG=/kubeconfig chroot --userspec=65532:65532 "$tmp/root" /spillway "$@"; }
+  inside() { exec env -i KUBECONFIG=/kubeconfig "$(command -v chroot)" --userspec=65532:65532 "$tmp/root" /spillway "$@"; }
 else
   inside() { exec env -i KUBECONFIG=/kubeconfig "$(command -v unshare)" --user --map-root-user --root="$tmp/root" --wd=/ /spillway "$@"; }
 fi
@@ -62,6 +63,7 @@ version=$(inside --version) || fail "the program does not run in an empty root"
 [[ $version == "spillway "* ]] || fail "--version says: $version"
 (inside config show) | grep -q '^kind: SpillwayConfiguration$' || fail "config show does not show the configuration"
 
+: >"$tmp/log" # before the first look into it
 (inside webhook --self-signed --bind 127.0.0.1:0 --admin-bind 127.0.0.1:0 --log-format text) >"$tmp/log" 2>&1 &
 webhook=$!
 for _ in {1..100}; do
