@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Data flows one way. [`admission`], [`pod`], [`eligibility`], [`config`] and [`burst`] are pure: no tokio, no kube client, no clock, no
-//! files. [`cluster`], [`webhook`] and [`certs`] do the I/O.
+//! files. [`cluster`], [`webhook`], [`reload`] and [`certs`] do the I/O.
 
 pub mod admin;
 pub mod admission;

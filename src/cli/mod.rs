@@ -5,6 +5,7 @@ mod cluster;
 mod config;
 mod explain;
 mod manifest;
+mod pod;
 mod process;
 mod switch;
 mod webhook;

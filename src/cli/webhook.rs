@@ -5,13 +5,14 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::{Context, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::builder::BoolishValueParser;
-use rustls::sign::CertifiedKey;
+use kube::Client;
 use time::OffsetDateTime;
 
-use super::{Ended, process};
+use super::{Ended, pod::PodArgs, process};
 use crate::{
-    certs::{self, Leaf, Serving},
+    certs::{self, KeyPairFiles, Leaf, Serving},
     cluster::Cluster,
+    config::{CertificateSource, Certificates},
     telemetry::{self, Admission, Caches, logs},
     webhook::{self, App, ListenArgs},
 };
@@ -20,10 +21,11 @@ use crate::{
 ///
 /// Finds the cluster as kubectl does: through KUBECONFIG or ~/.kube/config, and where there is none, in a pod, through its
 /// service account. Needs to list and watch namespaces, nodes, service accounts and network policies, and to get service
-/// accounts.
+/// accounts; and for a self-managed certificate to list and watch the Secret spillway-ca and the MutatingWebhookConfiguration
+/// aci-spillway. Writes nothing.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The SpillwayConfiguration file; without one, the built-in defaults
+    /// The SpillwayConfiguration file, which is followed; without one, the built-in defaults
     #[arg(long, env = "SPILLWAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -34,12 +36,40 @@ pub(super) struct Args {
     certificate: CertificateArgs,
 
     #[command(flatten)]
+    pod: PodArgs,
+
+    #[command(flatten)]
     runtime: process::RuntimeArgs,
 
     #[command(flatten)]
     logs: logs::LogArgs,
 }
 
+pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
+    let Args { config, listen, certificate, pod, runtime, logs } = args;
+    let filter = logs::start(logs);
+    let pod_name = pod.pod_name().context("--pod-name: cannot read the name of this host")?;
+    runtime.start()?.block_on(async {
+        let mut registry = telemetry::registry();
+        telemetry::count_panics(&mut registry);
+        let configuration = process::configuration(config.as_deref(), filter, &mut registry, |_| {}).await?;
+        let source = certificate.source(&configuration.borrow().certificates)?;
+        let serving = Serving::default();
+        let bound = webhook::bind(listen, serving.clone(), &mut registry).await?;
+        let cluster = kube::Config::infer().await.context("cannot find a cluster")?;
+        let client = Client::try_from(cluster).context("cannot make a client of the cluster")?;
+        source.serve(client.clone(), &pod.namespace, serving, telemetry::Certificates::new(&mut registry));
+        let cluster = Cluster::follow(client, configuration.clone(), &Caches::new(&mut registry));
+        let app = Arc::new(App::new(configuration, cluster, Admission::new(&mut registry)));
+        let signals = process::Signals::listen()?;
+        let (webhook, admin) = (bound.webhook_address()?, bound.admin_address()?);
+        tracing::info!(%webhook, %admin, pod = pod_name, "listening");
+        signals.end(|stop| bound.serve(app, registry, stop.asked())).await;
+        Ok(Ended::Fine)
+    })
+}
+
+/// Where the serving certificate comes from. The flags beat the configuration.
 #[derive(Debug, clap::Args)]
 struct CertificateArgs {
     /// The serving certificate and its chain, PEM
@@ -55,40 +85,57 @@ struct CertificateArgs {
     self_signed: bool,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
-    let Args { config, listen, certificate, runtime, logs } = args;
-    let filter = logs::start(logs);
-    runtime.start()?.block_on(async {
-        let mut registry = telemetry::registry();
-        telemetry::count_panics(&mut registry);
-        let configuration = process::configuration(config.as_deref(), filter, &mut registry, |_| {}).await?;
-        let serving = Serving::default();
-        serving.replace(Leaf::new(certificate.load()?).context("--tls-cert-file: cannot read the certificate")?);
-        let bound = webhook::bind(listen, serving, &mut registry).await?;
-        let cluster = kube::Config::infer().await.context("cannot find a cluster")?;
-        let client = kube::Client::try_from(cluster).context("cannot make a client of the cluster")?;
-        let cluster = Cluster::follow(client, configuration.clone(), &Caches::new(&mut registry));
-        let app = Arc::new(App::new(configuration, cluster, Admission::new(&mut registry)));
-        let signals = process::Signals::listen()?;
-        tracing::info!(webhook = %bound.webhook_address()?, admin = %bound.admin_address()?, "listening");
-        signals.end(|stop| bound.serve(app, registry, stop.asked())).await;
-        Ok(Ended::Fine)
-    })
+/// Where the serving certificate comes from.
+enum Source {
+    /// Made at this start.
+    Made(Leaf),
+    /// Files, which are followed.
+    Files(KeyPairFiles),
+    /// The authority that all replicas share.
+    SelfManaged,
 }
 
 impl CertificateArgs {
-    fn load(&self) -> anyhow::Result<CertifiedKey> {
+    /// Reads what the flags name, so that a wrong one is loud. What the configuration names may come later: the webhook waits for it.
+    fn source(&self, configured: &Certificates) -> anyhow::Result<Source> {
         let Self { tls_cert_file, tls_key_file, self_signed } = self;
         // Not left to clap, for which SPILLWAY_SELF_SIGNED=false is a flag that was given.
         match (tls_cert_file, tls_key_file) {
-            (Some(certificate), Some(key)) if !self_signed => return Ok(certs::from_files(certificate, key)?),
-            (None, None) if *self_signed => {}
-            _ if *self_signed => bail!("--self-signed cannot be used with --tls-cert-file and --tls-key-file"),
-            _ => bail!("expected --tls-cert-file and --tls-key-file, or --self-signed"),
+            (Some(certificate), Some(key)) if !self_signed => {
+                let pair = certs::from_files(certificate, key)?;
+                Leaf::new(pair).context("--tls-cert-file: cannot read the certificate")?;
+                Ok(Source::Files(KeyPairFiles { certificate: certificate.clone(), key: key.clone() }))
+            }
+            (None, None) if *self_signed => self_signed_leaf().map(Source::Made),
+            (None, None) => Ok(match configured.source {
+                CertificateSource::SelfManaged => Source::SelfManaged,
+                CertificateSource::CertManager | CertificateSource::Files => {
+                    Source::Files(KeyPairFiles::in_directory(&configured.directory))
+                }
+            }),
+            _ => bail!("--self-signed cannot be used with --tls-cert-file and --tls-key-file"),
         }
-        let made =
-            certs::generate(&[], OffsetDateTime::now_utc()).context("--self-signed: cannot make a certificate")?;
-        tracing::info!(caBundle = STANDARD.encode(&made.ca), "serving a self-signed certificate, for development");
-        Ok(certs::from_pem(made.certificate.as_bytes(), made.key.as_bytes())?)
+    }
+}
+
+fn self_signed_leaf() -> anyhow::Result<Leaf> {
+    let made = certs::generate(&[], OffsetDateTime::now_utc()).context("--self-signed: cannot make a certificate")?;
+    tracing::info!(caBundle = STANDARD.encode(&made.ca), "serving a self-signed certificate, for development");
+    Ok(Leaf::new(certs::from_pem(made.certificate.as_bytes(), made.key.as_bytes())?)?)
+}
+
+impl Source {
+    /// Keeps a certificate in `serving` from now on.
+    fn serve(self, client: Client, namespace: &str, serving: Serving, metrics: telemetry::Certificates) {
+        match self {
+            Self::Made(leaf) => {
+                metrics.put_in_force(leaf.not_after());
+                serving.replace(leaf);
+            }
+            Self::Files(files) => drop(tokio::spawn(certs::follow_files(files, serving, metrics))),
+            Self::SelfManaged => {
+                drop(tokio::spawn(certs::self_managed(client, namespace.to_owned(), serving, metrics)));
+            }
+        }
     }
 }

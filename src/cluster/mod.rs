@@ -232,7 +232,7 @@ mod tests {
         change.send_replace(of("type=two"));
         let start = Instant::now();
         loop {
-            cluster.snapshot.changed().await.unwrap();
+            time::timeout(Duration::from_secs(60), cluster.snapshot.changed()).await.expect("a new list").unwrap();
             assert_eq!(cluster.unsynced(), <[&str; 0]>::default(), "readiness does not flap");
             match names(&cluster.snapshot()).as_slice() {
                 [node] if node == "type%3Dtwo" => break,

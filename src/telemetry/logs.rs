@@ -1,13 +1,14 @@
 //! Logs: lines on standard error, as text or JSON.
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal},
+    sync::Arc,
+};
 
+use tokio::sync::watch;
 use tracing_subscriber::{EnvFilter, reload::Handle};
 
-use crate::{
-    config::{LogLevel, nearest},
-    reload::configuration::InForce,
-};
+use crate::config::{Configuration, LogLevel, nearest};
 
 /// How much to log, from nothing to everything.
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
@@ -83,7 +84,7 @@ pub fn start(args: &LogArgs) -> Filter {
 
 impl Filter {
     /// Does what the configuration says, for as long as it is asked to; where it says nothing, what the flag said.
-    pub async fn follow(self, mut configuration: InForce) {
+    pub async fn follow(self, mut configuration: watch::Receiver<Arc<Configuration>>) {
         let mut in_force = None;
         loop {
             let wanted = configuration.borrow_and_update().logging.level;

@@ -126,9 +126,7 @@ fn routes(app: Arc<App>) -> Router {
 /// What is missing before requests can be decided. The configuration never is: without one the program does not start.
 fn missing(cluster: &Cluster, certificate: &Serving, draining: &Draining) -> Vec<&'static str> {
     let mut missing = cluster.unsynced();
-    if certificate.current().is_none_or(|leaf| leaf.not_after() <= OffsetDateTime::now_utc()) {
-        missing.push("certificate");
-    }
+    missing.extend(certificate.missing(OffsetDateTime::now_utc()));
     if draining.has_begun() {
         missing.push("shutting down");
     }

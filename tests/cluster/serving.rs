@@ -17,12 +17,12 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpSocket, TcpStream},
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    harness::{Webhook, control_plane, eventually},
+    harness::{Webhook, control_plane, directory, eventually},
     unusable::{place, review},
 };
 
@@ -174,6 +174,41 @@ async fn a_webhook_that_starts_before_the_api_server_becomes_ready_by_itself() {
     assert_eq!(webhook.metric(r#"spillway_cache_synced{cache="namespaces"}"#), 1);
     let (_, answer) = webhook.https().review(review(&namespace).to_string()).await;
     assert!(is_decided(&answer));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_that_starts_before_its_certificate_waits_for_it_and_takes_the_next_one() {
+    let (kubeconfig, namespace) = place();
+    let (name, mounted) = ("uncertified", directory("uncertified").join("mounted"));
+    fs::create_dir_all(&mounted).unwrap();
+    let file = directory(name).join("config.yaml");
+    let config = format!(
+        "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\ncertificates: {{source: files, directory: {}}}\n",
+        mounted.display()
+    );
+    fs::write(&file, config).unwrap();
+    let mut webhook = Webhook::start_configured(name, &kubeconfig, &["--config", file.to_str().unwrap()]);
+    let only_that = (503, "not ready: certificate\n".to_owned());
+    eventually("everything else", || (webhook.admin("/readyz") == only_that).then_some(()));
+    let body = Bytes::from(review(&namespace).to_string());
+    let refused = webhook.https().send("/mutate-v1-pod", "application/json", body.clone()).await;
+    assert_eq!(refused, None, "no handshake without a certificate");
+
+    for pair in ["first", "second"] {
+        let made = spillway::certs::generate(&[], time::OffsetDateTime::now_utc()).unwrap();
+        fs::write(mounted.join("tls.crt"), made.certificate).unwrap();
+        fs::write(mounted.join("tls.key"), made.key).unwrap();
+        webhook.ca = made.ca;
+        let answer = async || webhook.https().send("/mutate-v1-pod", "application/json", body.clone()).await;
+        let decides = async {
+            while answer().await.is_none_or(|(_, answer)| !is_decided(&answer)) {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), decides).await.unwrap_or_else(|_| panic!("the {pair} pair was never served"));
+        assert_eq!(webhook.admin("/readyz").0, 200, "{pair}");
+    }
+    assert_eq!(webhook.metric(r#"spillway_certificate_reloads_total{result="success"}"#), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

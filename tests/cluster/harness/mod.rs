@@ -17,7 +17,9 @@ use std::{
 pub(crate) use control_plane::{ControlPlane, Namespace, Sandbox, control_plane, sandbox};
 pub(crate) use service::Service;
 pub(crate) use stub::{Stub, allowed, in_namespace, register_url};
-pub(crate) use webhook::{Pair, Webhook, install, manifest_webhooks, register_spillway, spillway, spillway_command};
+pub(crate) use webhook::{
+    Pair, Webhook, directory, install, manifest_webhooks, register_spillway, spillway, spillway_command,
+};
 
 /// Waits for a condition, and gives up after a time that no healthy machine needs.
 pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {

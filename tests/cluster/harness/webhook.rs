@@ -31,6 +31,13 @@ impl Pair {
         assert!(made.status.success(), "{made:?}");
         Self { dir: dir.to_owned(), ca: fs::read_to_string(dir.join("ca.crt")).unwrap() }
     }
+
+    /// The flags that name it, and more.
+    fn flags(&self, more: &[&str]) -> Vec<String> {
+        let pair = [("cert", "tls.crt"), ("key", "tls.key")];
+        let pair = pair.map(|(flag, file)| format!("--tls-{flag}-file={}", self.dir.join(file).display()));
+        pair.into_iter().chain(more.iter().map(ToString::to_string)).collect()
+    }
 }
 
 /// A running webhook; it ends with the test, or with the test process.
@@ -56,14 +63,21 @@ impl Webhook {
     /// The same beside another control plane.
     pub(crate) fn start_beside(plane: &ControlPlane, name: &str, kubeconfig: &Path) -> Self {
         let pair = Pair::make(&plane.dir.join(name));
-        Self::launch(plane, &[], name, kubeconfig, Some(&pair), &[])
+        Self::launch(plane, &[], name, kubeconfig, &pair.ca, &pair.flags(&[]))
     }
 
     /// The same through another program, which gets the whole command line.
     pub(crate) fn start_as(through: &[&str], name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
         let plane = control_plane();
         let pair = Pair::make(&plane.dir.join(name));
-        Self::launch(plane, through, name, kubeconfig, Some(&pair), flags)
+        Self::launch(plane, through, name, kubeconfig, &pair.ca, &pair.flags(flags))
+    }
+
+    /// The same with a certificate from where its configuration says; its own is in `ca`, `tls.crt` and `tls.key` all the same.
+    pub(crate) fn start_configured(name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
+        let plane = control_plane();
+        let flags: Vec<_> = flags.iter().map(ToString::to_string).collect();
+        Self::launch(plane, &[], name, kubeconfig, &Pair::make(&directory(name)).ca, &flags)
     }
 
     /// Starts one of several that serve the same certificate.
@@ -74,7 +88,7 @@ impl Webhook {
         pair: &Pair,
         flags: &[&str],
     ) -> Self {
-        Self::launch(plane, &[], name, kubeconfig, Some(pair), flags)
+        Self::launch(plane, &[], name, kubeconfig, &pair.ca, &pair.flags(flags))
     }
 
     fn launch(
@@ -82,23 +96,19 @@ impl Webhook {
         through: &[&str],
         name: &str,
         kubeconfig: &Path,
-        pair: Option<&Pair>,
-        flags: &[&str],
+        ca: &str,
+        flags: &[String],
     ) -> Self {
         let log = plane.dir.join(format!("{name}.log"));
         let mut command = Command::new(&plane.program);
         command.args(["tether", "--"]).args(through).arg(env!("CARGO_BIN_EXE_spillway"));
         command.args(["webhook", "--bind=127.0.0.1:0", "--admin-bind=127.0.0.1:0"]).args(flags);
-        if let Some(Pair { dir, .. }) = pair {
-            command.arg("--tls-cert-file").arg(dir.join("tls.crt")).arg("--tls-key-file").arg(dir.join("tls.key"));
-        }
         command.env("KUBECONFIG", kubeconfig).stdin(Stdio::piped()).stderr(File::create(&log).unwrap());
         let tether = command.spawn().unwrap();
         let said = || lines(&log).into_iter().find(|line| line["message"] == "listening");
         let listening = eventually("the webhook to listen", said);
         let address = |field: &str| listening[field].as_str().unwrap().parse().unwrap();
-        let ca = pair.map(|pair| pair.ca.clone()).unwrap_or_default();
-        Self { address: address("webhook"), admin: address("admin"), ca, log, tether }
+        Self { address: address("webhook"), admin: address("admin"), ca: ca.to_owned(), log, tether }
     }
 
     /// Waits until it is ready.
@@ -165,6 +175,11 @@ impl Webhook {
     pub(crate) fn is_alive(&mut self) -> bool {
         self.tether.try_wait().unwrap().is_none()
     }
+}
+
+/// Where a webhook's files are: its certificate, its log.
+pub(crate) fn directory(name: &str) -> PathBuf {
+    control_plane().dir.join(name)
 }
 
 /// The lines of a log, those apart that are no JSON.
