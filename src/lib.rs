@@ -20,6 +20,7 @@ pub mod certs;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod controller;
 pub mod eligibility;
 pub mod pod;
 pub mod reload;

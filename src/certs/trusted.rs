@@ -48,7 +48,6 @@ impl Trusted {
     }
 
     /// The certificates of the live bundle.
-    #[cfg(test)]
     pub(crate) fn certificates(&self) -> Vec<CaCertificate> {
         match self {
             Self::Unknown | Self::Nobody(_) => Vec::new(),

@@ -3,6 +3,7 @@
 mod certs;
 mod cluster;
 mod config;
+mod controller;
 mod explain;
 mod manifest;
 mod pod;
@@ -29,6 +30,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Webhook(webhook::Args),
+    Controller(controller::Args),
     Explain(explain::Args),
     #[command(subcommand)]
     Config(config::Command),
@@ -66,6 +68,7 @@ enum Ended {
 pub fn run(cli: Cli) -> ExitCode {
     let ended = match cli.command {
         Command::Webhook(args) => webhook::run(&args),
+        Command::Controller(args) => controller::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Config(command) => config::run(&command),
         Command::Certs(command) => certs::run(&command),

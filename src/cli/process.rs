@@ -41,13 +41,13 @@ impl RuntimeArgs {
     }
 }
 
-/// The configuration, which is followed from now on, as is what it says about the log; `failed` is told when the file has become
-/// one that cannot be used. Without a file, the built-in defaults.
+/// The configuration, which is followed from now on, as is what it says about the log; `told` hears of each change of the file.
+/// Without a file, the built-in defaults.
 pub(super) async fn configuration(
     file: Option<&Path>,
     filter: logs::Filter,
     registry: &mut Registry,
-    failed: impl FnMut(&LoadError) + Send + 'static,
+    told: impl FnMut(Result<(), &LoadError>) + Send + 'static,
 ) -> anyhow::Result<InForce> {
     let metrics = ConfigurationMetrics::new(registry);
     let Some(file) = file else {
@@ -57,7 +57,7 @@ pub(super) async fn configuration(
     let file = ConfigurationFile::load(file, metrics).await?;
     let in_force = file.in_force();
     tokio::spawn(filter.follow(in_force.clone()));
-    tokio::spawn(file.follow(failed));
+    tokio::spawn(file.follow(told));
     Ok(in_force)
 }
 

@@ -93,18 +93,21 @@ impl ConfigurationFile {
         self.in_force.subscribe()
     }
 
-    /// Follows the file for as long as it is asked to. What cannot be used changes nothing, and `failed` is told.
-    pub async fn follow(mut self, mut failed: impl FnMut(&LoadError)) {
+    /// Follows the file for as long as it is asked to. What cannot be used changes nothing. `told` hears of each change of the file.
+    pub async fn follow(mut self, mut told: impl FnMut(Result<(), &LoadError>)) {
         loop {
             match read(&self.path, &mut self.files).await {
-                Ok(configuration) => self.replace(configuration),
+                Ok(configuration) => {
+                    self.replace(configuration);
+                    told(Ok(()));
+                }
                 Err(error) => {
                     self.metrics.failed();
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
                         "configuration kept: the file cannot be used"
                     );
-                    failed(&error);
+                    told(Err(&error));
                 }
             }
         }
@@ -163,7 +166,7 @@ mod tests {
         let in_force = file.in_force();
         let errors = Arc::new(Mutex::new(Vec::new()));
         let told = errors.clone();
-        tokio::spawn(file.follow(move |error| told.lock().unwrap().push(error.to_string())));
+        tokio::spawn(file.follow(move |change| told.lock().unwrap().extend(change.err().map(ToString::to_string))));
 
         let metric = |name: &str, value: u64| {
             let text = telemetry::encode(&registry);

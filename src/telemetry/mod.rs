@@ -6,6 +6,7 @@ mod caches;
 mod certificates;
 mod configuration;
 mod connections;
+mod controller;
 pub mod logs;
 mod panics;
 
@@ -14,6 +15,7 @@ pub use caches::{CacheMetrics, Caches};
 pub use certificates::Certificates;
 pub use configuration::ConfigurationMetrics;
 pub use connections::{ConnectionError, Connections, Open};
+pub use controller::ControllerMetrics;
 pub use panics::count_panics;
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 

@@ -1,5 +1,7 @@
 //! What is to be done about the authority, and why.
 
+use std::fmt;
+
 use time::OffsetDateTime;
 
 use super::{Lacking, Stored};
@@ -34,6 +36,19 @@ pub enum Why {
     RotationDue,
     /// The API server trusts the successor.
     Trusted,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "there is no Secret",
+            Self::Malformed => "the Secret is malformed",
+            Self::Expired => "the current authority has expired",
+            Self::NotYetValid => "the current authority is not valid yet",
+            Self::RotationDue => "two thirds of the current authority's life are over",
+            Self::Trusted => "the API server trusts it",
+        })
+    }
 }
 
 /// Says what is to be done about what is stored.

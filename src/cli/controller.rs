@@ -1,0 +1,74 @@
+//! `spillway controller`: keep the cluster right.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use tokio::sync::{mpsc, watch};
+
+use super::{Ended, pod::PodArgs, process};
+use crate::{
+    admin::{self, AdminArgs},
+    controller::{Controller, Standing},
+    telemetry::{self, ControllerMetrics, logs},
+};
+
+/// Run the controller
+///
+/// Keeps the certificate authority of the webhook in Secret spillway-ca, and the caBundle of the MutatingWebhookConfiguration
+/// aci-spillway. Of several replicas one acts, elected by the Lease spillway-controller. Finds the cluster as kubectl does: through
+/// KUBECONFIG or ~/.kube/config, and where there is none, in a pod, through its service account.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The SpillwayConfiguration file; without one, the built-in defaults
+    #[arg(long, env = "SPILLWAY_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    admin: AdminArgs,
+
+    #[command(flatten)]
+    pod: PodArgs,
+
+    #[command(flatten)]
+    runtime: process::RuntimeArgs,
+
+    #[command(flatten)]
+    logs: logs::LogArgs,
+}
+
+/// Changes of the configuration file that wait to be told of. More than these at once are of no interest.
+const TOLD: usize = 8;
+
+pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
+    let Args { config, admin, pod, runtime, logs } = args;
+    let filter = logs::start(logs);
+    let pod_name = pod.pod_name().context("--pod-name: cannot read the name of this host")?;
+    runtime.start()?.block_on(async {
+        let mut registry = telemetry::registry();
+        telemetry::count_panics(&mut registry);
+        let (tell, told) = mpsc::channel(TOLD);
+        let tell = move |change: Result<(), &_>| drop(tell.try_send(change.err().map(ToString::to_string)));
+        let configuration = process::configuration(config.as_deref(), filter, &mut registry, tell).await?;
+        let admin = admin::bind(admin).await?;
+        let cluster = kube::Config::infer().await.context("cannot find a cluster")?;
+        let client = kube::Client::try_from(cluster).context("cannot make a client of the cluster")?;
+        let metrics = ControllerMetrics::new(&mut registry);
+        let controller = Controller::new(client, &pod.namespace, &pod_name, configuration, metrics);
+        let signals = process::Signals::listen()?;
+        tracing::info!(admin = %admin.address()?, pod = pod_name, "listening");
+        let standing = controller.standing();
+        let admin = tokio::spawn(admin.serve(move || missing(&standing), registry));
+        signals.end(|stop| controller.run(stop.asked(), told)).await;
+        admin.abort();
+        Ok(Ended::Fine)
+    })
+}
+
+/// What is missing before the controller does its part, acting or standing by. The configuration never is: without one it does not
+/// start.
+fn missing(standing: &watch::Receiver<Standing>) -> Vec<&'static str> {
+    match *standing.borrow() {
+        Standing::Unknown => vec!["lease"],
+        Standing::StandingBy | Standing::Leading => Vec::new(),
+    }
+}

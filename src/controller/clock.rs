@@ -1,0 +1,43 @@
+//! What time it is by the API server: it is who verifies the certificates, and so its clock is the one that counts.
+
+use axum::http::{Request, header::DATE};
+use kube::{Client, client::Body};
+use time::{OffsetDateTime, format_description::well_known::Rfc2822};
+
+/// Why the time is not known.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClockError {
+    /// The API server did not answer.
+    #[error("cannot ask the API server for the time")]
+    Ask(#[source] kube::Error),
+    /// The answer has no date.
+    #[error("the API server's answer has no date")]
+    NoDate,
+}
+
+/// Every answer of an HTTP server with a clock has a date (RFC 9110, section 6.6.1); `/version` is open to every account.
+pub(super) async fn server_time(client: &Client) -> Result<OffsetDateTime, ClockError> {
+    let request = Request::get("/version").body(Body::empty()).map_err(|_static_parts| ClockError::NoDate)?;
+    let answer = client.send(request).await.map_err(ClockError::Ask)?;
+    let date = answer.headers().get(DATE).and_then(|date| date.to_str().ok()).ok_or(ClockError::NoDate)?;
+    read(date).ok_or(ClockError::NoDate)
+}
+
+/// Reads a date such as `Sun, 06 Nov 1994 08:49:37 GMT`, which is also one of RFC 2822.
+fn read(date: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(date, &Rfc2822).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn the_date_of_an_answer_is_understood() {
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(datetime!(1994-11-06 08:49:37 UTC)));
+        assert_eq!(read("yesterday"), None);
+    }
+}

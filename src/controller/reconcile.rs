@@ -1,0 +1,115 @@
+//! The rhythm of a reconciler: a round whenever something changed and every half minute, never faster than it is good for the API
+//! server, and later and later while it fails.
+
+use std::{error::Error, time::Duration};
+
+use futures_util::{Stream, StreamExt};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::telemetry::ControllerMetrics;
+
+/// A change that no watch brings, such as the passing of time, is seen after this.
+const PERIOD: Duration = Duration::from_secs(30);
+
+/// The least time between two rounds. Bounds what a fight with another writer costs.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The most time between two rounds that come to nothing.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// How long a round may take. The API server answers in milliseconds, or not at all.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How a round ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything was right already.
+    Right,
+    /// Something was written. It may not be the last thing to do.
+    Changed,
+    /// Somebody else wrote meanwhile: look again.
+    Conflict,
+}
+
+/// Does round after round, for as long as it is asked to. Ends when `changes` does.
+pub(super) async fn repeat<E: Error + 'static>(
+    reconciler: &'static str,
+    metrics: &ControllerMetrics,
+    changes: impl Stream<Item = ()>,
+    mut round: impl AsyncFnMut() -> Result<Outcome, E>,
+) {
+    let mut changes = std::pin::pin!(changes);
+    let mut backoff = PAUSE;
+    loop {
+        let began = Instant::now();
+        let outcome = match timeout(PATIENCE, round()).await {
+            Ok(Ok(outcome)) => Some(outcome),
+            Ok(Err(error)) => {
+                tracing::warn!(reconciler, error = &error as &dyn Error, "reconciler failed, trying again");
+                None
+            }
+            Err(_elapsed) => {
+                tracing::warn!(reconciler, "no answer from the API server within {PATIENCE:?}, trying again");
+                None
+            }
+        };
+        let result = match outcome {
+            Some(Outcome::Right | Outcome::Changed) => "success",
+            Some(Outcome::Conflict) => "conflict",
+            None => "failure",
+        };
+        metrics.reconciled(reconciler, result);
+        backoff = if result == "success" { PAUSE } else { LONGEST.min(backoff * 2) };
+        sleep_until(began + backoff).await;
+        if outcome == Some(Outcome::Right) {
+            tokio::select! {
+                change = changes.next() => if change.is_none() { return },
+                () = sleep_until(began + PERIOD) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, io};
+
+    use futures_util::stream;
+
+    use super::*;
+
+    /// How many rounds there are in just under a minute that end as `outcome` says.
+    async fn rounds(changes: impl Stream<Item = ()>, outcome: impl Fn() -> Result<Outcome, io::Error>) -> u32 {
+        let (metrics, rounds) = (ControllerMetrics::default(), Cell::new(0));
+        let round = async || {
+            rounds.set(rounds.get() + 1);
+            outcome()
+        };
+        let _ = timeout(Duration::from_secs(59), repeat("test", &metrics, changes, round)).await;
+        rounds.get()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn there_is_a_round_every_half_minute_and_at_each_change_but_never_a_hot_loop() {
+        let four_a_second = 230..240;
+        assert_eq!(rounds(stream::pending(), || Ok(Outcome::Right)).await, 2);
+        assert!(four_a_second.contains(&rounds(stream::repeat(()), || Ok(Outcome::Right)).await));
+        // What was changed is looked at again at once, for it may not be the last thing to do.
+        assert!(four_a_second.contains(&rounds(stream::pending(), || Ok(Outcome::Changed)).await));
+        for outcome in [|| Ok(Outcome::Conflict), || Err(io::Error::other("down"))] {
+            let in_vain = rounds(stream::repeat(()), outcome).await;
+            assert!((6..=8).contains(&in_vain), "{in_vain}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_that_hangs_is_given_up() {
+        let (metrics, rounds) = (ControllerMetrics::default(), Cell::new(0));
+        let round = async || {
+            rounds.set(rounds.get() + 1);
+            std::future::pending::<Result<Outcome, io::Error>>().await
+        };
+        let _ = timeout(Duration::from_secs(60), repeat("test", &metrics, stream::pending(), round)).await;
+        assert!(rounds.get() >= 3, "{}", rounds.get());
+    }
+}

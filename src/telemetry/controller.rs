@@ -1,0 +1,125 @@
+//! What is counted of the controller.
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+use time::OffsetDateTime;
+
+use super::{labels, now};
+
+labels!(ReconcileLabels { reconciler, result });
+labels!(ReconcilerLabels { reconciler });
+labels!(StateLabels { state });
+labels!(ResultLabels { result });
+
+/// A family of one: absent until it is known, for an alert must not take a 0 for an expiry.
+type Known = Vec<(&'static str, &'static str)>;
+
+/// Metrics of the controller.
+#[derive(Debug, Clone, Default)]
+pub struct ControllerMetrics {
+    leader: Gauge,
+    reconciles: Family<ReconcileLabels, Counter>,
+    last_success: Family<ReconcilerLabels, Gauge>,
+    ca_expiry: Family<Known, Gauge>,
+    ca_certificates: Family<StateLabels, Gauge>,
+    ca_bundle_writes: Family<ResultLabels, Counter>,
+}
+
+impl ControllerMetrics {
+    /// Registered, and all at zero.
+    pub fn new(r: &mut Registry) -> Self {
+        let metrics = Self::default();
+        r.register("leader", "Whether this replica is the one that acts", metrics.leader.clone());
+        r.register(
+            "reconciles",
+            "Rounds of the reconcilers, by result: success, conflict (somebody else wrote meanwhile), failure",
+            metrics.reconciles.clone(),
+        );
+        r.register_with_unit(
+            "reconcile_last_success_timestamp",
+            "When a reconciler last found or made everything right",
+            Unit::Seconds,
+            metrics.last_success.clone(),
+        );
+        r.register_with_unit(
+            "ca_expiry_timestamp",
+            "When the certificate authority expires that signs now; known to the leader",
+            Unit::Seconds,
+            metrics.ca_expiry.clone(),
+        );
+        r.register(
+            "ca_certificates",
+            "Certificates in the caBundle, by what becomes of them: current, next, old",
+            metrics.ca_certificates.clone(),
+        );
+        r.register("ca_bundle_writes", "Writes of the caBundle, by result", metrics.ca_bundle_writes.clone());
+        metrics
+    }
+
+    /// This replica acts, or no longer. What only a leader knows is forgotten then.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(leads.into());
+        if !leads {
+            self.ca_expiry.clear();
+            self.ca_certificates.clear();
+        }
+    }
+
+    /// A reconciler has ended a round; both words are of closed sets.
+    pub fn reconciled(&self, reconciler: &'static str, result: &'static str) {
+        self.reconciles.get_or_create(&ReconcileLabels { reconciler, result }).inc();
+        if result == "success" {
+            self.last_success.get_or_create(&ReconcilerLabels { reconciler }).set(now());
+        }
+    }
+
+    /// The certificate authority as it is stored.
+    pub fn authority(&self, not_after: OffsetDateTime, next: usize, old: usize) {
+        self.ca_expiry.get_or_create(&Known::new()).set(not_after.unix_timestamp());
+        for (state, count) in [("current", 1), ("next", next), ("old", old)] {
+            let count = count.try_into().unwrap_or(i64::MAX);
+            self.ca_certificates.get_or_create(&StateLabels { state }).set(count);
+        }
+    }
+
+    /// The `caBundle` was written, or could not be.
+    pub fn bundle_written(&self, result: &'static str) {
+        self.ca_bundle_writes.get_or_create(&ResultLabels { result }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn a_failed_round_is_no_success() {
+        let mut registry = crate::telemetry::registry();
+        let metrics = ControllerMetrics::new(&mut registry);
+        metrics.leads(true);
+        metrics.reconciled("ca-bundle", "failure");
+        metrics.authority(datetime!(2026-01-02 00:00 UTC), 0, 2);
+        metrics.bundle_written("success");
+        let text = crate::telemetry::encode(&registry);
+        for line in [
+            "spillway_leader 1",
+            r#"spillway_reconciles_total{reconciler="ca-bundle",result="failure"} 1"#,
+            "spillway_ca_expiry_timestamp_seconds{} 1767312000",
+            r#"spillway_ca_certificates{state="old"} 2"#,
+            r#"spillway_ca_bundle_writes_total{result="success"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert!(!text.contains("spillway_reconcile_last_success_timestamp_seconds{"), "{text}");
+        metrics.reconciled("ca-bundle", "success");
+        let text = crate::telemetry::encode(&registry);
+        assert!(
+            text.contains(r#"spillway_reconcile_last_success_timestamp_seconds{reconciler="ca-bundle"}"#),
+            "{text}"
+        );
+    }
+}
