@@ -278,6 +278,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_waits_for_an_answer_is_not_quiet() {
+        let served = Served::start(&["--max-connections=1"]).await;
+        let mut client = served.client().await;
+        client.send("/slow").await.unwrap();
+        served.asked.acquire().await.unwrap().forget();
+        time::pause();
+        time::sleep(Duration::from_secs(600)).await;
+        time::resume();
+        served.gate.add_permits(1);
+        assert!(client.answer().await.unwrap().ends_with("slow\n"));
+    }
+
+    #[tokio::test]
     async fn what_is_no_http_is_counted() {
         let served = Served::start(&[]).await;
         let mut client = served.client().await;
@@ -287,14 +300,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn http2_is_spoken_to_who_asks_for_it() {
+    async fn http2_is_spoken_to_who_asks_for_it_and_ended_in_its_own_way() {
         use hyper::client::conn::http2;
-        let served = Served::start(&[]).await;
+        let mut served = Served::start(&["--drain-grace=0s", "--drain-deadline=1h"]).await;
         let stream = Caller { protocol: b"h2", ..served.caller() }.connect().await.unwrap();
         let (mut client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream.0)).await.unwrap();
-        tokio::spawn(connection);
-        let request = Request::get("https://localhost/").body(Body::empty()).unwrap();
-        let answer = client.send_request(request).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request = |path| Request::get(format!("https://localhost{path}")).body(Body::empty()).unwrap();
+        let answer = client.send_request(request("/")).await.unwrap();
         assert_eq!((answer.status().as_u16(), answer.version()), (200, Version::HTTP_2));
+        let slow = tokio::spawn(client.send_request(request("/slow")));
+        served.asked.acquire().await.unwrap().forget();
+        served.stop();
+        served.gate.add_permits(1);
+        assert_eq!(slow.await.unwrap().unwrap().status().as_u16(), 200, "what was in flight is finished");
+        time::timeout(Duration::from_secs(60), connection).await.expect("told to go away").unwrap().unwrap();
+        served.server.await.unwrap();
+        drop(client);
     }
 }

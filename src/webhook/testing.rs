@@ -30,6 +30,8 @@ pub(super) struct Served {
     pub(super) address: SocketAddr,
     pub(super) ca: String,
     registry: Registry,
+    /// One permit for each request to `/slow` that has come.
+    pub(super) asked: Arc<Semaphore>,
     /// Each permit lets one request to `/slow` finish.
     pub(super) gate: Arc<Semaphore>,
     stop: Option<oneshot::Sender<()>>,
@@ -51,15 +53,17 @@ impl Served {
         let server = Server::bind(&ServerArgs::parse_from(args), serving, &mut registry).await.unwrap();
         let address = server.address().unwrap();
         let gate = Arc::new(Semaphore::new(0));
-        let waiting = gate.clone();
+        let asked = Arc::new(Semaphore::new(0));
+        let (asks, waits) = (asked.clone(), gate.clone());
         let slow = async move || {
-            waiting.acquire().await.unwrap().forget();
+            asks.add_permits(1);
+            waits.acquire().await.unwrap().forget();
             "slow\n"
         };
         let routes = Router::new().route("/", get(async || "ok\n")).route("/slow", get(slow));
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(server.serve(routes, async { drop(stopped.await) }));
-        Self { address, ca: made.ca, registry, gate, stop: Some(stop), server }
+        Self { address, ca: made.ca, registry, asked, gate, stop: Some(stop), server }
     }
 
     pub(super) fn stop(&mut self) {
