@@ -40,7 +40,7 @@ impl Drill {
         let sandbox = sandbox();
         install(sandbox.plane);
         let service = Service::start().await;
-        let pair = Pair::make(&sandbox.plane.dir.join(name));
+        let pair = Pair::publish(&sandbox.plane.dir.join(name));
         let namespace = sandbox.plane.namespace(Some("enabled"));
         let drill = Self { sandbox, service, pair, namespace };
         let replicas = [drill.replica(&format!("{name}-a")), drill.replica(&format!("{name}-b"))];
@@ -207,4 +207,35 @@ async fn a_restart_of_the_api_server_loses_no_pod() {
     eventually("the new namespace to be known", || {
         (late.dry_run(&pod)["metadata"]["annotations"]["spillway.dev/decision"] == "prefer").then_some(())
     });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_is_swapped_loses_no_pod_and_neither_does_one_that_is_malformed() {
+    let (drill, replicas) = Drill::start("swapped-pair").await;
+    let reloads = |result: &str, count: u64| {
+        let metric = format!("spillway_certificate_reloads_total{{result=\"{result}\"}}");
+        eventually("both replicas to read the pair", || {
+            replicas.iter().all(|replica| replica.metric(&metric) >= count).then_some(())
+        });
+    };
+    let created = drill.create_during(|created| {
+        wait_for_more(PODS / 4, created);
+        drill.pair.replace(|dir| std::fs::write(dir.join("tls.crt"), "garbage").unwrap());
+        reloads("failure", 1);
+        wait_for_more(PODS / 4, created);
+
+        // The API server trusts both authorities before the first replica changes.
+        let before = replicas[0].metric("spillway_certificate_expiry_timestamp_seconds");
+        let next = Pair::make(&drill.pair.dir.with_file_name("swapped-pair-next"));
+        register_spillway(drill.sandbox.plane, drill.service.address, &format!("{}{}", drill.pair.ca, next.ca));
+        drill.pair.replace(|dir| {
+            for file in ["tls.crt", "tls.key"] {
+                std::fs::copy(next.dir.join(file), dir.join(file)).unwrap();
+            }
+        });
+        reloads("success", 2);
+        assert_ne!(replicas[0].metric("spillway_certificate_expiry_timestamp_seconds"), before);
+        wait_for_more(PODS / 4, created);
+    });
+    created.await.assert_nothing_lost();
 }

@@ -4,9 +4,13 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -30,6 +34,30 @@ impl Pair {
         let made = spillway_command().args(["certs", "dev", "--out"]).arg(dir).output().unwrap();
         assert!(made.status.success(), "{made:?}");
         Self { dir: dir.to_owned(), ca: fs::read_to_string(dir.join("ca.crt")).unwrap() }
+    }
+
+    /// The same in a volume as the kubelet makes it: each file is a link through `..data` into a directory that is never written again.
+    pub(crate) fn publish(dir: &Path) -> Self {
+        let first = Self::make(&dir.join("..first"));
+        symlink("..first", dir.join("..data")).unwrap();
+        for file in ["tls.crt", "tls.key"] {
+            symlink(Path::new("..data").join(file), dir.join(file)).unwrap();
+        }
+        Self { dir: dir.to_owned(), ca: first.ca }
+    }
+
+    /// Swaps all files of such a volume at once; `change` gets a directory with copies of those that are there.
+    pub(crate) fn replace(&self, change: impl FnOnce(&Path)) {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("..replaced-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let next = self.dir.join(&name);
+        fs::create_dir(&next).unwrap();
+        for file in ["tls.crt", "tls.key"] {
+            fs::copy(self.dir.join(file), next.join(file)).unwrap();
+        }
+        change(&next);
+        symlink(&name, self.dir.join("..next")).unwrap();
+        fs::rename(self.dir.join("..next"), self.dir.join("..data")).unwrap();
     }
 
     /// The flags that name it, and more.
