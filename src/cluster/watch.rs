@@ -1,19 +1,20 @@
 //! The watches that feed the snapshot: metadata only where that is enough, and of namespaces and nodes only those that matter.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{fmt::Debug, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use k8s_openapi::api::{core::v1, networking::v1 as networking};
 use kube::{
     Api, Client, Resource,
     api::{ObjectMeta, PartialObjectMeta},
     runtime::{
         WatchStreamExt,
-        watcher::{Config, Event, watcher},
+        utils::Backoff,
+        watcher::{Config, DefaultBackoff, Event, watcher},
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::{sync::watch, time};
 
 use super::snapshot::{
     Snapshot, put_namespace, put_network_policy, put_node, put_service_account, remove_namespace,
@@ -28,6 +29,28 @@ use crate::{
 
 /// Objects in one page of a list. Small pages keep the peak of memory small.
 const PAGE: u32 = 100;
+
+/// The most time between two attempts at a watch. Until it is back, namespaces that opt in are not known and their pods are missed:
+/// kube's own 30 s are long for that, and four watches of a few replicas are nothing to an API server.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// kube's pauses, which grow and are not the same for all, up to [`LONGEST_PAUSE`].
+#[derive(Default)]
+struct Pauses(DefaultBackoff);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|pause| pause.min(LONGEST_PAUSE))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
 
 type Publish = Arc<watch::Sender<Arc<Snapshot>>>;
 
@@ -64,16 +87,24 @@ pub(super) fn follow(client: &Client, configuration: InForce, metrics: &Caches) 
     };
     let (namespaces, accounts) = (namespaces.with(client, &publish, metrics), accounts.with(client, &publish, metrics));
     let (nodes, policies) = (nodes.with(client, &publish, metrics), policies.with(client, &publish, metrics));
-    tokio::spawn(async move { namespaces.follow(opted_in).await });
-    tokio::spawn(async move { accounts.follow(all()).await });
-    tokio::spawn(async move { policies.follow(all()).await });
-    tokio::spawn(follow_virtual_nodes(nodes, configuration));
+    tokio::spawn(again_after_panic(async move || namespaces.follow(opted_in.clone()).await));
+    tokio::spawn(again_after_panic(async move || accounts.follow(all()).await));
+    tokio::spawn(again_after_panic(async move || policies.follow(all()).await));
+    tokio::spawn(again_after_panic(async move || follow_virtual_nodes(&nodes, configuration.clone()).await));
     snapshot
+}
+
+/// A watch that ended in a panic would leave a cache behind that grows old in silence, so it begins anew. The panic itself is counted
+/// and logged where all are.
+async fn again_after_panic(follow: impl AsyncFn()) {
+    while AssertUnwindSafe(follow()).catch_unwind().await.is_err() {
+        time::sleep(LONGEST_PAUSE).await;
+    }
 }
 
 /// Follows the nodes that the configuration in force selects. What is known of the others stays until the new list is complete.
 async fn follow_virtual_nodes(
-    nodes: Following<Vec<VirtualNode>, PartialObjectMeta<v1::Node>>,
+    nodes: &Following<Vec<VirtualNode>, PartialObjectMeta<v1::Node>>,
     mut configuration: InForce,
 ) {
     loop {
@@ -127,7 +158,7 @@ where
     /// Follows what this selects, until nobody wants the snapshot any more.
     async fn follow(&self, config: Config) {
         let Cache { name, put, remove, .. } = &self.cache;
-        let mut events = watcher(self.api.clone(), config).default_backoff().boxed();
+        let mut events = watcher(self.api.clone(), config).backoff(Pauses::default()).boxed();
         // What a list has brought so far. It replaces the old content only when it is complete.
         let mut listed = M::default();
         loop {
@@ -166,5 +197,23 @@ where
             let content = (self.cache.slot)(Arc::make_mut(snapshot));
             change(Arc::make_mut(content.get_or_insert_default()));
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_panics_begins_anew() {
+        let begun = Cell::new(0);
+        again_after_panic(async || {
+            begun.set(begun.get() + 1);
+            assert!(begun.get() > 2, "a bug");
+        })
+        .await;
+        assert_eq!(begun.get(), 3);
     }
 }
