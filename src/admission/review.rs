@@ -35,7 +35,7 @@ pub enum Unusable {
     Utf8(#[from] std::str::Utf8Error),
     /// Not JSON, or a field of a type that the API does not give it.
     #[error("the body is not an AdmissionReview of a pod")]
-    Json(#[from] serde_json::Error),
+    Json(#[from] pod::JsonError),
     /// JSON, but of another kind or version.
     #[error("expected kind AdmissionReview of admission.k8s.io/v1, got {kind:?} of {api_version:?}")]
     NotAReview {

@@ -2,15 +2,17 @@
 
 mod made;
 mod read;
+mod typed;
 
 use anyhow::{anyhow, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 pub(super) use self::read::read;
+use self::typed::typed;
 use crate::{
     admission::{self, Unusable},
-    pod::{self, Metadata, Pod},
+    pod::{Metadata, Pod},
 };
 
 /// The kinds that make pods, each with its group and the way to its pod template.
@@ -188,7 +190,7 @@ impl Document {
             Ok(request) => request,
             Err(Unusable::Json(error)) => match typed::<Pod<'_>>(object, PATH) {
                 Err(error) => bail!("{label}: {error}"),
-                Ok(_) => bail!("{label}: {}", without_position(&error.to_string())),
+                Ok(_) => bail!("{label}: {}", error.message()),
             },
             Err(unusable) => bail!("{label}: {unusable}"),
         };
@@ -214,39 +216,4 @@ fn name_of(object: &Value) -> String {
     let text = |field: &str| object.get("metadata")?.get(field)?.as_str().filter(|text| !text.is_empty());
     let generated = || text("generateName").map(|prefix| format!("{prefix}*"));
     text("name").map(str::to_owned).or_else(generated).unwrap_or_default()
-}
-
-/// Reads a value as a type of the API; an error names the path to the field and what was expected there.
-fn typed<'d, T: Deserialize<'d>>(value: &'d Value, path: &str) -> Result<T, String> {
-    serde_path_to_error::deserialize(pod::maps_only(value)).map_err(|error| {
-        let field = match error.path().to_string().as_str() {
-            "." => path.trim_end_matches('.').to_owned(),
-            field => format!("{path}{field}"),
-        };
-        let separator = if field.is_empty() { "" } else { ": " };
-        format!("{field}{separator}{}", in_api_words(&error.inner().to_string()))
-    })
-}
-
-/// serde's "invalid type: X, expected Y" without the names of Rust's types.
-fn in_api_words(message: &str) -> String {
-    let parts = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
-    let Some((got, expected)) = parts.and_then(|parts| parts.rsplit_once(", expected ")) else {
-        return message.to_owned();
-    };
-    let is_scalar = ["boolean", "integer", "floating point"].iter().any(|kind| got.starts_with(kind));
-    let (expected, cure) = match expected {
-        "a string" if is_scalar => ("a string", "; put it in quotes"),
-        "i32" | "i64" | "u16" | "u32" | "u64" => ("a whole number", ""),
-        "a sequence" => ("a list", ""),
-        name if name.starts_with("struct ") || name == "a map" => ("a map of fields", ""),
-        other => (other, ""),
-    };
-    let got = if got == "sequence" { "a list" } else { got };
-    format!("expected {expected}, got {got}{cure}")
-}
-
-/// The text that serde_json saw is not the text of the file: a position in it would only mislead.
-fn without_position(message: &str) -> &str {
-    message.rsplit_once(" at line ").map_or(message, |(message, _)| message)
 }

@@ -6,7 +6,7 @@
 
 mod affinity;
 mod container;
-mod maps_only;
+mod json;
 mod present;
 mod quantity;
 mod relevant;
@@ -23,7 +23,7 @@ pub use container::{
     Capabilities, Container, ContainerPort, ContainerSecurityContext, EnvVar, EnvVarSource, HttpGet, IntOrString,
     Lifecycle, ObjectFieldSelector, Probe, VolumeMount,
 };
-pub use maps_only::{from_json, maps_only};
+pub use json::{JsonError, from_json};
 pub use present::Present;
 pub use quantity::{MaybeQuantity, Quantity, QuantityError};
 pub use relevant::{Matters, Relevant};

@@ -110,11 +110,14 @@ pub(crate) struct Escaped<'k>(pub(crate) &'k str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use fmt::Write;
-        self.0.chars().try_for_each(|c| match c {
-            '~' => f.write_str("~0"),
-            '/' => f.write_str("~1"),
-            c => f.write_char(c),
-        })
+        // In runs, not in characters: each write is a call.
+        for (i, part) in self.0.split('/').enumerate() {
+            f.write_str(if i > 0 { "~1" } else { "" })?;
+            for (i, run) in part.split('~').enumerate() {
+                f.write_str(if i > 0 { "~0" } else { "" })?;
+                f.write_str(run)?;
+            }
+        }
+        Ok(())
     }
 }
