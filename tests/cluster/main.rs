@@ -8,7 +8,9 @@
 mod harness;
 
 mod admission;
+mod certificates;
 mod configuration;
+mod controller;
 mod drills;
 mod enforcer;
 mod explain;

@@ -4,6 +4,7 @@
 //! the kernel closes it with us.
 
 mod control_plane;
+mod controller;
 mod https;
 mod service;
 mod stub;
@@ -15,10 +16,12 @@ use std::{
 };
 
 pub(crate) use control_plane::{ControlPlane, Namespace, Sandbox, control_plane, sandbox};
+pub(crate) use controller::Controller;
 pub(crate) use service::Service;
 pub(crate) use stub::{Stub, allowed, in_namespace, register_url};
 pub(crate) use webhook::{
     Pair, Webhook, directory, install, manifest_webhooks, register_spillway, spillway, spillway_command,
+    webhook_configuration,
 };
 
 /// Waits for a condition, and gives up after a time that no healthy machine needs.

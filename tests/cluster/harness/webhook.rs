@@ -108,6 +108,12 @@ impl Webhook {
         Self::launch(plane, &[], name, kubeconfig, &Pair::make(&directory(name)).ca, &flags)
     }
 
+    /// The same with a certificate that it signs itself, under the authority that the controller keeps.
+    pub(crate) fn start_self_managed(plane: &ControlPlane, name: &str) -> Self {
+        let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-webhook");
+        Self::launch(plane, &[], name, &kubeconfig, "", &[])
+    }
+
     /// Starts one of several that serve the same certificate.
     pub(crate) fn start_replica(
         plane: &ControlPlane,
@@ -167,19 +173,12 @@ impl Webhook {
 
     /// What a GET on the admin port answers: status and body.
     pub(crate) fn admin(&self, path: &str) -> (u16, String) {
-        let mut tcp = TcpStream::connect(self.admin).unwrap();
-        tcp.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
-        let mut answer = String::new();
-        tcp.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+        get(self.admin, path)
     }
 
     /// The value of a metric, by its name with its labels; 0 if it has not been counted yet.
     pub(crate) fn metric(&self, name: &str) -> u64 {
-        let (_, metrics) = self.admin("/metrics");
-        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0, |value| value.parse().unwrap())
+        metric(self.admin, name)
     }
 
     /// The most memory the program has used so far, in KiB.
@@ -210,8 +209,25 @@ pub(crate) fn directory(name: &str) -> PathBuf {
     control_plane().dir.join(name)
 }
 
+/// What a GET on an admin port answers: status and body.
+pub(super) fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut tcp = TcpStream::connect(address).unwrap();
+    tcp.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    tcp.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// The value of a metric, by its name with its labels; 0 if it has not been counted yet.
+pub(super) fn metric(address: SocketAddr, name: &str) -> u64 {
+    let (_, metrics) = get(address, "/metrics");
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0, |value| value.parse().unwrap())
+}
+
 /// The lines of a log, those apart that are no JSON.
-fn lines(log: &Path) -> Vec<Value> {
+pub(super) fn lines(log: &Path) -> Vec<Value> {
     let text = fs::read_to_string(log).unwrap();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
@@ -230,9 +246,8 @@ pub(crate) fn install(plane: &ControlPlane) {
 
 /// Tells the API server where the webhook is, and waits until it is called for pods of a namespace that opted in.
 pub(crate) fn register_spillway(plane: &'static ControlPlane, address: SocketAddr, ca: &str) {
-    let configuration = manifests(plane, is_webhook)
-        .replace("127.0.0.1:9443", &address.to_string())
-        .replace("caBundle: Cg==", &format!("caBundle: {}", STANDARD.encode(ca)));
+    let bundle = format!("caBundle: {}", STANDARD.encode(ca));
+    let configuration = webhook_configuration(plane, address).replace("caBundle: Cg==", &bundle);
     plane.kubectl_with(&["apply", "-f", "-"], &configuration);
     let probe = plane.namespace(Some("enabled"));
     let pod = json!({
@@ -242,6 +257,11 @@ pub(crate) fn register_spillway(plane: &'static ControlPlane, address: SocketAdd
     eventually("the API server to call the webhook", || {
         probe.dry_run(&pod)["metadata"]["annotations"]["spillway.dev/decision"].is_string().then_some(())
     });
+}
+
+/// The manifest `aci-spillway` for a webhook at this address, with an empty line for a bundle.
+pub(crate) fn webhook_configuration(plane: &ControlPlane, address: SocketAddr) -> String {
+    manifests(plane, is_webhook).replace("127.0.0.1:9443", &address.to_string())
 }
 
 fn is_webhook(document: &str) -> bool {

@@ -1,0 +1,126 @@
+//! The elected controller, on the real API server and with the permissions of its own account.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use spillway::{
+    certs::authority::Stored,
+    controller::{Outcome, authority::Keeper, events::Events},
+    telemetry::ControllerMetrics,
+};
+
+use crate::{
+    certificates::Installed,
+    harness::{Controller, eventually},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_keepers_at_once_make_one_authority_and_agree_on_it() {
+    let installed = Installed::new();
+    let mut keepers = tokio::task::JoinSet::new();
+    for index in 0..20 {
+        let client = installed.plane().client().await;
+        keepers.spawn(async move {
+            let events = Events::new(client.clone(), &format!("racer-{index}"));
+            let mut keeper = Keeper::new(client.clone(), "spillway-system", events, ControllerMetrics::default());
+            let mut outcomes = Vec::new();
+            while outcomes.last() != Some(&Outcome::Right) {
+                outcomes.push(keeper.round().await.unwrap());
+            }
+            let secrets = kube::Api::<k8s_openapi::api::core::v1::Secret>::namespaced(client, "spillway-system");
+            let data = secrets.get("spillway-ca").await.unwrap().data.unwrap();
+            let data = data.into_iter().map(|(key, value)| (key, value.0)).collect();
+            (outcomes, Stored::read(&data).unwrap().current.certificate().pem())
+        });
+    }
+    let agreed = keepers.join_all().await;
+    let made = agreed.iter().filter(|(outcomes, _)| outcomes.contains(&Outcome::Changed)).count();
+    assert_eq!(made, 1, "{agreed:#?}");
+    assert!(agreed.iter().all(|(_, authority)| *authority == agreed[0].1));
+    let raced = agreed.iter().filter(|(outcomes, _)| outcomes.contains(&Outcome::Conflict)).count();
+    assert!(raced > 0, "nobody was too late: that was no race");
+}
+
+/// How long it takes until the other one acts; meanwhile never more than one does.
+fn takeover(next: &Controller) -> Duration {
+    let start = Instant::now();
+    eventually("the other replica to act", || next.leads().then_some(()));
+    start.elapsed()
+}
+
+#[test]
+fn one_of_two_replicas_acts_and_the_other_takes_over() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let start = |name: &str| Controller::start(plane, name, &[]);
+    let first = start("controller-first");
+    eventually("the first replica to act", || first.leads().then_some(()));
+    let mut second = start("controller-second");
+    eventually("the second replica to stand by", || (second.admin("/readyz").0 == 200).then_some(()));
+    assert!(first.leads() && !second.leads());
+
+    first.signal("KILL");
+    let after = takeover(&second);
+    assert!(after > Duration::from_secs(5), "the lease of a replica that may be alive was taken after {after:?}");
+    assert!(after < Duration::from_secs(25), "{after:?}");
+
+    let third = start("controller-third");
+    eventually("the third replica to stand by", || (third.admin("/readyz").0 == 200).then_some(()));
+    assert!(second.leads() && !third.leads());
+    second.signal("TERM");
+    let after = takeover(&third);
+    assert!(after < Duration::from_secs(8), "the lease was not given back: {after:?}");
+    eventually("the second replica to end", || (!second.is_alive()).then_some(()));
+    let lease = plane.kubectl(&["-n", "spillway-system", "get", "lease", "spillway-controller", "-o", "json"]);
+    let lease: Value = serde_json::from_str(&lease).unwrap();
+    assert_eq!(
+        (&lease["spec"]["holderIdentity"], &lease["spec"]["leaseDurationSeconds"]),
+        (&third.name.clone().into(), &15.into())
+    );
+}
+
+#[test]
+fn a_restart_of_the_api_server_does_not_end_the_controller() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let mut controller = Controller::start(plane, "controller-restart", &[]);
+    eventually("the replica to act", || controller.leads().then_some(()));
+    plane.restart_api_server();
+    assert_eq!(controller.admin("/healthz").0, 200);
+    plane.kubectl(&["-n", "spillway-system", "delete", "secret", "spillway-ca", "--ignore-not-found"]);
+    eventually("the replica to go on", || {
+        let secret = ["-n", "spillway-system", "get", "secret", "spillway-ca"];
+        plane.try_kubectl(&secret, "").status.success().then_some(())
+    });
+    assert!(controller.is_alive());
+}
+
+#[test]
+fn a_configuration_that_becomes_unusable_is_told_by_an_event_and_so_is_that_it_is_mended() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let file = plane.dir.join("controller-configuration.yaml");
+    let good = "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n";
+    fs::write(&file, good).unwrap();
+    let controller = Controller::start(plane, "controller-configuration", &["--config", file.to_str().unwrap()]);
+    let told = |wanted: &str| {
+        eventually(wanted, || {
+            let events = ["-n", "spillway-system", "get", "events.events.k8s.io", "-o", "json"];
+            let events: Value = serde_json::from_str(&plane.kubectl(&events)).unwrap();
+            let mut events = events["items"].as_array().unwrap().clone().into_iter();
+            events.find(|e| e["reason"] == wanted && e["reportingInstance"] == "controller-configuration")
+        })
+    };
+    fs::write(&file, format!("{good}modus: off\n")).unwrap();
+    let event = told("ConfigurationInvalid");
+    let about = (&event["regarding"]["kind"], &event["regarding"]["name"], &event["type"]);
+    assert_eq!(about, (&"ConfigMap".into(), &"spillway-config".into(), &"Warning".into()));
+    assert!(event["note"].as_str().unwrap().contains("unknown field \"modus\""), "{event:#}");
+    assert_eq!(controller.metric("spillway_configuration_last_reload_failed"), 1);
+    fs::write(&file, good).unwrap();
+    assert_eq!(told("ConfigurationReloaded")["type"], "Normal");
+    assert_eq!(controller.metric("spillway_configuration_last_reload_failed"), 0);
+}

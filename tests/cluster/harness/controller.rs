@@ -1,0 +1,77 @@
+//! The real controller: the program itself, with the permissions of its own service account.
+
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use serde_json::Value;
+
+use super::{
+    ControlPlane, eventually,
+    webhook::{get, lines, metric},
+};
+
+/// A running controller; it ends with the test, or with the test process.
+pub(crate) struct Controller {
+    pub(crate) name: String,
+    admin: SocketAddr,
+    log: PathBuf,
+    tether: Child,
+}
+
+impl Controller {
+    /// Starts a replica of this name, with more flags.
+    pub(crate) fn start(plane: &ControlPlane, name: &str, flags: &[&str]) -> Self {
+        let log = plane.dir.join(format!("{name}.log"));
+        let mut command = Command::new(&plane.program);
+        command.args(["tether", "--", env!("CARGO_BIN_EXE_spillway"), "controller", "--admin-bind=127.0.0.1:0"]);
+        command.args(["--pod-name", name]).args(flags);
+        command.env("KUBECONFIG", plane.kubeconfig_for("spillway-system", "spillway-controller"));
+        let tether = command.stdin(Stdio::piped()).stderr(File::create(&log).unwrap()).spawn().unwrap();
+        let said = || lines(&log).into_iter().find(|line| line["message"] == "listening");
+        let listening = eventually("the controller to listen", said);
+        let admin = listening["admin"].as_str().unwrap().parse().unwrap();
+        Self { name: name.to_owned(), admin, log, tether }
+    }
+
+    /// What a GET on the admin port answers: status and body.
+    pub(crate) fn admin(&self, path: &str) -> (u16, String) {
+        get(self.admin, path)
+    }
+
+    /// The value of a metric, by its name with its labels; 0 if it has not been counted yet.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        metric(self.admin, name)
+    }
+
+    /// Whether this replica says that it acts.
+    pub(crate) fn leads(&self) -> bool {
+        self.metric("spillway_leader") == 1
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> Vec<Value> {
+        lines(&self.log)
+    }
+
+    /// Sends a signal to the program.
+    pub(crate) fn signal(&self, signal: &str) {
+        let children = format!("/proc/{0}/task/{0}/children", self.tether.id());
+        let pid = fs::read_to_string(children).unwrap();
+        assert!(Command::new("kill").args(["-s", signal, pid.trim()]).status().unwrap().success());
+    }
+
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.tether.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        drop(self.tether.stdin.take());
+        let _ = self.tether.wait();
+    }
+}
