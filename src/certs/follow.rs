@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{KeyPairError, Leaf, Serving, from_pem};
 use crate::{
     reload::{Files, ReadError},
-    telemetry::Certificates,
+    telemetry::{Causes, Certificates},
 };
 
 /// How often the wall clock is read.
@@ -83,8 +83,8 @@ impl Follower {
             Ok(leaf) => self.put_in_force(leaf, now),
             Err(refusal) => {
                 let KeyPairFiles { certificate, key } = &self.files;
-                let error = &refusal as &dyn std::error::Error;
-                tracing::error!(error, certificate = %certificate.display(), key = %key.display(), "cannot use the serving certificate");
+                let error = Causes(&refusal);
+                tracing::error!(%error, certificate = %certificate.display(), key = %key.display(), "cannot use the serving certificate");
                 self.metrics.refused();
             }
         }

@@ -21,7 +21,7 @@ use super::{
     replica::{Clock, Replica},
     trusted::Trusted,
 };
-use crate::telemetry::Certificates;
+use crate::telemetry::{Causes, Certificates};
 
 /// The Secret of the authority, in the namespace of the program.
 pub(crate) const SECRET: &str = "spillway-ca";
@@ -59,11 +59,7 @@ pub async fn self_managed(client: Client, namespace: String, serving: Serving, m
 }
 
 fn interrupted(error: &kube::runtime::watcher::Error, kind: &str) {
-    tracing::warn!(
-        kind,
-        error = error as &dyn std::error::Error,
-        "watch of the certificate authority interrupted, trying again"
-    );
+    tracing::warn!(kind, error = %Causes(error), "watch of the certificate authority interrupted, trying again");
 }
 
 /// What of the Secret is looked at.
@@ -100,8 +96,7 @@ impl Signer {
     fn see_secret(&mut self, secret: Option<&Secret>) {
         let read = read(secret);
         if let Err(Lacking::Malformed(error)) = &read {
-            let error = error as &dyn std::error::Error;
-            tracing::warn!(error, namespace = self.namespace, name = SECRET, "malformed Secret");
+            tracing::warn!(error = %Causes(error), namespace = self.namespace, name = SECRET, "malformed Secret");
         }
         self.replica.stored = Some(read);
     }
@@ -121,8 +116,8 @@ impl Signer {
         self.say_what_is_missing();
     }
 
-    fn refuse(&self, error: &(dyn std::error::Error + 'static)) {
-        tracing::error!(error, "cannot sign a serving certificate");
+    fn refuse(&self, error: &dyn std::error::Error) {
+        tracing::error!(error = %Causes(error), "cannot sign a serving certificate");
         self.metrics.refused();
     }
 
@@ -132,10 +127,11 @@ impl Signer {
             self.serving.wait_for(what);
         }
         if missing != self.missing {
-            if let Some(waiting) = missing {
-                tracing::warn!(waiting, namespace = self.namespace, "cannot renew the serving certificate");
-            } else {
-                tracing::info!("the serving certificate can be renewed");
+            let namespace = &self.namespace;
+            match (missing, self.serving.current()) {
+                (Some(waiting), None) => tracing::info!(waiting, namespace, "no serving certificate yet"),
+                (Some(waiting), Some(_)) => tracing::warn!(waiting, namespace, "cannot renew the serving certificate"),
+                (None, _) => tracing::info!("the serving certificate can be renewed"),
             }
             self.missing = missing;
         }

@@ -25,7 +25,7 @@ use crate::{
         self_managed::{CONFIGURATION, SECRET, read},
         trusted::Trusted,
     },
-    telemetry::ControllerMetrics,
+    telemetry::{Causes, ControllerMetrics},
 };
 
 /// Why a round failed.
@@ -111,9 +111,10 @@ impl Keeper {
         let stored = read(secret.as_ref());
         match &stored {
             Ok(stored) => self.take_note(stored),
-            Err(lacking) => {
-                let error = lacking as &dyn std::error::Error;
-                tracing::warn!(error, namespace = self.namespace, name = SECRET, "no usable certificate authority");
+            Err(Lacking::Missing) => {}
+            Err(malformed) => {
+                let error = Causes(malformed);
+                tracing::warn!(%error, namespace = self.namespace, name = SECRET, "no usable certificate authority");
             }
         }
         Ok(Seen { secret, stored, now })

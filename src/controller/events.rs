@@ -17,6 +17,7 @@ use kube::{
 };
 
 use super::NAME;
+use crate::telemetry::Causes;
 
 /// The API server takes 1,024 bytes (kubernetes `pkg/apis/core/validation/events.go`), and a character has four at the most.
 const LONGEST_NOTE: usize = 1024 / 4;
@@ -38,7 +39,7 @@ impl Events {
         let (reason, action) = (reason.to_owned(), "Reconcile".to_owned());
         let event = Event { type_, reason, note: Some(note), action, secondary: None };
         if let Err(error) = self.0.publish(&event, about).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, reason = event.reason, "cannot write an event");
+            tracing::warn!(error = %Causes(&error), reason = event.reason, "cannot write an event");
         }
     }
 }

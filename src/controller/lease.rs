@@ -18,6 +18,7 @@ use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::NAME;
+use crate::telemetry::Causes;
 
 /// How long a lease is valid after a renewal, as in client-go.
 const DURATION: Duration = Duration::from_secs(15);
@@ -87,7 +88,7 @@ impl Election {
                         }
                     }
                 }
-                Err(error) => tracing::warn!(error = &*error as &dyn std::error::Error, "cannot see the lease"),
+                Err(error) => tracing::warn!(error = %Causes(&*error), "cannot see the lease"),
             }
             sleep(POLL).await;
         }
@@ -132,7 +133,7 @@ impl Election {
 }
 
 fn warn(error: &LeaseManagerError) {
-    tracing::warn!(error = error as &dyn std::error::Error, "cannot take or renew the lease, trying again");
+    tracing::warn!(error = %Causes(error), "cannot take or renew the lease, trying again");
 }
 
 /// The time in which this replica may act.

@@ -35,7 +35,7 @@ use crate::{
     certs::self_managed::{CONFIGURATION, SECRET},
     config::CertificateSource,
     reload::configuration::InForce,
-    telemetry::ControllerMetrics,
+    telemetry::{Causes, ControllerMetrics},
 };
 
 /// The name under which the controller is known: its Lease, its events, its writes.
@@ -83,8 +83,7 @@ fn changes<K>(
     let changes = watched.filter_map(move |seen| {
         let error = seen.err();
         if let Some(error) = &error {
-            let error = error as &dyn std::error::Error;
-            tracing::warn!(kind, error, "watch interrupted, trying again");
+            tracing::warn!(kind, error = %Causes(error), "watch interrupted, trying again");
         }
         future::ready(error.is_none().then_some(()))
     });

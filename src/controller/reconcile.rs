@@ -6,7 +6,7 @@ use std::{error::Error, time::Duration};
 use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::telemetry::ControllerMetrics;
+use crate::telemetry::{Causes, ControllerMetrics};
 
 /// A change that no watch brings, such as the passing of time, is seen after this.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -45,7 +45,7 @@ pub(super) async fn repeat<E: Error + 'static>(
         let outcome = match timeout(PATIENCE, round()).await {
             Ok(Ok(outcome)) => Some(outcome),
             Ok(Err(error)) => {
-                tracing::warn!(reconciler, error = &error as &dyn Error, "reconciler failed, trying again");
+                tracing::warn!(reconciler, error = %Causes(&error), "reconciler failed, trying again");
                 None
             }
             Err(_elapsed) => {

@@ -3,6 +3,7 @@
 
 mod admission;
 mod caches;
+mod causes;
 mod certificates;
 mod configuration;
 mod connections;
@@ -12,6 +13,7 @@ mod panics;
 
 pub use admission::{Admission, Resource};
 pub use caches::{CacheMetrics, Caches};
+pub(crate) use causes::Causes;
 pub use certificates::Certificates;
 pub use configuration::ConfigurationMetrics;
 pub use connections::{ConnectionError, Connections, Open};
