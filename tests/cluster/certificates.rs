@@ -47,10 +47,14 @@ impl Installed {
     }
 
     fn clear(&self) {
-        let delete = |args: &[&str]| self.plane().kubectl(&[&["delete", "--ignore-not-found"], args].concat());
-        delete(&["mutatingwebhookconfiguration", "aci-spillway"]);
-        delete(&["-n", "spillway-system", "secret", "spillway-ca"]);
-        delete(&["-n", "spillway-system", "lease", "spillway-controller"]);
+        self.plane().kubectl(&["delete", "--ignore-not-found", "mutatingwebhookconfiguration", "aci-spillway"]);
+        self.clear_authority();
+    }
+
+    /// As if no controller had run yet.
+    pub(crate) fn clear_authority(&self) {
+        let delete = ["-n", "spillway-system", "delete", "--ignore-not-found"];
+        self.plane().kubectl(&[&delete[..], &["secret/spillway-ca", "lease/spillway-controller"]].concat());
     }
 
     /// The authority as it is stored, if it can be used.

@@ -2,13 +2,17 @@
 //!
 //! The rights are read from the manifest, so that one which is added there needs a line in the table below.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::{
     admission::pod,
-    harness::{ControlPlane, Namespace, Sandbox, Webhook, control_plane, eventually, sandbox},
+    certificates::Installed,
+    harness::{
+        ControlPlane, Controller, Namespace, Sandbox, Webhook, control_plane, eventually, sandbox,
+        webhook_configuration,
+    },
     packaging::manifests,
 };
 
@@ -30,8 +34,10 @@ enum Breaks {
     Following(fn(&Namespace, &ControlPlane), fn(&Webhook, &Namespace) -> bool),
     /// What is not in the caches cannot be looked up.
     Lookup,
+    /// The certificates are not kept, and the log says what is forbidden.
+    Certificates,
 }
-use Breaks::{Following, Lookup, Readiness};
+use Breaks::{Certificates, Following, Lookup, Readiness};
 
 /// What each right is needed for.
 fn needs(account: &str, resource: &str, verb: &str) -> Option<Breaks> {
@@ -45,6 +51,12 @@ fn needs(account: &str, resource: &str, verb: &str) -> Option<Breaks> {
         ("spillway-webhook", "nodes", "watch") => Following(add_first_generation, stays_for_its_address),
         ("spillway-webhook", "networkpolicies", "list") => Readiness("network policies"),
         ("spillway-webhook", "networkpolicies", "watch") => Following(add_policy, stays_for_the_policy),
+        // Each of them is used: listed and watched for changes, read and written by the controller.
+        ("spillway-webhook", "secrets" | "mutatingwebhookconfigurations", "list" | "watch")
+        | ("spillway-controller", "secrets", "create" | "get" | "list" | "watch" | "update")
+        | ("spillway-controller", "mutatingwebhookconfigurations", "get" | "list" | "watch" | "patch")
+        | ("spillway-controller", "leases", "create" | "get" | "patch")
+        | ("spillway-controller", "events", "create" | "patch") => Certificates,
         _ => return None,
     })
 }
@@ -133,7 +145,11 @@ fn stays_for_the_policy(webhook: &Webhook, namespace: &Namespace) -> bool {
 
 /// A webhook whose account has these rights.
 fn webhook_with(turn: &Sandbox, name: &str, rights: &[&Right]) -> Webhook {
-    let plane = turn.plane;
+    Webhook::start_beside(turn.plane, name, &kubeconfig_with(turn.plane, name, rights))
+}
+
+/// An account with these rights.
+fn kubeconfig_with(plane: &ControlPlane, name: &str, rights: &[&Right]) -> PathBuf {
     // Roles of one namespace do as well in the whole cluster: the names in them are ours alone.
     let rules: Vec<Value> = rights.iter().map(|right| serde_json::from_str(&right.rule).unwrap()).collect();
     let group = "rbac.authorization.k8s.io";
@@ -145,7 +161,7 @@ fn webhook_with(turn: &Sandbox, name: &str, rights: &[&Right]) -> Webhook {
             "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}]},
     ]);
     plane.kubectl_with(&["apply", "-f", "-"], &json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
-    Webhook::start_beside(plane, name, &plane.kubeconfig_for("default", name))
+    plane.kubeconfig_for("default", name)
 }
 
 fn is_ready(webhook: &Webhook) -> bool {
@@ -158,35 +174,12 @@ fn looks_up(webhook: &Webhook, namespace: &Namespace) -> bool {
     webhook.metric(r#"spillway_service_account_lookups_total{result="not_found"}"#) > 0
 }
 
-/// Rights of parts that the program does not have yet: certificates, election, events.
-const NOT_USED_YET: &[&str] = &[
-    "spillway-controller create events",
-    "spillway-controller create leases",
-    "spillway-controller create secrets",
-    "spillway-controller get leases",
-    "spillway-controller get mutatingwebhookconfigurations",
-    "spillway-controller get secrets",
-    "spillway-controller list mutatingwebhookconfigurations",
-    "spillway-controller list secrets",
-    "spillway-controller patch events",
-    "spillway-controller patch leases",
-    "spillway-controller patch mutatingwebhookconfigurations",
-    "spillway-controller update secrets",
-    "spillway-controller watch mutatingwebhookconfigurations",
-    "spillway-controller watch secrets",
-    "spillway-webhook list mutatingwebhookconfigurations",
-    "spillway-webhook list secrets",
-    "spillway-webhook watch mutatingwebhookconfigurations",
-    "spillway-webhook watch secrets",
-];
-
 #[test]
 fn every_right_is_known_to_be_needed() {
     let rights = rights(control_plane());
     let unknown = rights.iter().filter(|right| needs(&right.account, &right.resource, &right.verb).is_none());
-    let unknown: BTreeSet<_> =
-        unknown.map(|right| format!("{} {} {}", right.account, right.verb, right.resource)).collect();
-    assert_eq!(unknown, NOT_USED_YET.iter().map(|right| (*right).to_owned()).collect(), "what breaks without it?");
+    let unknown: Vec<_> = unknown.map(|right| format!("{} {} {}", right.account, right.verb, right.resource)).collect();
+    assert_eq!(unknown, <[&str; 0]>::default(), "what breaks without it?");
 }
 
 #[test]
@@ -225,8 +218,73 @@ fn without_any_one_of_its_rights_the_webhook_lacks_something() {
                 eventually("the lookup", || looks_up(&whole, &namespace).then_some(()));
                 assert!(!looks_up(&less, &namespace), "{what} is not needed");
             }
-            None => {}
+            // These are tried below.
+            Some(Certificates) | None => {}
         }
     }
     plane.kubectl(&["delete", "node", "first-generation"]);
+}
+
+/// What a log says is forbidden, in the words of the API server.
+fn complaints(log: &[Value]) -> BTreeSet<String> {
+    let errors = log.iter().filter_map(|line| line["error"].as_str());
+    let complaints = errors.filter_map(|error| {
+        let (_, what) = error.split_once(" cannot ")?;
+        let (verb, rest) = what.split_once(" resource \"")?;
+        Some(format!("{verb} {}", rest.split_once('"')?.0))
+    });
+    complaints.collect()
+}
+
+/// Breaks the authority, so that it is replaced and told of: each time another event of the same kind.
+fn break_authority(plane: &ControlPlane) {
+    let garbage = r#"{"data":{"tls.key":"Z2FyYmFnZQ=="}}"#;
+    plane.try_kubectl(&["-n", "spillway-system", "patch", "secret", "spillway-ca", "-p", garbage], "");
+}
+
+#[test]
+fn without_any_one_of_its_rights_an_account_cannot_do_its_part_for_the_certificates() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
+    let rights = rights(plane);
+    let of = |account: &str| rights.iter().filter(|right| right.account == account).collect::<Vec<_>>();
+    let (of_webhook, of_controller) = (of("spillway-webhook"), of("spillway-controller"));
+
+    let controller =
+        |name: &str, rights: &[&Right]| Controller::start_as(plane, name, &kubeconfig_with(plane, name, rights), &[]);
+    let whole = controller("certificate-rights-all", &of_controller);
+    for _ in 0..3 {
+        let written = || whole.log().iter().filter(|line| line["message"] == "wrote the certificate authority").count();
+        let before = written();
+        eventually("the authority to be replaced", || (written() > before).then_some(()));
+        break_authority(plane);
+    }
+    let webhook = kubeconfig_with(plane, "certificate-rights-webhook", &of_webhook);
+    let webhook = Webhook::start_self_managed_as(plane, "certificate-rights-webhook", &webhook).ready();
+    assert_eq!(complaints(&webhook.log()), BTreeSet::new());
+    assert_eq!(complaints(&whole.log()), BTreeSet::new(), "every right that is used is there");
+    drop(whole);
+
+    for (i, right) in of_webhook.iter().chain(&of_controller).enumerate() {
+        if !matches!(needs(&right.account, &right.resource, &right.verb), Some(Certificates)) {
+            continue;
+        }
+        let name = format!("certificate-rights-{i}");
+        let less: Vec<_> = rights.iter().filter(|other| other.account == right.account && other != right).collect();
+        let kubeconfig = kubeconfig_with(plane, &name, &less);
+        let log: Box<dyn Fn() -> Vec<Value>> = if right.account == "spillway-webhook" {
+            let webhook = Webhook::start_self_managed_as(plane, &name, &kubeconfig);
+            Box::new(move || webhook.log())
+        } else {
+            installed.clear_authority();
+            let controller = Controller::start_as(plane, &name, &kubeconfig, &[]);
+            Box::new(move || controller.log())
+        };
+        let expected = BTreeSet::from([format!("{} {}", right.verb, right.resource)]);
+        eventually(&format!("{expected:?} to be missed by {}", right.account), || {
+            break_authority(plane);
+            (complaints(&log()) == expected).then_some(())
+        });
+    }
 }

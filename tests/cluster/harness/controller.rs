@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -25,11 +25,16 @@ pub(crate) struct Controller {
 impl Controller {
     /// Starts a replica of this name, with more flags.
     pub(crate) fn start(plane: &ControlPlane, name: &str, flags: &[&str]) -> Self {
+        Self::start_as(plane, name, &plane.kubeconfig_for("spillway-system", "spillway-controller"), flags)
+    }
+
+    /// The same with this kubeconfig.
+    pub(crate) fn start_as(plane: &ControlPlane, name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
         let log = plane.dir.join(format!("{name}.log"));
         let mut command = Command::new(&plane.program);
         command.args(["tether", "--", env!("CARGO_BIN_EXE_spillway"), "controller", "--admin-bind=127.0.0.1:0"]);
         command.args(["--pod-name", name]).args(flags);
-        command.env("KUBECONFIG", plane.kubeconfig_for("spillway-system", "spillway-controller"));
+        command.env("KUBECONFIG", kubeconfig);
         let tether = command.stdin(Stdio::piped()).stderr(File::create(&log).unwrap()).spawn().unwrap();
         let said = || lines(&log).into_iter().find(|line| line["message"] == "listening");
         let listening = eventually("the controller to listen", said);

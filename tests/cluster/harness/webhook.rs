@@ -110,8 +110,12 @@ impl Webhook {
 
     /// The same with a certificate that it signs itself, under the authority that the controller keeps.
     pub(crate) fn start_self_managed(plane: &ControlPlane, name: &str) -> Self {
-        let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-webhook");
-        Self::launch(plane, &[], name, &kubeconfig, "", &[])
+        Self::start_self_managed_as(plane, name, &plane.kubeconfig_for("spillway-system", "spillway-webhook"))
+    }
+
+    /// The same with this kubeconfig.
+    pub(crate) fn start_self_managed_as(plane: &ControlPlane, name: &str, kubeconfig: &Path) -> Self {
+        Self::launch(plane, &[], name, kubeconfig, "", &[])
     }
 
     /// Starts one of several that serve the same certificate.
