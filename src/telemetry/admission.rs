@@ -64,10 +64,31 @@ impl Default for Admission {
     }
 }
 
+/// The words that [`Admission::unusable`] is called with, and [`Admission::service_account_looked_up`].
+const UNUSABLE: [&str; 10] = [
+    "broken_body",
+    "content_type",
+    "json",
+    "no_object",
+    "no_request",
+    "not_a_pod",
+    "not_a_review",
+    "slow_body",
+    "too_large",
+    "utf8",
+];
+const LOOKUPS: [&str; 4] = ["error", "found", "not_found", "timeout"];
+
 impl Admission {
-    /// Registered, and all at zero.
+    /// Registered, and all at zero: what alerts rest on is there from the start, or they would not see the first time.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
+        for reason in UNUSABLE {
+            let _ = metrics.unusable.get_or_create(&ReasonLabels { reason });
+        }
+        for result in LOOKUPS {
+            let _ = metrics.service_account_lookups.get_or_create(&ResultLabels { result });
+        }
         r.register(
             "admission_requests",
             "Admission requests by resource and decision; dry runs and second rounds count too",

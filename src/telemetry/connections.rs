@@ -32,6 +32,8 @@ pub enum ConnectionError {
 }
 
 impl ConnectionError {
+    const ALL: [Self; 5] = [Self::Accept, Self::Handshake, Self::HandshakeTimeout, Self::NoRequest, Self::Protocol];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Accept => "accept",
@@ -47,6 +49,10 @@ impl Connections {
     /// Registered, and all at zero.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
+        // There from the start, or an alert would not see the first.
+        for why in ConnectionError::ALL {
+            let _ = metrics.errors.get_or_create(&ReasonLabels { reason: why.as_str() });
+        }
         r.register("connections", "Connections that are open, those in their handshake included", metrics.open.clone());
         r.register("connection_errors", "Connections that came to nothing, by reason", metrics.errors.clone());
         metrics

@@ -16,6 +16,7 @@ mod enforcer;
 mod explain;
 mod guard;
 mod identity;
+mod monitoring;
 mod outage;
 mod overflow;
 mod packaging;

@@ -1,0 +1,96 @@
+//! What alerts and dashboard ask for is there to be asked.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use axum::{body::Body, response::Response};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+
+use crate::{
+    admission::pod,
+    harness::{Controller, Stub, Webhook, control_plane, eventually, install, sandbox, webhook_configuration},
+};
+
+/// The names with this prefix in alerts and dashboard.
+fn asked_for(prefix: &str) -> BTreeSet<String> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/monitoring");
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut names = BTreeSet::new();
+    for file in ["prometheusrule.yaml", "dashboard.json"] {
+        let text = fs::read_to_string(directory.join(file)).unwrap();
+        let words = text.split(|c| !is_part(c)).filter(|word| word.starts_with(prefix));
+        names.extend(words.map(ToOwned::to_owned));
+    }
+    assert!(names.len() > 2, "{names:?}");
+    names
+}
+
+/// The names of all samples.
+fn offered(metrics: &str) -> BTreeSet<String> {
+    let samples = metrics.lines().filter(|line| !line.starts_with('#'));
+    samples.map(|line| line.split(['{', ' ']).next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn every_metric_of_ours_in_alerts_and_dashboard_exists() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    install(plane);
+    let controller = Controller::start(plane, "monitored-controller", &[]);
+    let webhook = Webhook::start_self_managed(plane, "monitored-webhook");
+    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    // What is counted by a reason of docs/reasons.md is not there before the first pod of its kind.
+    let namespace = plane.namespace(Some("enabled"));
+    let decision = |changes: Value| namespace.dry_run(&pod("monitored", &changes))["metadata"]["annotations"].clone();
+    eventually("a pod to be decided on", || decision(json!({}))["spillway.dev/decision"].is_string().then_some(()));
+    decision(json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}}));
+    let spread = json!([{"topologyKey": "kubernetes.io/hostname", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}]);
+    decision(json!({"spec": {"topologySpreadConstraints": spread}}));
+    let names = asked_for("spillway_");
+    let missing = || {
+        let both = offered(&[controller.admin("/metrics").1, webhook.admin("/metrics").1].concat());
+        names.difference(&both).cloned().collect::<Vec<_>>()
+    };
+    // The controller counts its first rounds when it leads.
+    eventually("the controller to lead", || controller.leads().then_some(()));
+    eventually(&format!("{:?}", missing()), || missing().is_empty().then_some(()));
+}
+
+/// The one way in which the webhook could refuse pods, and what the API server counts then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_metric_of_the_api_server_in_alerts_and_dashboard_exists() {
+    let plane = control_plane();
+    let namespace = plane.namespace(None);
+    let stub = Stub::start(|body| {
+        let review: Value = serde_json::from_slice(&body).unwrap();
+        let name = review["request"]["object"]["metadata"]["name"].as_str().unwrap();
+        let patch = STANDARD.encode(r#"[{"op":"remove","path":"/spec/nothing"}]"#);
+        let answer = json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "response": {"uid": review["request"]["uid"], "allowed": true, "patchType": "JSONPatch", "patch": patch},
+        });
+        let answer = if name == "bad-patch" { answer.to_string() } else { "garbage".to_owned() };
+        std::future::ready(
+            Response::builder().header("content-type", "application/json").body(Body::from(answer)).unwrap(),
+        )
+    })
+    .await;
+    let _registered = stub.register("aci-spillway-counted", &namespace.name);
+    let create = |name: &str| {
+        let pod = pod(name, &json!({})).to_string();
+        plane.try_kubectl(&["-n", &namespace.name, "create", "-f", "-"], &pod).status.success()
+    };
+    eventually("a patch that does not apply to refuse the pod", || {
+        let created = create("bad-patch");
+        plane.try_kubectl(&["-n", &namespace.name, "delete", "pod", "bad-patch"], "");
+        (!created).then_some(())
+    });
+    assert!(create("garbage"), "what fails in the call itself is ignored");
+    let names = asked_for("apiserver_");
+    eventually("the API server's metrics", || {
+        let all = plane.kubectl(&["get", "--raw", "/metrics"]);
+        let ours: Vec<_> = all.lines().filter(|line| line.contains(r#"name="pods.spillway.dev""#)).collect();
+        let ours = ours.join("\n");
+        names.is_subset(&offered(&ours)).then_some(())
+    });
+}
