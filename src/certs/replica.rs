@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{
-    authority::{Authority, AuthorityError, CaCertificate, Lacking, Stored},
+    authority::{Authority, AuthorityError, Lacking, Stored},
     trusted::Trusted,
 };
 
@@ -31,10 +31,10 @@ impl Clock {
     }
 }
 
-/// What was signed last.
+/// What was signed last. The authority is kept: until its successor is known and trusted, it signs on.
 #[derive(Debug, Clone)]
 struct Signed {
-    by: CaCertificate,
+    by: Authority,
     at: OffsetDateTime,
     until: OffsetDateTime,
 }
@@ -64,38 +64,36 @@ impl Replica {
     ) -> Result<Option<CertifiedKey>, AuthorityError> {
         let Some(authority) = self.signer(now, at) else { return Ok(None) };
         let key = authority.sign(names, now)?;
-        let by = authority.certificate().clone();
-        self.signed = Some(Signed { until: authority.end_of_leaf(now), by, at: now });
+        self.signed = Some(Signed { until: authority.end_of_leaf(now), by: authority, at: now });
         Ok(Some(key))
     }
 
     /// The authority that is to sign a certificate now; none while the one in use is to be kept.
     ///
-    /// The newest authority signs that every API server trusts. A certificate in use is kept until then, as long as its authority
-    /// is in the bundle. If it is not, or there is none in use, the authority signs that has been in the bundle for longest; a
-    /// first certificate waits for that, since until then nobody would trust it.
-    fn signer(&self, now: OffsetDateTime, at: Instant) -> Option<&Authority> {
-        let Stored { current, next, .. } = self.stored.as_ref()?.as_ref().ok()?;
-        let next = next.as_ref();
-        let in_use = self.signed.as_ref();
-        let is_trusted = in_use.is_some_and(|signed| self.trusted.carries(&signed.by));
-        let mut oldest_first = [Some(current), next].into_iter().flatten();
+    /// The newest authority signs that every API server trusts. Until there is one, the one in use goes on, as long as it is in the
+    /// bundle, and also while nothing is that could take its place. Otherwise the authority signs that has been in the bundle for
+    /// longest; a first certificate waits for that, since until then nobody would trust it.
+    fn signer(&self, now: OffsetDateTime, at: Instant) -> Option<Authority> {
+        let stored = self.stored.as_ref().and_then(|stored| stored.as_ref().ok());
+        let (current, next) = (stored.map(|stored| &stored.current), stored.and_then(|stored| stored.next.as_ref()));
+        let is_trusted = self.signed.as_ref().is_some_and(|signed| self.trusted.carries(signed.by.certificate()));
+        let mut oldest_first = [current, next].into_iter().flatten();
         let carried = oldest_first.find(|authority| self.trusted.carries(authority.certificate()));
         if let (Some(carried), false) = (carried, is_trusted) {
-            return self.gains(carried, now).then_some(carried);
+            return self.gains(carried, now).then(|| carried.clone());
         }
-        let signed = in_use?;
-        let mut newest_first = [next, Some(current)].into_iter().flatten();
-        let settled = newest_first.clone().find(|authority| self.trusted.is_settled(authority.certificate(), at));
-        let chosen = settled.or_else(|| newest_first.find(|authority| *authority.certificate() == signed.by))?;
-        let is_other = *chosen.certificate() != signed.by;
-        (is_other || (signed.is_due(now) && self.gains(chosen, now))).then_some(chosen)
+        let signed = self.signed.as_ref()?;
+        let mut newest_first = [next, current].into_iter().flatten();
+        let settled = newest_first.find(|authority| self.trusted.is_settled(authority.certificate(), at));
+        let chosen = settled.unwrap_or(&signed.by);
+        let is_other = chosen.certificate() != signed.by.certificate();
+        (is_other || (signed.is_due(now) && self.gains(chosen, now))).then(|| chosen.clone())
     }
 
     /// Whether a certificate that this authority signs now would end later than the one in use: an authority at its own end signs
     /// none that does.
     fn gains(&self, authority: &Authority, now: OffsetDateTime) -> bool {
-        let signed = self.signed.as_ref().filter(|signed| signed.by == *authority.certificate());
+        let signed = self.signed.as_ref().filter(|signed| signed.by.certificate() == authority.certificate());
         signed.is_none_or(|signed| authority.end_of_leaf(now) > signed.until)
     }
 }
@@ -107,7 +105,7 @@ mod tests {
     use time::{Duration as Span, macros::datetime};
 
     use super::*;
-    use crate::certs::authority::{LEAF_LIFETIME, LIFETIME};
+    use crate::certs::authority::{CaCertificate, LEAF_LIFETIME, LIFETIME};
 
     const NOW: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
@@ -124,7 +122,7 @@ mod tests {
     /// Renews, and says who signed if somebody did.
     fn renewed(replica: &mut Replica, now: OffsetDateTime, at: Instant) -> Option<CaCertificate> {
         let key = replica.renew(&["localhost".to_owned()], now, at).unwrap();
-        key.map(|_| replica.signed.clone().unwrap().by)
+        key.map(|_| replica.signed.clone().unwrap().by.certificate().clone())
     }
 
     #[test]
@@ -154,22 +152,25 @@ mod tests {
     #[test]
     fn a_certificate_outlives_the_secret_it_came_from() {
         let (stored, start) = (Stored::replace(&[], NOW).unwrap(), Instant::now());
-        let bundle = stored.bundle();
+        let (old, bundle) = (stored.current.certificate().clone(), stored.bundle());
         let mut replica = replica(stored, &[&bundle], start);
         assert!(renewed(&mut replica, NOW, start).is_some());
-        let day = NOW + Span::hours(23);
+        let mut now = NOW;
         for lacking in [Lacking::Missing, Lacking::Malformed(super::super::authority::Malformed::Missing("tls.crt"))] {
             replica.stored = Some(Err(lacking));
-            assert_eq!(renewed(&mut replica, day, start), None);
+            assert_eq!(renewed(&mut replica, now + Span::hours(15), start), None);
+            now += Span::hours(16);
+            assert_eq!(renewed(&mut replica, now, start).as_ref(), Some(&old), "it is still trusted");
         }
-        // A new one that is not in the bundle yet does not take over, however due the certificate is.
+        // A new one that is not in the bundle yet does not take over.
         replica.stored = Some(Stored::replace(&[], NOW).map_err(|_| Lacking::Missing));
-        assert_eq!(renewed(&mut replica, day, start), None);
+        assert_eq!(renewed(&mut replica, now, start), None);
+        assert_eq!(renewed(&mut replica, now + Span::hours(16), start), Some(old));
         let new = replica.stored.as_ref().unwrap().as_ref().unwrap().bundle();
         see(&mut replica, &[&(new.clone() + &bundle)], start);
-        assert_eq!(renewed(&mut replica, day, start), None, "another API server may not have the new bundle yet");
+        assert_eq!(renewed(&mut replica, now, start), None, "another API server may not have the new bundle yet");
         see(&mut replica, &[&new], start);
-        assert!(renewed(&mut replica, day, start).is_some(), "nothing to lose any more");
+        assert!(renewed(&mut replica, now, start).is_some(), "nothing to lose any more");
     }
 
     #[test]

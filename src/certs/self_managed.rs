@@ -130,8 +130,8 @@ impl Signer {
             let namespace = &self.namespace;
             match (missing, self.serving.current()) {
                 (Some(waiting), None) => tracing::info!(waiting, namespace, "no serving certificate yet"),
-                (Some(waiting), Some(_)) => tracing::warn!(waiting, namespace, "cannot renew the serving certificate"),
-                (None, _) => tracing::info!("the serving certificate can be renewed"),
+                (Some(waiting), Some(_)) => tracing::warn!(waiting, namespace, "going on with the last authority"),
+                (None, _) => tracing::info!("nothing is missing for the serving certificate"),
             }
             self.missing = missing;
         }

@@ -83,6 +83,8 @@ struct Node {
     /// The bundle as it has seen it last.
     saw: Seen,
     since: OffsetDateTime,
+    /// Until then it hears nothing of the cluster.
+    deaf_until: OffsetDateTime,
     clock: Clock,
     /// How far its wall clock is off.
     error: Span,
@@ -98,6 +100,7 @@ impl Node {
             replica: Replica::default(),
             read: None,
             saw: Seen::Nothing,
+            deaf_until: at,
             since: at,
             clock,
             error,
@@ -222,7 +225,7 @@ impl World {
     fn replica_acts(&mut self, index: usize, looks: bool) {
         let (at, now) = (self.at(), self.now);
         let node = &mut self.nodes[index];
-        if looks {
+        if looks && now >= node.deaf_until {
             if node.read != self.cluster.secret {
                 node.replica.stored = Some(self.cluster.stored());
                 node.read.clone_from(&self.cluster.secret);
@@ -253,6 +256,10 @@ impl World {
             // A clock that is a third of a certificate's life behind at the start is beyond help.
             let error = self.nodes[index].error.max(Span::hours(-2));
             self.nodes[index] = Node::start(self.now, error, self.at());
+        }
+        if self.dice.one_in(20) {
+            let index = usize::try_from(self.dice.below(3)).unwrap();
+            self.nodes[index].deaf_until = self.now + self.dice.hours(1, 24);
         }
         // These need the controller soon.
         if self.keeper_is_down_until > self.now {

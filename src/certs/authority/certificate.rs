@@ -1,6 +1,6 @@
 //! One authority: its certificate and its key.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{
@@ -108,10 +108,11 @@ pub fn certificates(bundle: &[u8]) -> Vec<CaCertificate> {
     CertificateDer::pem_slice_iter(bundle).filter_map(|der| CaCertificate::new(der.ok()?).ok()).collect()
 }
 
-/// An authority: a certificate, and the key that signs for it.
+/// An authority: a certificate, and the key that signs for it. Cheap to clone.
+#[derive(Clone)]
 pub struct Authority {
     certificate: CaCertificate,
-    key: KeyPair,
+    key: Arc<KeyPair>,
 }
 
 impl fmt::Debug for Authority {
@@ -138,14 +139,14 @@ impl Authority {
         // rcgen's own default ends in the year 4096.
         (params.not_before, params.not_after) = (now - SKEW, now + LIFETIME);
         let certificate = CaCertificate::new(params.self_signed(&key)?.into())?;
-        Ok(Self { certificate, key })
+        Ok(Self { certificate, key: Arc::new(key) })
     }
 
     /// A certificate and a key that have been read; nothing if they do not belong together.
     pub(super) fn pair(certificate: CaCertificate, key: KeyPair) -> Option<Self> {
         let (_, x509) = parse_x509_certificate(&certificate.der).ok()?;
         let belongs = x509.public_key().raw == key.subject_public_key_info();
-        belongs.then_some(Self { certificate, key })
+        belongs.then(|| Self { certificate, key: Arc::new(key) })
     }
 
     /// Its certificate.
@@ -182,7 +183,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         (params.not_before, params.not_after) = (ca.not_before, self.end_of_leaf(now));
         let key = KeyPair::generate()?;
-        let issuer = Issuer::from_ca_cert_der(&ca.der, &self.key)?;
+        let issuer = Issuer::from_ca_cert_der(&ca.der, &*self.key)?;
         let chain = vec![params.signed_by(&key, &issuer)?.into()];
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         Ok(CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())?)
