@@ -4,6 +4,8 @@ use std::io::Write;
 
 use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 
+use crate::pod::push_string;
+
 /// What an answer says beside yes: to the person who asked, and to the audit log.
 #[derive(Debug, Default)]
 pub struct Remarks {
@@ -26,7 +28,7 @@ pub fn allow(uid: &str, patch: Option<&[u8]>, remarks: &Remarks) -> Vec<u8> {
 
 fn write(out: &mut Vec<u8>, uid: &str, patch: Option<&[u8]>, remarks: &Remarks) -> std::io::Result<()> {
     out.extend(br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"#);
-    serde_json::to_writer(&mut *out, uid)?;
+    push_string(out, uid);
     out.extend(br#","allowed":true"#);
     if let Some(patch) = patch {
         write!(out, r#","patchType":"JSONPatch","patch":"{}""#, Base64Display::new(patch, &STANDARD))?;
@@ -37,7 +39,7 @@ fn write(out: &mut Vec<u8>, uid: &str, patch: Option<&[u8]>, remarks: &Remarks) 
     }
     for (i, (name, value)) in remarks.audit.iter().enumerate() {
         write!(out, r#"{}"{name}":"#, if i == 0 { r#","auditAnnotations":{"# } else { "," })?;
-        serde_json::to_writer(&mut *out, value)?;
+        push_string(out, value);
     }
     out.extend(if remarks.audit.is_empty() { &b"}}"[..] } else { b"}}}" });
     Ok(())

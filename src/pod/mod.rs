@@ -24,6 +24,7 @@ pub use container::{
     Lifecycle, ObjectFieldSelector, Probe, VolumeMount,
 };
 pub use json::{JsonError, from_json};
+pub(crate) use json::{push_display, push_string};
 pub use present::Present;
 pub use quantity::{MaybeQuantity, Quantity, QuantityError};
 pub use relevant::{Matters, Relevant};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-use crate::pod::StringMap;
+use crate::pod::{StringMap, push_display, push_string};
 
 /// Operations written one after the other.
 pub(crate) struct Patch(Vec<u8>);
@@ -31,7 +31,10 @@ impl Patch {
             }
             Some(existing) => {
                 for (key, value) in entries.filter(|(key, value)| existing.get(key) != Some(value)) {
-                    self.add(format_args!("{path}/{}", Escaped(key)), value);
+                    self.begin("add", format_args!("{path}/{}", Escaped(key)));
+                    self.0.extend(br#","value":"#);
+                    push_string(&mut self.0, value);
+                    self.0.push(b'}');
                 }
             }
         }
@@ -43,28 +46,25 @@ impl Patch {
     }
 
     pub(crate) fn add(&mut self, path: fmt::Arguments<'_>, value: &(impl Serialize + ?Sized)) {
-        #[derive(Serialize)]
-        struct Add<'o, V: ?Sized> {
-            op: &'static str,
-            path: fmt::Arguments<'o>,
-            value: &'o V,
-        }
-        self.write(&Add { op: "add", path, value });
+        self.begin("add", path);
+        self.0.extend(br#","value":"#);
+        // Writing to memory fails only for maps with keys that are no strings; there are none here.
+        let _ = serde_json::to_writer(&mut self.0, value);
+        self.0.push(b'}');
     }
 
     pub(crate) fn remove(&mut self, path: fmt::Arguments<'_>) {
-        #[derive(Serialize)]
-        struct Remove<'o> {
-            op: &'static str,
-            path: fmt::Arguments<'o>,
-        }
-        self.write(&Remove { op: "remove", path });
+        self.begin("remove", path);
+        self.0.push(b'}');
     }
 
-    fn write(&mut self, operation: &impl Serialize) {
+    /// An operation without its end.
+    fn begin(&mut self, op: &'static str, path: fmt::Arguments<'_>) {
         self.0.push(if self.0.is_empty() { b'[' } else { b',' });
-        // Writing to memory fails only for maps with keys that are no strings; there are none here.
-        let _ = serde_json::to_writer(&mut self.0, operation);
+        self.0.extend(br#"{"op":""#);
+        self.0.extend(op.as_bytes());
+        self.0.extend(br#"","path":"#);
+        push_display(&mut self.0, path);
     }
 
     pub(crate) fn finish(mut self) -> Option<Vec<u8>> {
