@@ -7,11 +7,13 @@
 //!     virtual nodes, network policies)                                                 │ Decision
 //! kube-apiserver ◀─ AdmissionReview ◀─ admission::allow ◀─ burst::json_patch ◀──────────┘
 //!
+//! kube-apiserver ◀─ watch, patch ─▶ controller, one elected replica: certificate authority · caBundle
+//!
 //! a person ─▶ cli: explain · config · certs      (the same burst::decide and burst::json_patch)
 //! ```
 //!
 //! Data flows one way. [`admission`], [`pod`], [`eligibility`], [`config`] and [`burst`] are pure: no tokio, no kube client, no clock, no
-//! files. [`cluster`], [`webhook`], [`reload`] and [`certs`] do the I/O.
+//! files. [`cluster`], [`webhook`], [`controller`], [`reload`] and [`certs`] do the I/O.
 
 pub mod admin;
 pub mod admission;
