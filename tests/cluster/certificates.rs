@@ -2,6 +2,7 @@
 //! their own.
 
 use std::{
+    fs,
     net::SocketAddr,
     sync::{
         Arc,
@@ -222,6 +223,28 @@ fn without_a_webhook_configuration_there_is_an_authority_and_no_error() {
     assert!(installed.events().contains(&"AuthorityCreated".to_owned()));
     let day = u64::try_from(OffsetDateTime::now_utc().unix_timestamp()).unwrap() + 24 * 3600;
     assert!(expiry(&webhook).abs_diff(day) < 300);
+}
+
+#[test]
+fn certificates_from_elsewhere_are_left_alone_until_the_configuration_says_otherwise() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let file = plane.dir.join("certificates-elsewhere.yaml");
+    let configure = |source: &str| {
+        let head = "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n";
+        fs::write(&file, format!("{head}certificates: {{source: {source}}}\n")).unwrap();
+    };
+    configure("cert-manager");
+    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
+    let controller = Controller::start(plane, "certificates-elsewhere", &["--config", file.to_str().unwrap()]);
+    for reconciler in ["authority", "ca-bundle"] {
+        let rounds = format!(r#"spillway_reconciles_total{{reconciler="{reconciler}",result="success"}}"#);
+        eventually(reconciler, || (controller.metric(&rounds) > 1).then_some(()));
+    }
+    assert!(installed.stored().is_none());
+    assert_eq!(installed.bundles(), ["\n", "\n"]);
+    configure("self-managed");
+    installed.bundles_are_right();
 }
 
 /// Applies in every way that people and tools do, and each time the webhook is called again.
