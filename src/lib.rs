@@ -17,6 +17,7 @@
 
 pub mod admin;
 pub mod admission;
+mod background;
 pub mod burst;
 pub mod certs;
 pub mod cli;

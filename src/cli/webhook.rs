@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 
 use super::{Ended, pod::PodArgs, process};
 use crate::{
+    background::again_after_panic,
     certs::{self, KeyPairFiles, Leaf, Serving},
     cluster::Cluster,
     config::{CertificateSource, Certificates},
@@ -132,9 +133,14 @@ impl Source {
                 metrics.put_in_force(leaf.not_after());
                 serving.replace(leaf);
             }
-            Self::Files(files) => drop(tokio::spawn(certs::follow_files(files, serving, metrics))),
+            Self::Files(files) => drop(tokio::spawn(again_after_panic(async move || {
+                certs::follow_files(files.clone(), serving.clone(), metrics.clone()).await;
+            }))),
             Self::SelfManaged => {
-                drop(tokio::spawn(certs::self_managed(client, namespace.to_owned(), serving, metrics)));
+                let namespace = namespace.to_owned();
+                drop(tokio::spawn(again_after_panic(async move || {
+                    certs::self_managed(client.clone(), namespace.clone(), serving.clone(), metrics.clone()).await;
+                })));
             }
         }
     }

@@ -1,8 +1,8 @@
 //! The watches that feed the snapshot: metadata only where that is enough, and of namespaces and nodes only those that matter.
 
-use std::{fmt::Debug, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
 use k8s_openapi::api::{core::v1, networking::v1 as networking};
 use kube::{
     Api, Client, Resource,
@@ -14,13 +14,14 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::{sync::watch, time};
+use tokio::sync::watch;
 
 use super::snapshot::{
     Snapshot, put_namespace, put_network_policy, put_node, put_service_account, remove_namespace,
     remove_network_policy, remove_node, remove_service_account,
 };
 use crate::{
+    background::again_after_panic,
     config::{BURST_LABEL, DISABLED},
     eligibility::VirtualNode,
     reload::configuration::InForce,
@@ -92,14 +93,6 @@ pub(super) fn follow(client: &Client, configuration: InForce, metrics: &Caches) 
     tokio::spawn(again_after_panic(async move || policies.follow(all()).await));
     tokio::spawn(again_after_panic(async move || follow_virtual_nodes(&nodes, configuration.clone()).await));
     snapshot
-}
-
-/// A watch that ended in a panic would leave a cache behind that grows old in silence, so it begins anew. The panic itself is counted
-/// and logged where all are.
-async fn again_after_panic(follow: impl AsyncFn()) {
-    while AssertUnwindSafe(follow()).catch_unwind().await.is_err() {
-        time::sleep(LONGEST_PAUSE).await;
-    }
 }
 
 /// Follows the nodes that the configuration in force selects. What is known of the others stays until the new list is complete.
@@ -197,23 +190,5 @@ where
             let content = (self.cache.slot)(Arc::make_mut(snapshot));
             change(Arc::make_mut(content.get_or_insert_default()));
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_watch_that_panics_begins_anew() {
-        let begun = Cell::new(0);
-        again_after_panic(async || {
-            begun.set(begun.get() + 1);
-            assert!(begun.get() > 2, "a bug");
-        })
-        .await;
-        assert_eq!(begun.get(), 3);
     }
 }

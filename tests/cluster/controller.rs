@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,6 +12,7 @@ use spillway::{
     controller::{Outcome, authority::Keeper, events::Events},
     telemetry::ControllerMetrics,
 };
+use tokio::sync::Barrier;
 
 use crate::{
     certificates::Installed,
@@ -20,13 +22,23 @@ use crate::{
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_keepers_at_once_make_one_authority_and_agree_on_it() {
     let installed = Installed::new();
+    // Who is too late is told by a conflict; a race in which nobody was is none, and is run again.
+    while race(&installed).await == 0 {
+        installed.clear_authority();
+    }
+}
+
+/// Lets them race once, and tells how many came too late.
+async fn race(installed: &Installed) -> usize {
+    let start = Arc::new(Barrier::new(20));
     let mut keepers = tokio::task::JoinSet::new();
     for index in 0..20 {
-        let client = installed.plane().client().await;
+        let (client, start) = (installed.plane().client().await, start.clone());
         keepers.spawn(async move {
             let events = Events::new(client.clone(), &format!("racer-{index}"));
             let mut keeper = Keeper::new(client.clone(), "spillway-system", events, ControllerMetrics::default());
             let mut outcomes = Vec::new();
+            start.wait().await;
             while outcomes.last() != Some(&Outcome::Right) {
                 outcomes.push(keeper.round().await.unwrap());
             }
@@ -40,8 +52,7 @@ async fn twenty_keepers_at_once_make_one_authority_and_agree_on_it() {
     let made = agreed.iter().filter(|(outcomes, _)| outcomes.contains(&Outcome::Changed)).count();
     assert_eq!(made, 1, "{agreed:#?}");
     assert!(agreed.iter().all(|(_, authority)| *authority == agreed[0].1));
-    let raced = agreed.iter().filter(|(outcomes, _)| outcomes.contains(&Outcome::Conflict)).count();
-    assert!(raced > 0, "nobody was too late: that was no race");
+    agreed.iter().filter(|(outcomes, _)| outcomes.contains(&Outcome::Conflict)).count()
 }
 
 /// How long it takes until the other one acts; meanwhile never more than one does.

@@ -114,10 +114,13 @@ func up(ctx context.Context, dir, stages string, wait time.Duration) error {
 	group.start("kube-controller-manager",
 		"--kubeconfig="+admin, "--bind-address=127.0.0.1", "--secure-port="+ports[3], "--leader-elect=false",
 		"--service-account-private-key-file="+pki.path("sa.key"), "--root-ca-file="+pki.path("ca.crt"),
-		"--use-service-account-credentials=false")
+		"--use-service-account-credentials=false",
+		// By default it creates 20 pods a second. A burst is to be as fast as this machine can make it.
+		"--kube-api-qps=1000", "--kube-api-burst=1000")
 	group.start("kube-scheduler",
 		"--kubeconfig="+sched, "--authentication-kubeconfig="+sched, "--authorization-kubeconfig="+sched,
-		"--bind-address=127.0.0.1", "--secure-port="+ports[4], "--leader-elect=false")
+		"--bind-address=127.0.0.1", "--secure-port="+ports[4], "--leader-elect=false",
+		"--kube-api-qps=1000", "--kube-api-burst=1000")
 	group.start("kwok", "--kubeconfig="+admin, "--manage-all-nodes=true", "--node-lease-duration-seconds=40", "--config="+stages)
 	for _, url := range []string{
 		"https://127.0.0.1:" + ports[3] + "/healthz",
