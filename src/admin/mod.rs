@@ -1,6 +1,6 @@
 //! The admin port: probes and metrics, plain HTTP, away from the port that the API server calls.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -9,10 +9,24 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    time::{self, timeout},
+};
 
 use crate::telemetry;
+
+/// Connections at once, and how long each may take: strangers must not use up the memory or the descriptors of the process, nor keep
+/// out the kubelet for long.
+const CONNECTIONS: usize = 64;
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// After a failed accept, such as without descriptors left: not to spin.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where to listen.
 #[derive(Debug, Clone, clap::Args)]
@@ -75,8 +89,26 @@ impl Admin {
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
             .with_state(process);
-        if let Err(error) = axum::serve(self.0, routes).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "the admin port stopped");
+        let connections = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            // Never closed.
+            let Ok(slot) = connections.clone().acquire_owned().await else { return };
+            let tcp = match self.0.accept().await {
+                Ok((tcp, _peer)) => tcp,
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "cannot accept on the admin port");
+                    time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let service = TowerToHyperService::new(routes.clone());
+            tokio::spawn(async move {
+                // One answer a connection: whoever asks is a probe or a collector, and comes every few seconds.
+                let mut http = http1::Builder::new();
+                http.keep_alive(false).header_read_timeout(None);
+                let _ = timeout(PATIENCE, http.serve_connection(TokioIo::new(tcp), service)).await;
+                drop(slot);
+            });
         }
     }
 }
@@ -92,4 +124,34 @@ async fn ready(State(process): State<Process>) -> (StatusCode, String) {
 async fn metrics(State(process): State<Process>) -> impl IntoResponse {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, OPEN_METRICS)], telemetry::encode(&process.registry))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        time::Instant,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn strangers_who_say_nothing_do_not_keep_the_probes_out() {
+        let admin = bind(&AdminArgs { admin_bind: "127.0.0.1:0".parse().unwrap() }).await.unwrap();
+        let address = admin.address().unwrap();
+        tokio::spawn(admin.serve(Vec::new, Registry::default()));
+        let mut strangers = Vec::new();
+        for _ in 0..2 * CONNECTIONS {
+            strangers.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut probe = TcpStream::connect(address).await.unwrap();
+        probe.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let start = Instant::now();
+        time::pause();
+        let mut answer = String::new();
+        probe.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(start.elapsed() <= 3 * PATIENCE, "{:?}", start.elapsed());
+    }
 }

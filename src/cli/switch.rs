@@ -19,8 +19,8 @@ use super::{
     cluster::{self, in_time, patiently},
     print_out,
 };
+use crate::certs::self_managed::CONFIGURATION;
 
-const CONFIGURATION: &str = "aci-spillway";
 const STORED: &str = "spillway-switched-off";
 /// What `kubectl create -f` takes, for whoever has to do without this program.
 const OBJECT_KEY: &str = "aci-spillway.json";

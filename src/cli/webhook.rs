@@ -13,7 +13,8 @@ use crate::{
     background::again_after_panic,
     certs::{self, KeyPairFiles, Leaf, Serving},
     cluster::Cluster,
-    config::{CertificateSource, Certificates},
+    config::CertificateSource,
+    reload::configuration::InForce,
     telemetry::{self, Admission, Caches, logs},
     webhook::{self, App, ListenArgs},
 };
@@ -54,12 +55,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
         let mut registry = telemetry::registry();
         telemetry::count_panics(&mut registry);
         let configuration = process::configuration(config.as_deref(), filter, &mut registry, |_| {}).await?;
-        let source = certificate.source(&configuration.borrow().certificates)?;
+        let source = certificate.source()?;
         let serving = Serving::default();
         let bound = webhook::bind(listen, serving.clone(), &mut registry).await?;
         let cluster = kube::Config::infer().await.context("cannot find a cluster")?;
         let client = Client::try_from(cluster).context("cannot make a client of the cluster")?;
-        source.serve(client.clone(), &pod.namespace, serving, telemetry::Certificates::new(&mut registry));
+        let keeper = Keeper {
+            configuration: configuration.clone(),
+            client: client.clone(),
+            namespace: pod.namespace.clone(),
+            serving,
+            metrics: telemetry::Certificates::new(&mut registry),
+        };
+        keeper.keep(source);
         let cluster = Cluster::follow(client, configuration.clone(), &Caches::new(&mut registry));
         let app = Arc::new(App::new(configuration, cluster, Admission::new(&mut registry)));
         let signals = process::Signals::listen()?;
@@ -90,15 +98,15 @@ struct CertificateArgs {
 enum Source {
     /// Made at this start.
     Made(Leaf),
-    /// Files, which are followed.
+    /// Files that flags name, which are followed.
     Files(KeyPairFiles),
-    /// The authority that all replicas share.
-    SelfManaged,
+    /// What the configuration says, which is followed.
+    Configured,
 }
 
 impl CertificateArgs {
     /// Reads what the flags name, so that a wrong one is loud. What the configuration names may come later: the webhook waits for it.
-    fn source(&self, configured: &Certificates) -> anyhow::Result<Source> {
+    fn source(&self) -> anyhow::Result<Source> {
         let Self { tls_cert_file, tls_key_file, self_signed } = self;
         // Not left to clap, for which SPILLWAY_SELF_SIGNED=false is a flag that was given.
         match (tls_cert_file, tls_key_file) {
@@ -108,12 +116,7 @@ impl CertificateArgs {
                 Ok(Source::Files(KeyPairFiles { certificate: certificate.clone(), key: key.clone() }))
             }
             (None, None) if *self_signed => self_signed_leaf().map(Source::Made),
-            (None, None) => Ok(match configured.source {
-                CertificateSource::SelfManaged => Source::SelfManaged,
-                CertificateSource::CertManager | CertificateSource::Files => {
-                    Source::Files(KeyPairFiles::in_directory(&configured.directory))
-                }
-            }),
+            (None, None) => Ok(Source::Configured),
             _ => bail!("--self-signed cannot be used with --tls-cert-file and --tls-key-file"),
         }
     }
@@ -125,23 +128,63 @@ fn self_signed_leaf() -> anyhow::Result<Leaf> {
     Ok(Leaf::new(certs::from_pem(made.certificate.as_bytes(), made.key.as_bytes())?)?)
 }
 
-impl Source {
-    /// Keeps a certificate in `serving` from now on.
-    fn serve(self, client: Client, namespace: &str, serving: Serving, metrics: telemetry::Certificates) {
-        match self {
-            Self::Made(leaf) => {
-                metrics.put_in_force(leaf.not_after());
-                serving.replace(leaf);
+/// Keeps a certificate in `serving`.
+struct Keeper {
+    configuration: InForce,
+    client: Client,
+    namespace: String,
+    serving: Serving,
+    metrics: telemetry::Certificates,
+}
+
+impl Keeper {
+    /// Keeps it from now on.
+    fn keep(self, source: Source) {
+        match source {
+            Source::Made(leaf) => {
+                self.metrics.put_in_force(leaf.not_after());
+                self.serving.replace(leaf);
             }
-            Self::Files(files) => drop(tokio::spawn(again_after_panic(async move || {
-                certs::follow_files(files.clone(), serving.clone(), metrics.clone()).await;
-            }))),
-            Self::SelfManaged => {
-                let namespace = namespace.to_owned();
-                drop(tokio::spawn(again_after_panic(async move || {
-                    certs::self_managed(client.clone(), namespace.clone(), serving.clone(), metrics.clone()).await;
-                })));
+            Source::Files(files) => {
+                drop(tokio::spawn(again_after_panic(async move || self.follow_files(files.clone()).await)));
+            }
+            Source::Configured => drop(tokio::spawn(again_after_panic(async move || self.as_configured().await))),
+        }
+    }
+
+    /// The controller follows the configuration too: were the source read at the start only, the one would write a `caBundle` that
+    /// the other's certificate does not belong to.
+    async fn as_configured(&self) {
+        let mut configuration = self.configuration.clone();
+        loop {
+            let configured = configuration.borrow_and_update().certificates.clone();
+            let another = async {
+                // Without anyone who could change the configuration, it stays as it is.
+                if configuration.wait_for(|now| now.certificates != configured).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let kept = async {
+                match configured.source {
+                    CertificateSource::SelfManaged => self.self_managed().await,
+                    CertificateSource::CertManager | CertificateSource::Files => {
+                        self.follow_files(KeyPairFiles::in_directory(&configured.directory)).await;
+                    }
+                }
+            };
+            tokio::select! {
+                () = kept => return,
+                () = another => tracing::info!("the serving certificate comes from elsewhere now"),
             }
         }
+    }
+
+    async fn self_managed(&self) {
+        let Self { client, namespace, serving, metrics, .. } = self;
+        certs::self_managed(client.clone(), namespace.clone(), serving.clone(), metrics.clone()).await;
+    }
+
+    async fn follow_files(&self, files: KeyPairFiles) {
+        certs::follow_files(files, self.serving.clone(), self.metrics.clone()).await;
     }
 }

@@ -43,7 +43,12 @@ pub(super) async fn repeat<E: Error + 'static>(
     loop {
         let began = Instant::now();
         let outcome = match timeout(PATIENCE, round()).await {
-            Ok(Ok(outcome)) => Some(outcome),
+            Ok(Ok(outcome)) => {
+                if outcome == Outcome::Conflict {
+                    tracing::info!(reconciler, "the API server has something else than was seen, looking again");
+                }
+                Some(outcome)
+            }
             Ok(Err(error)) => {
                 tracing::warn!(reconciler, error = %Causes(&error), "reconciler failed, trying again");
                 None

@@ -114,14 +114,10 @@ impl ConfigurationFile {
     }
 
     fn replace(&self, new: Configuration) {
-        let old = self.in_force.borrow().clone();
         self.metrics.succeeded();
-        if *old == new {
+        if **self.in_force.borrow() == new {
             tracing::info!("the configuration file says what is in force");
             return;
-        }
-        if old.certificates != new.certificates {
-            tracing::warn!("a change of `certificates` takes effect at the next start");
         }
         self.in_force.send_replace(Arc::new(new));
         let generation = self.metrics.replaced();

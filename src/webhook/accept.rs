@@ -29,8 +29,9 @@ pub struct ServerArgs {
     pub bind: SocketAddr,
 
     /// Connections that may be open at once; more have to wait
-    // A connection costs some 42 KiB: 42 MiB for all of them, beside 15 MiB at rest and 64 MiB for bodies, in a container of
-    // 128 MiB. An API server keeps as many connections as it has calls at a time, a few dozen when pods are created by the thousand.
+    // A connection costs some 42 KiB, up to 64 more while a head or a small body is read, and 64 for that body: 170 MiB for all of
+    // them, beside 15 at rest and 64 for large bodies, in a container of 256 MiB. An API server keeps as many connections as it has
+    // calls at a time, a few dozen when pods are created by the thousand.
     #[arg(long, env = "SPILLWAY_MAX_CONNECTIONS", default_value = "1024", value_name = "NUMBER")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,

@@ -37,10 +37,13 @@ const BODY_LIMIT: usize = 7 * 1024 * 1024;
 /// How long a body may take: a part of [`guard::BUDGET`]. 7 MiB in a second is 60 Mbit/s.
 const BODY_TIME: Duration = Duration::from_secs(1);
 
-/// What all bodies may take together from their first byte to their answer, in units of [`UNIT`]: 32 MiB, twice that while they are
-/// joined. It keeps the memory bounded when many large bodies come at once; ordinary reviews have some ten kilobytes and never wait.
-pub(super) const BODY_BUDGET: usize = 32 * 1024 * 1024 / UNIT;
-const UNIT: usize = 64 * 1024;
+/// What large bodies may take together from their first byte to their answer, in units of [`SMALL`]: 32 MiB, twice that while they
+/// are joined. It keeps the memory bounded when many of them come at once.
+pub(super) const BODY_BUDGET: usize = 32 * 1024 * 1024 / SMALL;
+
+/// Bodies that say they are no larger take no part in that: ordinary reviews have some ten kilobytes, and must not stand in line
+/// behind somebody who announces megabytes and sends nothing. The cap of connections bounds them.
+const SMALL: usize = 64 * 1024;
 
 /// `POST /mutate-v1-pod`
 pub(super) async fn mutate_pod(State(app): State<Arc<App>>, request: extract::Request) -> Response {
@@ -69,9 +72,12 @@ async fn read_body(app: &App, request: extract::Request) -> Result<(Bytes, Optio
     if !is_json(request.headers()) {
         return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", "expected content type application/json\n"));
     }
-    let units = expected_length(request.headers()).min(BODY_LIMIT) / UNIT + 1;
+    let length = expected_length(request.headers()).min(BODY_LIMIT);
     let read = async {
-        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        if length <= SMALL {
+            return Ok((to_bytes(request.into_body(), SMALL).await?, None));
+        }
+        let units = u32::try_from(length.div_ceil(SMALL)).unwrap_or(u32::MAX);
         // The budget is never closed; without a permit the body would only be read without its share.
         let share = app.body_budget.acquire_many(units).await.ok();
         Ok((to_bytes(request.into_body(), BODY_LIMIT).await?, share))
@@ -215,7 +221,7 @@ fn report(app: &App, request: &Request<'_>, settings: Option<&Settings<'_>>, dec
     if ignored > 0 {
         app.metrics.overrides_ignored(ignored);
     }
-    if decision.verdict == Verdict::OptedOut || !tracing::enabled!(tracing::Level::INFO) {
+    if !tracing::enabled!(tracing::Level::INFO) {
         return;
     }
     let list = |outcome| decision.parts(outcome).map(Part::as_str).collect::<Vec<_>>().join(",");
@@ -284,6 +290,23 @@ mod tests {
         let start = Instant::now();
         let answer = routes.oneshot(post(Body::from_stream(trickle))).await.unwrap();
         assert_eq!((answer.status(), start.elapsed()), (StatusCode::REQUEST_TIMEOUT, BODY_TIME));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn announced_megabytes_that_never_come_do_not_hold_up_ordinary_reviews() {
+        let (_app, routes) = app();
+        for _ in 0..16 {
+            let never = Body::from_stream(futures_util::stream::pending::<Result<Bytes, Infallible>>());
+            let mut request = post(never);
+            request.headers_mut().insert(header::CONTENT_LENGTH, BODY_LIMIT.into());
+            tokio::spawn(routes.clone().oneshot(request));
+        }
+        time::sleep(Duration::from_millis(1)).await;
+        let mut request = post(REVIEW.into());
+        request.headers_mut().insert(header::CONTENT_LENGTH, REVIEW.len().into());
+        let start = Instant::now();
+        let answer = routes.oneshot(request).await.unwrap();
+        assert_eq!((answer.status(), start.elapsed().as_millis()), (StatusCode::OK, 100), "the namespace's wait alone");
     }
 
     #[tokio::test(start_paused = true)]

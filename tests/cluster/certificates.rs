@@ -192,7 +192,7 @@ fn signed(webhook: &Webhook) -> u64 {
 fn a_webhook_that_starts_first_waits_for_its_authority_and_then_for_the_bundle() {
     let installed = Installed::new();
     let plane = installed.plane();
-    let webhook = Webhook::start_self_managed(plane, "certificates-first");
+    let webhook = Webhook::start_self_managed(plane, "certificates-first", &[]);
     let waits_for = |what: &str| {
         let expected = (503, format!("not ready: certificate: waiting for {what}, which spillway-controller writes\n"));
         eventually(what, || (webhook.admin("/readyz") == expected).then_some(()));
@@ -212,7 +212,7 @@ fn without_a_webhook_configuration_there_is_an_authority_and_no_error() {
     let installed = Installed::new();
     let plane = installed.plane();
     let controller = Controller::start(plane, "certificates-absent", &[]);
-    let webhook = Webhook::start_self_managed(plane, "certificates-absent-webhook").ready();
+    let webhook = Webhook::start_self_managed(plane, "certificates-absent-webhook", &[]).ready();
     eventually("the bundle to be looked after", || {
         (controller.metric(r#"spillway_reconciles_total{reconciler="ca-bundle",result="success"}"#) > 0).then_some(())
     });
@@ -253,7 +253,7 @@ fn a_manifest_that_is_applied_again_keeps_the_bundle_or_gets_it_back() {
     let installed = Installed::new();
     let plane = installed.plane();
     let _controller = Controller::start(plane, "certificates-apply", &[]);
-    let webhook = Webhook::start_self_managed(plane, "certificates-apply-webhook").ready();
+    let webhook = Webhook::start_self_managed(plane, "certificates-apply-webhook", &[]).ready();
     let emptied = webhook_configuration(plane, webhook.address);
     let without = without_bundle(&emptied);
     // Somebody else's configuration is none of the controller's business, whatever is in it.
@@ -313,7 +313,7 @@ async fn an_authority_that_is_deleted_or_broken_is_replaced_and_no_call_fails_me
     let installed = Installed::new();
     let plane = installed.plane();
     let controller = Controller::start(plane, "certificates-deleted", &[]);
-    let webhook = Webhook::start_self_managed(plane, "certificates-deleted-webhook").ready();
+    let webhook = Webhook::start_self_managed(plane, "certificates-deleted-webhook", &[]).ready();
     plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
     installed.bundles_are_right();
     let load = Load::start(plane, webhook.address).await;
@@ -344,7 +344,7 @@ async fn an_authority_is_rotated_and_no_call_fails_meanwhile() {
     // Of an age at which it is to be rotated.
     let old = Stored::replace(&[], OffsetDateTime::now_utc() - time::Duration::days(300)).unwrap();
     installed.store(&old);
-    let webhook = Webhook::start_self_managed(plane, "certificates-rotated-webhook").ready();
+    let webhook = Webhook::start_self_managed(plane, "certificates-rotated-webhook", &[]).ready();
     let bundle = format!("caBundle: {}", STANDARD.encode(old.bundle()));
     let configuration = webhook_configuration(plane, webhook.address).replace("caBundle: Cg==", &bundle);
     plane.kubectl_with(&["apply", "-f", "-"], &configuration);

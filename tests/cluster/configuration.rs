@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Webhook, control_plane, eventually, spillway_command},
+    harness::{Pair, Webhook, control_plane, eventually, spillway_command},
     unusable::{place, review},
 };
 
@@ -107,4 +107,26 @@ fn a_configuration_that_cannot_be_used_is_loud_at_the_start() {
     assert_eq!(output.status.code(), Some(2));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains(&format!("error: {}:1:2: unknown field \"modus\"", file.display())), "{stderr}");
+}
+
+/// The controller follows it as well: were one of them to stay behind, the `caBundle` would not belong to the certificate.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_source_of_certificates_is_taken_without_a_restart() {
+    let (kubeconfig, namespace) = place();
+    let [one, two] = ["source-one", "source-two"].map(|name| Pair::make(&control_plane().dir.join(name)));
+    let files = |pair: &Pair| format!("certificates: {{source: files, directory: {}}}", pair.dir.display());
+    let mut volume = Volume::new("source-volume", &files(&one));
+    let mut webhook = Webhook::start_configured("sources", &kubeconfig, &["--config", &volume.file()]).ready();
+    for pair in [&one, &two] {
+        volume.publish(&files(pair));
+        webhook.ca.clone_from(&pair.ca);
+        let decided = async {
+            let body = axum::body::Bytes::from(review(&namespace).to_string());
+            // Until then the certificate is not trusted.
+            while webhook.https().send("/mutate-v1-pod", "application/json", body.clone()).await.is_none() {
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), decided).await.expect("the pair of the new source");
+    }
 }

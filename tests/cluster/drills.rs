@@ -1,4 +1,5 @@
-//! Drills: parts of Spillway and of the cluster come and go while pods are created, and no pod is lost or left undecided.
+//! Drills: parts of Spillway and of the cluster come and go while pods are created. No pod is lost, and none is left undecided but
+//! those whose call was under way to a replica that was killed.
 //!
 //! The replicas are behind a proxy that sends new connections to those that are ready, as a Service does.
 
@@ -177,7 +178,7 @@ async fn a_rolling_restart_loses_no_pod() {
 /// What is under way in a process that is killed cannot be saved by it: its pods are created undecided, and the API server says of
 /// each that the call failed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_replica_costs_no_pod() {
+async fn a_killed_replica_refuses_no_pod_and_every_call_that_is_lost_is_on_record() {
     let (drill, [killed, _other]) = Drill::start("killed").await;
     let created = drill.create_during(|created| {
         wait_for_more(PODS / 4, created);
@@ -188,6 +189,7 @@ async fn a_killed_replica_costs_no_pod() {
     let created = created.await;
     assert!(created.pods >= PODS && created.refused.is_empty(), "{created:?}");
     assert_eq!(created.undecided, created.failed_open, "{created:?}");
+    println!("lost with the replica: {} decisions of {} pods, no pod", created.undecided, created.pods);
     // The calls under way, and those before the service has followed.
     assert!(created.undecided <= PODS / 10, "{created:?}");
 }

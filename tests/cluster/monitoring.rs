@@ -1,4 +1,4 @@
-//! What alerts and dashboard ask for is there to be asked.
+//! What is told of the program: that alerts and dashboard ask for what is there, and that no log tells a secret.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -37,7 +37,7 @@ fn every_metric_of_ours_in_alerts_and_dashboard_exists() {
     let plane = turn.plane;
     install(plane);
     let controller = Controller::start(plane, "monitored-controller", &[]);
-    let webhook = Webhook::start_self_managed(plane, "monitored-webhook");
+    let webhook = Webhook::start_self_managed(plane, "monitored-webhook", &[]);
     plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
     // What is counted by a reason of docs/reasons.md is not there before the first pod of its kind.
     let namespace = plane.namespace(Some("enabled"));
@@ -54,6 +54,38 @@ fn every_metric_of_ours_in_alerts_and_dashboard_exists() {
     // The controller counts its first rounds when it leads.
     eventually("the controller to lead", || controller.leads().then_some(()));
     eventually(&format!("{:?}", missing()), || missing().is_empty().then_some(()));
+}
+
+#[test]
+fn no_key_and_no_token_is_logged_even_at_trace() {
+    let turn = sandbox();
+    let plane = turn.plane;
+    install(plane);
+    let flags = ["--log-level", "trace"];
+    let controller = Controller::start(plane, "traced-controller", &flags);
+    let webhook = Webhook::start_self_managed(plane, "traced-webhook", &flags);
+    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    let webhook = webhook.ready();
+    eventually("the controller to lead", || controller.leads().then_some(()));
+    let mut secrets = Vec::new();
+    let stored = plane.kubectl(&["-n", "spillway-system", "get", "secret", "spillway-ca", "-o", "json"]);
+    let stored: Value = serde_json::from_str(&stored).unwrap();
+    let key = stored["data"]["tls.key"].as_str().unwrap();
+    let pem = String::from_utf8(STANDARD.decode(key).unwrap()).unwrap();
+    secrets.push(key.to_owned());
+    secrets.extend(pem.lines().filter(|line| line.len() > 30 && !line.starts_with("--")).map(ToOwned::to_owned));
+    for account in ["spillway-webhook", "spillway-controller"] {
+        let kubeconfig = fs::read_to_string(plane.dir.join(format!("spillway-system-{account}.kubeconfig"))).unwrap();
+        let kubeconfig: Value = serde_json::from_str(&kubeconfig).unwrap();
+        secrets.push(kubeconfig["users"][0]["user"]["token"].as_str().unwrap().to_owned());
+    }
+    assert!(secrets.len() >= 4, "a key of some lines, and two tokens");
+    for name in ["traced-controller", "traced-webhook"] {
+        let log = fs::read_to_string(plane.dir.join(format!("{name}.log"))).unwrap();
+        assert!(log.contains("TRACE"), "{name} does not log at trace");
+        assert!(!secrets.iter().any(|secret| log.contains(secret.as_str())), "{name} logs a secret");
+    }
+    drop((controller, webhook));
 }
 
 /// The one way in which the webhook could refuse pods, and what the API server counts then.

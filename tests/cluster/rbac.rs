@@ -261,7 +261,7 @@ fn without_any_one_of_its_rights_an_account_cannot_do_its_part_for_the_certifica
         break_authority(plane);
     }
     let webhook = kubeconfig_with(plane, "certificate-rights-webhook", &of_webhook);
-    let webhook = Webhook::start_self_managed_as(plane, "certificate-rights-webhook", &webhook).ready();
+    let webhook = Webhook::start_self_managed_as(plane, "certificate-rights-webhook", &webhook, &[]).ready();
     assert_eq!(complaints(&webhook.log()), BTreeSet::new());
     assert_eq!(complaints(&whole.log()), BTreeSet::new(), "every right that is used is there");
     drop(whole);
@@ -274,7 +274,7 @@ fn without_any_one_of_its_rights_an_account_cannot_do_its_part_for_the_certifica
         let less: Vec<_> = rights.iter().filter(|other| other.account == right.account && other != right).collect();
         let kubeconfig = kubeconfig_with(plane, &name, &less);
         let log: Box<dyn Fn() -> Vec<Value>> = if right.account == "spillway-webhook" {
-            let webhook = Webhook::start_self_managed_as(plane, &name, &kubeconfig);
+            let webhook = Webhook::start_self_managed_as(plane, &name, &kubeconfig, &[]);
             Box::new(move || webhook.log())
         } else {
             installed.clear_authority();

@@ -109,13 +109,14 @@ impl Webhook {
     }
 
     /// The same with a certificate that it signs itself, under the authority that the controller keeps.
-    pub(crate) fn start_self_managed(plane: &ControlPlane, name: &str) -> Self {
-        Self::start_self_managed_as(plane, name, &plane.kubeconfig_for("spillway-system", "spillway-webhook"))
+    pub(crate) fn start_self_managed(plane: &ControlPlane, name: &str, flags: &[&str]) -> Self {
+        Self::start_self_managed_as(plane, name, &plane.kubeconfig_for("spillway-system", "spillway-webhook"), flags)
     }
 
-    /// The same with this kubeconfig.
-    pub(crate) fn start_self_managed_as(plane: &ControlPlane, name: &str, kubeconfig: &Path) -> Self {
-        Self::launch(plane, &[], name, kubeconfig, "", &[])
+    /// The same with the rights of another account.
+    pub(crate) fn start_self_managed_as(plane: &ControlPlane, name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
+        let flags: Vec<_> = flags.iter().map(ToString::to_string).collect();
+        Self::launch(plane, &[], name, kubeconfig, "", &flags)
     }
 
     /// Starts one of several that serve the same certificate.
