@@ -9,11 +9,11 @@
 //!
 //! kube-apiserver ◀─ watch, patch ─▶ controller, one elected replica: certificate authority · caBundle
 //!
-//! a person ─▶ cli: explain · config · certs      (the same burst::decide and burst::json_patch)
+//! a person ─▶ cli: explain · identity check · config · certs      (the same burst::decide, burst::json_patch and identity::check)
 //! ```
 //!
-//! Data flows one way. [`admission`], [`pod`], [`eligibility`], [`config`] and [`burst`] are pure: no tokio, no kube client, no clock, no
-//! files. [`cluster`], [`webhook`], [`controller`], [`reload`] and [`certs`] do the I/O.
+//! Data flows one way. [`admission`], [`pod`], [`eligibility`], [`config`], [`burst`] and [`identity`] are pure: no tokio, no kube client,
+//! no clock, no files. [`cluster`], [`webhook`], [`controller`], [`reload`] and [`certs`] do the I/O.
 
 pub mod admin;
 pub mod admission;
@@ -25,6 +25,7 @@ pub mod cluster;
 pub mod config;
 pub mod controller;
 pub mod eligibility;
+pub mod identity;
 pub mod pod;
 pub mod reload;
 pub mod telemetry;

@@ -66,6 +66,6 @@ fn would_be_refused(pod: &Pod<'_>, account: ServiceAccount) -> bool {
 }
 
 /// Whether Azure Workload Identity takes this for a token's lifetime in seconds. Empty counts as absent.
-pub(super) fn is_valid_expiration(seconds: &str) -> bool {
+pub(crate) fn is_valid_expiration(seconds: &str) -> bool {
     seconds.is_empty() || seconds.parse::<i64>().is_ok_and(|seconds| (3600..=86400).contains(&seconds))
 }

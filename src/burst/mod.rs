@@ -14,6 +14,7 @@ mod restore;
 use std::collections::BTreeMap;
 
 pub use decision::{Added, Decision, Outcome, Part, Step, Verdict, Why};
+pub(crate) use identity_label::is_valid_expiration;
 pub use identity_label::needs_service_account;
 pub use patch::json_patch;
 pub use restore::restore;

@@ -1,0 +1,61 @@
+//! What is to be said of the checks and codes: one for a person who met it, all for `docs/identity.md`.
+
+use std::fmt::Write;
+
+use super::{Check, checks, entra};
+
+const HEAD: &str = include_str!("catalogue.md");
+
+/// `docs/identity.md`
+pub fn markdown() -> String {
+    let mut out = HEAD.to_owned();
+    out.push_str("\n## Findings\n\n| id | severity | what |\n| --- | --- | --- |\n");
+    for check in checks() {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            out,
+            "| [{id}](#{}) | {} | {} |",
+            check.id.to_lowercase(),
+            check.severity.as_str(),
+            check.title,
+            id = check.id
+        );
+    }
+    for check in checks() {
+        let _ = write!(out, "\n### {}\n\n{}.\n\n| | |\n| --- | --- |\n", check.id, capital(check.title));
+        for (name, text) in fields(check) {
+            let _ = writeln!(out, "| {name} | {} |", text.replace('|', "\\|"));
+        }
+    }
+    out.push_str("\n## Error codes of Entra\n\n`spillway identity check --explain CODE` says the same, also of a pasted message.\n\n| code | meaning | findings that lead to it |\n| --- | --- | --- |\n");
+    for code in entra::codes() {
+        let ids: Vec<_> =
+            entra::causes(code).map(|check| format!("[{}](#{})", check.id, check.id.to_lowercase())).collect();
+        let _ = writeln!(out, "| {} | {} | {} |", code.code, code.meaning, ids.join(", "));
+    }
+    out
+}
+
+/// What there is to say of a check, by name.
+pub fn fields(check: &Check) -> Vec<(&'static str, String)> {
+    let mut fields = vec![
+        ("severity", check.severity.as_str().to_owned()),
+        ("reads", check.reads.to_owned()),
+        ("meaning", check.meaning.to_owned()),
+        ("cure", check.cure.to_owned()),
+    ];
+    if !check.leads_to.is_empty() {
+        fields.push(("leads to", check.leads_to.join(", ")));
+    }
+    fields.push(("source", check.source.to_owned()));
+    fields
+}
+
+/// A text with a capital at its beginning.
+fn capital(text: &str) -> String {
+    let mut text = text.to_owned();
+    if let Some(first) = text.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    text
+}

@@ -1,0 +1,154 @@
+//! Commands that a person can paste into a shell.
+
+use super::{azure::Identity, finding::AccountName};
+
+/// A command of which every argument is quoted where it has to be.
+pub(super) struct Command(String);
+
+impl Command {
+    /// Begins with words that are ours.
+    pub(super) fn new(words: &str) -> Self {
+        Self(words.to_owned())
+    }
+
+    pub(super) fn word(mut self, word: &str) -> Self {
+        self.0.push(' ');
+        self.0.push_str(&quoted(word));
+        self
+    }
+
+    pub(super) fn arg(mut self, flag: &str, value: &str) -> Self {
+        self.0.push(' ');
+        self.0.push_str(flag);
+        self.word(value)
+    }
+
+    /// Which identity; what is not known stands there in capitals.
+    fn of_identity(self, identity: &Identity) -> Self {
+        let id = identity.id.as_ref();
+        let command = self
+            .arg("--identity-name", id.map_or("IDENTITY_NAME", |id| &id.name))
+            .arg("--resource-group", id.map_or("RESOURCE_GROUP", |id| &id.resource_group));
+        match id {
+            Some(id) => command.arg("--subscription", &id.subscription),
+            None => command,
+        }
+    }
+}
+
+impl From<Command> for String {
+    fn from(command: Command) -> Self {
+        command.0
+    }
+}
+
+/// A text as one word of a POSIX shell. A null character cannot stand in a command and is left out.
+pub fn quoted(text: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"@%+=:,./_-".contains(&byte);
+    if !text.is_empty() && text.bytes().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\0', "").replace('\'', "'\\''"))
+}
+
+/// A federated credential as it has to be.
+pub(super) struct Wanted<'w> {
+    pub(super) account: &'w AccountName,
+    /// Nothing when it is not known.
+    pub(super) issuer: Option<&'w str>,
+    pub(super) audience: &'w str,
+}
+
+impl Wanted<'_> {
+    fn arguments(&self, command: Command) -> String {
+        let AccountName { namespace, name } = self.account;
+        command
+            .arg("--issuer", self.issuer.unwrap_or("ISSUER"))
+            .arg("--subject", &format!("{}{namespace}:{name}", super::difference::SUBJECT_PREFIX))
+            .arg("--audiences", self.audience)
+            .into()
+    }
+
+    pub(super) fn create(&self, identity: &Identity) -> String {
+        let name = self.free_name(identity);
+        let command = Command::new("az identity federated-credential create").arg("--name", &name);
+        self.arguments(command.of_identity(identity))
+    }
+
+    pub(super) fn update(&self, identity: &Identity, credential: &str) -> String {
+        let command = Command::new("az identity federated-credential update").arg("--name", credential);
+        self.arguments(command.of_identity(identity))
+    }
+
+    /// A name that Azure takes (`^[a-zA-Z0-9]{1}[a-zA-Z0-9-_]{2,119}$`) and that no other credential of the identity has.
+    fn free_name(&self, identity: &Identity) -> String {
+        const LONGEST: usize = 116; // with room for "-20"
+        let AccountName { namespace, name } = self.account;
+        let letters = format!("{namespace}-{name}").chars().take(LONGEST).collect::<String>();
+        let letter = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
+        let name: String =
+            letters.trim_start_matches(|c: char| !c.is_ascii_alphanumeric()).chars().map(letter).collect();
+        let name = if name.len() < 3 { format!("sa-{name}") } else { name };
+        let is_taken = |name: &str| {
+            identity.credentials.iter().flatten().any(|credential| credential.name.eq_ignore_ascii_case(name))
+        };
+        let numbered = (2..).map(|number| format!("{name}-{number}"));
+        std::iter::once(name.clone()).chain(numbered).find(|name| !is_taken(name)).unwrap_or(name)
+    }
+}
+
+/// Lists the credentials of an identity.
+pub(super) fn list_credentials(identity: &Identity) -> String {
+    Command::new("az identity federated-credential list").of_identity(identity).into()
+}
+
+/// Looks for an identity by its client id, which is a GUID.
+pub(super) fn find_identity(client_id: &str) -> String {
+    Command::new("az identity list").arg("--query", &format!("[?clientId=='{client_id}'].id")).into()
+}
+
+/// Deletes a credential.
+pub(super) fn delete_credential(identity: &Identity, credential: &str) -> String {
+    Command::new("az identity federated-credential delete").arg("--name", credential).of_identity(identity).into()
+}
+
+/// Sets an annotation of a service account; with no value, removes it.
+pub(super) fn annotate(account: &AccountName, key: &str, value: Option<&str>) -> String {
+    let assignment = value.map_or_else(|| format!("{key}-"), |value| format!("{key}={value}"));
+    let command = Command::new("kubectl annotate serviceaccount")
+        .word(&account.name)
+        .arg("--namespace", &account.namespace)
+        .word(&assignment);
+    if value.is_some() { command.0 + " --overwrite" } else { command.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn through_a_shell(word: &str) -> Vec<u8> {
+        let output = std::process::Command::new("sh").args(["-c", &format!("printf %s {word}")]).output().unwrap();
+        assert!(output.status.success(), "{word}");
+        output.stdout
+    }
+
+    #[test]
+    fn hostile_words_reach_the_command_as_they_are() {
+        for text in
+            ["", "a b", "$(id)", "`id`", "';id;'", "\\", "a'b", "\"", "*", "~", "!x", "#", "a\nb\n", "--x=$y", "é"]
+        {
+            assert_eq!(String::from_utf8(through_a_shell(&quoted(text))).unwrap(), text);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn any_word_reaches_the_command_as_it_is(text in any::<String>()) {
+            let text = text.replace('\0', "");
+            prop_assert_eq!(through_a_shell(&quoted(&text)), text.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The federated credentials of the identities that service accounts name.
+
+use std::collections::HashSet;
+
+use super::{
+    Check, Run,
+    azure::{Credential, Identity, Unread},
+    command::{Wanted, delete_credential, find_identity},
+    difference,
+    finding::{Found, Severity},
+    index::{AccountCase, IdentityCase},
+    link::{Link, parse_subject},
+};
+
+pub(super) const CHECKS: &[&Check] = &[&F0, &F1, &F2, &F3, &F4, &F5, &F6, &F7, &F8, &F9, &F10, &F11];
+
+/// How many credentials an identity can have.
+const MOST: usize = 20;
+/// From how many on it is said that there are nearly as many.
+const NEARLY: usize = 18;
+/// From how many on an identity is shared by very many service accounts.
+const MANY_USERS: usize = 10;
+
+const CONSIDERATIONS: &str = "learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations";
+const CODES: &str = "learn.microsoft.com/entra/identity-platform/reference-error-codes";
+
+static F0: Check = Check {
+    id: "F0",
+    severity: Severity::Unknown,
+    title: "it cannot be told",
+    reads: "what the sources of credentials could not read",
+    meaning: "nothing: whether pods can sign in is not known",
+    cure: "give the reader the permission that is named, at the scope that is named",
+    leads_to: &[],
+    source: "learn.microsoft.com/azure/role-based-access-control/built-in-roles/identity",
+    run: &[Run::Account(|case| {
+        let Link::CannotTell { what, unread: Unread { because, action, scope }, fix } = case.link else {
+            return Vec::new();
+        };
+        let found = Found::new(format!("it cannot be told {what}: {because}"));
+        vec![found.fact("missing permission", action.clone()).fact("at scope", scope.clone()).fix(fix.clone())]
+    })],
+};
+
+static F1: Check = Check {
+    id: "F1",
+    severity: Severity::Warning,
+    title: "no visible identity has the client id",
+    reads: "the service account's client id; the client ids of all identities that can be seen",
+    meaning: "the identity was deleted, is in another subscription or tenant, may not be seen, or the client id is that of an app registration, which is not looked at",
+    cure: "az identity list --query \"[?clientId=='CLIENT_ID'].id\" --output tsv",
+    leads_to: &["AADSTS700016"],
+    source: CODES,
+    run: &[Run::Account(|case| {
+        let (Link::NoIdentity, Some(client_id)) = (case.link, case.account.client_id()) else { return Vec::new() };
+        // S5 knows better.
+        if case.index.principal(client_id).is_some() {
+            return Vec::new();
+        }
+        let count = case.index.seen.azure.as_ref().map_or(0, |azure| azure.identities.len());
+        let message = format!(
+            "none of the {count} visible identities has the client id {client_id}: deleted, elsewhere, not to be seen, or an app registration"
+        );
+        vec![Found::new(message).fix(find_identity(client_id))]
+    })],
+};
+
+static F2: Check = Check {
+    id: "F2",
+    severity: Severity::Error,
+    title: "no credential is for the service account",
+    reads: "the subjects of the identity's credentials",
+    meaning: "Entra refuses the tokens of its pods",
+    cure: "create the credential",
+    leads_to: &["AADSTS700213", "AADSTS70021", "AADSTS700211"],
+    source: CODES,
+    run: &[Run::Account(|case| {
+        let Link::Missing { identity } = case.link else { return Vec::new() };
+        let credentials = identity.credentials.as_deref().unwrap_or_default();
+        let issuers =
+            credentials.iter().filter(|one| case.index.issuer().is_some_and(|issuer| issuer.url == one.issuer));
+        let message = format!(
+            "identity {} has no credential with the subject {}",
+            identity.display_name(),
+            case.account.subject()
+        );
+        let count = format!("{}, of which {} for this cluster", credentials.len(), issuers.count());
+        let found = Found::new(message).fact("credentials", count).fact("read from", &*identity.source);
+        vec![to_create(found, case, identity)]
+    })],
+};
+
+fn wanted<'c>(case: &'c AccountCase<'_>) -> Wanted<'c> {
+    Wanted {
+        account: &case.account.name,
+        issuer: case.index.issuer().map(|issuer| issuer.url.as_str()),
+        audience: case.index.audience(),
+    }
+}
+
+/// The credential is to be created; where there is no room for another, that has to be made first.
+fn to_create(found: Found, case: &AccountCase<'_>, identity: &Identity) -> Found {
+    let count = identity.credentials.as_deref().unwrap_or_default().len();
+    let found = if count < MOST { found } else { found.fact("first", "make room, see F6") };
+    found.fix(wanted(case).create(identity))
+}
+
+/// Which credential of which identity, and where that was read.
+fn named(found: Found, identity: &Identity, credential: &Credential) -> Found {
+    let name = format!("{} of identity {}", credential.name, identity.display_name());
+    found.fact("credential", name).fact("read from", &*credential.source)
+}
+
+static F3: Check = Check {
+    id: "F3",
+    severity: Severity::Error,
+    title: "the credential's issuer is another",
+    reads: "the issuer of the credential with the service account's subject; the cluster's issuer",
+    meaning: "Entra compares issuers byte for byte, the slash at the end included, and refuses the tokens; that it once worked does not mean that it will",
+    cure: "write the cluster's issuer into the credential",
+    leads_to: &["AADSTS700211", "AADSTS70021"],
+    source: "Azure/azure-workload-identity#1700; Azure/azure-workload-identity#340; Azure/AKS#3982",
+    run: &[Run::Account(|case| {
+        let Link::Issuer { identity, credential, difference } = case.link else { return Vec::new() };
+        let message = format!("the credential's issuer is not the cluster's: {}", difference.why());
+        let found = named(Found::new(message).difference(difference.clone()), identity, credential);
+        // One that is right for another cluster is not to be taken away from it.
+        let found = if difference.is_spelling() {
+            found.fix(wanted(case).update(identity, &credential.name))
+        } else {
+            to_create(found, case, identity)
+        };
+        vec![found]
+    })],
+};
+
+static F4: Check = Check {
+    id: "F4",
+    severity: Severity::Error,
+    title: "the credential's subject is nearly right",
+    reads: "the subjects of the identity's credentials for this cluster; the service accounts",
+    meaning: "Entra compares subjects byte for byte, with regard to case, and refuses the tokens",
+    cure: "write the service account's subject into the credential",
+    leads_to: &["AADSTS700213", "AADSTS7002138", "AADSTS70021"],
+    source: "Azure/login#515; learn.microsoft.com/entra/identity-platform/reference-error-codes",
+    run: &[Run::Account(|case| {
+        let Link::Subject { identity, credential, subject, issuer } = case.link else { return Vec::new() };
+        let message = format!("the credential's subject is not quite the service account's: {}", subject.why());
+        let found = Found::new(message).difference(subject.clone());
+        let found = issuer.iter().fold(found, |found, issuer| found.difference(issuer.clone()));
+        let found = named(found, identity, credential);
+        // One that comes near to several can be changed to become that of one alone.
+        let found = if case.index.explained(identity, credential) == 1 {
+            found.fix(wanted(case).update(identity, &credential.name))
+        } else {
+            to_create(found, case, identity)
+        };
+        vec![found]
+    })],
+};
+
+static F5: Check = Check {
+    id: "F5",
+    severity: Severity::Error,
+    title: "the credential's audience is another",
+    reads: "the audiences of the credential with the right issuer and subject; the cloud",
+    meaning: "Entra refuses tokens for another audience than the credential names",
+    cure: "write the cloud's audience, and no other, into the credential",
+    leads_to: &["AADSTS700212", "AADSTS7002121"],
+    source: CONSIDERATIONS,
+    run: &[Run::Account(|case| {
+        let Link::Audience { identity, credential, difference } = case.link else { return Vec::new() };
+        let message = format!("the credential's audience is not the cloud's: {}", difference.why());
+        let found = Found::new(message).difference(difference.clone());
+        vec![named(found, identity, credential).fix(wanted(case).update(identity, &credential.name))]
+    })],
+};
+
+static F6: Check = Check {
+    id: "F6",
+    severity: Severity::Warning,
+    title: "the identity has hardly room for another credential",
+    reads: "how many credentials the identity has; how many of its service accounts lack one",
+    meaning: "an identity can have 20 credentials; the next one is refused",
+    cure: "delete credentials that nobody uses (F7, F8), use a second identity, or AKS identity bindings, which need one credential for all clusters and accounts",
+    leads_to: &[],
+    source: CONSIDERATIONS,
+    run: &[Run::Identity(|case| {
+        let count = case.credentials.len();
+        if count < NEARLY {
+            return Vec::new();
+        }
+        let missing = case.users.iter().filter(|account| case.index.link_of(account).is_broken()).count();
+        let found = Found::new(format!("the identity has {count} of {MOST} credentials"));
+        let found = match missing {
+            0 => found,
+            _ => found.fact("service accounts without one", missing.to_string()),
+        };
+        vec![if count >= MOST && missing > 0 { found.severity(Severity::Error) } else { found }]
+    })],
+};
+
+/// The credentials that concern service accounts of clusters and that no other finding speaks of.
+fn others<'c>(case: &'c IdentityCase<'_>) -> impl Iterator<Item = &'c Credential> {
+    let now = case.index.seen.at;
+    case.credentials.iter().filter(move |credential| {
+        !credential.is_of_bindings()
+            && !credential.is_fresh(now)
+            && credential.expression.is_none()
+            && case.index.explained(case.identity, credential) == 0
+    })
+}
+
+static F7: Check = Check {
+    id: "F7",
+    severity: Severity::Warning,
+    title: "a credential for a service account that does not exist",
+    reads: "the credentials for this cluster; the service accounts",
+    meaning: "it takes up one of 20 places, and whoever may create that service account becomes the identity",
+    cure: "delete the credential",
+    leads_to: &[],
+    source: "Azure/azure-workload-identity#373; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
+    run: &[Run::Identity(|case| {
+        let (Some(issuer), true) = (case.index.issuer(), case.index.seen.cluster.has_all_service_accounts) else {
+            return Vec::new();
+        };
+        let stale = others(case).filter(|one| one.issuer == issuer.url).filter_map(|credential| {
+            let (namespace, name) = parse_subject(credential.subject.as_deref()?)?;
+            if case.index.account(namespace, name).is_some() {
+                return None;
+            }
+            let message = format!(
+                "credential {} is for service account {namespace}/{name}, which does not exist",
+                credential.name
+            );
+            let found = Found::new(message).fact("read from", &*credential.source);
+            Some(found.fix(delete_credential(case.identity, &credential.name)))
+        });
+        stale.collect()
+    })],
+};
+
+static F8: Check = Check {
+    id: "F8",
+    severity: Severity::Info,
+    title: "a credential for another cluster",
+    reads: "the issuers of the credentials",
+    meaning: "another cluster uses the identity, or one did that is gone; then the credential is of no use",
+    cure: "nothing to mend while that cluster exists; else delete the credential",
+    leads_to: &[],
+    source: "Azure/AKS#3982",
+    run: &[Run::Identity(|case| {
+        let Some(issuer) = case.index.issuer() else { return Vec::new() };
+        let own: HashSet<_> = case
+            .credentials
+            .iter()
+            .filter(|one| one.issuer == issuer.url)
+            .filter_map(|one| one.subject.as_deref())
+            .collect();
+        // The same subject for several clusters is F11's.
+        let is_shared = |one: &&Credential| one.subject.as_deref().is_some_and(|subject| own.contains(subject));
+        let foreign = others(case).filter(|one| one.issuer != issuer.url && difference::is_aks_issuer(&one.issuer));
+        let found = foreign.filter(|one| !is_shared(one)).map(|credential| {
+            let message = format!("credential {} is for another AKS cluster, or one that is gone", credential.name);
+            Found::new(message).fact("issuer", credential.issuer.clone()).fact("read from", &*credential.source)
+        });
+        found.collect()
+    })],
+};
+
+/// The issuers whose tokens flexible credentials are documented for.
+const FLEXIBLE_ISSUERS: &[&str] =
+    &["https://token.actions.githubusercontent.com", "https://gitlab.com", "https://app.terraform.io"];
+
+static F9: Check = Check {
+    id: "F9",
+    severity: Severity::Warning,
+    title: "a flexible credential for a cluster",
+    reads: "claimsMatchingExpression and issuer of the credentials",
+    meaning: "matching expressions are documented for GitHub, GitLab and Terraform Cloud alone: it is not counted as a credential of any service account",
+    cure: "create one credential with a plain subject for each service account, or use AKS identity bindings",
+    leads_to: &["AADSTS7002131", "AADSTS700213"],
+    source: "learn.microsoft.com/entra/workload-id/workload-identities-flexible-federated-identity-credentials; Azure/AKS#4688",
+    run: &[Run::Identity(|case| {
+        let is_documented = |issuer: &str| FLEXIBLE_ISSUERS.iter().any(|known| issuer.starts_with(known));
+        let flexible = case.credentials.iter().filter_map(|one| Some((one, one.expression.as_ref()?)));
+        let found = flexible.filter(|(one, _)| !is_documented(&one.issuer)).map(|(one, expression)| {
+            Found::new(format!("credential {} has an expression in place of a subject", one.name))
+                .fact("expression", expression.clone())
+                .fact("issuer", one.issuer.clone())
+                .fact("read from", &*one.source)
+        });
+        found.collect()
+    })],
+};
+
+static F10: Check = Check {
+    id: "F10",
+    severity: Severity::Info,
+    title: "the credential is only some minutes old",
+    reads: "when the credential was created, or seen for the first time",
+    meaning: "Entra may go on refusing for some minutes, from what it remembers",
+    cure: "wait ten minutes; whoever signs in should try again",
+    leads_to: &["AADSTS70021", "AADSTS700213", "AADSTS700211"],
+    source: CONSIDERATIONS,
+    run: &[Run::Account(|case| {
+        let Link::Matched { credential } = case.link else { return Vec::new() };
+        let Some(since) = credential.since.filter(|_| credential.is_fresh(case.index.seen.at)) else {
+            return Vec::new();
+        };
+        let found = Found::new(format!("credential {} is new; Entra need not know it everywhere yet", credential.name));
+        vec![found.fact("since", since.to_string()).fact("read from", &*credential.source)]
+    })],
+};
+
+static F11: Check = Check {
+    id: "F11",
+    severity: Severity::Info,
+    title: "an identity that many share",
+    reads: "the service accounts that name the identity; the issuers of their credentials",
+    meaning: "all of them can do what any of them can; one identity for each workload is the least privilege",
+    cure: "nothing to mend if that is meant",
+    leads_to: &[],
+    source: "learn.microsoft.com/azure/architecture/reference-architectures/containers/aks-microservices/aks-microservices",
+    run: &[Run::Identity(|case| {
+        let mut all = Vec::new();
+        if case.users.len() >= MANY_USERS {
+            let namespaces: HashSet<_> = case.users.iter().map(|account| account.name.namespace.as_str()).collect();
+            let message = format!("{} service accounts use the identity", case.users.len());
+            all.push(Found::new(message).fact("namespaces", namespaces.len().to_string()));
+        }
+        let Some(issuer) = case.index.issuer() else { return all };
+        let clusters = |subject: &str| {
+            let same = case.credentials.iter().filter(move |one| one.subject.as_deref() == Some(subject));
+            same.map(|one| one.issuer.as_str()).collect::<HashSet<_>>()
+        };
+        // More users than an identity can have credentials have none anyway.
+        let shared = case.users.iter().filter(|account| matches!(case.index.link_of(account), Link::Matched { .. }));
+        let shared = shared.filter(|account| {
+            let issuers = clusters(&account.subject());
+            issuers.contains(issuer.url.as_str()) && issuers.len() > 1
+        });
+        let names: Vec<_> = shared.map(|account| format!("{}/{}", account.name.namespace, account.name.name)).collect();
+        if !names.is_empty() {
+            let names: Vec<_> = names.iter().map(String::as_str).collect();
+            let found =
+                Found::new("service accounts of this cluster and of others use the identity under the same name");
+            all.push(found.fact("service accounts", super::some_of(&names)));
+        }
+        all
+    })],
+};

@@ -1,0 +1,104 @@
+//! The error codes with which Entra refuses a sign-in. They explain, and decide nothing: the documentation says that codes and texts
+//! may change (learn.microsoft.com/entra/identity-platform/reference-error-codes).
+
+use super::Check;
+
+/// An error code.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Code {
+    /// Such as `AADSTS700213`.
+    pub code: &'static str,
+    /// What it means for a workload.
+    pub meaning: &'static str,
+}
+
+const fn code(code: &'static str, meaning: &'static str) -> Code {
+    Code { code, meaning }
+}
+
+const CODES: &[Code] = &[
+    code(
+        "AADSTS70021",
+        "no federated credential matches the token: issuer, subject or audience; also said while a new credential spreads, and more often in the past, when it had no more precise sisters",
+    ),
+    code(
+        "AADSTS700211",
+        "no federated credential has the token's issuer: a slash, another or re-created cluster, or the client id of something that has no credential for it",
+    ),
+    code("AADSTS700212", "no federated credential has the token's audience"),
+    code("AADSTS7002121", "no federated credential has the token's audience"),
+    code(
+        "AADSTS700213",
+        "no federated credential has the token's subject: namespace or service account; rarely also said of a credential that is right, so try again",
+    ),
+    code(
+        "AADSTS7002138",
+        "the subject matches only if capital and small letters are taken for the same, which they are not",
+    ),
+    code("AADSTS7002131", "the expression of a flexible credential does not match the token"),
+    code(
+        "AADSTS700016",
+        "the tenant knows no application of this client id: a typo, a deleted identity, another tenant, or an id of something else",
+    ),
+    code("AADSTS50166", "Entra cannot fetch the issuer's discovery document or keys"),
+    code(
+        "AADSTS90061",
+        "Entra cannot fetch the issuer's discovery document or keys; on AKS \"az aks update\" reconciles them",
+    ),
+    code(
+        "AADSTS7000272",
+        "the key that signed the token is not among the issuer's: keys were rotated and not published",
+    ),
+    code(
+        "AADSTS700024",
+        "the token is not valid at this time: the program does not read its file again, or clocks differ",
+    ),
+    code("AADSTS90002", "there is no such tenant"),
+    code("AADSTS900439", "a client of Azure US Government asks the public endpoint"),
+];
+
+/// Every code that something is known of.
+pub fn codes() -> impl Iterator<Item = &'static Code> {
+    CODES.iter()
+}
+
+/// The code that a text speaks of: itself, its number alone, or a whole message of a log.
+pub fn find(text: &str) -> Option<&'static Code> {
+    number(text).and_then(|number| codes().find(|code| code.code.strip_prefix("AADSTS") == Some(number)))
+}
+
+/// The number of the first code of a text.
+fn number(text: &str) -> Option<&str> {
+    // Only ASCII letters change, so that positions stay.
+    let upper = text.to_ascii_uppercase();
+    let begin = upper.find("AADSTS").map_or(0, |at| at + "AADSTS".len());
+    let rest = text.get(begin..)?.trim_start();
+    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    rest.get(..end).filter(|number| !number.is_empty())
+}
+
+/// The checks whose findings can end in this code.
+pub fn causes(code: &Code) -> impl Iterator<Item = &'static Check> {
+    super::checks().filter(|check| check.leads_to.contains(&code.code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_found_in_whatever_is_pasted() {
+        for text in [
+            "AADSTS700213",
+            "aadsts700213",
+            "700213",
+            " AADSTS 700213 ",
+            "{\"error_description\":\"AADSTS700213: No matching federated identity record found for presented assertion subject 'x'. Trace ID: 1\"}",
+        ] {
+            assert_eq!(find(text).map(|code| code.code), Some("AADSTS700213"), "{text}");
+        }
+        for text in ["", "AADSTS", "AADSTS1", "é AADSTS", "no code at all"] {
+            assert_eq!(find(text), None, "{text}");
+        }
+    }
+}

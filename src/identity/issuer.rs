@@ -1,0 +1,116 @@
+//! The issuer of the cluster's tokens.
+
+use std::net::IpAddr;
+
+use super::{
+    Check, Run, difference,
+    finding::{Found, Object, Severity},
+    index::Index,
+};
+
+pub(super) const CHECKS: &[&Check] = &[&I1];
+
+static I1: Check = Check {
+    id: "I1",
+    severity: Severity::Error,
+    title: "Entra cannot use the issuer",
+    reads: "the issuer of the cluster's tokens; id_token_signing_alg_values_supported of its discovery document",
+    meaning: "Entra fetches keys over the internet from the issuer's address and takes RS256 alone; no pod of the cluster can sign in",
+    cure: "az aks update --resource-group RESOURCE_GROUP --name CLUSTER --enable-oidc-issuer",
+    leads_to: &["AADSTS50166", "AADSTS90061", "AADSTS700211"],
+    source: "Azure/azure-workload-identity#616; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
+    run: &[Run::Cluster(unusable_issuer)],
+};
+
+fn unusable_issuer(index: &Index<'_>) -> Vec<Found> {
+    let mut all = Vec::new();
+    let Some(first) = index.issuer() else { return all };
+    let object = || Object::global("Issuer", &first.url);
+    if let Some(why) = address(&first.url) {
+        let message = format!("the issuer {} {why}", difference::visible(&first.url));
+        all.push(Found::new(message).about(object()).fact("read from", first.source.clone()));
+    }
+    for issuer in &index.seen.issuers {
+        let algorithms = issuer.algorithms.as_deref().unwrap_or_default();
+        if !algorithms.is_empty() && !algorithms.iter().any(|algorithm| algorithm == "RS256") {
+            let message = format!("the issuer signs with {}, and Entra takes RS256 alone", algorithms.join(", "));
+            all.push(Found::new(message).about(object()).fact("read from", issuer.source.clone()));
+        }
+        if issuer.url != first.url {
+            let message =
+                format!("{} and {} disagree on the issuer; what stands in tokens counts", first.source, issuer.source);
+            let difference = difference::issuer(&first.url, &issuer.url);
+            let found = Found::new(message).about(object()).difference(difference).severity(Severity::Warning);
+            let fix = "tokens made before the issuer changed still name the old one: restart the pods, and read the issuer again";
+            all.push(found.fix(fix));
+        }
+    }
+    all
+}
+
+/// What is wrong with an issuer's address.
+fn address(issuer: &str) -> Option<String> {
+    const PRIVATE: &[&str] = &[".svc", ".local", ".internal", ".localhost", ".lan", ".corp", ".home.arpa"];
+    if issuer.trim() != issuer || issuer.chars().any(char::is_control) {
+        return Some("has white space in it".to_owned());
+    }
+    let Some(rest) = issuer.strip_prefix("https://") else { return Some("does not begin with https://".to_owned()) };
+    if issuer.contains(['?', '#']) {
+        return Some("has a query or a fragment".to_owned());
+    }
+    let authority = rest.split('/').next().unwrap_or_default().to_ascii_lowercase();
+    let bracketed = authority.strip_prefix('[').and_then(|host| host.split(']').next());
+    let host = bracketed.unwrap_or_else(|| authority.split(':').next().unwrap_or_default());
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return (!is_public(address)).then(|| "has a private address, which Entra cannot reach".to_owned());
+    }
+    if host.ends_with(".azmk8s.io") {
+        return Some("is the address of the API server, which shows its keys to nobody outside".to_owned());
+    }
+    let is_private = host.is_empty() || !host.contains('.') || PRIVATE.iter().any(|suffix| host.ends_with(suffix));
+    is_private.then(|| "has a host that is known inside the cluster only, where Entra cannot reach it".to_owned())
+}
+
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(four) => !(four.is_private() || four.is_loopback() || four.is_link_local() || four.is_unspecified()),
+        IpAddr::V6(six) => {
+            !(six.is_loopback() || six.is_unspecified() || six.is_unique_local() || six.is_unicast_link_local())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_issuer_that_entra_cannot_reach_is_told_from_one_that_it_can() {
+        for good in [
+            "https://westeurope.oic.prod-aks.azure.com/t/c/",
+            "https://oidc.prod-aks.azure.com/c/",
+            "https://acme.blob.core.windows.net/oidc/",
+            "https://issuer.example.com:8443",
+            "https://20.1.2.3/",
+        ] {
+            assert_eq!(address(good), None, "{good}");
+        }
+        for bad in [
+            "https://kubernetes.default.svc.cluster.local",
+            "https://kubernetes.default.svc",
+            "https://shop-1.hcp.westeurope.azmk8s.io",
+            "https://shop-1.hcp.westeurope.azmk8s.io:443",
+            "https://kubernetes",
+            "https://10.0.0.1:6443",
+            "https://[::1]/",
+            "http://issuer.example.com",
+            "https://issuer.example.com/?a",
+            "https://issuer.example.com/ ",
+            "issuer.example.com",
+            "https://",
+            "",
+        ] {
+            assert!(address(bad).is_some(), "{bad}");
+        }
+    }
+}

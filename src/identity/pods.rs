@@ -1,0 +1,223 @@
+//! Pods, and what was injected into them.
+
+use super::{
+    Check, Run,
+    finding::{Found, Severity},
+    index::PodCase,
+    keys,
+    seen::{Container, EnvValue, Pod},
+    service_account::{expects_injection, restart},
+};
+
+pub(super) const CHECKS: &[&Check] = &[&P1, &P2, &P3, &P4, &P5, &P6];
+
+const WEBHOOK: &str = "Azure/azure-workload-identity pkg/webhook/webhook.go";
+
+static P1: Check = Check {
+    id: "P1",
+    severity: Severity::Error,
+    title: "pods are older than their service account's annotations",
+    reads: "AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_FEDERATED_TOKEN_FILE of running pods; the service account's annotations",
+    meaning: "annotations are read once, when a pod is created: these pods still sign in as before, or not at all",
+    cure: "restart the pods",
+    leads_to: &["AADSTS700016", "AADSTS700213", "AADSTS70021"],
+    source: "Azure/azure-workload-identity#109; MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-overview.md",
+    run: &[Run::Pod(outdated)],
+};
+
+fn outdated(case: &PodCase<'_>) -> Vec<Found> {
+    let Some(account) = case.account.filter(|_| expects_injection(case)) else { return Vec::new() };
+    let fix = restart(&case.pod.maker);
+    if !case.pod.is_injected() {
+        // W2, P5 and W1 know why.
+        let is_explained = case.pod.is_labelled_by_us || excluded_by(case).is_some() || is_without_injector(case);
+        let skips_all = case.pod.identified().next().is_none();
+        let message = "the pods have the label, and nothing was injected: azure-workload-identity was not there when they were created";
+        return if is_explained || skips_all { Vec::new() } else { vec![Found::new(message).fix(fix)] };
+    }
+    let mut found = Vec::new();
+    for (variable, key) in [(keys::ENV_CLIENT_ID, keys::CLIENT_ID), (keys::ENV_TENANT_ID, keys::TENANT_ID)] {
+        let Some(wanted) = account.annotations.get(key) else { continue };
+        if let Some(message) = case.pod.identified().find_map(|one| differs(case, one, variable, wanted)) {
+            found.push(Found::new(message).fact("service account says", wanted.clone()).fix(fix.clone()));
+        }
+    }
+    found
+}
+
+/// What a container's variable says in place of the annotation, unless its template sets the variable (P2).
+fn differs(case: &PodCase<'_>, container: &Container, variable: &'static str, wanted: &str) -> Option<String> {
+    if case.template.is_some_and(|template| sets(template, &container.name, variable)) {
+        return None;
+    }
+    match container.env(variable) {
+        // The proxy gets no variables.
+        None if container.env(keys::ENV_TOKEN_FILE).is_none() => None,
+        None => Some(format!("the pods have no {variable}: their service account got it after they were created")),
+        Some(EnvValue::Elsewhere) => None,
+        Some(EnvValue::Plain(value)) if value.eq_ignore_ascii_case(wanted) => None,
+        Some(EnvValue::Plain(value)) => Some(format!("the pods still use {variable}={value}")),
+    }
+}
+
+fn sets(template: &Pod, container: &str, variable: &str) -> bool {
+    template.containers.iter().any(|own| own.name == container && own.env(variable).is_some())
+}
+
+fn is_without_injector(case: &PodCase<'_>) -> bool {
+    case.index.injectors().is_some_and(|mut injectors| injectors.next().is_none())
+}
+
+static P2: Check = Check {
+    id: "P2",
+    severity: Severity::Warning,
+    title: "a container sets the variables itself",
+    reads: "AZURE_CLIENT_ID, AZURE_TENANT_ID, AZURE_FEDERATED_TOKEN_FILE and AZURE_AUTHORITY_HOST of pod templates",
+    meaning: "the webhook keeps the container's own value, whatever the service account says; a token path that is written down breaks when the webhook moves it",
+    cure: "drop the variable from the pod template",
+    leads_to: &["AADSTS700016"],
+    source: WEBHOOK,
+    run: &[Run::Pod(overridden)],
+};
+
+fn overridden(case: &PodCase<'_>) -> Vec<Found> {
+    let is_concerned = case.pod.is_labelled() || case.account.is_some_and(|account| account.client_id().is_some());
+    if !is_concerned {
+        return Vec::new();
+    }
+    let variables = [keys::ENV_CLIENT_ID, keys::ENV_TENANT_ID, keys::ENV_TOKEN_FILE, keys::ENV_AUTHORITY];
+    let all = case
+        .pod
+        .containers
+        .iter()
+        .flat_map(|container| variables.iter().filter_map(|variable| own_value(case, container, variable)));
+    all.collect()
+}
+
+/// A variable that the container sets itself: anything in a template, and in a running pod what comes from elsewhere, for the
+/// webhook injects plain values alone.
+fn own_value(case: &PodCase<'_>, container: &Container, variable: &'static str) -> Option<Found> {
+    let value = container.env(variable)?.plain();
+    if case.pod.is_admitted && (value.is_some() || case.template.is_some()) {
+        return None;
+    }
+    let key = if variable == keys::ENV_TENANT_ID { keys::TENANT_ID } else { keys::CLIENT_ID };
+    let wanted = case.account.and_then(|account| account.annotations.get(key));
+    let is_same = matches!(variable, keys::ENV_CLIENT_ID | keys::ENV_TENANT_ID)
+        && wanted.zip(value).is_some_and(|(wanted, value)| wanted.eq_ignore_ascii_case(value));
+    let shown = value.map_or_else(|| "from elsewhere".to_owned(), |value| format!("to {value:?}"));
+    let found = Found::new(format!("container {} sets {variable} itself, {shown}", container.name));
+    let found = if is_same { found.severity(Severity::Info) } else { found };
+    let says = wanted.filter(|_| matches!(variable, keys::ENV_CLIENT_ID | keys::ENV_TENANT_ID));
+    let found = says.into_iter().fold(found, |found, wanted| found.fact("service account says", wanted.clone()));
+    Some(found.fix(format!("drop {variable} from container {} of the pod template", container.name)))
+}
+
+static P3: Check = Check {
+    id: "P3",
+    severity: Severity::Error,
+    title: "the token's path is under no mount",
+    reads: "AZURE_FEDERATED_TOKEN_FILE and volumeMounts of the containers of running pods",
+    meaning: "the file does not exist, so sign-in fails before Entra is asked; version 1.6 of the webhook moved it to /var/run/secrets/azure/wi",
+    cure: "drop AZURE_FEDERATED_TOKEN_FILE from the pod template: the webhook sets it",
+    leads_to: &[],
+    source: WEBHOOK,
+    run: &[Run::Pod(|case| {
+        if !expects_injection(case) {
+            return Vec::new();
+        }
+        let missing = case.pod.containers.iter().filter_map(|container| {
+            let path = container.env(keys::ENV_TOKEN_FILE)?.plain()?;
+            let is_under = |mount: &String| {
+                path.strip_prefix(mount.trim_end_matches('/'))
+                    .is_some_and(|rest| rest.starts_with('/') || rest.is_empty())
+            };
+            let message =
+                format!("container {} looks for its token at {path}, where nothing is mounted", container.name);
+            (!container.mounts.iter().any(is_under)).then(|| {
+                Found::new(message).fact(
+                    "mounts",
+                    if container.mounts.is_empty() { "none".to_owned() } else { container.mounts.join(", ") },
+                )
+            })
+        });
+        missing.collect()
+    })],
+};
+
+/// The file name of the injected token.
+const TOKEN: &str = "azure-identity-token";
+
+static P4: Check = Check {
+    id: "P4",
+    severity: Severity::Error,
+    title: "the token is for another audience",
+    reads: "spec.volumes[*].projected.sources[*].serviceAccountToken of pods and templates",
+    meaning: "Entra takes only tokens for the audience of its cloud",
+    cure: "drop the volume and let the webhook mount the token; outside the public cloud the webhook has to run with --audience",
+    leads_to: &["AADSTS700212", "AADSTS7002121"],
+    source: "Azure/azure-workload-identity pkg/webhook/webhook.go; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
+    run: &[Run::Pod(|case| {
+        let audience = case.index.audience();
+        let is_azures = |audience: &str| {
+            let audience = audience.to_ascii_lowercase();
+            audience.starts_with("api://azureadtokenexchange")
+                || audience == keys::BINDING_AUDIENCE.to_ascii_lowercase()
+        };
+        // What identity bindings ask for is another family's business.
+        let wrong = case.pod.tokens.iter().filter(|token| {
+            let is_meant = is_azures(&token.audience) || token.path.ends_with(TOKEN);
+            is_meant && token.audience != audience && !case.pod.uses_binding()
+        });
+        let found = wrong.map(|token| {
+            let difference = super::difference::audience(audience, std::slice::from_ref(&token.audience));
+            let message = format!("the mounted token is for another audience than the cloud's: {}", difference.why());
+            Found::new(message).difference(difference)
+        });
+        found.collect()
+    })],
+};
+
+static P5: Check = Check {
+    id: "P5",
+    severity: Severity::Error,
+    title: "a labelled pod in a namespace that webhooks do not reach",
+    reads: "the label of running pods; their namespace's name and labels",
+    meaning: "AKS keeps admission webhooks out of kube-system and its own namespaces, so nothing is injected",
+    cure: "run the pods in another namespace; for a namespace of your own drop the label that excludes it",
+    leads_to: &[],
+    source: "Azure/azure-workload-identity#687; learn.microsoft.com/azure/aks/faq",
+    run: &[Run::Pod(|case| {
+        let Some(why) = excluded_by(case).filter(|_| case.pod.is_labelled() && !case.pod.is_injected()) else {
+            return Vec::new();
+        };
+        vec![Found::new(format!("the pods ask for a token, but webhooks are kept out of their namespace by {why}"))]
+    })],
+};
+
+/// Why no webhook is called for a pod of this namespace.
+pub(super) fn excluded_by(case: &PodCase<'_>) -> Option<String> {
+    if case.pod.namespace == "kube-system" {
+        return Some("its name".to_owned());
+    }
+    let label = case.index.namespace(&case.pod.namespace)?.excluded_by.as_ref()?;
+    Some(format!("its label {label}"))
+}
+
+static P6: Check = Check {
+    id: "P6",
+    severity: Severity::Error,
+    title: "a labelled pod on a virtual node of the first generation",
+    reads: "the label and spec.nodeName of pods; the labels of nodes",
+    meaning: "the old virtual nodes add-on mounts no token, so every sign-in fails; the second generation does",
+    cure: "keep the pods on VMs, or move to virtual nodes on Azure Container Instances (microsoft/virtualnodesOnAzureContainerInstances)",
+    leads_to: &[],
+    source: "MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-overview.md (Limitations)",
+    run: &[Run::Pod(|case| {
+        let node = case.pod.node.as_ref().filter(|node| case.index.seen.cluster.v1_virtual_nodes.contains(*node));
+        let node = node.filter(|_| case.pod.is_labelled());
+        node.map(|node| Found::new(format!("the pods run on virtual node {node}, which has no tokens")))
+            .into_iter()
+            .collect()
+    })],
+};

@@ -1,0 +1,117 @@
+//! The webhook that injects identities: whether it is there, is called after us, and answers.
+
+use super::{
+    Check, Run,
+    finding::{Found, Object, Severity},
+    index::{Index, PodCase},
+    pods::excluded_by,
+    service_account::{expects_injection, restart},
+};
+
+pub(super) const CHECKS: &[&Check] = &[&W1, &W2, &W3];
+
+/// One of our webhooks, by which our configuration is known whatever its name.
+const OUR_WEBHOOK: &str = "pods.spillway.dev";
+/// Where azure-workload-identity registers itself, on AKS too.
+const INJECTOR: &str = "azure-wi-webhook-mutating-webhook-configuration";
+const KIND: &str = "MutatingWebhookConfiguration";
+
+static W1: Check = Check {
+    id: "W1",
+    severity: Severity::Error,
+    title: "azure-workload-identity is not installed",
+    reads: "the objectSelector of all mutating webhook configurations",
+    meaning: "nobody injects tokens: labelled pods start without identity",
+    cure: "az aks update --resource-group RESOURCE_GROUP --name CLUSTER --enable-oidc-issuer --enable-workload-identity",
+    leads_to: &[],
+    source: "MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-deploy-cluster.md",
+    run: &[Run::Cluster(|index| {
+        let is_absent = index.injectors().is_some_and(|mut injectors| injectors.next().is_none());
+        let cluster = &index.seen.cluster;
+        let is_wanted = cluster.service_accounts.iter().any(|account| account.client_id().is_some())
+            || cluster.pods.iter().any(super::seen::Pod::is_labelled);
+        let message = "no mutating webhook selects pods by the label azure.workload.identity/use: \"true\"";
+        let names = cluster.webhooks.iter().flatten().map(|configuration| configuration.name.as_str());
+        let names: Vec<_> = names.collect();
+        if is_absent && is_wanted {
+            vec![
+                Found::new(message)
+                    .about(Object::global(KIND, INJECTOR))
+                    .fact("webhook configurations", names.join(", ")),
+            ]
+        } else {
+            Vec::new()
+        }
+    })],
+};
+
+static W2: Check = Check {
+    id: "W2",
+    severity: Severity::Error,
+    title: "the label comes too late",
+    reads: "the names of the mutating webhook configurations; pods that Spillway has labelled",
+    meaning: "configurations are called in byte order of their names, and one that was skipped is not called again: what Spillway labels after azure-workload-identity gets no token",
+    cure: "give Spillway's configuration its name aci-spillway, which sorts before azure-wi-webhook-mutating-webhook-configuration",
+    leads_to: &[],
+    source: "kubernetes/apiserver pkg/admission/configuration/mutating_webhook_manager.go; kubernetes/apiserver pkg/admission/plugin/webhook/mutating/dispatcher.go",
+    run: &[Run::Cluster(wrong_order), Run::Pod(labelled_in_vain)],
+};
+
+fn wrong_order(index: &Index<'_>) -> Vec<Found> {
+    let configurations = index.seen.cluster.webhooks.as_deref().unwrap_or_default();
+    let is_ours = |name: &str| name == OUR_WEBHOOK;
+    let ours = configurations.iter().filter(|one| one.webhooks.iter().any(|webhook| is_ours(&webhook.name)));
+    let mut injectors: Vec<_> = index.injectors().into_iter().flatten().map(|(name, _)| name).collect();
+    injectors.dedup();
+    let late = ours.flat_map(|ours| {
+        let before = injectors.iter().filter(|injector| **injector <= ours.name.as_str());
+        before.map(|injector| {
+            let message = format!("Spillway's configuration {} is called after {injector}", ours.name);
+            Found::new(message).about(Object::global(KIND, &ours.name))
+        })
+    });
+    late.collect()
+}
+
+fn labelled_in_vain(case: &PodCase<'_>) -> Vec<Found> {
+    let pod = case.pod;
+    let is_absent = case.index.injectors().is_some_and(|mut injectors| injectors.next().is_none());
+    let is_in_vain = expects_injection(case) && pod.is_labelled_by_us && !pod.is_injected();
+    if !is_in_vain || is_absent || excluded_by(case).is_some() || pod.identified().next().is_none() {
+        return Vec::new();
+    }
+    let message = "Spillway has labelled the pods, and nothing was injected: the label came too late, or azure-workload-identity did not answer";
+    vec![Found::new(message).fix(restart(&pod.maker))]
+}
+
+static W3: Check = Check {
+    id: "W3",
+    severity: Severity::Error,
+    title: "azure-workload-identity does not answer",
+    reads: "the caBundle and Service of its webhook; the endpoints of that Service",
+    meaning: "its failurePolicy is Fail: no labelled pod can be created in the cluster",
+    cure: "kubectl --namespace kube-system get pods --selector azure-workload-identity.io/system=true --output wide",
+    leads_to: &[],
+    source: "Azure/AKS#5686; Azure/azure-workload-identity deploy/azure-wi-webhook.yaml",
+    run: &[Run::Cluster(|index| {
+        let mut all = Vec::new();
+        for (configuration, webhook) in index.injectors().into_iter().flatten() {
+            let object = Object::global(KIND, configuration);
+            if !webhook.has_ca_bundle {
+                let message = format!("webhook {} has no caBundle, so the API server cannot trust it", webhook.name);
+                all.push(Found::new(message).about(object.clone()));
+            }
+            let Some((endpoints, service)) = index.seen.cluster.endpoints.as_ref().zip(webhook.service.as_ref()) else {
+                continue;
+            };
+            if endpoints.get(service).is_none_or(|ready| *ready == 0) {
+                let message = format!("no endpoint of its Service {}/{} is ready", service.0, service.1);
+                let fix = super::command::Command::new("kubectl get endpointslices")
+                    .arg("--namespace", &service.0)
+                    .arg("--selector", &format!("kubernetes.io/service-name={}", service.1));
+                all.push(Found::new(message).about(object).fix(fix));
+            }
+        }
+        all
+    })],
+};
