@@ -64,6 +64,15 @@ impl PodTemplate {
         pod
     }
 
+    /// The pod as it is written, as the type of the API.
+    ///
+    /// # Errors
+    ///
+    /// When a field has a type that the API does not give it; named by file, object and path.
+    pub(super) fn typed(&self) -> anyhow::Result<k8s_openapi::api::core::v1::Pod> {
+        typed(&self.pod, &self.path).map_err(|error| anyhow!("{}: {error}", self.label))
+    }
+
     /// The view of [`PodTemplate::seen`] that a decision is made on.
     ///
     /// # Errors

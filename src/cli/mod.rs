@@ -2,9 +2,11 @@
 
 mod certs;
 mod cluster;
+mod colours;
 mod config;
 mod controller;
 mod explain;
+mod identity;
 mod manifest;
 mod pod;
 mod process;
@@ -32,6 +34,8 @@ enum Command {
     Webhook(webhook::Args),
     Controller(controller::Args),
     Explain(explain::Args),
+    #[command(subcommand)]
+    Identity(identity::Command),
     #[command(subcommand)]
     Config(config::Command),
     #[command(subcommand)]
@@ -70,6 +74,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Webhook(args) => webhook::run(&args),
         Command::Controller(args) => controller::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Identity(command) => identity::run(&command),
         Command::Config(command) => config::run(&command),
         Command::Certs(command) => certs::run(&command),
         Command::Off(args) => switch::off(&args),

@@ -7,6 +7,8 @@ mod budget;
 mod cli;
 mod decision;
 mod golden;
+mod golden_identity;
+mod identity_check;
 mod scripts;
 
 #[path = "../generated_pods/mod.rs"]

@@ -1,40 +1,17 @@
 //! Explanations as text, JSON, YAML or bare patches.
 
-use std::{fmt::Write, io::IsTerminal};
+use std::fmt::Write;
 
-use anstyle::{AnsiColor, Style};
 use serde_json::{Value, json};
 use similar::{ChangeTag, TextDiff};
 
 use super::Explained;
 use crate::{
     burst::{Outcome, Verdict, Why},
+    cli::colours::Colours,
     config::{Settings, Sourced},
     eligibility::{Applies, Finding, Reason},
 };
-
-/// Colours for a terminal, none elsewhere.
-struct Colours {
-    good: Style,
-    bad: Style,
-    bold: Style,
-    dim: Style,
-}
-
-impl Colours {
-    fn of_stdout() -> Self {
-        if !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some() {
-            let plain = Style::new();
-            return Self { good: plain, bad: plain, bold: plain, dim: plain };
-        }
-        Self {
-            good: AnsiColor::Green.on_default(),
-            bad: AnsiColor::Red.on_default(),
-            bold: Style::new().bold(),
-            dim: Style::new().dimmed(),
-        }
-    }
-}
 
 pub(super) fn text(explained: &[Explained<'_>]) -> anyhow::Result<Vec<u8>> {
     let colours = Colours::of_stdout();

@@ -1,0 +1,238 @@
+//! `spillway identity check`: every link from pods to federated credentials, and the command that mends what is broken.
+
+mod documents;
+mod explain;
+mod json;
+mod junit;
+mod report;
+mod sarif;
+mod text;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::Subcommand;
+use k8s_openapi::jiff::Timestamp;
+
+use self::{documents::Documents, report::Report};
+use super::{Ended, config::read_text, manifest, print_out};
+use crate::identity::{
+    self, Seen, Severity,
+    azure::{Azure, Cloud},
+    catalogue, file,
+    seen::Issuer,
+};
+
+/// Check the workload identities of pods
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    Check(Box<Args>),
+}
+
+/// Check every link from pods to federated credentials, and name each break with its cure
+///
+/// Reads manifests and what the Azure CLI prints, asks nobody and writes nothing. Without --credentials and --identity, credentials
+/// are not checked; without --issuer and --discovery, the cluster's issuer is not known and credentials cannot be compared.
+///
+/// Of the manifests it reads ServiceAccount, Pod, the workloads, MutatingWebhookConfiguration, Endpoints, EndpointSlice, Namespace, Node,
+/// Service, ClusterRole and ClusterRoleBinding, in lists too.
+///
+/// Exits with 1 when there is a finding as bad as --fail-on.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["files", "explain", "findings"]))]
+pub(super) struct Args {
+    /// A manifest, YAML or JSON, or - for standard input; may be repeated
+    #[arg(short = 'f', long = "filename", value_name = "FILE")]
+    files: Vec<PathBuf>,
+
+    /// What "az identity list" or "az identity federated-credential list" prints; may be repeated
+    ///
+    /// What belongs together is found by the resource ids. Also an identity with its credentials in federatedIdentityCredentials.
+    #[arg(long, value_name = "FILE", requires = "files")]
+    credentials: Vec<PathBuf>,
+
+    /// What "az identity federated-credential list" prints for the identity with this client id; may be repeated
+    #[arg(long = "identity", value_name = "CLIENT_ID=FILE", value_parser = client_id_and_file, requires = "files")]
+    identities: Vec<(String, PathBuf)>,
+
+    /// The issuer of the cluster's tokens: az aks show --query oidcIssuerProfile.issuerUrl --output tsv
+    #[arg(long, value_name = "URL", requires = "files")]
+    issuer: Option<String>,
+
+    /// What "kubectl get --raw /.well-known/openid-configuration" prints: the issuer, and how it signs
+    #[arg(long, value_name = "FILE", requires = "files")]
+    discovery: Option<PathBuf>,
+
+    /// The cloud
+    #[arg(long, value_name = "NAME", default_value = "public")]
+    cloud: CloudName,
+
+    /// Report on this namespace alone; objects that name none are taken to be in it
+    #[arg(short, long, value_name = "NAME")]
+    namespace: Option<String>,
+
+    /// Report on this service account alone
+    #[arg(long, value_name = "NAME")]
+    service_account: Option<String>,
+
+    /// The manifests hold all service accounts of the cluster: another does not exist
+    #[arg(long)]
+    whole_cluster: bool,
+
+    /// Judge as of this time, such as that of the files (RFC 3339); without it, now
+    #[arg(long, value_name = "TIME")]
+    at: Option<Timestamp>,
+
+    /// From which severity on to exit with 1
+    #[arg(long, value_name = "SEVERITY", default_value = "error")]
+    fail_on: FailOn,
+
+    /// How to print it
+    #[arg(short, long, default_value = "text", value_name = "FORMAT")]
+    output: Output,
+
+    /// Explain an error code of Entra, such as AADSTS700213, or a message with one
+    #[arg(long, value_name = "CODE")]
+    explain: Option<String>,
+
+    /// Print all findings, as Markdown
+    #[arg(long)]
+    findings: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum CloudName {
+    /// The public one
+    Public,
+    /// Azure US Government
+    Usgovernment,
+    /// Azure operated by 21Vianet
+    China,
+}
+
+impl From<CloudName> for Cloud {
+    fn from(name: CloudName) -> Self {
+        match name {
+            CloudName::Public => Self::Public,
+            CloudName::Usgovernment => Self::UsGovernment,
+            CloudName::China => Self::China,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum FailOn {
+    /// Something may fail, or is a risk
+    Warning,
+    /// Something fails
+    Error,
+}
+
+impl FailOn {
+    /// What cannot be told is never as bad.
+    const fn is_reached_by(self, severity: Severity) -> bool {
+        match self {
+            Self::Error => matches!(severity, Severity::Error),
+            Self::Warning => matches!(severity, Severity::Error | Severity::Warning),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// Findings and summary
+    Json,
+    /// The same as YAML
+    Yaml,
+    /// SARIF 2.1.0, for code scanning
+    Sarif,
+    /// JUnit XML, for CI servers
+    Junit,
+}
+
+fn client_id_and_file(text: &str) -> Result<(String, PathBuf), String> {
+    let (client_id, file) = text.split_once('=').ok_or("expected CLIENT_ID=FILE")?;
+    if !identity::is_guid(client_id) {
+        return Err(format!(
+            "expected a client id before \"=\", such as 00000000-1111-4222-8333-444444444444, got {client_id:?}"
+        ));
+    }
+    Ok((client_id.to_owned(), PathBuf::from(file)))
+}
+
+pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
+    let Command::Check(args) = command;
+    if args.findings {
+        return print_out(catalogue::markdown().as_bytes());
+    }
+    if let Some(code) = &args.explain {
+        return print_out(explain::code(code)?.as_bytes());
+    }
+    let (seen, documents) = read(args)?;
+    if seen.azure.is_none() {
+        eprintln!("credentials not checked: give them with --credentials or --identity");
+    }
+    let report = Report::new(&seen, &documents, args.namespace.as_deref(), args.service_account.as_deref())?;
+    print_out(&match args.output {
+        Output::Text => text::text(&report)?.into_bytes(),
+        Output::Json => json::json(&report)?,
+        Output::Yaml => json::yaml(&report)?,
+        Output::Sarif => sarif::sarif(&report),
+        Output::Junit => junit::junit(&report, args.fail_on).into_bytes(),
+    })?;
+    let is_reached = report.findings.iter().any(|finding| args.fail_on.is_reached_by(finding.severity));
+    Ok(if is_reached { Ended::Findings } else { Ended::Fine })
+}
+
+fn read(args: &Args) -> anyhow::Result<(Seen, Documents)> {
+    let mut documents = Documents::new(args.namespace.as_deref().unwrap_or("default"));
+    for file in &args.files {
+        documents.learn(&manifest::read(file)?)?;
+    }
+    let mut cluster = documents.cluster();
+    cluster.has_all_service_accounts = args.whole_cluster;
+    let seen = Seen {
+        cluster,
+        issuers: issuers(args)?,
+        cloud: args.cloud.into(),
+        azure: azure(args)?,
+        at: args.at.unwrap_or_else(Timestamp::now),
+    };
+    Ok((seen, documents))
+}
+
+fn azure(args: &Args) -> anyhow::Result<Option<Azure>> {
+    if args.credentials.is_empty() && args.identities.is_empty() {
+        return Ok(None);
+    }
+    let mut files = file::Files::default();
+    let name = |file: &Path| file.display().to_string();
+    for file in &args.credentials {
+        files.add(&name(file), &read_text(file)?).with_context(|| format!("--credentials {}", name(file)))?;
+    }
+    for (client_id, file) in &args.identities {
+        let added = files.add_of(client_id, &name(file), &read_text(file)?);
+        added.with_context(|| format!("--identity {client_id}={}", name(file)))?;
+    }
+    Ok(Some(files.finish()))
+}
+
+fn issuers(args: &Args) -> anyhow::Result<Vec<Issuer>> {
+    #[derive(serde::Deserialize)]
+    struct Discovery {
+        issuer: String,
+        id_token_signing_alg_values_supported: Option<Vec<String>>,
+    }
+    let given =
+        args.issuer.iter().map(|url| Issuer { url: url.clone(), source: "--issuer".to_owned(), algorithms: None });
+    let mut issuers: Vec<_> = given.collect();
+    if let Some(file) = &args.discovery {
+        let Discovery { issuer, id_token_signing_alg_values_supported } = serde_json::from_str(&read_text(file)?)
+            .map_err(|error| anyhow!("{}: expected an OpenID discovery document: {error}", file.display()))?;
+        let source = file.display().to_string();
+        issuers.push(Issuer { url: issuer, source, algorithms: id_token_signing_alg_values_supported });
+    }
+    Ok(issuers)
+}

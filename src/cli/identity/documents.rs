@@ -1,0 +1,168 @@
+//! What manifests say of a cluster.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    mem,
+};
+
+use anyhow::anyhow;
+use k8s_openapi::api::{
+    admissionregistration::v1::MutatingWebhookConfiguration,
+    core::v1::{Endpoints, Node, Pod},
+    discovery::v1::EndpointSlice,
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
+};
+use kube::api::ObjectMeta;
+
+use crate::{
+    cli::manifest::Document,
+    identity::{
+        Object, grants, is_v1_virtual_node, ready_endpoints,
+        seen::{self, Bearer, Cluster, ServiceAccount, WebhookConfiguration},
+    },
+};
+
+/// What is known, and which file says it.
+pub(super) struct Documents {
+    /// Of objects that name none.
+    namespace: String,
+    cluster: Cluster,
+    roles: Vec<ClusterRole>,
+    bindings: Vec<ClusterRoleBinding>,
+    files: HashMap<Object, String>,
+    skipped: BTreeSet<String>,
+}
+
+impl Documents {
+    pub(super) fn new(namespace: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            cluster: Cluster::default(),
+            roles: Vec::new(),
+            bindings: Vec::new(),
+            files: HashMap::new(),
+            skipped: BTreeSet::new(),
+        }
+    }
+
+    /// Takes in documents.
+    ///
+    /// # Errors
+    ///
+    /// When a field that is read has a type that the API does not give it; named by file, object and path.
+    pub(super) fn learn(&mut self, documents: &[Document]) -> anyhow::Result<()> {
+        documents.iter().try_for_each(|document| self.learn_one(document))
+    }
+
+    fn learn_one(&mut self, document: &Document) -> anyhow::Result<()> {
+        let is = |group: &str, kind: &str| document.is(group, kind);
+        if is("", "ServiceAccount") {
+            let meta = self.metadata(document)?;
+            self.remember("ServiceAccount", document);
+            self.cluster.service_accounts.push(ServiceAccount::from(&meta));
+        } else if is("", "Namespace") {
+            let meta = self.metadata(document)?;
+            let namespace = seen::Namespace::from(&meta);
+            self.cluster.namespaces.insert(meta.name.unwrap_or_default(), namespace);
+        } else if is("", "Node") {
+            let node: Node = document.typed()?;
+            let name = node.metadata.name.clone().filter(|_| is_v1_virtual_node(&node));
+            self.cluster.v1_virtual_nodes.extend(name);
+        } else if is("", "Service") {
+            let meta = self.metadata(document)?;
+            self.remember("Service", document);
+            self.cluster.bearers.extend(Bearer::read("Service", &meta));
+        } else if is("admissionregistration.k8s.io", "MutatingWebhookConfiguration") {
+            let configuration: MutatingWebhookConfiguration = document.typed()?;
+            self.remember("MutatingWebhookConfiguration", document);
+            self.cluster.webhooks.get_or_insert_default().push(WebhookConfiguration::from(&configuration));
+        } else if is("discovery.k8s.io", "EndpointSlice") {
+            self.learn_endpoints(ready_endpoints(&document.typed::<EndpointSlice>()?));
+        } else if is("", "Endpoints") {
+            let endpoints: Endpoints = document.typed()?;
+            let ready = endpoints.subsets.iter().flatten().filter_map(|subset| Some(subset.addresses.as_ref()?.len()));
+            let meta = &endpoints.metadata;
+            let name = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+            self.learn_endpoints(Some((name, ready.sum())));
+        } else if is("rbac.authorization.k8s.io", "ClusterRole") {
+            self.roles.push(document.typed()?);
+        } else if is("rbac.authorization.k8s.io", "ClusterRoleBinding") {
+            self.bindings.push(document.typed()?);
+        } else {
+            self.learn_pods(document)?;
+        }
+        Ok(())
+    }
+
+    fn learn_endpoints(&mut self, ready: Option<((String, String), usize)>) {
+        let all = self.cluster.endpoints.get_or_insert_default();
+        if let Some((service, count)) = ready {
+            *all.entry(service).or_default() += count;
+        }
+    }
+
+    fn learn_pods(&mut self, document: &Document) -> anyhow::Result<()> {
+        let Some(template) = document.pod_template()? else {
+            self.skipped.insert(document.kind().to_owned());
+            return Ok(());
+        };
+        let mut pod: Pod = template.typed()?;
+        let namespace = template.namespace.clone().unwrap_or_else(|| self.namespace.clone());
+        pod.metadata.namespace = Some(namespace.clone());
+        let maker = Object::namespaced(&template.kind, &namespace, &template.name);
+        self.files.insert(maker.clone(), document.source.clone());
+        // What the API server has seen has a uid.
+        if template.kind == "Pod" && pod.metadata.uid.is_some() {
+            self.cluster.pods.extend(seen::Pod::running(&pod));
+            return Ok(());
+        }
+        if template.kind != "Pod" {
+            let meta = self.metadata(document)?;
+            self.cluster.bearers.extend(Bearer::read(&template.kind, &meta));
+        }
+        let spec = pod.spec.as_ref().ok_or_else(|| anyhow!("{}: expected spec", document.source))?;
+        self.cluster.pods.push(seen::Pod::template(maker, &pod.metadata, spec));
+        Ok(())
+    }
+
+    /// What is read of an object's metadata.
+    fn metadata(&self, document: &Document) -> anyhow::Result<ObjectMeta> {
+        let read = document.metadata()?;
+        let owned = |map: Option<&crate::pod::StringMap<'_>>| {
+            map.map(|map| map.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect::<BTreeMap<_, _>>())
+        };
+        Ok(ObjectMeta {
+            name: document.name().map(str::to_owned),
+            namespace: Some(document.namespace().unwrap_or(&self.namespace).to_owned()),
+            labels: owned(read.labels.as_ref()),
+            annotations: owned(read.annotations.as_ref()),
+            ..ObjectMeta::default()
+        })
+    }
+
+    fn remember(&mut self, kind: &str, document: &Document) {
+        let name = document.name().unwrap_or_default();
+        let object = match kind {
+            "MutatingWebhookConfiguration" => Object::global(kind, name),
+            _ => Object::namespaced(kind, document.namespace().unwrap_or(&self.namespace), name),
+        };
+        self.files.insert(object, document.source.clone());
+    }
+
+    /// What the documents say together, once.
+    pub(super) fn cluster(&mut self) -> Cluster {
+        if !self.skipped.is_empty() {
+            let kinds: Vec<_> = mem::take(&mut self.skipped).into_iter().collect();
+            eprintln!("skipped what says nothing of identities: {}", kinds.join(", "));
+        }
+        let mut cluster = mem::take(&mut self.cluster);
+        let knows_grants = !self.roles.is_empty() || !self.bindings.is_empty();
+        cluster.grants = knows_grants.then(|| grants(&self.roles, &self.bindings));
+        cluster
+    }
+
+    /// The file that an object was read from.
+    pub(super) fn file(&self, object: &Object) -> Option<&str> {
+        self.files.get(object).map(String::as_str)
+    }
+}

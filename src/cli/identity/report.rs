@@ -1,0 +1,133 @@
+//! What is reported: the findings that were asked for, and a line for each service account.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use anyhow::bail;
+
+use super::Documents;
+use crate::{
+    config::nearest,
+    identity::{self, AccountName, Finding, Object, Seen, Severity, seen::ServiceAccount},
+};
+
+pub(super) struct Report<'r> {
+    pub(super) findings: Vec<Finding>,
+    pub(super) accounts: Vec<Account<'r>>,
+    files: HashMap<Object, String>,
+}
+
+/// A service account that has an identity, or a finding.
+pub(super) struct Account<'r> {
+    pub(super) name: &'r AccountName,
+    pub(super) client_id: Option<&'r str>,
+    /// The name of its identity, if that is known.
+    pub(super) identity: Option<&'r str>,
+    /// How many workloads run as it.
+    pub(super) workloads: usize,
+    /// The ids of what was found, the worst first.
+    pub(super) ids: Vec<&'static str>,
+    pub(super) worst: Option<Severity>,
+}
+
+impl<'r> Report<'r> {
+    /// # Errors
+    ///
+    /// When the service account that was asked for is not there.
+    pub(super) fn new(
+        seen: &'r Seen,
+        documents: &Documents,
+        namespace: Option<&str>,
+        account: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let is_chosen = |name: &AccountName| {
+            namespace.is_none_or(|namespace| namespace == name.namespace) && account.is_none_or(|own| own == name.name)
+        };
+        let chosen: Vec<_> = seen.cluster.service_accounts.iter().filter(|one| is_chosen(&one.name)).collect();
+        if let (Some(wanted), true) = (account, chosen.is_empty()) {
+            let names: Vec<_> = seen.cluster.service_accounts.iter().map(|one| one.name.name.as_str()).collect();
+            let hint = nearest(wanted, &names).map(|hint| format!("; did you mean \"{hint}\"?")).unwrap_or_default();
+            bail!("--service-account: no service account \"{wanted}\" among the manifests{hint}");
+        }
+        let is_narrow = namespace.is_some() || account.is_some();
+        let used = identities_of(seen, &chosen);
+        let is_asked_for = |finding: &Finding| match (&finding.service_account, &finding.object) {
+            (Some(name), _) => is_chosen(name),
+            (None, object) if object.kind == "ManagedIdentity" => !is_narrow || used.contains(object.name.as_str()),
+            (None, Object { namespace: Some(own), .. }) => namespace.is_none_or(|n| n == own) && account.is_none(),
+            (None, _) => true,
+        };
+        let findings: Vec<_> = identity::check(seen).into_iter().filter(is_asked_for).collect();
+        let accounts = accounts(seen, &chosen, &findings);
+        let files = findings.iter().filter_map(|finding| {
+            let object = &finding.object;
+            let file = documents.file(object).map(str::to_owned).or_else(|| source_of(seen, object))?;
+            Some((object.clone(), file))
+        });
+        let files = files.collect();
+        Ok(Self { findings, accounts, files })
+    }
+
+    /// The file that a finding's object was read from.
+    pub(super) fn file(&self, finding: &Finding) -> Option<&str> {
+        self.files.get(&finding.object).map(String::as_str)
+    }
+
+    /// How many findings there are of each severity, the worst first; those of which there are none left out.
+    pub(super) fn counts(&self) -> Vec<(Severity, usize)> {
+        let all = [Severity::Error, Severity::Warning, Severity::Info, Severity::Unknown];
+        let count = |severity| self.findings.iter().filter(|finding| finding.severity == severity).count();
+        all.into_iter().map(|severity| (severity, count(severity))).filter(|(_, count)| *count > 0).collect()
+    }
+}
+
+fn source_of(seen: &Seen, object: &Object) -> Option<String> {
+    let mut identities = seen.azure.iter().flat_map(|azure| &azure.identities);
+    let own = identities.find(|one| object.kind == "ManagedIdentity" && one.display_name() == object.name)?;
+    Some(own.source.clone())
+}
+
+/// The names of the identities that these service accounts name.
+fn identities_of<'r>(seen: &'r Seen, accounts: &[&ServiceAccount]) -> HashSet<&'r str> {
+    let client_ids: HashSet<_> =
+        accounts.iter().filter_map(|one| one.client_id()).map(str::to_ascii_lowercase).collect();
+    let identities = seen.azure.iter().flat_map(|azure| &azure.identities);
+    let used = identities.filter(|identity| client_ids.contains(&identity.client_id.to_ascii_lowercase()));
+    used.map(identity::azure::Identity::display_name).collect()
+}
+
+fn accounts<'r>(seen: &'r Seen, chosen: &[&'r ServiceAccount], findings: &[Finding]) -> Vec<Account<'r>> {
+    let mut found: HashMap<&AccountName, Vec<&Finding>> = HashMap::new();
+    for finding in findings {
+        if let Some(name) = &finding.service_account {
+            found.entry(name).or_default().push(finding);
+        }
+    }
+    let mut makers: HashMap<(&str, &str), BTreeSet<&Object>> = HashMap::new();
+    for pod in &seen.cluster.pods {
+        makers.entry((&pod.namespace, &pod.service_account)).or_default().insert(&pod.maker);
+    }
+    let identities = seen.azure.iter().flat_map(|azure| &azure.identities);
+    let identities: HashMap<_, _> =
+        identities.map(|one| (one.client_id.to_ascii_lowercase(), one.display_name())).collect();
+    let mut accounts: Vec<_> = chosen
+        .iter()
+        .map(|account| {
+            let own = found.get(&account.name).map(Vec::as_slice).unwrap_or_default();
+            let mut ids: Vec<_> = own.iter().map(|finding| finding.check.id).collect();
+            let mut once = HashSet::new();
+            ids.retain(|id| once.insert(*id));
+            let client_id = account.client_id();
+            Account {
+                name: &account.name,
+                client_id,
+                identity: client_id.and_then(|id| identities.get(&id.to_ascii_lowercase()).copied()),
+                workloads: makers.get(&(&*account.name.namespace, &*account.name.name)).map_or(0, BTreeSet::len),
+                ids,
+                worst: own.iter().map(|finding| finding.severity).min(),
+            }
+        })
+        .filter(|account| account.client_id.is_some() || account.worst.is_some())
+        .collect();
+    accounts.sort_by_key(|account| account.name);
+    accounts
+}
