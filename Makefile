@@ -27,6 +27,10 @@ check: ## formatting, lints, documentation, generated files
 	@cargo run --locked --quiet -- explain --reasons >target/reasons.md
 	@git --no-pager diff --no-index docs/reasons.md target/reasons.md || \
 	  { echo "mend with: cargo run -- explain --reasons >docs/reasons.md" >&2; exit 1; }
+	@echo "docs/identity.md is what 'spillway identity check --findings' prints"
+	@cargo run --locked --quiet -- identity check --findings >target/identity.md
+	@git --no-pager diff --no-index docs/identity.md target/identity.md || \
+	  { echo "mend with: cargo run -- identity check --findings >docs/identity.md" >&2; exit 1; }
 	@tests/controlplane/build.sh >/dev/null
 	@echo "manifests/install.yaml is what kustomize makes of manifests/base"
 	@$$(tests/controlplane/build.sh) kubectl kustomize manifests/base >target/install.yaml
