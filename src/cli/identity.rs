@@ -75,7 +75,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME")]
     service_account: Option<String>,
 
-    /// The manifests hold all service accounts of the cluster: another does not exist
+    /// The manifests are the whole cluster: of each kind among them, what is not there does not exist
     #[arg(long)]
     whole_cluster: bool,
 
@@ -192,7 +192,7 @@ fn read(args: &Args) -> anyhow::Result<(Seen, Documents)> {
         documents.learn(&manifest::read(file)?)?;
     }
     let mut cluster = documents.cluster();
-    cluster.has_all_service_accounts = args.whole_cluster;
+    cluster.is_whole = args.whole_cluster;
     let seen = Seen {
         cluster,
         issuers: issuers(args)?,

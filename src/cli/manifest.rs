@@ -136,6 +136,12 @@ impl Document {
         kind != "ExternalName" && self.text("/spec/clusterIP") != Some("None")
     }
 
+    /// Whether a controller has made it.
+    pub(super) fn has_controller(&self) -> bool {
+        let owners = self.value.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+        owners.into_iter().flatten().any(|owner| owner.get("controller") == Some(&Value::Bool(true)))
+    }
+
     /// Kind and name, for people.
     pub(super) fn title(&self) -> String {
         format!("{} {}", self.kind(), name_of(&self.value)).trim_end().to_owned()

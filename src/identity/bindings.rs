@@ -32,7 +32,8 @@ static B1: Check = Check {
     source: CONCEPTS,
     run: &[Run::Account(|case| {
         let (Some(client_id), Some(grants)) = (bound(case), &case.index.seen.cluster.grants) else { return Vec::new() };
-        if grants.iter().any(|grant| grant.covers(client_id, &case.account.name)) {
+        let is_granted = grants.iter().any(|grant| grant.covers(client_id, &case.account.name));
+        if is_granted || !case.index.seen.cluster.is_whole {
             return Vec::new();
         }
         let message = format!("no ClusterRole lets the service account use the identity {client_id}");

@@ -221,7 +221,7 @@ static F7: Check = Check {
     leads_to: &[],
     source: "Azure/azure-workload-identity#373; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
     run: &[Run::Identity(|case| {
-        let (Some(issuer), true) = (case.index.issuer(), case.index.seen.cluster.has_all_service_accounts) else {
+        let (Some(issuer), true) = (case.index.issuer(), case.index.seen.cluster.is_whole) else {
             return Vec::new();
         };
         let stale = others(case).filter(|one| one.issuer == issuer.url).filter_map(|credential| {

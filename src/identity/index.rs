@@ -174,6 +174,11 @@ impl<'s> Index<'s> {
         })
     }
 
+    /// Whether it is known that nobody injects identities.
+    pub(super) fn lacks_injector(&self) -> bool {
+        self.seen.cluster.is_whole && self.injectors().is_some_and(|mut injectors| injectors.next().is_none())
+    }
+
     /// The webhooks that inject identities, with the names of their configurations; nothing when configurations are not known.
     pub(super) fn injectors(&self) -> Option<impl Iterator<Item = (&'s str, &'s super::seen::Webhook)>> {
         let configurations = self.seen.cluster.webhooks.as_deref()?;

@@ -266,7 +266,7 @@ mod tests {
         Seen {
             cluster: seen::Cluster {
                 service_accounts: (0..accounts).map(account).collect(),
-                has_all_service_accounts: true,
+                is_whole: true,
                 pods: (0..pods).map(pod).collect(),
                 ..seen::Cluster::default()
             },

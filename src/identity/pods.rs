@@ -30,7 +30,7 @@ fn outdated(case: &PodCase<'_>) -> Vec<Found> {
     let fix = restart(&case.pod.maker);
     if !case.pod.is_injected() {
         // W2, P5 and W1 know why.
-        let is_explained = case.pod.is_labelled_by_us || excluded_by(case).is_some() || is_without_injector(case);
+        let is_explained = case.pod.is_labelled_by_us || excluded_by(case).is_some() || case.index.lacks_injector();
         let skips_all = case.pod.identified().next().is_none();
         let message = "the pods have the label, and nothing was injected: azure-workload-identity was not there when they were created";
         return if is_explained || skips_all { Vec::new() } else { vec![Found::new(message).fix(fix)] };
@@ -62,10 +62,6 @@ fn differs(case: &PodCase<'_>, container: &Container, variable: &'static str, wa
 
 fn sets(template: &Pod, container: &str, variable: &str) -> bool {
     template.containers.iter().any(|own| own.name == container && own.env(variable).is_some())
-}
-
-fn is_without_injector(case: &PodCase<'_>) -> bool {
-    case.index.injectors().is_some_and(|mut injectors| injectors.next().is_none())
 }
 
 static P2: Check = Check {

@@ -33,8 +33,8 @@ pub struct Seen {
 pub struct Cluster {
     /// The service accounts.
     pub service_accounts: Vec<ServiceAccount>,
-    /// Whether those are all there are, so that another does not exist.
-    pub has_all_service_accounts: bool,
+    /// Whether the lists that are there are whole, so that what is not in them does not exist.
+    pub is_whole: bool,
     /// Pods, and the templates of what makes pods.
     pub pods: Vec<Pod>,
     /// Other objects that carry a key of workload identity themselves, such as a Deployment or a Service.

@@ -26,14 +26,13 @@ static W1: Check = Check {
     leads_to: &[],
     source: "MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-deploy-cluster.md",
     run: &[Run::Cluster(|index| {
-        let is_absent = index.injectors().is_some_and(|mut injectors| injectors.next().is_none());
         let cluster = &index.seen.cluster;
         let is_wanted = cluster.service_accounts.iter().any(|account| account.client_id().is_some())
             || cluster.pods.iter().any(super::seen::Pod::is_labelled);
         let message = "no mutating webhook selects pods by the label azure.workload.identity/use: \"true\"";
         let names = cluster.webhooks.iter().flatten().map(|configuration| configuration.name.as_str());
         let names: Vec<_> = names.collect();
-        if is_absent && is_wanted {
+        if index.lacks_injector() && is_wanted {
             vec![
                 Found::new(message)
                     .about(Object::global(KIND, INJECTOR))
@@ -75,9 +74,8 @@ fn wrong_order(index: &Index<'_>) -> Vec<Found> {
 
 fn labelled_in_vain(case: &PodCase<'_>) -> Vec<Found> {
     let pod = case.pod;
-    let is_absent = case.index.injectors().is_some_and(|mut injectors| injectors.next().is_none());
     let is_in_vain = expects_injection(case) && pod.is_labelled_by_us && !pod.is_injected();
-    if !is_in_vain || is_absent || excluded_by(case).is_some() || pod.identified().next().is_none() {
+    if !is_in_vain || case.index.lacks_injector() || excluded_by(case).is_some() || pod.identified().next().is_none() {
         return Vec::new();
     }
     let message = "Spillway has labelled the pods, and nothing was injected: the label came too late, or azure-workload-identity did not answer";
@@ -104,7 +102,8 @@ static W3: Check = Check {
             let Some((endpoints, service)) = index.seen.cluster.endpoints.as_ref().zip(webhook.service.as_ref()) else {
                 continue;
             };
-            if endpoints.get(service).is_none_or(|ready| *ready == 0) {
+            let ready = endpoints.get(service).copied();
+            if ready == Some(0) || (ready.is_none() && index.seen.cluster.is_whole) {
                 let message = format!("no endpoint of its Service {}/{} is ready", service.0, service.1);
                 let fix = super::command::Command::new("kubectl get endpointslices")
                     .arg("--namespace", &service.0)

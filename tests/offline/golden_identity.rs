@@ -28,6 +28,8 @@ struct Case {
     text: String,
     /// The ids of what is found.
     ids: BTreeSet<String>,
+    /// The commands among the fixes.
+    commands: Vec<String>,
 }
 
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| folders().iter().map(|name| Case::play(name)).collect());
@@ -81,7 +83,10 @@ impl Case {
             serde_json::from_slice(&json.stdout).unwrap_or_else(|error| panic!("{name}: {error}\n{text}"));
         let findings = json["findings"].as_array().unwrap();
         let ids = findings.iter().map(|finding| finding["id"].as_str().unwrap().to_owned()).collect();
-        Self { name: name.to_owned(), text, ids }
+        let fixes = findings.iter().flat_map(|finding| finding["fix"].as_str().unwrap().lines());
+        let is_command = |line: &&str| ["az ", "kubectl ", "printf "].iter().any(|word| line.starts_with(word));
+        let commands = fixes.filter(is_command).map(str::to_owned).collect();
+        Self { name: name.to_owned(), text, ids, commands }
     }
 }
 
@@ -139,6 +144,18 @@ fn golden_identity_cases_find_what_they_are_named_after() {
         (!is_right).then(|| format!("tests/golden_identity/{}: found are {:?}", case.name, case.ids))
     });
     assert_none(wrong);
+}
+
+/// `az` and `kubectl` are functions here that take anything.
+#[test]
+fn golden_identity_commands_can_be_pasted_and_run_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let commands: Vec<_> = CASES.iter().flat_map(|case| &case.commands).map(String::as_str).collect();
+    assert!(commands.len() > 40, "{}", commands.len());
+    let script = format!("set -eu\naz() {{ :; }}\nkubectl() {{ :; }}\n{}\n", commands.join("\n"));
+    // No other program can be found.
+    let ran = Command::new("/bin/sh").args(["-c", &script]).env("PATH", dir.path()).output().unwrap();
+    assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
 }
 
 #[test]

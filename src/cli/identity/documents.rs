@@ -1,7 +1,8 @@
 //! What manifests say of a cluster.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    hash::Hash,
     mem,
 };
 
@@ -106,6 +107,10 @@ impl Documents {
             self.skipped.insert(document.kind().to_owned());
             return Ok(());
         };
+        // The ReplicaSets of a Deployment are its past; the Jobs of a CronJob too.
+        if template.kind != "Pod" && document.has_controller() {
+            return Ok(());
+        }
         let mut pod: Pod = template.typed()?;
         let namespace = template.namespace.clone().unwrap_or_else(|| self.namespace.clone());
         pod.metadata.namespace = Some(namespace.clone());
@@ -156,6 +161,12 @@ impl Documents {
             eprintln!("skipped what says nothing of identities: {}", kinds.join(", "));
         }
         let mut cluster = mem::take(&mut self.cluster);
+        keep_last(&mut cluster.service_accounts, |account| account.name.clone());
+        keep_last(&mut cluster.pods, |pod| (pod.maker.clone(), pod.name.clone()));
+        keep_last(&mut cluster.bearers, |bearer| bearer.object.clone());
+        if let Some(webhooks) = &mut cluster.webhooks {
+            keep_last(webhooks, |configuration| configuration.name.clone());
+        }
         let knows_grants = !self.roles.is_empty() || !self.bindings.is_empty();
         cluster.grants = knows_grants.then(|| grants(&self.roles, &self.bindings));
         cluster
@@ -165,4 +176,12 @@ impl Documents {
     pub(super) fn file(&self, object: &Object) -> Option<&str> {
         self.files.get(object).map(String::as_str)
     }
+}
+
+/// Of objects that stand in several files the last one counts.
+fn keep_last<T, K: Eq + Hash>(all: &mut Vec<T>, key: impl Fn(&T) -> K) {
+    let mut once = HashSet::new();
+    all.reverse();
+    all.retain(|one| once.insert(key(one)));
+    all.reverse();
 }
