@@ -1,8 +1,9 @@
 # Needs: Rust, Go 1.26 (another Go fetches it), make, a C compiler, git.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz bench-decide image-root
+.PHONY: help demo test check fuzz bench-decide image-root bench
 
 FUZZ_SECONDS ?= 120
+OHA_VERSION = 1.16.0
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST)
@@ -49,6 +50,13 @@ fuzz: ## fuzz each target for FUZZ_SECONDS (120); needs Rust's nightly toolchain
 	  case $$target in patch|reader) seeds=fuzz/corpus/review ;; *) seeds= ;; esac; \
 	  cargo +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target $$seeds -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
+
+# The flags and the target make the static binary that the image has: see image/build-root.sh.
+bench: bench-decide ## what a request costs and how fast pods are created, beside baselines; some 25 minutes, needs valgrind, fetches oha
+	target/tools/bin/oha --version 2>/dev/null | grep -qx 'oha $(OHA_VERSION)' || \
+	  cargo install --locked --root target/tools oha@$(OHA_VERSION)
+	controlplane=$$(tests/controlplane/build.sh) && SPILLWAY_CONTROLPLANE="$$controlplane" RUSTFLAGS="-C target-feature=+crt-static" \
+	  cargo bench --locked --profile release --target $$(rustc -vV | sed -n 's/^host: //p') --bench end_to_end
 
 bench-decide: ## instructions and allocations of one decision, beside the baseline; needs valgrind
 	cargo bench --locked --bench decide

@@ -26,12 +26,14 @@ fuzz_target!(|body: &[u8]| {
     compare::<Review<'_>>(text, value.is_some());
 });
 
+#[allow(dead_code)] // but by Debug
 #[derive(Debug, Deserialize)]
 struct Review<'a> {
     #[serde(borrow)]
     request: Request<'a>,
 }
 
+#[allow(dead_code)]
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Request<'a> {

@@ -193,7 +193,7 @@ impl Webhook {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    fn pid(&self) -> String {
+    pub(crate) fn pid(&self) -> String {
         let children = format!("/proc/{0}/task/{0}/children", self.tether.id());
         fs::read_to_string(children).unwrap().trim().to_owned()
     }
