@@ -27,6 +27,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     admission::pod,
+    drills::held_pod,
     harness::{
         ControlPlane, Controller, Namespace, Sandbox, Webhook, eventually, install, sandbox, webhook_configuration,
     },
@@ -144,8 +145,8 @@ async fn create(client: Client, namespace: String, is_over: Arc<AtomicBool>) -> 
     let api: Api<Pod> = Api::namespaced(client, &namespace);
     let mut created = 0;
     while !is_over.load(Ordering::Relaxed) {
-        let pod = pod(&format!("load-{created}"), &json!({}));
-        api.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+        // Held by a gate: hundreds of pods would fill the nodes of the tests that follow.
+        api.create(&PostParams::default(), &held_pod(&format!("load-{created}"))).await.unwrap();
         created += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

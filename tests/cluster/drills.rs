@@ -93,7 +93,7 @@ impl Load {
         let (mut pods, mut refused) = (Vec::new(), Vec::new());
         while !self.is_over.load(Ordering::Relaxed) || self.created.load(Ordering::Relaxed) < PODS {
             let name = format!("drill-{creator}-{}", pods.len());
-            match api.create(&PostParams::default(), &pod(&name)).await {
+            match api.create(&PostParams::default(), &held_pod(&name)).await {
                 Ok(pod) => {
                     pods.push(pod);
                     self.created.fetch_add(1, Ordering::Relaxed);
@@ -137,7 +137,7 @@ fn is_out_of_reach(error: &kube::Error) -> bool {
 }
 
 /// Held by a gate, so that nothing but its creation is tried here.
-fn pod(name: &str) -> Pod {
+pub(crate) fn held_pod(name: &str) -> Pod {
     let spec = json!({
         "schedulingGates": [{"name": "drill.example/hold"}], "containers": [{"name": "c", "image": "registry.example/c"}],
     });
@@ -205,7 +205,7 @@ async fn a_restart_of_the_api_server_loses_no_pod() {
     created.await.assert_nothing_lost();
     // The watches come back as well: a namespace that opts in now becomes known.
     let late = drill.sandbox.plane.namespace(Some("enabled"));
-    let pod = serde_json::to_value(pod("late")).unwrap();
+    let pod = serde_json::to_value(held_pod("late")).unwrap();
     eventually("the new namespace to be known", || {
         (late.dry_run(&pod)["metadata"]["annotations"]["spillway.dev/decision"] == "prefer").then_some(())
     });
