@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt};
 
 use serde::{
-    Deserialize, Deserializer,
+    Deserializer,
     de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
 };
 
@@ -21,7 +21,7 @@ pub struct Request<'a> {
     /// Who asks: a user, a service account or a node.
     pub username: Text<'a>,
     /// The pod as it stands when this webhook's turn comes.
-    pub pod: Pod<'a>,
+    pub pod: Box<Pod<'a>>,
     /// The pod before the change; nothing when it is being created.
     pub old: Option<Box<Pod<'a>>>,
 }
@@ -74,59 +74,54 @@ impl Unusable {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default)]
 struct WireReview<'a> {
-    #[serde(borrow)]
     api_version: Option<Text<'a>>,
-    #[serde(borrow)]
     kind: Option<Text<'a>>,
-    #[serde(borrow)]
     request: Option<WireRequest<'a>>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default)]
 struct WireRequest<'a> {
-    #[serde(borrow)]
     uid: Option<Text<'a>>,
-    #[serde(borrow)]
     kind: Option<GroupVersionKind<'a>>,
-    #[serde(borrow)]
     sub_resource: Option<Text<'a>>,
-    #[serde(borrow)]
     namespace: Option<Text<'a>>,
-    #[serde(borrow)]
     operation: Option<Text<'a>>,
     dry_run: Option<bool>,
-    #[serde(borrow)]
     user_info: Option<UserInfo<'a>>,
-    #[serde(borrow)]
-    object: Option<MaybePod<'a>>,
-    #[serde(borrow)]
-    old_object: Option<MaybePod<'a>>,
+    object: Option<Box<Pod<'a>>>,
+    old_object: Option<Box<Pod<'a>>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default)]
 struct UserInfo<'a> {
-    #[serde(borrow)]
     username: Option<Text<'a>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default)]
 struct GroupVersionKind<'a> {
-    #[serde(borrow)]
     group: Option<Text<'a>>,
-    #[serde(borrow)]
     version: Option<Text<'a>>,
-    #[serde(borrow)]
     kind: Option<Text<'a>>,
 }
 
-/// A pod in a box: the request stays small, whatever the view grows to.
-#[derive(Deserialize)]
-#[serde(transparent)]
-struct MaybePod<'a>(#[serde(borrow)] Box<Pod<'a>>);
+pod::fields! { 'a;
+    WireReview<'a> { "apiVersion" => api_version, "kind" => kind, "request" => request }
+    WireRequest<'a> {
+        "uid" => uid,
+        "kind" => kind,
+        "subResource" => sub_resource,
+        "namespace" => namespace,
+        "operation" => operation,
+        "dryRun" => dry_run,
+        "userInfo" => user_info,
+        "object" => object,
+        "oldObject" => old_object,
+    }
+    UserInfo<'a> { "username" => username }
+    GroupVersionKind<'a> { "group" => group, "version" => version, "kind" => kind }
+}
 
 /// Reads the body of a call to the pod webhook.
 ///
@@ -156,15 +151,15 @@ pub fn parse(body: &[u8]) -> Result<Request<'_>, Unusable> {
             kind: kind.as_ref().map(|kind| text_or_empty(&kind.kind)).unwrap_or_default().to_owned(),
         });
     }
-    let (Some(MaybePod(pod)), Some(namespace)) = (object, namespace) else {
+    let (Some(pod), Some(namespace)) = (object, namespace) else {
         return Err(Unusable::NoObject);
     };
-    let old = old_object.filter(|_| is_update).map(|MaybePod(old)| old);
+    let old = old_object.filter(|_| is_update);
     if is_update && old.is_none() {
         return Err(Unusable::NoObject);
     }
     let username = user_info.and_then(|user| user.username).unwrap_or_default();
-    Ok(Request { uid, namespace, dry_run: dry_run.unwrap_or(false), username, pod: *pod, old })
+    Ok(Request { uid, namespace, dry_run: dry_run.unwrap_or(false), username, pod, old })
 }
 
 impl WireRequest<'_> {

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{StringMap, Text};
 
 /// `spec.affinity`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Affinity<'a> {
     /// `nodeAffinity`
@@ -17,7 +17,7 @@ pub struct Affinity<'a> {
 }
 
 /// `spec.affinity.nodeAffinity`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct NodeAffinity<'a> {
     /// `requiredDuringSchedulingIgnoredDuringExecution`
     #[serde(borrow, rename = "requiredDuringSchedulingIgnoredDuringExecution")]
@@ -28,7 +28,7 @@ pub struct NodeAffinity<'a> {
 }
 
 /// The required node affinity: one of its terms must match.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeSelector<'a> {
     /// `nodeSelectorTerms`
@@ -37,7 +37,7 @@ pub struct NodeSelector<'a> {
 }
 
 /// A weighted term of the preferred node affinity.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct PreferredSchedulingTerm<'a> {
     /// `weight`, from 1 to 100.
     pub weight: Option<i64>,
@@ -47,7 +47,7 @@ pub struct PreferredSchedulingTerm<'a> {
 }
 
 /// A term: all of its expressions and all of its fields must match.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeSelectorTerm<'a> {
     /// Requirements on labels of the node.
@@ -59,7 +59,7 @@ pub struct NodeSelectorTerm<'a> {
 }
 
 /// One requirement of a term.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct NodeSelectorRequirement<'a> {
     /// The label's key.
     #[serde(borrow)]
@@ -73,7 +73,7 @@ pub struct NodeSelectorRequirement<'a> {
 }
 
 /// `spec.affinity.podAntiAffinity`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct PodAntiAffinity<'a> {
     /// `requiredDuringSchedulingIgnoredDuringExecution`
     #[serde(borrow, rename = "requiredDuringSchedulingIgnoredDuringExecution")]
@@ -81,7 +81,7 @@ pub struct PodAntiAffinity<'a> {
 }
 
 /// A term of the pod anti-affinity; whom it keeps apart is not read.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodAffinityTerm<'a> {
     /// `topologyKey`
@@ -90,7 +90,7 @@ pub struct PodAffinityTerm<'a> {
 }
 
 /// An entry of `spec.topologySpreadConstraints`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TopologySpreadConstraint<'a> {
     /// `topologyKey`

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// An entry of `spec.containers` or `spec.initContainers`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Container<'a> {
     /// `name`
@@ -56,7 +56,7 @@ pub struct Container<'a> {
 }
 
 /// An entry of `ports`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerPort<'a> {
     /// `name`, which a probe may refer to.
@@ -69,7 +69,7 @@ pub struct ContainerPort<'a> {
 }
 
 /// An entry of `env`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EnvVar<'a> {
     /// `name`
@@ -81,7 +81,7 @@ pub struct EnvVar<'a> {
 }
 
 /// `valueFrom` of an environment variable.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EnvVarSource<'a> {
     /// `fieldRef`
@@ -92,7 +92,7 @@ pub struct EnvVarSource<'a> {
 }
 
 /// `fieldRef`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectFieldSelector<'a> {
     /// Such as `status.podIP`.
@@ -101,7 +101,7 @@ pub struct ObjectFieldSelector<'a> {
 }
 
 /// An entry of `volumeMounts`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeMount<'a> {
     /// `mountPath`
@@ -119,7 +119,7 @@ pub struct VolumeMount<'a> {
 }
 
 /// `lifecycle`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Lifecycle {
     /// `postStart`
@@ -129,7 +129,7 @@ pub struct Lifecycle {
 }
 
 /// A liveness, readiness or startup probe.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Probe<'a> {
     /// `httpGet`
@@ -142,7 +142,7 @@ pub struct Probe<'a> {
 }
 
 /// `httpGet` of a probe.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpGet<'a> {
     /// `port`: a number, or the name of a port.
@@ -165,6 +165,12 @@ pub enum IntOrString<'a> {
 }
 
 /// By hand: serde's `untagged` first fails on every name as a number, and pays for the error.
+impl Default for IntOrString<'_> {
+    fn default() -> Self {
+        Self::Int(0)
+    }
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for IntOrString<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
@@ -198,7 +204,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for IntOrString<'a> {
 }
 
 /// `securityContext` of a container.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerSecurityContext {
     /// `privileged`
@@ -212,7 +218,7 @@ pub struct ContainerSecurityContext {
 }
 
 /// `capabilities`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct Capabilities {
     /// `add`
     pub add: Option<Vec<Present>>,

@@ -23,8 +23,8 @@ pub use container::{
     Capabilities, Container, ContainerPort, ContainerSecurityContext, EnvVar, EnvVarSource, HttpGet, IntOrString,
     Lifecycle, ObjectFieldSelector, Probe, VolumeMount,
 };
-pub use json::{JsonError, from_json};
-pub(crate) use json::{push_display, push_string};
+pub use json::{JsonError, Read, Reader, from_json};
+pub(crate) use json::{field, fields, push_display, push_string};
 pub use present::Present;
 pub use quantity::{MaybeQuantity, Quantity, QuantityError};
 pub use relevant::{Matters, Relevant};
@@ -39,7 +39,7 @@ pub use volume::{
 /// The parts of a `v1.Pod` that a decision rests on.
 ///
 /// `metadata` and `spec` are required: the API server always sends both, and something without them is not a pod.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct Pod<'a> {
     /// `metadata`
     #[serde(borrow)]
@@ -50,7 +50,7 @@ pub struct Pod<'a> {
 }
 
 /// The parts of `metadata` that are read.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata<'a> {
     /// `metadata.name`; absent when the API server has yet to generate one.
@@ -71,7 +71,7 @@ pub struct Metadata<'a> {
 }
 
 /// One entry of `metadata.ownerReferences`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct OwnerReference<'a> {
     /// The owner's kind, such as `ReplicaSet`.
     #[serde(borrow)]
@@ -81,7 +81,7 @@ pub struct OwnerReference<'a> {
 }
 
 /// The parts of `spec` that are read.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Spec<'a> {
     /// `spec.nodeName`: set when the pod is bound already.
@@ -149,7 +149,7 @@ pub struct Spec<'a> {
 }
 
 /// `spec.securityContext`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSecurityContext {
     /// `runAsUser`
@@ -163,7 +163,7 @@ pub struct PodSecurityContext {
 }
 
 /// `spec.os`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct PodOs<'a> {
     /// `linux` or `windows`.
     #[serde(borrow)]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
 /// Something that is there and not null; what it says is skipped. `Option<Present>` is the field.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Present;
 
 impl<'de> Deserialize<'de> for Present {

@@ -198,52 +198,79 @@ pub struct MaybeQuantity(pub Result<Quantity, QuantityError>);
 
 impl<'de> Deserialize<'de> for MaybeQuantity {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Anything).map(Self)
+        deserializer.deserialize_any(Anything)
+    }
+}
+
+impl MaybeQuantity {
+    /// What is no quantity, and no mistake in one.
+    pub(super) const OTHER: Self = Self(Err(QuantityError::Type));
+
+    pub(super) fn of_text(text: &str) -> Self {
+        Self(Quantity::parse(text.trim())) // as `UnmarshalJSON` of the Go type does
+    }
+
+    pub(super) fn of_natural(units: u64) -> Self {
+        Self(Ok(Quantity { nanos: i128::from(units) * UNIT }))
+    }
+
+    pub(super) fn of_integer(units: i64) -> Self {
+        Self(Ok(Quantity::from_units(units)))
+    }
+
+    /// By way of the shortest text that means this float, which is what stood there, up to 15 digits of it.
+    pub(super) fn of_float(number: f64) -> Self {
+        Self(Quantity::parse(&format!("{number:e}")))
+    }
+}
+
+impl Default for MaybeQuantity {
+    fn default() -> Self {
+        Self(Ok(Quantity::ZERO))
     }
 }
 
 struct Anything;
 
 impl<'de> Visitor<'de> for Anything {
-    type Value = Result<Quantity, QuantityError>;
+    type Value = MaybeQuantity;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a quantity")
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Quantity::parse(text.trim())) // as `UnmarshalJSON` of the Go type does
+        Ok(MaybeQuantity::of_text(text))
     }
 
     fn visit_u64<E>(self, units: u64) -> Result<Self::Value, E> {
-        Ok(Ok(Quantity { nanos: i128::from(units) * UNIT }))
+        Ok(MaybeQuantity::of_natural(units))
     }
 
     fn visit_i64<E>(self, units: i64) -> Result<Self::Value, E> {
-        Ok(Ok(Quantity::from_units(units)))
+        Ok(MaybeQuantity::of_integer(units))
     }
 
-    /// By way of the shortest text that means this float, which is what stood there, up to 15 digits of it.
     fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
-        Ok(Quantity::parse(&format!("{number:e}")))
+        Ok(MaybeQuantity::of_float(number))
     }
 
     fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Ok(Quantity::ZERO))
+        Ok(MaybeQuantity::default())
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(Err(QuantityError::Type))
+        Ok(MaybeQuantity::OTHER)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
         while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Err(QuantityError::Type))
+        Ok(MaybeQuantity::OTHER)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Err(QuantityError::Type))
+        Ok(MaybeQuantity::OTHER)
     }
 }
 

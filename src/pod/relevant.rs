@@ -12,10 +12,25 @@ use serde::{
 #[derive(Debug)]
 pub struct Relevant<T>(Vec<T>);
 
+impl<T> Default for Relevant<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
 /// Whether an entry of a list says anything that is read.
 pub trait Matters {
     /// Whether a rule could find fault with this entry.
     fn matters(&self) -> bool;
+}
+
+impl<T: Matters> Relevant<T> {
+    /// Takes the entry that comes next in the document.
+    pub(super) fn learn(&mut self, entry: T) {
+        if entry.matters() {
+            self.0.push(entry);
+        }
+    }
 }
 
 impl<T> Relevant<T> {
@@ -46,13 +61,11 @@ impl<'de, T: Deserialize<'de> + Matters> Deserialize<'de> for Relevant<T> {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
+                let mut entries = Relevant::default();
                 while let Some(entry) = list.next_element::<T>()? {
-                    if entry.matters() {
-                        entries.push(entry);
-                    }
+                    entries.learn(entry);
                 }
-                Ok(Relevant(entries))
+                Ok(entries)
             }
         }
 

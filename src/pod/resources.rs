@@ -10,7 +10,7 @@ use serde::{
 use super::{MaybeQuantity, Pod, Present, Quantity, Text};
 
 /// `resources` of a container or of a pod.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct ResourceRequirements<'a> {
     /// `requests`
     #[serde(borrow)]
@@ -30,7 +30,16 @@ pub struct ResourceList<'a> {
     others: Vec<(Text<'a>, MaybeQuantity)>,
 }
 
-impl ResourceList<'_> {
+impl<'a> ResourceList<'a> {
+    /// Takes the entry that comes next in the document.
+    pub(super) fn learn(&mut self, name: Text<'a>, amount: MaybeQuantity) {
+        match &*name {
+            "cpu" => self.cpu = Some(amount),
+            "memory" => self.memory = Some(amount),
+            _ => self.others.push((name, amount)),
+        }
+    }
+
     /// How much of this resource; nothing if it is not there or cannot be read. Where a name stands twice the last one counts, as
     /// it does for Go.
     pub fn get(&self, resource: &str) -> Option<Quantity> {
@@ -123,12 +132,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for ResourceList<'a> {
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
                 let mut list = ResourceList::default();
-                while let Some((name, amount)) = map.next_entry::<Text<'de>, MaybeQuantity>()? {
-                    match &*name {
-                        "cpu" => list.cpu = Some(amount),
-                        "memory" => list.memory = Some(amount),
-                        _ => list.others.push((name, amount)),
-                    }
+                while let Some((name, amount)) = map.next_entry()? {
+                    list.learn(name, amount);
                 }
                 Ok(list)
             }

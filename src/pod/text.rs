@@ -33,7 +33,12 @@ impl Deref for Text<'_> {
 #[derive(Debug, Default)]
 pub struct StringMap<'a>(Vec<(Text<'a>, Text<'a>)>);
 
-impl StringMap<'_> {
+impl<'a> StringMap<'a> {
+    /// Takes the entry that comes next in the document. A null value is the empty string, as Go decodes it.
+    pub(super) fn learn(&mut self, key: Text<'a>, value: Option<Text<'a>>) {
+        self.0.push((key, value.unwrap_or_default()));
+    }
+
     /// The value of `key`. Where a key stands twice the last one counts, as it does for Go.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().rev().find(|(name, _)| &**name == key).map(|(_, value)| &**value)
@@ -57,12 +62,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for StringMap<'a> {
             }
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                let mut entries = Vec::new();
-                // A null value is the empty string, as Go decodes it.
-                while let Some((key, value)) = map.next_entry::<Text<'de>, Option<Text<'de>>>()? {
-                    entries.push((key, value.unwrap_or(Text(Cow::Borrowed("")))));
+                let mut entries = StringMap::default();
+                while let Some((key, value)) = map.next_entry()? {
+                    entries.learn(key, value);
                 }
-                Ok(StringMap(entries))
+                Ok(entries)
             }
         }
 

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::Text;
 
 /// One entry of `spec.tolerations`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct Toleration<'a> {
     /// Empty or absent, with operator `Exists`, means every key.
     #[serde(borrow)]

@@ -10,7 +10,7 @@ use serde::{
 use super::{StringMap, Text, present::Present};
 
 /// An entry of `spec.volumes`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Volume<'a> {
     /// `name`
     pub name: Option<Text<'a>>,
@@ -19,7 +19,7 @@ pub struct Volume<'a> {
 }
 
 /// Where a volume's content comes from.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum VolumeSource<'a> {
     /// `azureFile`, in line.
     AzureFile,
@@ -30,6 +30,7 @@ pub enum VolumeSource<'a> {
     /// `downwardAPI`
     DownwardApi,
     /// `emptyDir`
+    #[default]
     EmptyDir,
     /// `ephemeral`: a claim made for the pod.
     Ephemeral,
@@ -46,7 +47,7 @@ pub enum VolumeSource<'a> {
 }
 
 /// `csi`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CsiVolume<'a> {
     /// Such as `file.csi.azure.com`.
@@ -58,7 +59,7 @@ pub struct CsiVolume<'a> {
 }
 
 /// `projected`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct ProjectedVolume<'a> {
     /// `sources`
     #[serde(borrow)]
@@ -66,7 +67,7 @@ pub struct ProjectedVolume<'a> {
 }
 
 /// An entry of the sources of a projected volume.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeProjection<'a> {
     /// `serviceAccountToken`
@@ -84,7 +85,7 @@ pub struct VolumeProjection<'a> {
 }
 
 /// `secret` or `configMap`, as a volume or in a projected one.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct KeysProjection {
     /// `items`; without them, all keys.
     pub items: Option<Vec<Present>>,
@@ -93,7 +94,7 @@ pub struct KeysProjection {
 }
 
 /// `serviceAccountToken`
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAccountTokenProjection<'a> {
     /// `audience`; empty or absent means the API server.
@@ -129,6 +130,21 @@ impl Volume<'_> {
     }
 }
 
+impl<'a> VolumeSource<'a> {
+    /// A source of which nothing but its name is read.
+    pub(super) fn named(name: Text<'a>) -> Self {
+        match &*name {
+            "azureFile" => Self::AzureFile,
+            "downwardAPI" => Self::DownwardApi,
+            "emptyDir" => Self::EmptyDir,
+            "ephemeral" => Self::Ephemeral,
+            "hostPath" => Self::HostPath,
+            "persistentVolumeClaim" => Self::PersistentVolumeClaim,
+            _ => Self::Other(name),
+        }
+    }
+}
+
 impl KeysProjection {
     /// Whether it names keys.
     pub fn has_items(&self) -> bool {
@@ -148,7 +164,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Volume<'a> {
             }
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                let mut volume = Volume { name: None, source: VolumeSource::EmptyDir };
+                let mut volume = Volume::default();
                 while let Some(key) = map.next_key::<Text<'de>>()? {
                     if &*key == "name" {
                         volume.name = map.next_value()?;
@@ -176,15 +192,7 @@ fn read_source<'de, M: MapAccess<'de>>(key: Text<'de>, map: &mut M) -> Result<Op
     if map.next_value::<Option<IgnoredAny>>()?.is_none() {
         return Ok(None);
     }
-    Ok(Some(match &*key {
-        "azureFile" => VolumeSource::AzureFile,
-        "downwardAPI" => VolumeSource::DownwardApi,
-        "emptyDir" => VolumeSource::EmptyDir,
-        "ephemeral" => VolumeSource::Ephemeral,
-        "hostPath" => VolumeSource::HostPath,
-        "persistentVolumeClaim" => VolumeSource::PersistentVolumeClaim,
-        _ => VolumeSource::Other(key),
-    }))
+    Ok(Some(VolumeSource::named(key)))
 }
 
 #[cfg(test)]
