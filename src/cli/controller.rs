@@ -41,7 +41,7 @@ const TOLD: usize = 8;
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let Args { config, admin, pod, runtime, logs } = args;
-    let filter = logs::start(logs);
+    let filter = logs::start(logs).context("cannot start logging")?;
     let pod_name = pod.pod_name().context("--pod-name: cannot read the name of this host")?;
     runtime.start()?.block_on(async {
         let mut registry = telemetry::registry();

@@ -81,6 +81,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::On(args) => switch::on(&args),
         Command::Completions { shell } => completions(shell),
     };
+    crate::telemetry::logs::flush();
     match ended {
         Ok(Ended::Fine) => ExitCode::SUCCESS,
         Ok(Ended::Findings) => ExitCode::from(1),

@@ -49,7 +49,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let Args { config, listen, certificate, pod, runtime, logs } = args;
-    let filter = logs::start(logs);
+    let filter = logs::start(logs).context("cannot start logging")?;
     let pod_name = pod.pod_name().context("--pod-name: cannot read the name of this host")?;
     runtime.start()?.block_on(async {
         let mut registry = telemetry::registry();

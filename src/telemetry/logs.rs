@@ -1,14 +1,20 @@
 //! Logs: lines on standard error, as text or JSON.
 
+mod together;
+
 use std::{
     io::{self, IsTerminal},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use tokio::sync::watch;
 use tracing_subscriber::{EnvFilter, reload::Handle};
 
+use self::together::Together;
 use crate::config::{Configuration, LogLevel, nearest};
+
+/// Where the lines go, once there are some.
+static LINES: OnceLock<Together> = OnceLock::new();
 
 /// How much to log, from nothing to everything.
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
@@ -53,20 +59,26 @@ pub struct Filter {
 }
 
 /// Starts logging. Called once; a second call changes nothing.
-pub fn start(args: &LogArgs) -> Filter {
+///
+/// # Errors
+///
+/// When there can be no thread for it.
+pub fn start(args: &LogArgs) -> io::Result<Filter> {
     fn setter<S: 'static>(handle: Handle<EnvFilter, S>) -> Box<dyn Fn(EnvFilter) + Send> {
         // Fails only when logging has ended.
         Box::new(move |filter| drop(handle.reload(filter)))
     }
     let LogArgs { log_level, log_format } = args;
     let by_flag = EnvFilter::new(log_level);
+    let lines = Together::start(io::stderr())?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(by_flag.clone())
         .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
+        .with_writer(LINES.get_or_init(|| lines).clone());
     let (started, set) = match log_format {
         LogFormat::Json => {
-            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let builder = builder.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            let builder = builder.with_filter_reloading();
             let set = setter(builder.reload_handle());
             (builder.try_init(), set)
         }
@@ -79,7 +91,14 @@ pub fn start(args: &LogArgs) -> Filter {
     if started.is_err() {
         tracing::debug!("logging was started before");
     }
-    Filter { by_flag, set }
+    Ok(Filter { by_flag, set })
+}
+
+/// Writes the lines that wait to be written with others: for whoever ends the process.
+pub fn flush() {
+    if let Some(lines) = LINES.get() {
+        lines.flush();
+    }
 }
 
 impl Filter {
