@@ -1,6 +1,6 @@
 # Needs: Rust, Go 1.26 (another Go fetches it), make, a C compiler, git.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz bench-decide image-root bench
+.PHONY: help demo test check fuzz bench-decide bench-identity image-root bench
 
 FUZZ_SECONDS ?= 120
 OHA_VERSION = 1.16.0
@@ -52,7 +52,7 @@ fuzz: ## fuzz each target for FUZZ_SECONDS (120); needs Rust's nightly toolchain
 	done
 
 # The flags and the target make the static binary that the image has: see image/build-root.sh.
-bench: bench-decide ## what a request costs and how fast pods are created, beside baselines; some 25 minutes, needs valgrind, fetches oha
+bench: bench-decide bench-identity ## what a request costs and how fast pods are created, beside baselines; some 25 minutes, needs valgrind, fetches oha
 	target/tools/bin/oha --version 2>/dev/null | grep -qx 'oha $(OHA_VERSION)' || \
 	  cargo install --locked --root target/tools oha@$(OHA_VERSION)
 	controlplane=$$(tests/controlplane/build.sh) && SPILLWAY_CONTROLPLANE="$$controlplane" RUSTFLAGS="-C target-feature=+crt-static" \
@@ -60,6 +60,9 @@ bench: bench-decide ## what a request costs and how fast pods are created, besid
 
 bench-decide: ## instructions and allocations of one decision, beside the baseline; needs valgrind
 	cargo bench --locked --bench decide
+
+bench-identity: ## a full pass of the identity checks over 5,000 service accounts
+	cargo bench --locked --bench identity
 
 image-root: ## a static release in target/image-root, tried in an empty root, for the Containerfile; needs curl
 	@image/build-root.sh

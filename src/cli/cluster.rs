@@ -22,10 +22,15 @@ pub(super) async fn find(context: Option<&str>) -> anyhow::Result<kube::Config> 
 
 /// The answer to a request; an error is what the API server says of it.
 pub(super) async fn patiently<T>(request: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
-    in_time(request).await?.map_err(|error| match error {
+    in_time(request).await?.map_err(told)
+}
+
+/// What the API server says, where it does.
+pub(super) fn told(error: kube::Error) -> anyhow::Error {
+    match error {
         kube::Error::Api(status) => anyhow!("{}", status.message),
         other => other.into(),
-    })
+    }
 }
 
 /// The same for those who look at the error themselves.

@@ -15,7 +15,7 @@ use crate::{
 /// Run the controller
 ///
 /// Keeps the certificate authority of the webhook in Secret spillway-ca, and the caBundle of the MutatingWebhookConfiguration
-/// aci-spillway. Of several replicas one acts, elected by the Lease spillway-controller. Finds the cluster as kubectl does: through
+/// aci-spillway, and checks workload identity. Of several replicas one acts, elected by the Lease spillway-controller. Finds the cluster as kubectl does: through
 /// KUBECONFIG or ~/.kube/config, and where there is none, in a pod, through its service account.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

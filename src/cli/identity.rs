@@ -4,23 +4,33 @@ mod documents;
 mod explain;
 mod json;
 mod junit;
+mod live;
+mod preflight;
 mod report;
 mod sarif;
 mod text;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use clap::Subcommand;
 use k8s_openapi::jiff::Timestamp;
 
-use self::{documents::Documents, report::Report};
+use self::{
+    documents::Documents,
+    live::Live,
+    preflight::Preflight,
+    report::{Report, Scope},
+};
 use super::{Ended, config::read_text, manifest, print_out};
-use crate::identity::{
-    self, Seen, Severity,
-    azure::{Azure, Cloud},
-    catalogue, file,
-    seen::Issuer,
+use crate::{
+    config,
+    identity::{
+        self, Seen, Severity,
+        azure::{Azure, ResourceId},
+        catalogue, file,
+        seen::Issuer,
+    },
 };
 
 /// Check the workload identities of pods
@@ -31,15 +41,19 @@ pub(super) enum Command {
 
 /// Check every link from pods to federated credentials, and name each break with its cure
 ///
-/// Reads manifests and what the Azure CLI prints, asks nobody and writes nothing. Without --credentials and --identity, credentials
-/// are not checked; without --issuer and --discovery, the cluster's issuer is not known and credentials cannot be compared.
+/// Reads the cluster that kubectl talks to, or with -f manifests, and then it asks nobody. It writes nothing anywhere.
+///
+/// Credentials come from Azure with --subscription, --resource-id or the identity section of --config (as workload identity, or as
+/// whoever has run "az login"), from the custom resources of Azure Service Operator and Crossplane in the cluster, and from what the
+/// Azure CLI prints with --credentials and --identity. Without any of them they are not checked. The issuer of tokens comes from the
+/// cluster; with -f it has to be given.
 ///
 /// Of the manifests it reads ServiceAccount, Pod, the workloads, MutatingWebhookConfiguration, Endpoints, EndpointSlice, Namespace, Node,
 /// Service, ClusterRole and ClusterRoleBinding, in lists too.
 ///
 /// Exits with 1 when there is a finding as bad as --fail-on.
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("what").required(true).args(["files", "explain", "findings"]))]
+#[command(group = clap::ArgGroup::new("what").args(["files", "explain", "findings"]))]
 pub(super) struct Args {
     /// A manifest, YAML or JSON, or - for standard input; may be repeated
     #[arg(short = 'f', long = "filename", value_name = "FILE")]
@@ -48,24 +62,46 @@ pub(super) struct Args {
     /// What "az identity list" or "az identity federated-credential list" prints; may be repeated
     ///
     /// What belongs together is found by the resource ids. Also an identity with its credentials in federatedIdentityCredentials.
-    #[arg(long, value_name = "FILE", requires = "files")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["explain", "findings"])]
     credentials: Vec<PathBuf>,
 
     /// What "az identity federated-credential list" prints for the identity with this client id; may be repeated
-    #[arg(long = "identity", value_name = "CLIENT_ID=FILE", value_parser = client_id_and_file, requires = "files")]
+    #[arg(long = "identity", value_name = "CLIENT_ID=FILE", value_parser = client_id_and_file, conflicts_with_all = ["explain", "findings"])]
     identities: Vec<(String, PathBuf)>,
 
     /// The issuer of the cluster's tokens: az aks show --query oidcIssuerProfile.issuerUrl --output tsv
-    #[arg(long, value_name = "URL", requires = "files")]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["explain", "findings"])]
     issuer: Option<String>,
 
     /// What "kubectl get --raw /.well-known/openid-configuration" prints: the issuer, and how it signs
-    #[arg(long, value_name = "FILE", requires = "files")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["explain", "findings"])]
     discovery: Option<PathBuf>,
 
-    /// The cloud
-    #[arg(long, value_name = "NAME", default_value = "public")]
-    cloud: CloudName,
+    /// Ask Azure for the managed identities of this subscription, by its id; may be repeated
+    #[arg(long = "subscription", value_name = "ID", value_parser = subscription, conflicts_with = "what")]
+    subscriptions: Vec<String>,
+
+    /// Ask Azure for the identity with this client id at this resource id, so that nothing is listed; may be repeated
+    #[arg(long = "resource-id", value_name = "CLIENT_ID=RESOURCE_ID", value_parser = client_id_and_resource, conflicts_with = "what")]
+    resource_ids: Vec<(String, ResourceId)>,
+
+    /// The SpillwayConfiguration file: of its identity section, the cloud, and without -f what is asked of Azure
+    #[arg(long, env = "SPILLWAY_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// The kubeconfig's context
+    #[arg(long, value_name = "NAME", conflicts_with = "what")]
+    context: Option<String>,
+
+    /// Also ask the API server for a token of the service account, and compare it with the credentials as Entra would
+    ///
+    /// For that, it has to be allowed to create serviceaccounts/token. The token is not printed.
+    #[arg(long, conflicts_with = "what", requires = "namespace", requires = "service_account")]
+    token: bool,
+
+    /// The cloud; without it that of --config, else the public one
+    #[arg(long, value_name = "NAME")]
+    cloud: Option<CloudName>,
 
     /// Report on this namespace alone; objects that name none are taken to be in it
     #[arg(short, long, value_name = "NAME")]
@@ -76,7 +112,7 @@ pub(super) struct Args {
     service_account: Option<String>,
 
     /// The manifests are the whole cluster: of each kind among them, what is not there does not exist
-    #[arg(long)]
+    #[arg(long, requires = "files")]
     whole_cluster: bool,
 
     /// Judge as of this time, such as that of the files (RFC 3339); without it, now
@@ -100,6 +136,23 @@ pub(super) struct Args {
     findings: bool,
 }
 
+impl Args {
+    fn scope(&self) -> Scope<'_> {
+        let files = self.credentials.iter().chain(self.identities.iter().map(|(_, file)| file));
+        Scope {
+            namespace: self.namespace.as_deref(),
+            account: self.service_account.as_deref(),
+            place: if self.files.is_empty() { "in the cluster" } else { "among the manifests" },
+            files: files.map(|file| file.display().to_string()).collect(),
+        }
+    }
+
+    /// What the flag says, else the configuration.
+    fn cloud(&self, config: &config::Identity) -> config::Cloud {
+        self.cloud.map_or(config.cloud, Into::into)
+    }
+}
+
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum CloudName {
     /// The public one
@@ -110,7 +163,7 @@ enum CloudName {
     China,
 }
 
-impl From<CloudName> for Cloud {
+impl From<CloudName> for config::Cloud {
     fn from(name: CloudName) -> Self {
         match name {
             CloudName::Public => Self::Public,
@@ -162,6 +215,20 @@ fn client_id_and_file(text: &str) -> Result<(String, PathBuf), String> {
     Ok((client_id.to_owned(), PathBuf::from(file)))
 }
 
+fn client_id_and_resource(text: &str) -> Result<(String, ResourceId), String> {
+    let expected = "expected CLIENT_ID=RESOURCE_ID, such as 00000000-1111-4222-8333-444444444444=/subscriptions/ID/resourceGroups/NAME/providers/Microsoft.ManagedIdentity/userAssignedIdentities/NAME";
+    let (client_id, id) = text.split_once('=').ok_or(expected)?;
+    let id = ResourceId::parse(id).filter(|_| identity::is_guid(client_id)).ok_or(expected)?;
+    Ok((client_id.to_ascii_lowercase(), id))
+}
+
+fn subscription(text: &str) -> Result<String, String> {
+    if !identity::is_guid(text) {
+        return Err("expected the id of a subscription, such as 99999999-8888-4777-8666-555555555555".to_owned());
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
 pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
     let Command::Check(args) = command;
     if args.findings {
@@ -170,20 +237,40 @@ pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
     if let Some(code) = &args.explain {
         return print_out(explain::code(code)?.as_bytes());
     }
-    let (seen, documents) = read(args)?;
-    if seen.azure.is_none() {
-        eprintln!("credentials not checked: give them with --credentials or --identity");
+    if args.token && matches!(args.output, Output::Sarif | Output::Junit) {
+        bail!("--token is printed as text, json or yaml alone");
     }
-    let report = Report::new(&seen, &documents, args.namespace.as_deref(), args.service_account.as_deref())?;
+    let (seen, documents, token) = if args.files.is_empty() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let Live { seen, token } = runtime.block_on(live::live(args))?;
+        (seen, Documents::new("default"), token)
+    } else {
+        let (seen, documents) = read(args)?;
+        (seen, documents, None)
+    };
+    if seen.azure.is_none() {
+        let others = if args.files.is_empty() { "--subscription, --resource-id, " } else { "" };
+        eprintln!("credentials not checked: give them with {others}--credentials or --identity");
+    }
+    let report = Report::new(&seen, &documents, &args.scope())?;
+    let preflight = token.as_ref().map(|claims| {
+        let client_id = report.accounts.first().and_then(|account| account.client_id);
+        Preflight::new(&seen, client_id, claims)
+    });
+    let token = preflight.as_ref();
     print_out(&match args.output {
-        Output::Text => text::text(&report)?.into_bytes(),
-        Output::Json => json::json(&report)?,
-        Output::Yaml => json::yaml(&report)?,
+        Output::Text => {
+            let of_token = token.map(Preflight::text).transpose()?.unwrap_or_default();
+            (text::text(&report)? + &of_token).into_bytes()
+        }
+        Output::Json => json::json(&report, token)?,
+        Output::Yaml => json::yaml(&report, token)?,
         Output::Sarif => sarif::sarif(&report),
         Output::Junit => junit::junit(&report, args.fail_on).into_bytes(),
     })?;
     let is_reached = report.findings.iter().any(|finding| args.fail_on.is_reached_by(finding.severity));
-    Ok(if is_reached { Ended::Findings } else { Ended::Fine })
+    let is_refused = token.is_some_and(Preflight::is_refused);
+    Ok(if is_reached || is_refused { Ended::Findings } else { Ended::Fine })
 }
 
 fn read(args: &Args) -> anyhow::Result<(Seen, Documents)> {
@@ -196,7 +283,7 @@ fn read(args: &Args) -> anyhow::Result<(Seen, Documents)> {
     let seen = Seen {
         cluster,
         issuers: issuers(args)?,
-        cloud: args.cloud.into(),
+        cloud: args.cloud(&super::config::load(args.config.as_deref())?.identity).into(),
         azure: azure(args)?,
         at: args.at.unwrap_or_else(Timestamp::now),
     };

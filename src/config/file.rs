@@ -3,7 +3,11 @@
 //! Doc comments here are the descriptions in the JSON schema (`spillway config schema`). Values are checked while they are
 //! read, so that an error knows its line.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,10 +15,14 @@ use serde::{Deserialize, Serialize};
 use super::{
     load::nearest,
     words::{
-        CertificateSource, Dns, Effect, GenerationSetting, IdentityLabel, KubeProxy, LogLevel, Mode, Operator, Override,
+        CertificateSource, Cloud, Dns, Effect, GenerationSetting, IdentityLabel, KubeProxy, LogLevel, Mode, Operator,
+        Override,
     },
 };
-use crate::eligibility::{self, Reason, Severity};
+use crate::{
+    eligibility::{self, Reason, Severity},
+    identity::{azure::ResourceId, is_guid},
+};
 
 /// Configuration of Spillway. An empty file means the defaults.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -80,7 +88,7 @@ pub struct Overridable {
     pub network: Option<Network>,
     /// Workload identity.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub identity: Option<Identity>,
+    pub identity: Option<ProfileIdentity>,
     /// Mode `late`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub late: Option<Late>,
@@ -99,7 +107,9 @@ impl Overridable {
                 kube_proxy: above.kube_proxy.or(below.kube_proxy),
                 dns: above.dns.or(below.dns),
             }),
-            identity: merged(identity, below.identity, |above, below| Identity { label: above.label.or(below.label) }),
+            identity: merged(identity, below.identity, |above, below| ProfileIdentity {
+                label: above.label.or(below.label),
+            }),
             late: merged(late, below.late, |above, below| Late { after: above.after.or(below.after) }),
             eligibility: merged(eligibility, below.eligibility, |above, below| Eligibility {
                 allow: above.allow.or(below.allow),
@@ -174,14 +184,51 @@ pub struct Network {
     pub dns: Option<Dns>,
 }
 
-/// Workload identity.
+/// Workload identity, as a profile can set it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = without_null)]
+pub struct ProfileIdentity {
+    /// Whether pods get the label that Azure Workload Identity asks for. Default: `auto`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<IdentityLabel>,
+}
+
+/// Workload identity: the label that pods get, and the checks that the controller makes. They only read: in the cluster, and, if
+/// `resourceManager` names anything, in Azure.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct Identity {
     /// Whether pods get the label that Azure Workload Identity asks for. Default: `auto`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<IdentityLabel>,
+    /// Whether the controller checks workload identity. Does not concern the label. Default: `true`.
+    pub enabled: Option<bool>,
+    /// The namespaces whose service accounts and pods are checked. Default: all.
+    pub namespaces: Option<BTreeSet<NamespaceName>>,
+    /// The cloud that the cluster is in. Default: `public`.
+    pub cloud: Option<Cloud>,
+    /// Files of federated credentials as `az identity federated-credential list` prints them, in the controller's file system.
+    pub credential_files: Option<Vec<PathBuf>>,
+    /// What is asked of Azure Resource Manager. Without `subscriptions` and `identities` it is not asked.
+    pub resource_manager: Option<ResourceManager>,
+}
+
+/// What is asked of Azure Resource Manager.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = without_null)]
+pub struct ResourceManager {
+    /// Subscriptions, by id, whose user-assigned managed identities are listed.
+    pub subscriptions: Option<BTreeSet<SubscriptionId>>,
+    /// Client id → resource id of a managed identity, so that nothing need be listed.
+    pub identities: Option<BTreeMap<ClientId, ResourceId>>,
+    /// The version of the API of Microsoft.ManagedIdentity. Default: `2024-11-30`.
+    pub api_version: Option<AzureApiVersion>,
+    /// Where it answers, with https. Default: that of the cloud, such as `https://management.azure.com`.
+    pub endpoint: Option<Endpoint>,
+    /// How often it is asked, from `5m` to `1h`. Default: `10m`.
+    pub refresh: Option<Refresh>,
 }
 
 /// The webhook's serving certificate.
@@ -404,8 +451,7 @@ impl TryFrom<String> for Wait {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-        parsed
+        duration(&text)
             .filter(|duration| *duration <= Self::LONGEST)
             .map(Self)
             .ok_or_else(|| format!("invalid duration \"{text}\", expected from 0s to 24h, such as 90s, 3m or 1h30m"))
@@ -416,6 +462,103 @@ impl From<Wait> for String {
     fn from(Wait(duration): Wait) -> Self {
         format!("{}s", duration.as_secs())
     }
+}
+
+/// A text of a certain form.
+macro_rules! texts {
+    ($($(#[$doc:meta])* $name:ident: $is_right:expr, $expected:literal;)+) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+        #[serde(try_from = "String")]
+        #[schemars(with = "String")]
+        pub struct $name(String);
+
+        impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, String> {
+                let is_right: fn(&str) -> bool = $is_right;
+                if is_right(&text) { Ok(Self(text)) } else { Err(format!(concat!("{:?}: expected ", $expected), text)) }
+            }
+        }
+
+        impl From<$name> for String {
+            fn from($name(text): $name) -> Self {
+                text
+            }
+        }
+    )+};
+}
+
+texts! {
+    /// The name of a namespace.
+    NamespaceName: is_dns_label, "the name of a namespace: at most 63 of a-z, 0-9 and -";
+    /// The id of a subscription.
+    SubscriptionId: is_guid, "the id of a subscription, such as 00000000-1111-4222-8333-444444444444";
+    /// The client id of a managed identity.
+    ClientId: is_guid, "a client id, such as 00000000-1111-4222-8333-444444444444";
+    /// A version of an Azure API.
+    AzureApiVersion: is_api_version, "a version of an Azure API, such as 2024-11-30";
+    /// Where an API answers.
+    Endpoint: is_endpoint, "a URL such as https://management.azure.com, without a path";
+}
+
+/// RFC 1123, section 2.1, as namespaces must keep to it.
+fn is_dns_label(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=63).contains(&text.len()) && text.chars().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+}
+
+/// A day, and perhaps `-preview`.
+fn is_api_version(text: &str) -> bool {
+    text.strip_suffix("-preview")
+        .unwrap_or(text)
+        .parse::<jiff::civil::Date>()
+        .is_ok_and(|day| text.starts_with(&day.to_string()))
+}
+
+/// Tokens are sent there. In plain text they may only go to this machine, as tests do it.
+fn is_endpoint(text: &str) -> bool {
+    let is_host = |rest: &str| {
+        !rest.is_empty() && rest.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':'))
+    };
+    let is_here = |rest: &str| rest.split(':').next().is_some_and(|host| matches!(host, "127.0.0.1" | "localhost"));
+    text.strip_prefix("https://").is_some_and(is_host)
+        || text.strip_prefix("http://").is_some_and(|rest| is_host(rest) && is_here(rest))
+}
+
+/// How often Azure is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct Refresh(pub Duration);
+
+impl Default for Refresh {
+    fn default() -> Self {
+        Self(Duration::from_secs(10 * 60))
+    }
+}
+
+impl TryFrom<String> for Refresh {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let range = Duration::from_secs(5 * 60)..=Duration::from_secs(60 * 60);
+        duration(&text)
+            .filter(|duration| range.contains(duration))
+            .map(Self)
+            .ok_or_else(|| format!("invalid duration \"{text}\", expected from 5m to 1h, such as 10m"))
+    }
+}
+
+impl From<Refresh> for String {
+    fn from(Refresh(duration): Refresh) -> Self {
+        Wait(duration).into()
+    }
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok())
 }
 
 /// A reason that can be accepted.

@@ -214,6 +214,34 @@ mod tests {
                 "virtualNodes: {toleration: {key: spillway.dev/last-resort, effect: NoSchedule}}",
                 "invalid toleration: key \"spillway.dev/last-resort\" is Spillway's own",
             ),
+            (
+                "profiles: {night: {identity: {enabled: false}}}",
+                "line 3, column 31: unknown field \"enabled\", expected \"label\"",
+            ),
+            (
+                "identity: {cloud: usgovernment}",
+                "line 3, column 19: identity.cloud: unknown value \"usgovernment\", expected \"public\", \"us-government\" or \"china\"; did you mean \"us-government\"?",
+            ),
+            ("identity: {namespaces: [Shop]}", "identity.namespaces[0]: \"Shop\": expected the name of a namespace"),
+            (
+                "identity: {resourceManager: {subscriptions: [production]}}",
+                "identity.resourceManager.subscriptions[0]: \"production\": expected the id of a subscription",
+            ),
+            ("identity: {resourceManager: {identities: {web: x}}}", "\"web\": expected a client id"),
+            (
+                "identity: {resourceManager: {identities: {00000000-1111-4222-8333-444444444444: web}}}",
+                "\"web\": expected the id of a managed identity, such as /subscriptions/",
+            ),
+            (
+                "identity: {resourceManager: {apiVersion: v1}}",
+                "\"v1\": expected a version of an Azure API, such as 2024",
+            ),
+            (
+                "identity: {resourceManager: {endpoint: 'http://management.azure.com'}}",
+                "expected a URL such as https://",
+            ),
+            ("identity: {resourceManager: {endpoint: 'https://management.azure.com/'}}", "without a path"),
+            ("identity: {resourceManager: {refresh: 4m}}", "invalid duration \"4m\", expected from 5m to 1h"),
             ("---\nmode: off", "a second document begins here"),
             ("mode: {", "line "),
         ] {
@@ -221,6 +249,41 @@ mod tests {
             assert!(error.contains(expected), "{text}\n  got:      {error}\n  expected: {expected}");
             assert!(!error.contains('\n'), "one line: {error}");
         }
+    }
+
+    #[test]
+    fn identity_is_checked_by_default_and_azure_is_asked_where_its_cloud_answers() {
+        let identity = |text: &str| parse(&format!("{HEAD}identity: {{{text}}}")).unwrap().identity;
+        let default = identity("");
+        assert!(default.enabled && default.covers("shop") && default.credential_files.is_empty());
+        assert_eq!(default.resource_manager.endpoint, "https://management.azure.com");
+        assert_eq!(default.resource_manager.refresh().as_secs(), 600);
+        assert!(default.resource_manager.subscriptions.is_empty() && default.resource_manager.identities.is_empty());
+
+        let some = identity(
+            "namespaces: [shop], cloud: china, resourceManager: {refresh: 1h, apiVersion: 2023-01-31-preview}",
+        );
+        assert!(some.covers("shop") && !some.covers("bank"));
+        assert_eq!(some.resource_manager.endpoint, "https://management.chinacloudapi.cn");
+        assert_eq!(some.resource_manager.api_version, "2023-01-31-preview");
+
+        let id = "/subscriptions/s/resourcegroups/rg/providers/Microsoft.ManagedIdentity/userAssignedIdentities/web";
+        let text = format!(
+            "resourceManager: {{endpoint: 'http://127.0.0.1:8080', identities: {{0000000A-1111-4222-8333-444444444444: {id}}}}}"
+        );
+        let local = identity(&text).resource_manager;
+        assert_eq!(local.endpoint, "http://127.0.0.1:8080");
+        assert_eq!(local.identities["0000000a-1111-4222-8333-444444444444"].name, "web");
+    }
+
+    #[test]
+    fn what_is_shown_with_its_defaults_says_the_same_when_it_is_read() {
+        let text =
+            "identity: {label: \"off\", namespaces: [shop], cloud: us-government, credentialFiles: [/etc/c.json]}";
+        let config = parse(&format!("{HEAD}{text}")).unwrap();
+        let shown = serde_saphyr::to_string(&config.with_defaults_shown()).unwrap();
+        assert_eq!(parse(&shown).unwrap().identity, config.identity, "{shown}");
+        assert_eq!(shown.matches("\nidentity:").count(), 1, "{shown}");
     }
 
     #[test]

@@ -9,7 +9,11 @@ mod load;
 mod settings;
 mod words;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 pub use file::{Selector, Toleration};
 pub(crate) use load::describe_yaml;
@@ -17,10 +21,10 @@ pub use load::{ConfigError, nearest, parse};
 use serde::Serialize;
 pub use settings::{IgnoredOverride, Origin, Overrides, Settings, Sourced};
 pub use words::{
-    CertificateSource, Dns, GenerationSetting, IdentityLabel, KubeProxy, LogLevel, Mode, Operator, Override,
+    CertificateSource, Cloud, Dns, GenerationSetting, IdentityLabel, KubeProxy, LogLevel, Mode, Operator, Override,
 };
 
-use crate::{eligibility::Generations, pod::TolerationFields};
+use crate::{eligibility::Generations, identity::azure::ResourceId, pod::TolerationFields};
 
 /// What every label, annotation and taint of Spillway begins with.
 const PREFIX: &str = "spillway.dev/";
@@ -35,10 +39,13 @@ pub const DISABLED: &str = "disabled";
 pub struct Configuration {
     api_version: file::ApiVersion,
     kind: file::Kind,
+    /// All but the label of workload identity, which stands with the rest of its section.
     #[serde(flatten)]
     defaults: file::Overridable,
     /// Which nodes are virtual nodes and how pods get onto them.
     pub virtual_nodes: VirtualNodes,
+    /// Workload identity.
+    pub identity: Identity,
     /// The webhook's serving certificate.
     pub certificates: Certificates,
     /// What is logged.
@@ -61,6 +68,93 @@ impl From<file::Certificates> for Certificates {
         Self {
             source: source.unwrap_or_default(),
             directory: directory.unwrap_or_else(|| PathBuf::from("/etc/spillway-tls")),
+        }
+    }
+}
+
+/// Workload identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// The file's own level of a setting that profiles, namespaces and pods can override.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<IdentityLabel>,
+    /// Whether the controller checks workload identity.
+    pub enabled: bool,
+    /// The namespaces that are checked; all if there are none.
+    pub namespaces: BTreeSet<String>,
+    /// The cloud that the cluster is in.
+    pub cloud: Cloud,
+    /// Files of federated credentials.
+    pub credential_files: Vec<PathBuf>,
+    /// What is asked of Azure Resource Manager.
+    pub resource_manager: ResourceManager,
+}
+
+impl Identity {
+    /// Whether what is in this namespace is checked.
+    pub fn covers(&self, namespace: &str) -> bool {
+        self.namespaces.is_empty() || self.namespaces.contains(namespace)
+    }
+}
+
+impl From<file::Identity> for Identity {
+    fn from(file: file::Identity) -> Self {
+        let file::Identity { label, enabled, namespaces, cloud, credential_files, resource_manager } = file;
+        let cloud = cloud.unwrap_or_default();
+        Self {
+            label,
+            enabled: enabled.unwrap_or(true),
+            namespaces: namespaces.into_iter().flatten().map(String::from).collect(),
+            cloud,
+            credential_files: credential_files.unwrap_or_default(),
+            resource_manager: ResourceManager::new(resource_manager.unwrap_or_default(), cloud),
+        }
+    }
+}
+
+/// What is asked of Azure Resource Manager; nothing if it has neither subscriptions nor identities.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceManager {
+    /// Subscriptions whose user-assigned managed identities are listed.
+    pub subscriptions: BTreeSet<String>,
+    /// Client id, in lower case, → resource id of a managed identity.
+    pub identities: BTreeMap<String, ResourceId>,
+    /// The version of the API of Microsoft.ManagedIdentity.
+    pub api_version: String,
+    /// Where it answers, without a slash at the end.
+    pub endpoint: String,
+    refresh: file::Refresh,
+}
+
+impl ResourceManager {
+    fn new(file: file::ResourceManager, cloud: Cloud) -> Self {
+        let file::ResourceManager { subscriptions, identities, api_version, endpoint, refresh } = file;
+        let identities = identities.into_iter().flatten();
+        Self {
+            subscriptions: subscriptions.into_iter().flatten().map(String::from).collect(),
+            identities: identities.map(|(id, resource)| (String::from(id).to_ascii_lowercase(), resource)).collect(),
+            api_version: api_version.map_or_else(|| "2024-11-30".to_owned(), String::from),
+            endpoint: endpoint.map_or_else(|| cloud.resource_manager().to_owned(), String::from),
+            refresh: refresh.unwrap_or_default(),
+        }
+    }
+
+    /// How often it is asked.
+    pub fn refresh(&self) -> Duration {
+        self.refresh.0
+    }
+}
+
+impl Cloud {
+    /// Where Azure Resource Manager answers (learn.microsoft.com/azure/azure-government/compare-azure-government-global-azure,
+    /// learn.microsoft.com/azure/china/resources-developer-guide).
+    pub(crate) const fn resource_manager(self) -> &'static str {
+        match self {
+            Self::Public => "https://management.azure.com",
+            Self::UsGovernment => "https://management.usgovcloudapi.net",
+            Self::China => "https://management.chinacloudapi.cn",
         }
     }
 }
@@ -149,12 +243,13 @@ impl From<file::SpillwayConfiguration> for Configuration {
         Self {
             api_version,
             kind,
-            defaults: file::Overridable { mode, network, identity, late, eligibility },
+            defaults: file::Overridable { mode, network, identity: None, late, eligibility },
             virtual_nodes: VirtualNodes {
                 selector: selector.unwrap_or_default(),
                 toleration: toleration.unwrap_or_default(),
                 generation: generation.unwrap_or_default(),
             },
+            identity: identity.unwrap_or_default().into(),
             certificates: certificates.unwrap_or_default().into(),
             logging: logging.unwrap_or_default(),
             overrides: overrides.unwrap_or_default().into(),
@@ -177,10 +272,11 @@ impl Configuration {
         let defaults = file::Overridable {
             mode: Some(settings.mode.value),
             network: Some(file::Network { kube_proxy: Some(settings.kube_proxy.value), dns: Some(settings.dns.value) }),
-            identity: Some(file::Identity { label: Some(settings.identity_label.value) }),
+            identity: None,
             late: Some(file::Late { after: Some(file::Wait(settings.late_after.value)) }),
             eligibility: Some(file::Eligibility { allow: Some(allowed.collect()) }),
         };
-        Self { defaults, ..self.clone() }
+        let identity = Identity { label: Some(settings.identity_label.value), ..self.identity.clone() };
+        Self { defaults, identity, ..self.clone() }
     }
 }

@@ -224,7 +224,7 @@ impl Configuration {
                 (pod.identity_label, Origin::Pod),
                 (namespace.identity_label, Origin::Namespace),
                 (profile.and_then(Overridable::identity_label), Origin::Profile),
-                (file.identity_label(), Origin::File),
+                (self.identity.label, Origin::File),
             ]),
             allowed: [
                 (file.allowed(), Origin::File),

@@ -157,6 +157,18 @@ words! {
 }
 
 words! {
+    /// The Azure cloud that the cluster is in.
+    Cloud {
+        /// The public one.
+        Public = "public",
+        /// Azure US Government.
+        UsGovernment = "us-government",
+        /// Azure operated by 21Vianet.
+        China = "china",
+    } default Public
+}
+
+words! {
     /// How much is logged.
     LogLevel {
         /// Only what failed.

@@ -1,6 +1,6 @@
 //! Events: what a person should find with `kubectl get events` and `kubectl describe`.
 //!
-//! All of them are about objects of our own namespace, so that one Role is enough to write them.
+//! Those about service accounts are in their namespaces, all others in our own.
 //!
 //! | reason | about | type |
 //! | --- | --- | --- |
@@ -9,6 +9,11 @@
 //! | `AuthorityRotating`, `AuthorityRotated`, `AuthorityRetired`: the steps of a rotation | Secret `spillway-ca` | Normal |
 //! | `ConfigurationInvalid`: the last good one stays in force | ConfigMap `spillway-config` | Warning |
 //! | `ConfigurationReloaded`: it was invalid, and is good again | ConfigMap `spillway-config` | Normal |
+//! | `IdentityF3` and the like: a finding of `docs/identity.md` by its id | the ServiceAccount, or ConfigMap `spillway-config` for the cluster as a whole | Warning |
+//! | `IdentityHealed`: it is there no more | the same | Normal |
+//! | `IdentityManyFindings`: more than have events of their own | ConfigMap `spillway-config` | Warning, Normal |
+
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
@@ -19,8 +24,8 @@ use kube::{
 use super::NAME;
 use crate::telemetry::Causes;
 
-/// The API server takes 1,024 bytes (kubernetes `pkg/apis/core/validation/events.go`), and a character has four at the most.
-const LONGEST_NOTE: usize = 1024 / 4;
+/// In bytes (kubernetes `pkg/apis/core/validation/events.go`).
+const LONGEST_NOTE: usize = 1024;
 
 /// Writes events, and aggregates those that repeat. All clones are one.
 #[derive(Clone)]
@@ -35,11 +40,73 @@ impl Events {
 
     /// Writes an event. That it could not be written is logged, and no reason to fail: what it tells of has happened.
     pub(super) async fn publish(&self, about: &ObjectReference, type_: EventType, reason: &str, note: String) {
-        let note = note.chars().take(LONGEST_NOTE).collect();
-        let (reason, action) = (reason.to_owned(), "Reconcile".to_owned());
+        let note = shortened(note);
+        let (reason, action) = (reason.to_owned(), action(&note));
         let event = Event { type_, reason, note: Some(note), action, secondary: None };
         if let Err(error) = self.0.publish(&event, about).await {
             tracing::warn!(error = %Causes(&error), reason = event.reason, "cannot write an event");
         }
+    }
+}
+
+/// The recorder takes events for the same that differ in their notes alone, and writes the first note again. The action sets them
+/// apart (kube-runtime `events.rs`, `EventKey`).
+fn action(note: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    note.hash(&mut hasher);
+    format!("Reconcile-{:016x}", hasher.finish())
+}
+
+/// What the API server takes of a note: all of it, or as many whole characters as fit.
+fn shortened(mut note: String) -> String {
+    if note.len() > LONGEST_NOTE {
+        let end = (0..=LONGEST_NOTE).rev().find(|end| note.is_char_boundary(*end)).unwrap_or_default();
+        note.truncate(end);
+    }
+    note
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        sync::{Arc, Mutex},
+    };
+
+    use axum::http;
+    use kube::client::Body;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn events_that_differ_in_their_notes_alone_are_two_and_the_same_again_is_one() {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let log = written.clone();
+        let server = tower::service_fn(move |request: http::Request<Body>| {
+            let log = log.clone();
+            async move {
+                let method = request.method().to_string();
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let event: Value = serde_json::from_slice(&body).unwrap();
+                log.lock().unwrap().push((method, event["note"].as_str().unwrap().to_owned()));
+                Ok::<_, Infallible>(http::Response::builder().status(200).body(Body::from(body.to_vec())).unwrap())
+            }
+        });
+        let events = Events::new(Client::new(server, "default"), "pod");
+        let about = ObjectReference { name: Some("web".to_owned()), ..ObjectReference::default() };
+        for note in ["F3: mended", "F5: mended", "F3: mended"] {
+            events.publish(&about, EventType::Normal, "IdentityHealed", note.to_owned()).await;
+        }
+        let written = written.lock().unwrap();
+        let written: Vec<_> = written.iter().map(|(method, note)| (method.as_str(), note.as_str())).collect();
+        assert_eq!(written, [("POST", "F3: mended"), ("POST", "F5: mended"), ("PATCH", "F3: mended")]);
+    }
+
+    #[test]
+    fn a_note_is_as_long_as_the_api_server_takes() {
+        assert_eq!(shortened("short".to_owned()), "short");
+        assert_eq!(shortened("x".repeat(2_000)).len(), 1024);
+        assert_eq!(shortened("€".repeat(1_000)).len(), 1023, "whole characters only");
     }
 }

@@ -5,6 +5,7 @@ pub mod authority;
 mod ca_bundle;
 mod clock;
 pub mod events;
+mod identity;
 mod lease;
 mod reconcile;
 
@@ -160,7 +161,7 @@ impl Controller {
 
 /// Every reconciler.
 async fn reconcile_all(context: &Context) {
-    tokio::join!(authority::run(context), ca_bundle::run(context));
+    tokio::join!(authority::run(context), ca_bundle::run(context), identity::run(context));
 }
 
 /// Writes an event when the configuration file has become unusable, and when it is mended. Every replica says what it reads.

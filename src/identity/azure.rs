@@ -1,6 +1,10 @@
 //! What is known of Azure: the cloud, managed identities and their federated credentials.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// The cloud that the cluster is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -12,6 +16,16 @@ pub enum Cloud {
     UsGovernment,
     /// Azure operated by 21Vianet.
     China,
+}
+
+impl From<crate::config::Cloud> for Cloud {
+    fn from(word: crate::config::Cloud) -> Self {
+        match word {
+            crate::config::Cloud::Public => Self::Public,
+            crate::config::Cloud::UsGovernment => Self::UsGovernment,
+            crate::config::Cloud::China => Self::China,
+        }
+    }
 }
 
 impl Cloud {
@@ -30,16 +44,18 @@ impl Cloud {
 }
 
 /// What is known of managed identities.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Azure {
     /// Those that could be seen.
     pub identities: Vec<Identity>,
     /// Why others may exist that could not be seen; nothing when those seen are all that the reader may see.
     pub unseen: Option<Unread>,
+    /// Client ids, in small letters, that no identity has, although not all identities could be seen.
+    pub absent: BTreeSet<String>,
 }
 
 /// A user-assigned managed identity.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// `properties.clientId`, which a service account names.
     pub client_id: String,
@@ -51,8 +67,21 @@ pub struct Identity {
     pub id: Option<ResourceId>,
     /// Its federated credentials, or why they are not known.
     pub credentials: Result<Vec<Credential>, Unread>,
+    /// How much these credentials say of those that Azure has.
+    pub extent: Extent,
     /// Where this was read.
     pub source: String,
+}
+
+/// How much a list of credentials says of those that Azure has. The greater is the better witness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Extent {
+    /// Azure may have others: these are those that custom resources of the cluster manage.
+    Part,
+    /// They were all when somebody made the list.
+    Listed,
+    /// They are all: Azure says so.
+    Whole,
 }
 
 impl Identity {
@@ -67,14 +96,15 @@ impl Identity {
 pub struct Unread {
     /// What happened, such as `403 AuthorizationFailed`.
     pub because: String,
-    /// The permission that is missing, such as `Microsoft.ManagedIdentity/userAssignedIdentities/read`.
+    /// The permission that is missing, such as `Microsoft.ManagedIdentity/userAssignedIdentities/read`; empty when it is not for want
+    /// of a permission.
     pub action: String,
-    /// Where it is missing: a subscription, or a resource.
+    /// What was asked, and where a permission is missing: a subscription, or a resource.
     pub scope: String,
 }
 
 /// A federated identity credential.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credential {
     /// `name`
     pub name: String,
@@ -109,7 +139,9 @@ impl Credential {
 }
 
 /// The resource id of a managed identity. The parts of ids are compared without regard to case, as Azure does.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub struct ResourceId {
     /// The subscription's id.
     pub subscription: String,
@@ -136,6 +168,24 @@ impl ResourceId {
     /// Under which the same resource is found however its id is spelt.
     pub fn key(&self) -> String {
         self.to_string().to_ascii_lowercase()
+    }
+}
+
+impl TryFrom<String> for ResourceId {
+    type Error = String;
+
+    fn try_from(id: String) -> Result<Self, String> {
+        Self::parse(&id).ok_or_else(|| {
+            format!(
+                "{id:?}: expected the id of a managed identity, such as /subscriptions/SUBSCRIPTION/resourceGroups/GROUP/providers/Microsoft.ManagedIdentity/userAssignedIdentities/NAME"
+            )
+        })
+    }
+}
+
+impl From<ResourceId> for String {
+    fn from(id: ResourceId) -> Self {
+        id.to_string()
     }
 }
 

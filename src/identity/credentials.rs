@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     Check, Run,
-    azure::{Credential, Identity, Unread},
+    azure::{Credential, Extent, Identity, Unread},
     command::{Wanted, delete_credential, find_identity},
     difference,
     finding::{Found, Severity},
@@ -38,7 +38,11 @@ static F0: Check = Check {
             return Vec::new();
         };
         let found = Found::new(format!("it cannot be told {what}: {because}"));
-        vec![found.fact("missing permission", action.clone()).fact("at scope", scope.clone()).fix(fix.clone())]
+        let found = match action.as_str() {
+            "" => found.fact("asked for", scope.clone()),
+            action => found.fact("missing permission", action).fact("at scope", scope.clone()),
+        };
+        vec![found.fix(fix.clone())]
     })],
 };
 
@@ -79,13 +83,22 @@ static F2: Check = Check {
         let credentials = identity.credentials.as_deref().unwrap_or_default();
         let issuers =
             credentials.iter().filter(|one| case.index.issuer().is_some_and(|issuer| issuer.url == one.issuer));
-        let message = format!(
-            "identity {} has no credential with the subject {}",
-            identity.display_name(),
-            case.account.subject()
-        );
+        let (name, subject) = (identity.display_name(), case.account.subject());
+        // A part of a list cannot tell what is not in it.
+        let (message, severity) = match identity.extent {
+            Extent::Listed | Extent::Whole => {
+                (format!("identity {name} has no credential with the subject {subject}"), Severity::Error)
+            }
+            Extent::Part => (
+                format!(
+                    "no custom resource is a credential of identity {name} with the subject {subject}; whether Azure has one is not known"
+                ),
+                Severity::Unknown,
+            ),
+        };
         let count = format!("{}, of which {} for this cluster", credentials.len(), issuers.count());
-        let found = Found::new(message).fact("credentials", count).fact("read from", &*identity.source);
+        let found = Found::new(message).severity(severity);
+        let found = found.fact("credentials", count).fact("read from", &*identity.source);
         vec![to_create(found, case, identity)]
     })],
 };
@@ -127,6 +140,9 @@ static F3: Check = Check {
         // One that is right for another cluster is not to be taken away from it.
         let found = if difference.is_spelling() {
             found.fix(wanted(case).update(identity, &credential.name))
+        } else if identity.extent == Extent::Part {
+            // Azure may have the right one too.
+            to_create(found.severity(Severity::Warning), case, identity)
         } else {
             to_create(found, case, identity)
         };

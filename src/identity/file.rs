@@ -15,7 +15,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::azure::{Azure, Credential, Identity, ResourceId, Unread};
+use super::azure::{Azure, Credential, Extent, Identity, ResourceId, Unread};
 
 /// Why a file was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -203,7 +203,7 @@ impl Files {
                     (None, None) => Err(unread(id.as_ref())),
                     (one, other) => Ok(one.into_iter().chain(other).flatten().collect()),
                 };
-                Identity { client_id, principal_id, tenant_id, id, credentials, source }
+                Identity { client_id, principal_id, tenant_id, id, credentials, extent: Extent::Listed, source }
             })
             .collect();
         let nameless = by_id.into_values().map(|(id, credentials, source)| Identity {
@@ -212,6 +212,7 @@ impl Files {
             tenant_id: None,
             id: Some(id),
             credentials: Ok(credentials),
+            extent: Extent::Listed,
             source,
         });
         let unseen = (!has_identities).then(|| Unread {
@@ -219,7 +220,7 @@ impl Files {
             action: "Microsoft.ManagedIdentity/userAssignedIdentities/read".to_owned(),
             scope: "the subscription of the identity".to_owned(),
         });
-        Azure { identities: named.into_iter().chain(nameless).collect(), unseen }
+        Azure { identities: named.into_iter().chain(nameless).collect(), unseen, ..Azure::default() }
     }
 }
 

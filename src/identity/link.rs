@@ -1,7 +1,7 @@
 //! The link between a service account and the credential of its identity: found, nearly found, or not.
 
 use super::{
-    azure::{Credential, Identity, Unread},
+    azure::{Credential, Extent, Identity, Unread},
     command::{find_identity, list_credentials},
     difference::{self, Difference},
     index::Index,
@@ -37,7 +37,8 @@ impl<'s> Link<'s> {
         let Some(azure) = &index.seen.azure else { return Self::Unasked };
         let Some(client_id) = account.client_id().filter(|id| is_guid(id)) else { return Self::Unasked };
         let Some(identity) = index.identity(client_id) else {
-            return azure.unseen.as_ref().map_or(Self::NoIdentity, |unread| Self::CannotTell {
+            let unseen = azure.unseen.as_ref().filter(|_| !azure.absent.contains(&client_id.to_ascii_lowercase()));
+            return unseen.map_or(Self::NoIdentity, |unread| Self::CannotTell {
                 what: "whether the identity exists",
                 unread: unread.clone(),
                 fix: find_identity(client_id),
@@ -113,8 +114,11 @@ impl<'s> Link<'s> {
     }
 
     /// Whether it is known that no credential fits.
-    pub(super) const fn is_broken(&self) -> bool {
-        matches!(self, Self::Missing { .. } | Self::Issuer { .. } | Self::Subject { .. })
+    pub(super) fn is_broken(&self) -> bool {
+        match self {
+            Self::Missing { identity } => identity.extent != Extent::Part,
+            other => matches!(other, Self::Issuer { .. } | Self::Subject { .. }),
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 //!  └── service account ── client id ─────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Pure: no network, no files, no clock. What is known comes in as [`Seen`], what was found goes out as a list of [`Finding`]s.
+//! Pure, but for [`sources`]: no network, no files, no clock. What is known comes in as [`Seen`], what was found goes out as a list of
+//! [`Finding`]s.
 //! One check, one function, one file for each family. Texts are compared byte for byte, as Entra compares them; a difference is then
 //! explained. What cannot be told is said to be unknown and never wrong. `docs/identity.md` is generated from the checks.
 
@@ -23,9 +24,11 @@ mod issuer;
 mod keys;
 mod link;
 mod pods;
+pub mod preflight;
 mod read;
 pub mod seen;
 mod service_account;
+pub mod sources;
 mod webhooks;
 
 use std::collections::HashMap;
@@ -33,7 +36,7 @@ use std::collections::HashMap;
 pub use command::quoted;
 pub use finding::{AccountName, Evidence, Finding, Object, Severity};
 pub use link::is_guid;
-pub use read::{grants, is_v1_virtual_node, ready_endpoints};
+pub use read::{grants, grants_identities, is_v1_virtual_node, ready_endpoints};
 pub use seen::Seen;
 
 use self::{
@@ -261,6 +264,7 @@ mod tests {
             tenant_id: None,
             id: None,
             credentials: Ok((number..number + 8).map(credential).collect()),
+            extent: azure::Extent::Whole,
             source: String::new(),
         };
         Seen {
@@ -271,7 +275,10 @@ mod tests {
                 ..seen::Cluster::default()
             },
             issuers: vec![seen::Issuer { url: CLUSTER.to_owned(), source: String::new(), algorithms: None }],
-            azure: Some(azure::Azure { identities: (0..accounts).step_by(10).map(identity).collect(), unseen: None }),
+            azure: Some(azure::Azure {
+                identities: (0..accounts).step_by(10).map(identity).collect(),
+                ..azure::Azure::default()
+            }),
             ..Seen::default()
         }
     }
@@ -288,6 +295,32 @@ mod tests {
         assert!(count("S1") > 1_000 && count("P1") > 1_000, "{} {}", count("S1"), count("P1"));
         assert!(took.as_secs() < 10, "{took:?}");
         println!("{} findings in {took:?}", findings.len());
+    }
+
+    #[test]
+    fn where_only_custom_resources_are_seen_a_missing_credential_is_no_error() {
+        let severities = |extent: azure::Extent| {
+            let mut seen = large(10, 0);
+            for identity in seen.azure.iter_mut().flat_map(|azure| &mut azure.identities) {
+                identity.extent = extent;
+                let credentials = identity.credentials.as_mut().unwrap();
+                credentials.retain(|one| one.name == "c-0");
+                for one in credentials {
+                    one.issuer = "https://westeurope.oic.prod-aks.azure.com/t/other/".to_owned();
+                    one.subject = Some("system:serviceaccount:ns-0:sa-0".to_owned());
+                }
+            }
+            let of = |id: &str, findings: &[Finding]| {
+                let severities = findings.iter().filter(|finding| finding.check.id == id).map(|one| one.severity);
+                severities.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+            };
+            let findings = check(&seen);
+            (of("F2", &findings), of("F3", &findings))
+        };
+        let (error, unknown, warning) = (vec![Severity::Error], vec![Severity::Unknown], vec![Severity::Warning]);
+        assert_eq!(severities(azure::Extent::Whole), (error.clone(), error.clone()));
+        assert_eq!(severities(azure::Extent::Listed), (error.clone(), error));
+        assert_eq!(severities(azure::Extent::Part), (unknown, warning));
     }
 
     #[test]

@@ -35,7 +35,12 @@ impl From<&ObjectMeta> for ServiceAccount {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
         };
-        Self { name, labels: meant(meta.labels.as_ref()), annotations: meant(meta.annotations.as_ref()) }
+        Self {
+            name,
+            uid: meta.uid.clone(),
+            labels: meant(meta.labels.as_ref()),
+            annotations: meant(meta.annotations.as_ref()),
+        }
     }
 }
 
@@ -193,6 +198,11 @@ pub fn grants(cluster_roles: &[ClusterRole], bindings: &[ClusterRoleBinding]) ->
         client_ids.into_iter().flat_map(pair).map(|(client_id, to)| Grant { client_id, to }).collect::<Vec<_>>()
     };
     bindings.iter().filter(|binding| binding.role_ref.kind == "ClusterRole").flat_map(of_binding).collect()
+}
+
+/// Whether a cluster role grants the use of any identity.
+pub fn grants_identities(role: &ClusterRole) -> bool {
+    role.rules.iter().flatten().any(grants_use)
 }
 
 fn grants_use(rule: &PolicyRule) -> bool {

@@ -52,10 +52,12 @@ pub struct Cluster {
 }
 
 /// A service account.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceAccount {
     /// Its names.
     pub name: AccountName,
+    /// `metadata.uid`, of one that exists.
+    pub uid: Option<String>,
     /// Its labels that concern identities.
     pub labels: Keys,
     /// Its annotations that concern identities.
@@ -79,7 +81,7 @@ impl ServiceAccount {
 }
 
 /// A pod, or what the pods of a workload will look like.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pod {
     /// `metadata.namespace`
     pub namespace: String,
@@ -118,6 +120,15 @@ impl Pod {
         self.annotations.get(keys::USE_BINDING).is_some_and(|value| value.eq_ignore_ascii_case("true"))
     }
 
+    /// Whether anything in the pod itself has to do with identities.
+    pub fn concerns_identities(&self) -> bool {
+        let is_set_up = |container: &Container| !container.env.is_empty();
+        !self.labels.is_empty()
+            || !self.annotations.is_empty()
+            || !self.tokens.is_empty()
+            || self.containers.iter().any(is_set_up)
+    }
+
     /// Whether anything was injected.
     pub(super) fn is_injected(&self) -> bool {
         self.containers.iter().any(|container| container.env(keys::ENV_TOKEN_FILE).is_some())
@@ -136,7 +147,7 @@ impl Pod {
 }
 
 /// A container.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Container {
     /// `name`
     pub name: String,
@@ -172,7 +183,7 @@ impl EnvValue {
 }
 
 /// A projected token of the service account.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
     /// `audience`
     pub audience: String,
@@ -192,7 +203,7 @@ pub struct Bearer {
 }
 
 /// A namespace.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Namespace {
     /// Whether Spillway gives its pods the identity label.
     pub is_opted_in: bool,
@@ -201,7 +212,7 @@ pub struct Namespace {
 }
 
 /// A mutating webhook configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookConfiguration {
     /// `metadata.name`, which decides the order.
     pub name: String,
@@ -210,7 +221,7 @@ pub struct WebhookConfiguration {
 }
 
 /// A webhook.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Webhook {
     /// `name`
     pub name: String,

@@ -6,7 +6,7 @@ use prometheus_client::{
 };
 use time::OffsetDateTime;
 
-use super::{labels, now};
+use super::{IdentityMetrics, labels, now};
 
 labels!(ReconcileLabels { reconciler, result });
 labels!(ReconcilerLabels { reconciler });
@@ -25,12 +25,14 @@ pub struct ControllerMetrics {
     ca_expiry: Family<Known, Gauge>,
     ca_certificates: Family<StateLabels, Gauge>,
     ca_bundle_writes: Family<ResultLabels, Counter>,
+    /// Those of the identity checks.
+    pub identity: IdentityMetrics,
 }
 
 impl ControllerMetrics {
     /// Registered, and all at zero.
     pub fn new(r: &mut Registry) -> Self {
-        let metrics = Self::default();
+        let metrics = Self { identity: IdentityMetrics::new(r), ..Self::default() };
         r.register("leader", "Whether this replica is the one that acts", metrics.leader.clone());
         r.register(
             "reconciles",
@@ -64,6 +66,7 @@ impl ControllerMetrics {
         if !leads {
             self.ca_expiry.clear();
             self.ca_certificates.clear();
+            self.identity.forget();
         }
     }
 

@@ -8,6 +8,7 @@ mod certificates;
 mod configuration;
 mod connections;
 mod controller;
+mod identity;
 pub mod logs;
 mod panics;
 
@@ -18,6 +19,7 @@ pub use certificates::Certificates;
 pub use configuration::ConfigurationMetrics;
 pub use connections::{ConnectionError, Connections, Open};
 pub use controller::ControllerMetrics;
+pub use identity::{FindingLabels, IdentityMetrics};
 pub use panics::count_panics;
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 

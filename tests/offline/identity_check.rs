@@ -19,6 +19,7 @@ struct Ran {
 fn check(args: &[&str], stdin: &str) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_spillway"));
     command.args(["identity", "check"]).args(args);
+    command.env("KUBECONFIG", "/nonexistent/kubeconfig").env_remove("KUBERNETES_SERVICE_HOST");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // A command that fails early does not read its input.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
@@ -32,6 +33,7 @@ fn case(name: &str, file: &str) -> String {
     folder.join(file).to_str().unwrap().to_owned()
 }
 
+const SUBSCRIPTION: &str = "99999999-8888-4777-8666-555555555555";
 const ISSUER: &str = "https://westeurope.oic.prod-aks.azure.com/11111111-2222-4333-8444-555555555555/aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee/";
 
 /// Runs the case of a slash that is missing, and one more service account with a name that no format may stumble over.
@@ -179,7 +181,7 @@ fn identity_check_refuses_what_it_cannot_use_and_says_what_it_expects() {
     let none = "{kind: ServiceAccount, metadata: {name: web}}";
     let identity = format!("00000000-1111-4222-8333-444444444444={path}");
     for (args, stdin, expected) in [
-        (&[][..], "", "--filename"),
+        (&[][..], "", "cannot find a cluster"),
         (&["-f", "/nonexistent.yaml"], "", "cannot read /nonexistent.yaml"),
         (&["-f", "-"], "just words\n", "expected Kubernetes objects with a kind"),
         (
@@ -199,7 +201,13 @@ fn identity_check_refuses_what_it_cannot_use_and_says_what_it_expects() {
         (&["-f", "-", "--discovery", path], none, "expected an OpenID discovery document"),
         (&["-f", "-", "--cloud", "germany"], none, "usgovernment"),
         (&["-f", "-", "--at", "yesterday"], none, "--at"),
-        (&["--issuer", "x"], "", "--filename"),
+        (&["--issuer", "x", "--findings"], "", "cannot be used with '--findings'"),
+        (&["-f", "-", "--subscription", SUBSCRIPTION], none, "'--subscription <ID>' cannot be used with"),
+        (&["--subscription", "Pay as you go"], "", "expected the id of a subscription"),
+        (&["--resource-id", "web=/subscriptions/s"], "", "expected CLIENT_ID=RESOURCE_ID"),
+        (&["--token", "-n", "shop"], "", "--service-account"),
+        (&["--token", "-n", "shop", "--service-account", "web", "-o", "junit"], "", "text, json or yaml"),
+        (&["--whole-cluster"], "", "--filename"),
     ] {
         let ran = check(args, stdin);
         assert_eq!(ran.code, 2, "{args:?}: {} {}", ran.stdout, ran.stderr);

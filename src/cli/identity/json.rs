@@ -2,17 +2,20 @@
 
 use serde_json::{Map, Value, json};
 
-use super::report::{Account, Report};
+use super::{
+    preflight::Preflight,
+    report::{Account, Report},
+};
 
-pub(super) fn json(report: &Report<'_>) -> anyhow::Result<Vec<u8>> {
-    Ok(format!("{:#}\n", value(report)?).into_bytes())
+pub(super) fn json(report: &Report<'_>, token: Option<&Preflight<'_>>) -> anyhow::Result<Vec<u8>> {
+    Ok(format!("{:#}\n", value(report, token)?).into_bytes())
 }
 
-pub(super) fn yaml(report: &Report<'_>) -> anyhow::Result<Vec<u8>> {
-    Ok(serde_saphyr::to_string(&value(report)?)?.into_bytes())
+pub(super) fn yaml(report: &Report<'_>, token: Option<&Preflight<'_>>) -> anyhow::Result<Vec<u8>> {
+    Ok(serde_saphyr::to_string(&value(report, token)?)?.into_bytes())
 }
 
-fn value(report: &Report<'_>) -> anyhow::Result<Value> {
+fn value(report: &Report<'_>, token: Option<&Preflight<'_>>) -> anyhow::Result<Value> {
     let mut findings = Vec::new();
     for finding in &report.findings {
         let mut value = serde_json::to_value(finding)?;
@@ -25,7 +28,11 @@ fn value(report: &Report<'_>) -> anyhow::Result<Value> {
     let counts: Map<_, _> =
         report.counts().into_iter().map(|(s, count)| (s.as_str().to_owned(), json!(count))).collect();
     let accounts: Vec<_> = report.accounts.iter().map(account).collect();
-    Ok(json!({"findings": findings, "serviceAccounts": accounts, "summary": counts}))
+    let mut value = json!({"findings": findings, "serviceAccounts": accounts, "summary": counts});
+    if let (Some(object), Some(token)) = (value.as_object_mut(), token) {
+        object.insert("token".to_owned(), token.json());
+    }
+    Ok(value)
 }
 
 fn account(account: &Account<'_>) -> Value {

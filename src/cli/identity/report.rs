@@ -29,6 +29,16 @@ pub(super) struct Account<'r> {
     pub(super) worst: Option<Severity>,
 }
 
+/// What was asked for.
+pub(super) struct Scope<'s> {
+    pub(super) namespace: Option<&'s str>,
+    pub(super) account: Option<&'s str>,
+    /// Where service accounts are looked for, for people.
+    pub(super) place: &'static str,
+    /// The files of credentials.
+    pub(super) files: HashSet<String>,
+}
+
 impl<'r> Report<'r> {
     /// # Errors
     ///
@@ -36,9 +46,9 @@ impl<'r> Report<'r> {
     pub(super) fn new(
         seen: &'r Seen,
         documents: &Documents,
-        namespace: Option<&str>,
-        account: Option<&str>,
+        Scope { namespace, account, place, files: known }: &Scope<'_>,
     ) -> anyhow::Result<Self> {
+        let (namespace, account) = (*namespace, *account);
         let is_chosen = |name: &AccountName| {
             namespace.is_none_or(|namespace| namespace == name.namespace) && account.is_none_or(|own| own == name.name)
         };
@@ -46,7 +56,7 @@ impl<'r> Report<'r> {
         if let (Some(wanted), true) = (account, chosen.is_empty()) {
             let names: Vec<_> = seen.cluster.service_accounts.iter().map(|one| one.name.name.as_str()).collect();
             let hint = nearest(wanted, &names).map(|hint| format!("; did you mean \"{hint}\"?")).unwrap_or_default();
-            bail!("--service-account: no service account \"{wanted}\" among the manifests{hint}");
+            bail!("--service-account: no service account \"{wanted}\" {place}{hint}");
         }
         let is_narrow = namespace.is_some() || account.is_some();
         let used = identities_of(seen, &chosen);
@@ -60,7 +70,8 @@ impl<'r> Report<'r> {
         let accounts = accounts(seen, &chosen, &findings);
         let files = findings.iter().filter_map(|finding| {
             let object = &finding.object;
-            let file = documents.file(object).map(str::to_owned).or_else(|| source_of(seen, object))?;
+            let of_azure = || source_of(seen, object).filter(|source| known.contains(source));
+            let file = documents.file(object).map(str::to_owned).or_else(of_azure)?;
             Some((object.clone(), file))
         });
         let files = files.collect();

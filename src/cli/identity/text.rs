@@ -119,7 +119,7 @@ fn one(out: &mut String, finding: &Finding, colours: &Colours) -> fmt::Result {
 }
 
 /// Both texts, and a mark below the first place where they differ.
-fn difference(out: &mut String, difference: &Difference, colours: &Colours) -> fmt::Result {
+pub(super) fn difference(out: &mut String, difference: &Difference, colours: &Colours) -> fmt::Result {
     let (expected, found, column) = difference.shown();
     let Colours { good, bad, .. } = colours;
     writeln!(out, "    {} expected  {good}{expected}{good:#}", difference.what)?;
@@ -129,7 +129,7 @@ fn difference(out: &mut String, difference: &Difference, colours: &Colours) -> f
 }
 
 /// A text that cannot move the cursor, whoever has written it.
-fn line(text: &str) -> String {
+pub(super) fn line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         if character.is_control() { out.extend(character.escape_default()) } else { out.push(character) }

@@ -1,0 +1,116 @@
+//! How long a full pass of the identity checks takes over a large cluster in which everything is somewhat wrong.
+//!
+//! Fails when the median is over a second.
+
+#![allow(clippy::print_stdout)]
+
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use spillway::identity::{AccountName, Object, Seen, azure, check, seen};
+
+const ACCOUNTS: usize = 5_000;
+const PODS: usize = 20_000;
+/// Odd: one of them is the median.
+const ROUNDS: usize = 5;
+const MOST: Duration = Duration::from_secs(1);
+
+const ISSUER: &str = "https://westeurope.oic.prod-aks.azure.com/t/c/";
+
+fn main() -> anyhow::Result<()> {
+    let seen = cluster();
+    let mut findings = 0;
+    let mut times: Vec<_> = (0..ROUNDS)
+        .map(|_| {
+            let start = Instant::now();
+            findings = black_box(check(black_box(&seen))).len();
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    let median = times.get(ROUNDS / 2).copied().unwrap_or_default();
+    println!(
+        "{ACCOUNTS} service accounts, {PODS} pods: {findings} findings, median of {ROUNDS}: {:.0} ms",
+        median.as_secs_f64() * 1_000.0
+    );
+    ensure!(findings > ACCOUNTS, "a cluster in which everything is wrong has more findings");
+    ensure!(median <= MOST, "a pass takes {median:?}, expected at most {MOST:?}");
+    Ok(())
+}
+
+/// Each identity has ten service accounts, and eight credentials with subjects that are nearly theirs.
+fn cluster() -> Seen {
+    Seen {
+        cluster: seen::Cluster {
+            service_accounts: (0..ACCOUNTS).map(account).collect(),
+            is_whole: true,
+            pods: (0..PODS).map(pod).collect(),
+            ..seen::Cluster::default()
+        },
+        issuers: vec![seen::Issuer { url: ISSUER.to_owned(), source: String::new(), algorithms: None }],
+        azure: Some(azure::Azure {
+            identities: (0..ACCOUNTS).step_by(10).map(identity).collect(),
+            ..azure::Azure::default()
+        }),
+        ..Seen::default()
+    }
+}
+
+fn client_id(number: usize) -> String {
+    format!("00000000-0000-4000-8000-{:012}", number / 10)
+}
+
+fn name(number: usize) -> AccountName {
+    AccountName { namespace: format!("ns-{}", number % 100), name: format!("sa-{number}") }
+}
+
+fn account(number: usize) -> seen::ServiceAccount {
+    seen::ServiceAccount {
+        name: name(number),
+        annotations: [("azure.workload.identity/client-id".to_owned(), client_id(number))].into(),
+        ..seen::ServiceAccount::default()
+    }
+}
+
+/// Two of three have the label.
+fn pod(number: usize) -> seen::Pod {
+    let AccountName { namespace, name } = name(number % ACCOUNTS);
+    let label = ("azure.workload.identity/use".to_owned(), "true".to_owned());
+    seen::Pod {
+        maker: Object::namespaced("Deployment", &namespace, &name),
+        name: format!("{name}-{number}"),
+        namespace,
+        service_account: name,
+        is_admitted: true,
+        containers: vec![seen::Container { name: "web".to_owned(), ..seen::Container::default() }],
+        labels: Some(label).into_iter().filter(|_| !number.is_multiple_of(3)).collect(),
+        ..seen::Pod::default()
+    }
+}
+
+fn identity(number: usize) -> azure::Identity {
+    azure::Identity {
+        client_id: client_id(number),
+        principal_id: None,
+        tenant_id: None,
+        id: None,
+        credentials: Ok((number..number + 8).map(credential).collect()),
+        extent: azure::Extent::Whole,
+        source: String::new(),
+    }
+}
+
+fn credential(number: usize) -> azure::Credential {
+    azure::Credential {
+        name: format!("c-{number}"),
+        issuer: ISSUER.to_owned(),
+        subject: Some(format!("system:serviceaccount:ns-{}:sb-{number}", number % 100)),
+        audiences: vec![azure::Cloud::Public.audience().to_owned()],
+        expression: None,
+        since: None,
+        source: String::new(),
+    }
+}

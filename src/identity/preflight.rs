@@ -1,0 +1,162 @@
+//! A token beside the credentials of an identity: what Entra would compare, compared before anybody signs in.
+
+use serde::Deserialize;
+
+use super::{
+    azure::Credential,
+    difference::{self, Difference},
+    link::parse_subject,
+};
+
+/// What Entra reads of a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claims {
+    /// `iss`
+    pub issuer: String,
+    /// `sub`
+    pub subject: String,
+    /// `aud`
+    pub audiences: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct RawClaims {
+    iss: String,
+    sub: String,
+    aud: Audiences,
+}
+
+/// RFC 7519, section 4.1.3: one, or a list.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Audiences {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Claims {
+    /// Reads the payload of a token.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it; nothing of what stands in it.
+    pub fn read(payload: &[u8]) -> Result<Self, &'static str> {
+        let RawClaims { iss: issuer, sub: subject, aud } =
+            serde_json::from_slice(payload).map_err(|_| "expected a JSON object with iss, sub and aud")?;
+        let audiences = match aud {
+            Audiences::One(one) => vec![one],
+            Audiences::Several(several) => several,
+        };
+        Ok(Self { issuer, subject, audiences })
+    }
+}
+
+/// A credential beside a token.
+#[derive(Debug, Clone)]
+pub struct Compared<'c> {
+    /// The credential.
+    pub credential: &'c Credential,
+    /// In what it differs from the token; Entra takes the token if it does not.
+    pub differences: Vec<Difference>,
+}
+
+/// Compares a token with credentials, byte for byte; the nearest first. Flexible credentials, which have no subject, are left out.
+pub fn compare<'c>(claims: &Claims, credentials: &'c [Credential]) -> Vec<Compared<'c>> {
+    let plain = credentials.iter().filter(|credential| credential.expression.is_none());
+    let mut all: Vec<_> = plain.filter_map(|credential| one(claims, credential)).collect();
+    // Another subject is farther away than anything else.
+    all.sort_by_key(|compared| {
+        let of = |what: &str| compared.differences.iter().find(|one| one.what == what);
+        let far = |what: &str| of(what).is_some_and(|difference| !difference.is_spelling());
+        (of("subject").is_some(), far("subject"), far("issuer"), compared.differences.len())
+    });
+    all
+}
+
+fn one<'c>(claims: &Claims, credential: &'c Credential) -> Option<Compared<'c>> {
+    let subject = credential.subject.as_deref()?;
+    let mut differences = Vec::new();
+    if credential.issuer != claims.issuer {
+        differences.push(difference::issuer(&claims.issuer, &credential.issuer));
+    }
+    if subject != claims.subject {
+        // Only service accounts have tokens here.
+        let (namespace, name) = parse_subject(&claims.subject)?;
+        differences.push(difference::subject(namespace, name, subject));
+    }
+    let is_same = |audience: &String| credential.audiences.as_slice() == std::slice::from_ref(audience);
+    if !claims.audiences.iter().any(is_same) {
+        differences.push(difference::audience(&claims.audiences.join(", "), &credential.audiences));
+    }
+    Some(Compared { credential, differences })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ISSUER: &str = "https://westeurope.oic.prod-aks.azure.com/t/c/";
+    const AUDIENCE: &str = "api://AzureADTokenExchange";
+
+    fn credential(name: &str, issuer: &str, subject: &str, audience: &str) -> Credential {
+        Credential {
+            name: name.to_owned(),
+            issuer: issuer.to_owned(),
+            subject: Some(subject.to_owned()),
+            audiences: vec![audience.to_owned()],
+            expression: None,
+            since: None,
+            source: String::new(),
+        }
+    }
+
+    fn claims() -> Claims {
+        let text = format!(
+            r#"{{"iss": "{ISSUER}", "sub": "system:serviceaccount:shop:web", "aud": ["{AUDIENCE}"], "exp": 1}}"#
+        );
+        Claims::read(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_token_is_taken_where_issuer_subject_and_audience_are_the_same_to_the_byte() {
+        let subject = "system:serviceaccount:shop:web";
+        let all = [
+            credential("other", ISSUER, "system:serviceaccount:shop:db", AUDIENCE),
+            credential("slash", ISSUER.trim_end_matches('/'), subject, AUDIENCE),
+            credential("case", ISSUER, "system:serviceaccount:shop:Web", AUDIENCE),
+            credential("cloud", ISSUER, subject, "api://AzureADTokenExchangeChina"),
+            credential("right", ISSUER, subject, AUDIENCE),
+            Credential {
+                subject: None,
+                expression: Some("x".to_owned()),
+                ..credential("flexible", ISSUER, "", AUDIENCE)
+            },
+        ];
+        let compared = compare(&claims(), &all);
+        let shown: Vec<_> = compared
+            .iter()
+            .map(|one| (one.credential.name.as_str(), one.differences.iter().map(|d| d.what).collect::<Vec<_>>()))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("right", vec![]),
+                ("slash", vec!["issuer"]),
+                ("cloud", vec!["audience"]),
+                ("case", vec!["subject"]),
+                ("other", vec!["subject"]),
+            ]
+        );
+        assert_eq!(compared[1].differences[0].causes, [difference::Cause::SlashMissing]);
+    }
+
+    #[test]
+    fn a_payload_without_what_entra_reads_is_refused_and_not_repeated() {
+        let one = r#"{"iss": "i", "sub": "s", "aud": "a"}"#;
+        assert_eq!(Claims::read(one.as_bytes()).unwrap().audiences, ["a"]);
+        for text in ["", "{}", r#"{"iss": "secret", "sub": 5, "aud": "a"}"#] {
+            let error = Claims::read(text.as_bytes()).unwrap_err();
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+}

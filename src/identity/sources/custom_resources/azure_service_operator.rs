@@ -1,0 +1,96 @@
+//! Azure Service Operator, version 2.
+//!
+//! Fields: Azure/azure-service-operator `v2/api/managedidentity/v1api20230131/storage/structure.txt`. `status` says what Azure has,
+//! `spec` what it is to have; `issuerFromConfig` and `subjectFromConfig` show in `status` alone.
+
+use futures_util::FutureExt;
+use k8s_openapi::jiff::Timestamp;
+use kube::{ResourceExt, core::Object};
+use serde::{Deserialize, Serialize};
+
+use super::{ManagedCredential, ManagedIdentity, Operator, id, list, place, source};
+use crate::identity::azure::Credential;
+
+const NAME: &str = "Azure Service Operator";
+
+pub(super) const OPERATOR: Operator = Operator {
+    name: NAME,
+    group: "managedidentity.azure.com",
+    identities: |client, resource| list(client, resource, identity).boxed(),
+    credentials: |client, resource| list(client, resource, credential).boxed(),
+};
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct IdentitySpec {}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct IdentityStatus {
+    id: Option<String>,
+    client_id: Option<String>,
+    principal_id: Option<String>,
+    tenant_id: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CredentialSpec {
+    azure_name: Option<String>,
+    owner: Option<Owner>,
+    issuer: Option<String>,
+    subject: Option<String>,
+    audiences: Option<Vec<String>>,
+}
+
+/// By name in the same namespace, or by resource id.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Owner {
+    name: Option<String>,
+    arm_id: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CredentialStatus {
+    id: Option<String>,
+    name: Option<String>,
+    issuer: Option<String>,
+    subject: Option<String>,
+    audiences: Option<Vec<String>>,
+    system_data: Option<SystemData>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SystemData {
+    last_modified_at: Option<String>,
+}
+
+fn identity(object: Object<IdentitySpec, IdentityStatus>) -> ManagedIdentity {
+    let place = place(&object);
+    let IdentityStatus { id: text, client_id, principal_id, tenant_id } = object.status.unwrap_or_default();
+    ManagedIdentity { place, id: id(text.as_ref()), client_id, principal_id, tenant_id }
+}
+
+fn credential(object: Object<CredentialSpec, CredentialStatus>) -> ManagedCredential {
+    let place = place(&object);
+    let made = object.creation_timestamp().map(|time| time.0);
+    let CredentialSpec { azure_name, owner, issuer, subject, audiences } = object.spec;
+    let Owner { name: owner, arm_id } = owner.unwrap_or_default();
+    let status = object.status.unwrap_or_default();
+    let modified = status.system_data.and_then(|data| data.last_modified_at?.parse::<Timestamp>().ok());
+    ManagedCredential {
+        owner: owner.map(|owner| (place.0.clone(), owner)),
+        parent: id(arm_id.as_ref()).or_else(|| id(status.id.as_ref())),
+        credential: Credential {
+            name: status.name.or(azure_name).unwrap_or_else(|| place.1.clone()),
+            issuer: status.issuer.or(issuer).unwrap_or_default(),
+            subject: status.subject.or(subject),
+            audiences: status.audiences.or(audiences).unwrap_or_default(),
+            expression: None,
+            since: modified.or(made),
+            source: source(NAME, &place),
+        },
+    }
+}
