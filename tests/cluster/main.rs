@@ -16,6 +16,8 @@ mod enforcer;
 mod explain;
 mod guard;
 mod identity;
+mod identity_check;
+mod identity_checks;
 mod monitoring;
 mod outage;
 mod overflow;

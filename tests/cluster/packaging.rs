@@ -60,6 +60,7 @@ fn the_chart_and_kustomize_render_the_same_objects() {
         ("base", &[][..]),
         ("overlays/cert-manager", &["--set", "certificates.source=cert-manager"]),
         ("overlays/metrics", &["--set", "metrics.serviceMonitor.enabled=true"]),
+        ("overlays/azure", &["--set", "controller.workloadIdentity.clientId=00000000-0000-0000-0000-000000000000"]),
     ] {
         let mut kustomize = objects(&plane.kubectl(&["kustomize", &manifests(overlay)]));
         let chart = manifests("chart");
@@ -90,6 +91,7 @@ fn the_chart_refuses_values_that_it_does_not_know() {
         ("replicaz=3", "replicaz"),
         ("replicas=many", "replicas"),
         ("controller.replicaz=3", "replicaz"),
+        ("controller.workloadIdentity.clientId=web", "clientId"),
         ("image.repo=x", "repo"),
         ("certificates.source=vault", "source"),
         ("configuration.certificates.source=files", "source"),
@@ -190,7 +192,8 @@ fn the_api_server_takes_every_overlay_without_a_complaint() {
     let definitions: Vec<_> = definitions.iter().map(String::as_str).collect();
     plane.kubectl(&[&["wait", "--for=condition=Established"], &definitions[..]].concat());
     remove_everything(plane);
-    for overlay in ["base", "overlays/cert-manager", "overlays/high-availability", "overlays/metrics"] {
+    for overlay in ["base", "overlays/azure", "overlays/cert-manager", "overlays/high-availability", "overlays/metrics"]
+    {
         // Strict: an unknown field is an error; a warning, of Pod Security say, is one too.
         let args = ["apply", "-k", &manifests(overlay), "--validate=strict", "--warnings-as-errors"];
         let applied = plane.try_kubectl(&args, "");

@@ -13,6 +13,7 @@ use crate::{
         ControlPlane, Controller, Namespace, Sandbox, Webhook, control_plane, eventually, sandbox,
         webhook_configuration,
     },
+    identity_checks::{Watched, azure_workload_identity},
     packaging::manifests,
 };
 
@@ -36,8 +37,10 @@ enum Breaks {
     Lookup,
     /// The certificates are not kept, and the log says what is forbidden.
     Certificates,
+    /// Identity is not checked in full, and the log says what is forbidden.
+    Identity,
 }
-use Breaks::{Certificates, Following, Lookup, Readiness};
+use Breaks::{Certificates, Following, Identity, Lookup, Readiness};
 
 /// What each right is needed for.
 fn needs(account: &str, resource: &str, verb: &str) -> Option<Breaks> {
@@ -57,6 +60,20 @@ fn needs(account: &str, resource: &str, verb: &str) -> Option<Breaks> {
         | ("spillway-controller", "mutatingwebhookconfigurations", "get" | "list" | "watch" | "patch")
         | ("spillway-controller", "leases", "create" | "get" | "patch")
         | ("spillway-controller", "events", "create" | "patch") => Certificates,
+        (
+            "spillway-controller",
+            "serviceaccounts"
+            | "pods"
+            | "namespaces"
+            | "nodes"
+            | "endpointslices"
+            | "clusterroles"
+            | "clusterrolebindings"
+            | "userassignedidentities"
+            | "federatedidentitycredentials",
+            "list" | "watch",
+        )
+        | ("spillway-controller", "configmaps", "create" | "get" | "patch") => Identity,
         _ => return None,
     })
 }
@@ -219,7 +236,7 @@ fn without_any_one_of_its_rights_the_webhook_lacks_something() {
                 assert!(!looks_up(&less, &namespace), "{what} is not needed");
             }
             // These are tried below.
-            Some(Certificates) | None => {}
+            Some(Certificates | Identity) | None => {}
         }
     }
     plane.kubectl(&["delete", "node", "first-generation"]);
@@ -285,6 +302,46 @@ fn without_any_one_of_its_rights_an_account_cannot_do_its_part_for_the_certifica
         eventually(&format!("{expected:?} to be missed by {}", right.account), || {
             break_authority(plane);
             (complaints(&log()) == expected).then_some(())
+        });
+    }
+}
+
+#[test]
+fn without_any_one_of_its_rights_the_controller_cannot_check_identity_in_full() {
+    let watched = Watched::new();
+    let plane = watched.0.plane();
+    let namespace = plane.namespace(None);
+    // What makes it read everything: a webhook with a Service, and a pod with an identity binding.
+    plane.kubectl_with(&["apply", "-f", "-"], &azure_workload_identity().to_string());
+    namespace.identity("bound");
+    let annotations = json!({"azure.workload.identity/use-identity-binding": "true"});
+    namespace.create(&pod(
+        "bound",
+        &json!({"metadata": {"annotations": annotations}, "spec": {"serviceAccountName": "bound", "schedulingGates": [{"name": "test/held"}]}}),
+    ));
+    let rights = rights(plane);
+    let of_controller: Vec<_> = rights.iter().filter(|right| right.account == "spillway-controller").collect();
+    for (i, right) in of_controller.iter().enumerate() {
+        if !matches!(needs(&right.account, &right.resource, &right.verb), Some(Identity)) {
+            continue;
+        }
+        watched.forget();
+        let name = format!("identity-rights-{i}");
+        let less: Vec<_> = of_controller.iter().filter(|other| *other != right).copied().collect();
+        let controller = Controller::start_as(plane, &name, &kubeconfig_with(plane, &name, &less), &[]);
+        let expected = BTreeSet::from([format!("{} {}", right.verb, right.resource)]);
+        eventually(&format!("{expected:?} to be missed"), || {
+            // Another finding makes another report.
+            let key = format!("azure.workload.identity/client-id={}", std::process::id());
+            plane.try_kubectl(
+                &["-n", &namespace.name, "annotate", "--overwrite", "serviceaccount", "default", &key],
+                "",
+            );
+            plane.try_kubectl(
+                &["-n", &namespace.name, "annotate", "serviceaccount", "default", "azure.workload.identity/client-id-"],
+                "",
+            );
+            (complaints(&controller.log()) == expected).then_some(())
         });
     }
 }

@@ -64,9 +64,13 @@ impl Controller {
 
     /// Sends a signal to the program.
     pub(crate) fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args(["-s", signal, &self.pid()]).status().unwrap().success());
+    }
+
+    /// The process id of the program.
+    pub(crate) fn pid(&self) -> String {
         let children = format!("/proc/{0}/task/{0}/children", self.tether.id());
-        let pid = fs::read_to_string(children).unwrap();
-        assert!(Command::new("kill").args(["-s", signal, pid.trim()]).status().unwrap().success());
+        fs::read_to_string(children).unwrap().trim().to_owned()
     }
 
     pub(crate) fn is_alive(&mut self) -> bool {

@@ -1,0 +1,335 @@
+//! Workload identity, watched over by the controller: what breaks is told within seconds, once, and so is that it is mended.
+
+use std::{collections::BTreeSet, fs, time::Instant};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+
+use crate::{
+    certificates::Installed,
+    harness::{ControlPlane, Controller, Namespace, eventually, webhook_configuration},
+};
+
+const CLIENT_ID: &str = "00000000-1111-4222-8333-444444444444";
+const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+const AZURE_WI: &str = "azure-wi-webhook-mutating-webhook-configuration";
+
+/// A cluster with the kinds of Azure Service Operator, as far as they are read, and without a report. It is left without them.
+pub(crate) struct Watched(pub(crate) Installed);
+
+impl Watched {
+    pub(crate) fn new() -> Self {
+        let watched = Self(Installed::new());
+        watched.clear();
+        let plane = watched.0.plane();
+        plane.kubectl_with(&["apply", "-f", "-"], &azure_service_operator().to_string());
+        let kinds =
+            ["userassignedidentities", "federatedidentitycredentials"].map(|kind| format!("crd/{kind}.{GROUP}"));
+        plane.kubectl(&["wait", "--for=condition=Established", &kinds[0], &kinds[1]]);
+        watched
+    }
+
+    fn clear(&self) {
+        let plane = self.0.plane();
+        plane.kubectl(&["delete", "--ignore-not-found", "mutatingwebhookconfiguration", AZURE_WI, "zz-spillway"]);
+        plane.kubectl(&["-n", "kube-system", "delete", "--ignore-not-found", "endpointslice", "azure-wi"]);
+        self.forget();
+    }
+
+    /// As if no leader had been there before.
+    pub(crate) fn forget(&self) {
+        let delete = ["-n", "spillway-system", "delete", "--ignore-not-found"];
+        let objects = ["configmap/spillway-identity-report", "lease/spillway-controller"];
+        self.0.plane().kubectl(&[&delete[..], &objects].concat());
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let plane = self.0.plane();
+        plane.try_kubectl(&["delete", "--ignore-not-found", "-f", "-"], &azure_service_operator().to_string());
+        plane.try_kubectl(
+            &["delete", "--ignore-not-found", "mutatingwebhookconfiguration", AZURE_WI, "zz-spillway"],
+            "",
+        );
+    }
+}
+
+const GROUP: &str = "managedidentity.azure.com";
+
+fn azure_service_operator() -> Value {
+    let kinds = [
+        ("UserAssignedIdentity", "userassignedidentities"),
+        ("FederatedIdentityCredential", "federatedidentitycredentials"),
+    ];
+    let definitions = kinds.map(|(kind, plural)| {
+        let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let schema = json!({"type": "object", "properties": {"spec": any, "status": any}});
+        json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": format!("{plural}.{GROUP}")},
+            "spec": {
+                "group": GROUP, "scope": "Namespaced",
+                "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
+                "versions": [{"name": "v1api20230131", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}],
+            },
+        })
+    });
+    json!({"apiVersion": "v1", "kind": "List", "items": definitions})
+}
+
+fn identity() -> Value {
+    let id = "/subscriptions/s/resourceGroups/rg/providers/Microsoft.ManagedIdentity/userAssignedIdentities/web";
+    json!({"apiVersion": format!("{GROUP}/v1api20230131"), "kind": "UserAssignedIdentity", "metadata": {"name": "web"},
+        "spec": {"azureName": "web"}, "status": {"clientId": CLIENT_ID, "id": id}})
+}
+
+/// A credential for service account `web` that Azure has had for long.
+fn credential(namespace: &Namespace, issuer: &str) -> Value {
+    json!({"apiVersion": format!("{GROUP}/v1api20230131"), "kind": "FederatedIdentityCredential", "metadata": {"name": "web"},
+        "spec": {"owner": {"name": "web"}},
+        "status": {"name": "web", "issuer": issuer, "subject": format!("system:serviceaccount:{}:web", namespace.name),
+            "audiences": ["api://AzureADTokenExchange"], "systemData": {"lastModifiedAt": "2020-01-01T00:00:00Z"}}})
+}
+
+fn service_account(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": name, "annotations": {"azure.workload.identity/client-id": CLIENT_ID}}})
+}
+
+fn apply(namespace: &Namespace, object: &Value) {
+    namespace.kubectl(&["apply", "-f", "-"], &object.to_string());
+}
+
+/// What the report says, if there is one.
+fn report(plane: &ControlPlane) -> Option<Value> {
+    let get =
+        ["-n", "spillway-system", "get", "configmap", "spillway-identity-report", "--ignore-not-found", "-o", "json"];
+    let map: Value = serde_json::from_str(&plane.kubectl(&get)).ok()?;
+    serde_json::from_str(map["data"]["report.json"].as_str()?).ok()
+}
+
+/// The findings of the report, as id and name of the object.
+fn findings(plane: &ControlPlane) -> BTreeSet<(String, String)> {
+    let report = report(plane).unwrap_or_default();
+    let all = report["findings"].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    all.iter().map(|finding| (text(&finding["id"]), text(&finding["object"]["name"]))).collect()
+}
+
+fn has(plane: &ControlPlane, id: &str, name: &str) -> bool {
+    findings(plane).contains(&(id.to_owned(), name.to_owned()))
+}
+
+/// Whether the report remembers a finding that is no more, to call it mended when it has stayed so.
+fn is_remembered(plane: &ControlPlane, id: &str, name: &str) -> bool {
+    let told = report(plane).unwrap()["told"].as_array().unwrap().clone();
+    told.iter().any(|one| one["id"] == id && one["name"] == name && one["absentSince"].is_string())
+}
+
+/// The notes of the events about an object of a namespace with this reason, and whether each has the object's uid.
+fn notes(plane: &ControlPlane, namespace: &str, name: &str, reason: &str) -> Vec<(String, bool)> {
+    let field = format!("regarding.name={name},reason={reason}");
+    let events =
+        plane.kubectl(&["-n", namespace, "get", "events.v1.events.k8s.io", "--field-selector", &field, "-o", "json"]);
+    let events: Value = serde_json::from_str(&events).unwrap();
+    let items = events["items"].as_array().unwrap().iter();
+    items.map(|event| (event["note"].as_str().unwrap().to_owned(), event["regarding"]["uid"].is_string())).collect()
+}
+
+/// The reasons of the events about an object of a namespace, each as often as it was written.
+fn events(plane: &ControlPlane, namespace: &str, name: &str) -> Vec<String> {
+    let field = format!("regarding.name={name}");
+    let events =
+        plane.kubectl(&["-n", namespace, "get", "events.v1.events.k8s.io", "--field-selector", &field, "-o", "json"]);
+    let events: Value = serde_json::from_str(&events).unwrap();
+    let of_identity = events["items"].as_array().unwrap().iter().filter_map(|event| {
+        let count = event["series"]["count"].as_u64().unwrap_or(1);
+        let reason = event["reason"].as_str()?;
+        reason.starts_with("Identity").then(|| vec![reason.to_owned(); usize::try_from(count).unwrap()])
+    });
+    let mut reasons: Vec<_> = of_identity.flatten().collect();
+    reasons.sort();
+    reasons
+}
+
+fn leading(plane: &ControlPlane, name: &str) -> Controller {
+    let controller = Controller::start(plane, name, &[]);
+    eventually("the replica to have checked all", || {
+        (controller.metric("spillway_identity_last_full_pass_timestamp_seconds{}") > 0).then_some(())
+    });
+    controller
+}
+
+/// Waits for a finding, or until it is gone, and tells how long that took.
+fn until(plane: &ControlPlane, id: &str, name: &str, is_there: bool) {
+    let start = Instant::now();
+    let what = format!("{id} of {name} to be {}", if is_there { "found" } else { "gone" });
+    eventually(&what, || (has(plane, id, name) == is_there).then_some(()));
+    println!("{what}: {:?}", start.elapsed());
+}
+
+#[test]
+fn a_broken_link_is_told_within_seconds_and_once_and_so_is_that_it_is_mended() {
+    let watched = Watched::new();
+    let plane = watched.0.plane();
+    let namespace = plane.namespace(None);
+    let controller = leading(plane, "identity-checks");
+    let metric = |id: &str, severity: &str| {
+        let labels = format!(r#"id="{id}",severity="{severity}",namespace="{}""#, namespace.name);
+        controller.metric(&format!("spillway_identity_findings{{{labels}}}"))
+    };
+
+    apply(&namespace, &service_account("web"));
+    apply(&namespace, &identity());
+    apply(&namespace, &credential(&namespace, &format!("{ISSUER}/")));
+    until(plane, "F3", "web", true);
+    eventually("the event", || events(plane, &namespace.name, "web").contains(&"IdentityF3".to_owned()).then_some(()));
+    assert_eq!(metric("F3", "error"), 1, "{}", report(plane).unwrap());
+
+    // Another replica takes over, and says nothing again.
+    let said = events(plane, &namespace.name, "web");
+    drop(controller);
+    let controller = leading(plane, "identity-checks-next");
+    assert!(has(plane, "F3", "web"));
+    assert_eq!(events(plane, &namespace.name, "web"), said);
+
+    apply(&namespace, &credential(&namespace, ISSUER));
+    until(plane, "F3", "web", false);
+    eventually("the event", || {
+        events(plane, &namespace.name, "web").contains(&"IdentityHealed".to_owned()).then_some(())
+    });
+    let healed = notes(plane, &namespace.name, "web", "IdentityHealed");
+    assert!(healed.iter().any(|(note, has_uid)| note.starts_with("F3, ") && *has_uid), "{healed:?}");
+    let of_metric = format!(r#"spillway_identity_findings{{id="F3",severity="error",namespace="{}"}}"#, namespace.name);
+    assert_eq!(controller.metric(&of_metric), 0);
+}
+
+#[test]
+fn pods_from_before_the_annotation_are_named_until_they_are_restarted() {
+    let watched = Watched::new();
+    let plane = watched.0.plane();
+    let namespace = plane.namespace(None);
+    let _controller = leading(plane, "identity-pods");
+    let pod = |name: &str, env: Value| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"azure.workload.identity/use": "true"}},
+            "spec": {"serviceAccountName": "web", "schedulingGates": [{"name": "test/held"}],
+                "containers": [{"name": "c", "image": "registry.example/c", "env": env}]}})
+    };
+    let env = |client_id: &str| {
+        json!([{"name": "AZURE_CLIENT_ID", "value": client_id}, {"name": "AZURE_TENANT_ID", "value": "t"},
+            {"name": "AZURE_AUTHORITY_HOST", "value": "https://login.microsoftonline.com/"},
+            {"name": "AZURE_FEDERATED_TOKEN_FILE", "value": "/var/run/secrets/azure/tokens/azure-identity-token"}])
+    };
+    apply(&namespace, &json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "web"}}));
+    apply(&namespace, &pod("before", env("99999999-1111-4222-8333-444444444444")));
+    apply(&namespace, &pod("after", env(CLIENT_ID)));
+    apply(&namespace, &service_account("web"));
+    until(plane, "P1", "before", true);
+    assert!(!has(plane, "P1", "after"), "{:?}", findings(plane));
+    namespace.kubectl(&["delete", "pod", "before", "--now"], "");
+    until(plane, "P1", "before", false);
+    // Pods come and go: that it is mended is said when it has stayed so.
+    assert!(is_remembered(plane, "P1", "web"), "{}", report(plane).unwrap());
+    let said = events(plane, &namespace.name, "web");
+    assert!(said.contains(&"IdentityP1".to_owned()) && !said.contains(&"IdentityHealed".to_owned()), "{said:?}");
+}
+
+/// What azure-workload-identity registers, for the pods of no namespace.
+pub(crate) fn azure_workload_identity() -> Value {
+    // Nobody verifies anything with it; it has to be a certificate all the same.
+    let authority = spillway::certs::generate(&[], time::OffsetDateTime::now_utc()).unwrap().ca;
+    let ca_bundle = STANDARD.encode(authority);
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration", "metadata": {"name": AZURE_WI},
+        "webhooks": [{
+            "name": "mutation.azure-workload-identity.io", "admissionReviewVersions": ["v1"], "sideEffects": "None",
+            "failurePolicy": "Ignore", "objectSelector": {"matchLabels": {"azure.workload.identity/use": "true"}},
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "nowhere"}},
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}],
+            "clientConfig": {"caBundle": ca_bundle, "service": {"namespace": "kube-system", "name": "azure-wi-webhook-webhook-service"}},
+        }],
+    })
+}
+
+#[test]
+fn a_webhook_that_comes_too_early_or_does_not_answer_is_told_of() {
+    let watched = Watched::new();
+    let plane = watched.0.plane();
+    let namespace = plane.namespace(None);
+    apply(&namespace, &service_account("web"));
+    let _controller = leading(plane, "identity-webhooks");
+    plane.kubectl_with(&["apply", "-f", "-"], &azure_workload_identity().to_string());
+    until(plane, "W3", AZURE_WI, true);
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "azure-wi", "namespace": "kube-system", "labels": {"kubernetes.io/service-name": "azure-wi-webhook-webhook-service"}},
+        "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}], "ports": [{"name": "https", "port": 9443, "protocol": "TCP"}],
+    });
+    plane.kubectl_with(&["apply", "-f", "-"], &slice.to_string());
+    until(plane, "W3", AZURE_WI, false);
+
+    let ours = webhook_configuration(plane, "127.0.0.1:9".parse().unwrap());
+    let mut ours: Value = serde_saphyr::from_str(&ours).unwrap();
+    ours["metadata"]["name"] = "zz-spillway".into();
+    plane.kubectl_with(&["apply", "-f", "-"], &ours.to_string());
+    until(plane, "W2", "zz-spillway", true);
+    plane.kubectl(&["delete", "mutatingwebhookconfiguration", "zz-spillway"]);
+    until(plane, "W2", "zz-spillway", false);
+    eventually("the events on what stands for the cluster", || {
+        let said = events(plane, "spillway-system", "spillway-config");
+        ["IdentityW2", "IdentityW3"].iter().all(|reason| said.contains(&(*reason).to_owned())).then_some(())
+    });
+    assert!(is_remembered(plane, "W2", "zz-spillway"), "{}", report(plane).unwrap());
+}
+
+#[test]
+fn a_thousand_service_accounts_cost_few_events_and_few_passes() {
+    let watched = Watched::new();
+    let plane = watched.0.plane();
+    let namespace = plane.namespace(None);
+    let accounts = (0..1_000).map(|number| {
+        let mut account = service_account(&format!("sa-{number:04}"));
+        account["metadata"]["annotations"]["azure.workload.identity/client-id"] = "the name of an identity".into();
+        account
+    });
+    let accounts: Vec<_> = accounts.collect();
+    let controller = leading(plane, "identity-load");
+    let passes = || controller.metric(r#"spillway_reconciles_total{reconciler="identity",result="success"}"#);
+    let (before, start) = (passes(), Instant::now());
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": accounts});
+    namespace.kubectl(&["create", "-f", "-"], &list.to_string());
+    eventually("all to be checked", || {
+        let report = report(plane)?;
+        (report["findings"].as_array()?.len() + usize::try_from(report["omitted"].as_u64()?).ok()? >= 1_000)
+            .then_some(())
+    });
+    let (took, passes) = (start.elapsed(), passes() - before);
+    let said = all_events(plane, &namespace.name);
+    let pid = controller.pid();
+    let memory = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let memory = memory.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("VmHWM"));
+    let ticks = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let times: Vec<u64> =
+        ticks.rsplit(") ").next().unwrap().split(' ').skip(11).take(2).map(|text| text.parse().unwrap()).collect();
+    println!(
+        "1,000 service accounts: {passes} passes and {said} events in {took:?}; {} ms of CPU (debug build), {}",
+        times.iter().sum::<u64>() * 10,
+        memory.collect::<Vec<_>>().join(", ")
+    );
+    assert!(passes <= took.as_secs() + 2, "{passes} passes in {took:?}");
+    assert!((1..=passes * 20).contains(&said), "{said} events in {passes} passes");
+    plane.kubectl(&["delete", "namespace", &namespace.name, "--wait=false"]);
+}
+
+/// How many events there are about service accounts of a namespace, each as often as it was written.
+fn all_events(plane: &ControlPlane, namespace: &str) -> u64 {
+    let events = plane.kubectl(&["-n", namespace, "get", "events.v1.events.k8s.io", "-o", "json"]);
+    let events: Value = serde_json::from_str(&events).unwrap();
+    let of_identity = events["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|event| event["reason"].as_str().unwrap().starts_with("Identity"));
+    of_identity.map(|event| event["series"]["count"].as_u64().unwrap_or(1)).sum()
+}
