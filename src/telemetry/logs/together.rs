@@ -18,7 +18,7 @@ use tracing_subscriber::fmt::MakeWriter;
 const WAIT: Duration = Duration::from_millis(100);
 
 /// How much may wait, in bytes.
-const ROOM: usize = 64 * 1024;
+const ROOM: usize = 16 * 1024;
 
 /// Where lines go. All clones are one.
 #[derive(Clone)]
@@ -37,7 +37,7 @@ struct Lines {
 impl Together {
     /// Starts the thread that writes. It ends with the process.
     pub(super) fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
-        let lines = Mutex::new(Lines { waiting: Vec::new(), out: Box::new(out) });
+        let lines = Mutex::new(Lines { waiting: Vec::with_capacity(ROOM), out: Box::new(out) });
         let together = Self(Arc::new(Waiting { lines, there_are_some: Condvar::new() }));
         let writes = together.clone();
         thread::Builder::new().name("log".to_owned()).spawn(move || writes.write_now_and_then())?;
