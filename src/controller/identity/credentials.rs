@@ -20,7 +20,7 @@ use crate::{
 /// How often the sources are asked. Azure Resource Manager keeps what it is told for as long as the configuration says.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// The least time between two askings, however often it changes what is wanted.
+/// The least time between two askings, however often it changes what is wanted, and between a change and reading it.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// The least time between two readings of custom resources, and how many times as long as one of them it is: each lists all.
@@ -168,10 +168,15 @@ async fn follow_custom_resources(
             let wanted_now = wanted.borrow().clone().unwrap_or_default();
             let began = time::Instant::now();
             publish(tell, Some(resources.read(&wanted_now).await));
-            time::sleep(REST.max(began.elapsed() * REST_FACTOR).min(DISCOVERY)).await;
-            // What came meanwhile is one change.
-            let _ = time::timeout_at(until, changes.next()).await;
-            while futures_util::FutureExt::now_or_never(changes.next()).flatten().is_some() {}
+            let rested = time::Instant::now() + REST.max(began.elapsed() * REST_FACTOR);
+            // What comes meanwhile is one change.
+            let mut due = until;
+            loop {
+                tokio::select! {
+                    () = time::sleep_until(due) => break,
+                    _ = changes.next() => due = due.min(rested.max(time::Instant::now() + PAUSE)),
+                }
+            }
         }
     }
 }
