@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -24,8 +24,15 @@ use super::{held::FLOOR, *};
 #[derive(Clone, Default)]
 pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
 
+/// Who hears nothing. As long as there is one listener only, the thread that first comes to an event decides for all whether anybody
+/// listens (tokio-rs/tracing tracing-core/src/callsite.rs, has_just_one), and the other tests have threads of their own.
+static SECOND_LISTENER: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
+    tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(io::sink).finish().into()
+});
+
 impl Log {
     pub(super) fn listen(&self) -> tracing::subscriber::DefaultGuard {
+        LazyLock::force(&SECOND_LISTENER);
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(self.clone()).set_default()
     }
 
