@@ -30,6 +30,7 @@ use crate::{
         azure::{Azure, ResourceId},
         catalogue, file,
         seen::Issuer,
+        sources::issuer::Discovery,
     },
 };
 
@@ -307,19 +308,13 @@ fn azure(args: &Args) -> anyhow::Result<Option<Azure>> {
 }
 
 fn issuers(args: &Args) -> anyhow::Result<Vec<Issuer>> {
-    #[derive(serde::Deserialize)]
-    struct Discovery {
-        issuer: String,
-        id_token_signing_alg_values_supported: Option<Vec<String>>,
-    }
     let given =
         args.issuer.iter().map(|url| Issuer { url: url.clone(), source: "--issuer".to_owned(), algorithms: None });
     let mut issuers: Vec<_> = given.collect();
     if let Some(file) = &args.discovery {
-        let Discovery { issuer, id_token_signing_alg_values_supported } = serde_json::from_str(&read_text(file)?)
+        let found: Discovery = serde_json::from_str(&read_text(file)?)
             .map_err(|error| anyhow!("{}: expected an OpenID discovery document: {error}", file.display()))?;
-        let source = file.display().to_string();
-        issuers.push(Issuer { url: issuer, source, algorithms: id_token_signing_alg_values_supported });
+        issuers.push(found.issuer(&file.display().to_string()));
     }
     Ok(issuers)
 }

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    load::nearest,
+    load::did_you_mean,
     words::{
         CertificateSource, Cloud, Dns, Effect, GenerationSetting, IdentityLabel, KubeProxy, LogLevel, Mode, Operator,
         Override,
@@ -580,7 +580,7 @@ impl TryFrom<String> for AllowedReason {
             Some(_) => Err(format!("{code} is a warning: there is nothing to allow")),
             None => {
                 let codes: Vec<_> = eligibility::rules().map(|rule| rule.reason.code).collect();
-                let hint = nearest(code, &codes).map(|hint| format!("; did you mean \"{hint}\"?")).unwrap_or_default();
+                let hint = did_you_mean(code, &codes);
                 Err(format!("unknown reason \"{code}\"{hint}"))
             }
         }

@@ -17,7 +17,7 @@ use std::{
 
 pub use file::{Selector, Toleration};
 pub(crate) use load::describe_yaml;
-pub use load::{ConfigError, nearest, parse};
+pub use load::{ConfigError, did_you_mean, parse};
 use serde::Serialize;
 pub use settings::{IgnoredOverride, Origin, Overrides, Settings, Sourced};
 pub use words::{

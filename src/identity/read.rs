@@ -141,9 +141,9 @@ impl From<&ObjectMeta> for Namespace {
     }
 }
 
-/// Whether this is a virtual node of the first generation.
-pub fn is_v1_virtual_node(node: &core::Node) -> bool {
-    let labels: Vec<_> = node.metadata.labels.clone().into_iter().flatten().collect();
+/// Whether a node is a virtual one of the first generation.
+pub fn is_v1_virtual_node(meta: &ObjectMeta) -> bool {
+    let labels: Vec<_> = meta.labels.clone().into_iter().flatten().collect();
     let is_virtual = labels.iter().any(|(key, value)| key == "type" && value == "virtual-kubelet");
     is_virtual && VirtualNode::new(String::new(), labels).generation == Generation::V1
 }

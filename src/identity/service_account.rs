@@ -11,6 +11,7 @@ use super::{
     link::is_guid,
     seen::{Keys, Pod},
 };
+use crate::config::did_you_mean;
 
 pub(super) const CHECKS: &[&Check] = &[&S1, &S2, &S3, &S4, &S5, &S6, &S7, &S8, &S9, &S10, &S11, &S12];
 
@@ -363,8 +364,8 @@ static S10: Check = Check {
                     .fix(format!("write {}: {right:?}", keys::SKIP_CONTAINERS));
             }
             let names: Vec<_> = case.pod.containers.iter().map(|container| container.name.as_str()).collect();
-            let hint = crate::config::nearest(name, &names).map(|hint| format!("; did you mean {hint:?}?"));
-            Found::new(format!("skip-containers names {name:?}, which is no container{}", hint.unwrap_or_default()))
+            let hint = did_you_mean(name, &names);
+            Found::new(format!("skip-containers names {name:?}, which is no container{hint}"))
                 .fact("containers", names.join(", "))
         });
         found.collect()

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing_subscriber::{EnvFilter, reload::Handle};
 
 use self::together::Together;
-use crate::config::{Configuration, LogLevel, nearest};
+use crate::config::{Configuration, LogLevel, did_you_mean};
 
 /// Where the lines go, once there are some.
 static LINES: OnceLock<Together> = OnceLock::new();
@@ -45,7 +45,7 @@ fn parse_level(text: &str) -> Result<String, String> {
     for directive in text.split(',').filter(|directive| !directive.contains(['[', ']', '{', '}'])) {
         let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
         if !LEVELS.contains(&level.to_lowercase().as_str()) {
-            let hint = nearest(level, LEVELS).map(|hint| format!("; did you mean \"{hint}\"?")).unwrap_or_default();
+            let hint = did_you_mean(level, LEVELS);
             return Err(format!("unknown level \"{level}\", expected one of {}{hint}", LEVELS.join(", ")));
         }
     }

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 
 use crate::{
     burst::reasons,
-    config::nearest,
+    config::did_you_mean,
     eligibility::{self, Reason},
 };
 
@@ -14,7 +14,7 @@ use crate::{
 pub(super) fn entry(code: &str) -> anyhow::Result<String> {
     let Some(reason) = reasons::all().find(|reason| reason.code.eq_ignore_ascii_case(code)) else {
         let codes: Vec<_> = reasons::all().map(|reason| reason.code).collect();
-        let hint = nearest(code, &codes).map(|hint| format!("; did you mean \"{hint}\"?")).unwrap_or_default();
+        let hint = did_you_mean(code, &codes);
         return Err(anyhow!("--reason: unknown reason \"{code}\"{hint}"));
     };
     let mut out = format!("{}: {}\n", reason.code, reason.meaning);

@@ -67,7 +67,7 @@ impl Documents {
             self.cluster.namespaces.insert(meta.name.unwrap_or_default(), namespace);
         } else if is("", "Node") {
             let node: Node = document.typed()?;
-            let name = node.metadata.name.clone().filter(|_| is_v1_virtual_node(&node));
+            let name = node.metadata.name.clone().filter(|_| is_v1_virtual_node(&node.metadata));
             self.cluster.v1_virtual_nodes.extend(name);
         } else if is("", "Service") {
             let meta = self.metadata(document)?;

@@ -4,13 +4,13 @@ use std::fmt::Write;
 
 use anyhow::anyhow;
 
-use crate::{config::nearest, identity::entra};
+use crate::{config::did_you_mean, identity::entra};
 
 /// What is known of the code in a text.
 pub(super) fn code(text: &str) -> anyhow::Result<String> {
     let Some(code) = entra::find(text) else {
         let codes: Vec<_> = entra::codes().map(|code| code.code).collect();
-        let hint = nearest(text, &codes).map(|hint| format!("; did you mean \"{hint}\"?")).unwrap_or_default();
+        let hint = did_you_mean(text, &codes);
         return Err(anyhow!("--explain: nothing is known of {text:?}{hint}\nknown are {}", codes.join(", ")));
     };
     let mut out = format!("{}: {}\n", code.code, code.meaning);

@@ -9,14 +9,14 @@ use kube::Client;
 use super::{Args, preflight};
 use crate::{
     cli::{cluster, config as file},
-    config::{self, nearest},
+    config::{self, did_you_mean},
     identity::{
         Seen,
         azure::Azure,
         preflight::Claims,
         seen::{self, Issuer},
         sources::{
-            Source, Wanted,
+            self, Source, Wanted,
             cluster::read,
             custom_resources::CustomResources,
             issuer::Issuers,
@@ -68,7 +68,7 @@ async fn cluster(client: &Client, namespace: Option<&str>) -> anyhow::Result<see
         && !cluster.namespaces.contains_key(namespace)
     {
         let names: Vec<_> = cluster.namespaces.keys().map(String::as_str).collect();
-        let hint = nearest(namespace, &names).map(|hint| format!("; did you mean \"{hint}\"?")).unwrap_or_default();
+        let hint = did_you_mean(namespace, &names);
         bail!("--namespace: no namespace \"{namespace}\" in the cluster{hint}");
     }
     Ok(cluster)
@@ -80,7 +80,7 @@ fn find_account(cluster: &seen::Cluster, namespace: &str, name: &str) -> anyhow:
         return Ok(());
     }
     let names: Vec<_> = cluster.service_accounts.iter().map(|account| account.name.name.as_str()).collect();
-    let hint = nearest(name, &names).map(|hint| format!("; did you mean \"{hint}\"?")).unwrap_or_default();
+    let hint = did_you_mean(name, &names);
     bail!("--service-account: no service account \"{name}\" in the cluster{hint}");
 }
 
@@ -115,8 +115,7 @@ fn wanted(args: &Args, cluster: &seen::Cluster) -> Wanted {
         args.namespace.as_ref().is_none_or(|namespace| *namespace == account.name.namespace)
             && args.service_account.as_ref().is_none_or(|name| *name == account.name.name)
     };
-    let chosen = cluster.service_accounts.iter().filter(is_chosen);
-    chosen.filter_map(|account| account.client_id()).map(str::to_ascii_lowercase).collect()
+    sources::wanted(cluster.service_accounts.iter().filter(is_chosen))
 }
 
 /// What to ask of Azure: what the configuration says and what the flags add to it.

@@ -3,7 +3,6 @@
 use std::fmt::{self, Write};
 
 use anyhow::{Context, anyhow};
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::ServiceAccount,
@@ -49,9 +48,7 @@ pub(super) async fn token(
     let answer =
         answer.with_context(|| format!("--token: cannot get a token of service account {namespace}/{name}"))?;
     let token = answer.status.and_then(|status| status.token).unwrap_or_default();
-    let payload = token.split('.').nth(1).and_then(|payload| URL_SAFE_NO_PAD.decode(payload).ok());
-    let read = payload.ok_or("expected a JSON Web Token").and_then(|payload| Claims::read(&payload));
-    read.map_err(|why| anyhow!("--token: the API server's token cannot be read: {why}"))
+    Claims::read(&token).map_err(|why| anyhow!("--token: the API server's token cannot be read: {why}"))
 }
 
 /// What came of it.

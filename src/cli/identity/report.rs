@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use super::Documents;
 use crate::{
-    config::nearest,
+    config::did_you_mean,
     identity::{self, AccountName, Finding, Object, Seen, Severity, seen::ServiceAccount},
 };
 
@@ -55,7 +55,7 @@ impl<'r> Report<'r> {
         let chosen: Vec<_> = seen.cluster.service_accounts.iter().filter(|one| is_chosen(&one.name)).collect();
         if let (Some(wanted), true) = (account, chosen.is_empty()) {
             let names: Vec<_> = seen.cluster.service_accounts.iter().map(|one| one.name.name.as_str()).collect();
-            let hint = nearest(wanted, &names).map(|hint| format!("; did you mean \"{hint}\"?")).unwrap_or_default();
+            let hint = did_you_mean(wanted, &names);
             bail!("--service-account: no service account \"{wanted}\" {place}{hint}");
         }
         let is_narrow = namespace.is_some() || account.is_some();

@@ -10,8 +10,10 @@ use tokio::{sync::watch, task::JoinSet, time};
 use crate::{
     background::again_after_panic,
     config::Identity,
+    controller::changes,
     identity::{
         azure::Azure,
+        seen::ServiceAccount,
         sources::{Source, Sources, Wanted, configured, custom_resources::CustomResources, merged},
     },
     telemetry::Causes,
@@ -24,7 +26,7 @@ const PERIOD: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// The least time between two readings of custom resources, and how many times as long as one of them it is: each lists all.
-const REST: Duration = Duration::from_secs(15);
+const REST: Duration = Duration::from_secs(5);
 const REST_FACTOR: u32 = 20;
 
 /// How often it is looked whether custom resources are there at all, and whether others are.
@@ -47,9 +49,10 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// Whether the sources were asked for what stands in an annotation.
-    pub(super) fn was_asked_for(&self, client_id: &str) -> bool {
-        self.asked.as_ref().is_none_or(|asked| asked.contains(&client_id.to_ascii_lowercase()))
+    /// Whether the sources were asked for what a service account names.
+    pub(super) fn was_asked_for(&self, account: &ServiceAccount) -> bool {
+        let (Some(client_id), Some(asked)) = (account.client_id(), &self.asked) else { return true };
+        asked.get(&client_id.to_ascii_lowercase()).is_some_and(|by| by.contains(&account.name))
     }
 }
 
@@ -82,12 +85,7 @@ impl Credentials {
 
     /// What stands in the annotations of service accounts: what has to be known.
     pub(super) fn want(&self, wanted: Wanted) {
-        self.wanted.send_if_modified(|old| {
-            let wanted = Some(wanted);
-            let is_new = *old != wanted;
-            *old = wanted;
-            is_new
-        });
+        publish(&self.wanted, wanted);
     }
 
     /// What is known now.
@@ -162,7 +160,7 @@ async fn follow_custom_resources(
             time::sleep(DISCOVERY).await;
             continue;
         };
-        let mut changes = resources.changes().chain(stream::pending());
+        let mut changes = changes("custom resources", resources.watch()).chain(stream::pending());
         let until = time::Instant::now() + DISCOVERY;
         while time::Instant::now() < until {
             let wanted_now = wanted.borrow().clone().unwrap_or_default();
@@ -203,8 +201,15 @@ mod tests {
         }
     }
 
+    fn account(client_id: &str) -> ServiceAccount {
+        let mut account = ServiceAccount::default();
+        account.name.name = format!("of-{client_id}").to_lowercase();
+        account.annotations.insert("azure.workload.identity/client-id".to_owned(), client_id.to_owned());
+        account
+    }
+
     fn wanted(client_id: &str) -> Wanted {
-        [client_id.to_owned()].into()
+        crate::identity::sources::wanted([&account(client_id)].into_iter())
     }
 
     /// Credentials of these sources and without custom resources.
@@ -224,17 +229,17 @@ mod tests {
         time::sleep(PERIOD * 2).await;
         assert!(!credentials.is_complete() && asked.lock().unwrap().is_empty(), "nobody knows what is wanted");
         let known = credentials.known();
-        assert!(known.azure.is_none() && !known.was_asked_for("one"));
+        assert!(known.azure.is_none() && !known.was_asked_for(&account("one")));
 
         credentials.want(wanted("one"));
         credentials.outside.changed().await.unwrap();
         let known = credentials.known();
         assert!(known.is_complete && known.azure.is_some());
-        assert!(known.was_asked_for("ONE") && !known.was_asked_for("two"));
+        assert!(known.was_asked_for(&account("ONE")) && !known.was_asked_for(&account("two")));
         credentials.want(wanted("two"));
-        assert!(!credentials.known().was_asked_for("two"), "not yet");
+        assert!(!credentials.known().was_asked_for(&account("two")), "not yet");
         credentials.outside.changed().await.unwrap();
-        assert!(credentials.known().was_asked_for("two"));
+        assert!(credentials.known().was_asked_for(&account("two")));
         assert_eq!(*asked.lock().unwrap(), [wanted("one"), wanted("two")]);
     }
 
@@ -244,6 +249,6 @@ mod tests {
         credentials.want(wanted("one"));
         credentials.outside.changed().await.unwrap();
         let known = credentials.known();
-        assert!(known.is_complete && known.azure.is_none() && known.was_asked_for("anything"));
+        assert!(known.is_complete && known.azure.is_none() && known.was_asked_for(&account("anything")));
     }
 }

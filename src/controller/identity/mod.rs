@@ -8,7 +8,7 @@ mod credentials;
 mod plan;
 mod report;
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use credentials::Credentials;
 use k8s_openapi::{
@@ -34,8 +34,9 @@ use crate::{
     identity::{
         self, AccountName, Seen,
         azure::{Azure, Unread},
+        seen::ServiceAccount,
         sources::{
-            Wanted,
+            self, Wanted,
             cluster::Following,
             custom_resources,
             issuer::{self, Issuers},
@@ -122,7 +123,7 @@ async fn follow(context: &Context, settings: &Identity) {
     let mut watch = Watch {
         context,
         settings,
-        cluster: Following::start(&context.client, settings.namespaces.clone()),
+        cluster: Following::start(&context.client, settings),
         credentials: Credentials::follow(&context.client, settings),
         issuers: Issuers::new(context.client.clone()),
         issuer: issuer::Read::default(),
@@ -171,9 +172,8 @@ fn pause(worked: Duration) -> Duration {
 
 /// The report that a leader before has written. Without an answer there is no beginning: everything would be told once more.
 async fn known_report(context: &Context) -> Option<String> {
-    let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &context.namespace);
     loop {
-        match timeout(PATIENCE, maps.get_opt(REPORT)).await {
+        match timeout(PATIENCE, maps(context).get_opt(REPORT)).await {
             Ok(Ok(map)) => return map.and_then(content),
             Ok(Err(error)) => tracing::warn!(error = %Causes(&error), "cannot read ConfigMap {REPORT}, trying again"),
             Err(_elapsed) => {
@@ -182,6 +182,11 @@ async fn known_report(context: &Context) -> Option<String> {
         }
         sleep(PATIENCE).await;
     }
+}
+
+/// Where the report is.
+fn maps(context: &Context) -> Api<ConfigMap> {
+    Api::namespaced(context.client.clone(), &context.namespace)
 }
 
 fn content(map: ConfigMap) -> Option<String> {
@@ -213,8 +218,7 @@ impl Watch<'_> {
             self.issuer = read;
         }
         // Somebody may have changed or removed the report.
-        let maps: Api<ConfigMap> = Api::namespaced(self.context.client.clone(), &self.context.namespace);
-        if let Ok(Ok(map)) = timeout(PATIENCE, maps.get_opt(REPORT)).await {
+        if let Ok(Ok(map)) = timeout(PATIENCE, maps(self.context).get_opt(REPORT)).await {
             self.written = map.and_then(content);
         }
     }
@@ -248,11 +252,12 @@ impl Watch<'_> {
         let cluster = self.cluster.cluster();
         let wanted = wanted(&cluster.service_accounts, self.settings);
         let known = self.credentials.known();
+        let unasked = cluster.service_accounts.iter().filter(|account| !known.was_asked_for(account));
         let basis = Basis {
             has_credentials: known.is_complete,
             has_discovery: self.issuer.is_discovered,
             has_nodes: self.cluster.has_nodes(),
-            unasked: unasked(&cluster.service_accounts, |client_id| known.was_asked_for(client_id)),
+            unasked: unasked.map(|account| account.name.clone()).collect(),
         };
         let seen = Seen {
             cluster,
@@ -301,7 +306,7 @@ impl Watch<'_> {
         if self.written.as_ref() == Some(&report) {
             return Ok(());
         }
-        let maps: Api<ConfigMap> = Api::namespaced(self.context.client.clone(), &self.context.namespace);
+        let maps = maps(self.context);
         let patch = Patch::Merge(json!({"data": {report::KEY: report}}));
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let written = match timeout(PATIENCE, maps.patch(REPORT, &params, &patch)).await {
@@ -325,22 +330,15 @@ impl Watch<'_> {
 }
 
 /// What service accounts name, as far as they are checked.
-fn wanted(accounts: &[identity::seen::ServiceAccount], settings: &Identity) -> Wanted {
-    let checked = accounts.iter().filter(|account| settings.covers(&account.name.namespace));
-    checked.filter_map(|account| account.client_id()).map(str::to_ascii_lowercase).collect()
-}
-
-/// The service accounts whose client ids the sources have not been asked for yet.
-fn unasked(accounts: &[identity::seen::ServiceAccount], was_asked_for: impl Fn(&str) -> bool) -> HashSet<AccountName> {
-    let unasked = accounts.iter().filter(|account| account.client_id().is_some_and(|id| !was_asked_for(id)));
-    unasked.map(|account| account.name.clone()).collect()
+fn wanted(accounts: &[ServiceAccount], settings: &Identity) -> Wanted {
+    sources::wanted(accounts.iter().filter(|account| settings.covers(&account.name.namespace)))
 }
 
 /// Why something of Azure could not be read that matters: not of identities that no service account names, and not that it is in the
 /// nature of custom resources to show a part.
 fn unread(azure: Option<&Azure>, wanted: &Wanted) -> Option<Unread> {
     let azure = azure?;
-    let named = azure.identities.iter().filter(|one| wanted.contains(&one.client_id.to_ascii_lowercase()));
+    let named = azure.identities.iter().filter(|one| wanted.contains_key(&one.client_id.to_ascii_lowercase()));
     let of_identities = named.filter_map(|one| one.credentials.as_ref().err());
     let of_all = azure.unseen.iter().filter(|unread| !custom_resources::is_by_nature(unread));
     of_all.chain(of_identities).next().cloned()
@@ -369,7 +367,7 @@ mod tests {
 
     #[test]
     fn what_azure_does_not_answer_counts_with_and_without_a_missing_permission() {
-        let wanted: Wanted = ["named".to_owned()].into();
+        let wanted: Wanted = [("named".to_owned(), [].into())].into();
         for action in ["", "some/read"] {
             let down = Azure { unseen: Some(failed(action)), ..Azure::default() };
             assert_eq!(unread(Some(&down), &wanted), Some(failed(action)));

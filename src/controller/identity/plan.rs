@@ -176,32 +176,36 @@ fn subject(finding: &Finding) -> Object {
     }
 }
 
+/// Findings that are told as one.
+struct Same<'f> {
+    /// The first of the gravest.
+    worst: &'f Finding,
+    count: usize,
+}
+
 /// Makes the plan.
 pub(super) fn plan(before: &Memory, findings: &[Finding], grounds: &Grounds, sources: &Sources) -> Plan {
-    let mut groups: BTreeMap<(Severity, Told), Vec<&Finding>> = BTreeMap::new();
-    let mut now: BTreeMap<Told, Severity> = BTreeMap::new();
-    let alarming = |finding: &&Finding| matches!(finding.severity, Severity::Error | Severity::Warning);
-    for finding in findings.iter().filter(alarming) {
+    let mut now: BTreeMap<Told, Same<'_>> = BTreeMap::new();
+    for finding in findings.iter().filter(|one| matches!(one.severity, Severity::Error | Severity::Warning)) {
         let told = Told { id: finding.check.id.to_owned(), object: subject(finding) };
-        let worst = now.entry(told).or_insert(finding.severity);
-        *worst = (*worst).min(finding.severity);
-    }
-    for finding in findings.iter().filter(alarming) {
-        let told = Told { id: finding.check.id.to_owned(), object: subject(finding) };
-        let severity = now.get(&told).copied().unwrap_or(finding.severity);
-        groups.entry((severity, told)).or_default().push(finding);
+        let same = now.entry(told).or_insert(Same { worst: finding, count: 0 });
+        same.count += 1;
+        if finding.severity < same.worst.severity {
+            same.worst = finding;
+        }
     }
     // What has become worse is news.
-    let is_known = |severity: Severity, told: &Told| {
-        before.get(told).is_some_and(|state| state.severity.is_none_or(|before| before <= severity))
+    let is_known = |told: &Told, same: &Same<'_>| {
+        before.get(told).is_some_and(|state| state.severity.is_none_or(|before| before <= same.worst.severity))
     };
-    let new = groups.iter().filter(|((severity, told), _)| !is_known(*severity, told));
-    let mut events: Vec<_> = new.map(|((_, told), same)| broken(told, same)).collect();
+    let mut new: Vec<_> = now.iter().filter(|(told, same)| !is_known(told, same)).collect();
+    new.sort_by_key(|(_, same)| same.worst.severity);
+    let mut events: Vec<_> = new.into_iter().map(|(told, same)| broken(told, same)).collect();
 
     let unknown = findings.iter().filter(|finding| finding.severity == Severity::Unknown);
     let in_doubt: HashSet<_> = unknown.filter_map(|finding| finding.service_account.as_ref()).collect();
     let present = |severity| State { severity: Some(severity), absent_since: None };
-    let mut told: Memory = now.into_iter().map(|(told, severity)| (told, present(severity))).collect();
+    let mut told: Memory = now.into_iter().map(|(told, same)| (told, present(same.worst.severity))).collect();
     for (gone, state) in before {
         if told.contains_key(gone) {
             continue;
@@ -229,23 +233,16 @@ pub(super) fn plan(before: &Memory, findings: &[Finding], grounds: &Grounds, sou
     Plan { events: bounded(events), told, counts: counts(findings), report }
 }
 
-fn broken(told: &Told, same: &[&Finding]) -> Planned {
-    let mut note = String::new();
-    if let Some(first) = same.first() {
-        // Of a pod, it must be said whose it is; of the service account, it is clear.
-        if first.object != told.object || told.object.kind != "ServiceAccount" {
-            note = format!("{}: ", first.object);
-        }
-        let more = match same.len() {
-            1 => String::new(),
-            all => format!(" (and {} more of this kind)", all - 1),
-        };
-        note = format!("{note}{}{more}", first.message);
-        let fix = format!(". Mend it with: {}", first.fix);
-        // The API server takes 1,024 bytes.
-        if !first.fix.is_empty() && note.len() + fix.len() <= 1024 {
-            note += &fix;
-        }
+fn broken(told: &Told, Same { worst, count }: &Same<'_>) -> Planned {
+    // Of a pod, it must be said whose it is; of the service account, it is clear.
+    let is_clear = worst.object == told.object && told.object.kind == "ServiceAccount";
+    let of = if is_clear { String::new() } else { format!("{}: ", worst.object) };
+    let more = if *count > 1 { format!(" (and {} more of this kind)", count - 1) } else { String::new() };
+    let mut note = format!("{of}{}{more}", worst.message);
+    let fix = format!(". Mend it with: {}", worst.fix);
+    // The API server takes 1,024 bytes.
+    if !worst.fix.is_empty() && note.len() + fix.len() <= 1024 {
+        note += &fix;
     }
     Planned { about: about(told), uid: None, is_warning: true, reason: format!("Identity{}", told.id), note }
 }

@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use kube::Client;
 use serde::Deserialize;
 
 use crate::{
-    identity::{azure::Unread, seen::Issuer},
+    identity::{azure::Unread, preflight::payload, seen::Issuer},
     telemetry::Causes,
 };
 
@@ -36,10 +35,18 @@ pub struct Read {
     pub is_discovered: bool,
 }
 
-#[derive(Deserialize)]
-struct Discovery {
+/// What is read of a discovery document.
+#[derive(Debug, Deserialize)]
+pub struct Discovery {
     issuer: String,
     id_token_signing_alg_values_supported: Option<Vec<String>>,
+}
+
+impl Discovery {
+    /// The issuer that it names.
+    pub fn issuer(self, source: &str) -> Issuer {
+        Issuer { url: self.issuer, source: source.to_owned(), algorithms: self.id_token_signing_alg_values_supported }
+    }
 }
 
 #[derive(Deserialize)]
@@ -78,20 +85,17 @@ impl Issuers {
 /// The `iss` of a token. Neither the token nor what else is in it goes any further, into errors neither.
 fn of_token(file: &Path) -> Option<String> {
     let token = std::fs::read_to_string(file).ok()?;
-    let payload = URL_SAFE_NO_PAD.decode(token.trim().split('.').nth(1)?).ok()?;
-    serde_json::from_slice::<Claims>(&payload).ok().map(|claims| claims.iss)
+    serde_json::from_slice::<Claims>(&payload(token.trim())?).ok().map(|claims| claims.iss)
 }
 
 fn together(in_token: Option<String>, discovery: Option<Discovery>) -> Vec<Issuer> {
     let is_same = in_token.as_ref().zip(discovery.as_ref()).is_some_and(|(iss, discovery)| *iss == discovery.issuer);
     let of_token = |url| Issuer { url, source: "the token of Spillway's service account".to_owned(), algorithms: None };
     let mut issuers: Vec<_> = in_token.map(of_token).into_iter().collect();
-    let Some(Discovery { issuer, id_token_signing_alg_values_supported: algorithms }) = discovery else {
-        return issuers;
-    };
+    let Some(discovered) = discovery.map(|discovery| discovery.issuer(DISCOVERY)) else { return issuers };
     match issuers.first_mut().filter(|_| is_same) {
-        Some(first) => first.algorithms = algorithms,
-        None => issuers.push(Issuer { url: issuer, source: DISCOVERY.to_owned(), algorithms }),
+        Some(first) => first.algorithms = discovered.algorithms,
+        None => issuers.push(discovered),
     }
     issuers
 }
@@ -101,6 +105,7 @@ mod tests {
     use std::convert::Infallible;
 
     use axum::http;
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
     use kube::client::Body;
 
     use super::*;

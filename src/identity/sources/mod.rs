@@ -8,20 +8,35 @@ pub mod custom_resources;
 mod file;
 pub mod issuer;
 mod merge;
+mod pages;
 pub mod resource_manager;
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 pub use file::Files;
 use futures_util::future::{BoxFuture, join_all};
 pub use merge::merged;
 
 use self::resource_manager::{ResourceManager, Settings};
-use super::azure::Azure;
+use super::{AccountName, azure::Azure, seen::ServiceAccount};
 use crate::{config, telemetry::Causes};
 
-/// What stands in `azure.workload.identity/client-id` annotations, in small letters. It need not be a client id.
-pub type Wanted = BTreeSet<String>;
+/// What stands in `azure.workload.identity/client-id` annotations, in small letters, and in whose. It need not be a client id.
+pub type Wanted = BTreeMap<String, BTreeSet<AccountName>>;
+
+/// What these service accounts name.
+pub fn wanted<'a>(accounts: impl Iterator<Item = &'a ServiceAccount>) -> Wanted {
+    let mut wanted = Wanted::new();
+    for account in accounts {
+        if let Some(client_id) = account.client_id() {
+            wanted.entry(client_id.to_ascii_lowercase()).or_default().insert(account.name.clone());
+        }
+    }
+    wanted
+}
 
 /// A source of managed identities and their credentials.
 pub trait Source: Send + Sync {

@@ -1,11 +1,10 @@
 //! A cluster as it is now, for a person at the command line.
 
-use std::collections::BTreeMap;
-
 use kube::{Api, Client, api::ListParams, core::NamespaceResourceScope};
 
 use super::{
-    ACCOUNTS, BINDINGS, Kind, Listed, NAMESPACES, NODES, Name, PAGE, PODS, ROLES, WEBHOOKS,
+    super::pages,
+    ACCOUNTS, BINDINGS, Kind, Listed, NAMESPACES, NODES, PODS, ROLES, WEBHOOKS,
     known::{Known, Listing},
     name, ready, refusal, slices_of,
 };
@@ -19,10 +18,6 @@ pub struct Live {
     /// What may not be read.
     pub refused: Vec<Unread>,
 }
-
-/// How often a list is begun anew because it took longer than the API server remembers
-/// (kubernetes.io/docs/reference/using-api/api-concepts, 410 Gone).
-const ATTEMPTS: usize = 3;
 
 /// Reads a cluster, or of service accounts and pods those of one namespace; then it is not whole.
 ///
@@ -43,7 +38,7 @@ pub async fn read(client: &Client, namespace: Option<&str>) -> kube::Result<Live
         let (namespace, name) = &service;
         let params = ListParams::default().labels(&slices_of(name));
         let slices =
-            pages(&Api::namespaced(all.clone(), namespace), "endpointslices", params, ready, Some(namespace)).await?;
+            listing(&Api::namespaced(all.clone(), namespace), "endpointslices", params, ready, Some(namespace)).await?;
         known.endpoints.insert(service, slices);
     }
     if known.uses_bindings() {
@@ -64,37 +59,20 @@ fn scoped<O: Listed<Scope = NamespaceResourceScope>>(client: &Client, namespace:
 
 async fn list<O: Listed, V>(kind: &Kind<O, V>, api: Api<O>, namespace: Option<&str>) -> kube::Result<Listing<V>> {
     let params = ListParams { label_selector: kind.labels.map(str::to_owned), ..ListParams::default() };
-    pages(&api, kind.plural, params, kind.read, namespace).await
+    listing(&api, kind.plural, params, kind.read, namespace).await
 }
 
-/// Reads page by page, and keeps of each but what is read.
-async fn pages<O: Listed, V>(
+async fn listing<O: Listed, V>(
     api: &Api<O>,
     plural: &str,
     params: ListParams,
     read: fn(&O) -> Option<V>,
     namespace: Option<&str>,
 ) -> kube::Result<Listing<V>> {
-    let first = params.limit(PAGE);
-    let mut params = first.clone();
-    let mut all: BTreeMap<Name, V> = BTreeMap::new();
-    let mut attempts = 1;
-    loop {
-        let page = match api.list(&params).await {
-            Ok(page) => page,
-            Err(kube::Error::Api(status)) if status.code == 410 && attempts < ATTEMPTS => {
-                attempts += 1;
-                all.clear();
-                params = first.clone();
-                continue;
-            }
-            Err(error) => return refusal(&error, plural, namespace).map(Listing::Refused).ok_or(error),
-        };
-        all.extend(page.items.iter().filter_map(|object| Some((name(object), read(object)?))));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = first.clone().continue_token(&token),
-            None => return Ok(Listing::Listed(all)),
-        }
+    let listed = pages::list(api, params, |object| Some((name(&object), read(&object)?))).await;
+    match listed {
+        Ok(all) => Ok(Listing::Listed(all.into_iter().collect())),
+        Err(error) => refusal(&error, plural, namespace).map(Listing::Refused).ok_or(error),
     }
 }
 

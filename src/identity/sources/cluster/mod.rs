@@ -28,9 +28,6 @@ use crate::identity::{
     seen::{Namespace, Pod, ServiceAccount, WebhookConfiguration},
 };
 
-/// Objects in one page of a list. What is not read of them is gone before the next page comes.
-const PAGE: u32 = 500;
-
 /// Namespace, empty for what has none, and name.
 type Name = (String, String);
 
@@ -72,10 +69,7 @@ const NAMESPACES: Kind<Meta<core::Namespace>, Namespace> = Kind {
 const NODES: Kind<Meta<core::Node>, ()> = Kind {
     plural: "nodes",
     labels: Some("type=virtual-kubelet"),
-    read: |node| {
-        let node = core::Node { metadata: node.metadata.clone(), ..core::Node::default() };
-        is_v1_virtual_node(&node).then_some(())
-    },
+    read: |node| is_v1_virtual_node(&node.metadata).then_some(()),
     slot: |known| &mut known.v1_virtual_nodes,
 };
 

@@ -1,6 +1,6 @@
 //! A cluster as it changes, for the controller. Of each object, only what the checks read is kept from the moment that it arrives.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, future::join_all};
 use kube::{
@@ -13,16 +13,15 @@ use kube::{
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{
-    ACCOUNTS, BINDINGS, Kind, Listed, NAMESPACES, NODES, Name, PAGE, PODS, ROLES, WEBHOOKS,
+    super::pages::PAGE,
+    ACCOUNTS, BINDINGS, Kind, Listed, NAMESPACES, NODES, Name, PODS, ROLES, WEBHOOKS,
     known::{Known, Listing},
     name, ready, refusal, slices_of,
 };
 use crate::{
     background::again_after_panic,
-    identity::{
-        azure::Unread,
-        seen::{Cluster, Pod},
-    },
+    config,
+    identity::{azure::Unread, seen::Cluster},
     telemetry::Causes,
 };
 
@@ -34,13 +33,13 @@ pub struct Following {
 }
 
 impl Following {
-    /// Starts to follow; returns at once. Of pods, those of these namespaces are kept, of all if there are none. Service accounts
-    /// are kept of all: whether a credential is for one that exists must be told in any case.
+    /// Starts to follow; returns at once. Of pods, those are kept that the settings cover. Service accounts are kept of all
+    /// namespaces: whether a credential is for one that exists must be told in any case.
     ///
     /// Must be called within a tokio runtime.
-    pub fn start(client: &Client, namespaces: BTreeSet<String>) -> Self {
+    pub fn start(client: &Client, settings: &config::Identity) -> Self {
         let (publish, known) = watch::channel(Known::default());
-        let keeper = Keeper { client: client.clone(), publish, namespaces };
+        let keeper = Keeper { client: client.clone(), publish, settings: settings.clone() };
         let mut watches = JoinSet::new();
         watches.spawn(again_after_panic(async move || {
             tokio::join!(
@@ -87,14 +86,10 @@ impl Following {
 struct Keeper {
     client: Client,
     publish: watch::Sender<Known>,
-    namespaces: BTreeSet<String>,
+    settings: config::Identity,
 }
 
 impl Keeper {
-    fn covers(&self, pod: &Pod) -> bool {
-        self.namespaces.is_empty() || self.namespaces.contains(&pod.namespace)
-    }
-
     /// Keeps all objects of a kind.
     async fn keep<O: Listed, V: PartialEq>(&self, kind: &Kind<O, V>) {
         let config = Config { label_selector: kind.labels.map(str::to_owned), ..pages() };
@@ -103,7 +98,7 @@ impl Keeper {
     }
 
     async fn keep_pods(&self) {
-        let read = |pod: &_| (PODS.read)(pod).filter(|pod| self.covers(pod));
+        let read = |pod: &_| (PODS.read)(pod).filter(|pod| self.settings.covers(&pod.namespace));
         let source = Source { plural: PODS.plural, namespace: None, read };
         self.follow(Api::all(self.client.clone()), pages(), source, |known| Some((PODS.slot)(known))).await;
     }

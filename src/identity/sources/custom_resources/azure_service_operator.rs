@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt, core::Object};
 use serde::{Deserialize, Serialize};
 
-use super::{ManagedCredential, ManagedIdentity, Operator, id, list, place, source};
+use super::{IdentityFields, ManagedCredential, ManagedIdentity, Operator, id, list, place, source};
 use crate::identity::azure::Credential;
 
 const NAME: &str = "Azure Service Operator";
@@ -22,15 +22,6 @@ pub(super) const OPERATOR: Operator = Operator {
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct IdentitySpec {}
-
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct IdentityStatus {
-    id: Option<String>,
-    client_id: Option<String>,
-    principal_id: Option<String>,
-    tenant_id: Option<String>,
-}
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -67,10 +58,8 @@ struct SystemData {
     last_modified_at: Option<String>,
 }
 
-fn identity(object: Object<IdentitySpec, IdentityStatus>) -> ManagedIdentity {
-    let place = place(&object);
-    let IdentityStatus { id: text, client_id, principal_id, tenant_id } = object.status.unwrap_or_default();
-    ManagedIdentity { place, id: id(text.as_ref()), client_id, principal_id, tenant_id }
+fn identity(object: Object<IdentitySpec, IdentityFields>) -> ManagedIdentity {
+    ManagedIdentity { place: place(&object), fields: object.status.unwrap_or_default() }
 }
 
 fn credential(object: Object<CredentialSpec, CredentialStatus>) -> ManagedCredential {

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use kube::{ResourceExt, core::Object};
 use serde::{Deserialize, Serialize};
 
-use super::{ManagedCredential, ManagedIdentity, Operator, id, list, place, source};
+use super::{IdentityFields, ManagedCredential, ManagedIdentity, Operator, id, list, place, source};
 use crate::identity::azure::Credential;
 
 const NAME: &str = "Crossplane";
@@ -33,15 +33,6 @@ struct NoSpec {}
 struct Status<T> {
     #[serde(default)]
     at_provider: T,
-}
-
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct IdentityFields {
-    id: Option<String>,
-    client_id: Option<String>,
-    principal_id: Option<String>,
-    tenant_id: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -90,10 +81,10 @@ impl CredentialFields {
 }
 
 fn identity(object: Object<NoSpec, Status<IdentityFields>>) -> ManagedIdentity {
-    let place = place(&object);
-    let fields = object.status.map(|status| status.at_provider).unwrap_or_default();
-    let IdentityFields { id: text, client_id, principal_id, tenant_id } = fields;
-    ManagedIdentity { place, id: id(text.as_ref()), client_id, principal_id, tenant_id }
+    ManagedIdentity {
+        place: place(&object),
+        fields: object.status.map(|status| status.at_provider).unwrap_or_default(),
+    }
 }
 
 fn credential(object: Object<CredentialSpec, Status<CredentialFields>>) -> ManagedCredential {

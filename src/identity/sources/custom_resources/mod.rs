@@ -7,9 +7,9 @@ mod crossplane;
 use std::{collections::BTreeMap, fmt::Debug};
 
 use futures_util::{
-    FutureExt, Stream, StreamExt,
-    future::{self, BoxFuture, join_all},
-    stream::{self, BoxStream},
+    FutureExt, Stream, StreamExt, TryStreamExt,
+    future::{BoxFuture, join_all},
+    stream,
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -17,19 +17,19 @@ use kube::{
     core::Version,
     runtime::{
         WatchStreamExt,
-        watcher::{Config, watcher},
+        watcher::{Config, Error as WatchError, watcher},
     },
 };
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Source, Wanted};
+use super::{
+    Source, Wanted,
+    pages::{self, PAGE},
+};
 use crate::{
     identity::azure::{Azure, Credential, Extent, Identity, ResourceId, Unread},
     telemetry::Causes,
 };
-
-/// Objects in one page of a list.
-const PAGE: u32 = 500;
 
 /// Why others may exist, although everything was read.
 const OTHERS: &str = "custom resources show those that they manage, and no others";
@@ -62,7 +62,14 @@ type Place = (String, String);
 /// A `UserAssignedIdentity`.
 struct ManagedIdentity {
     place: Place,
-    id: Option<ResourceId>,
+    fields: IdentityFields,
+}
+
+/// What Azure says of a managed identity; both operators call it the same.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct IdentityFields {
+    id: Option<String>,
     client_id: Option<String>,
     principal_id: Option<String>,
     tenant_id: Option<String>,
@@ -121,10 +128,13 @@ impl CustomResources {
         Ok((!found.is_empty()).then(|| Self { client: client.clone(), found }))
     }
 
-    /// An item whenever one of them comes, changes or goes, and for each that is there already.
-    pub fn changes(&self) -> impl Stream<Item = ()> + Send + use<> {
+    /// An item whenever one of them comes, changes or goes, for each that is there already, and for each interruption.
+    pub fn watch(&self) -> impl Stream<Item = Result<(), WatchError>> + Send + use<> {
         let resources = self.found.iter().flat_map(|one| [&one.identities, &one.credentials]).flatten();
-        stream::select_all(resources.map(|resource| changes(&self.client, resource)))
+        stream::select_all(resources.map(|resource| {
+            let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.client.clone(), resource);
+            watcher(api, Config::default().page_size(PAGE)).default_backoff().map_ok(drop).boxed()
+        }))
     }
 
     async fn azure(&self) -> Azure {
@@ -198,7 +208,9 @@ fn together(operator: &str, identities: Vec<ManagedIdentity>, credentials: Vec<M
     };
     let mut all: Vec<Identity> = Vec::new();
     let (mut by_place, mut by_id) = (BTreeMap::new(), BTreeMap::new());
-    for ManagedIdentity { place, id, client_id, principal_id, tenant_id } in identities {
+    for ManagedIdentity { place, fields } in identities {
+        let IdentityFields { id: text, client_id, principal_id, tenant_id } = fields;
+        let id = id(text.as_ref());
         by_place.insert(place, all.len());
         by_id.extend(id.as_ref().map(|id| (id.key(), all.len())));
         let client_id = client_id.unwrap_or_default();
@@ -239,28 +251,7 @@ where
     O: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned,
 {
     let api: Api<O> = Api::all_with(client.clone(), resource);
-    let mut params = ListParams::default().limit(PAGE);
-    let mut all = Vec::new();
-    loop {
-        let page = api.list(&params).await?;
-        all.extend(page.items.into_iter().map(read));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params = ListParams::default().limit(PAGE).continue_token(&token),
-            None => return Ok(all),
-        }
-    }
-}
-
-fn changes(client: &Client, resource: &ApiResource) -> BoxStream<'static, ()> {
-    let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client.clone(), resource);
-    let kind = resource.kind.clone();
-    let seen = watcher(api, Config::default().page_size(PAGE)).default_backoff().filter_map(move |seen| {
-        if let Err(error) = &seen {
-            tracing::warn!(kind, error = %Causes(error), "watch interrupted, trying again");
-        }
-        future::ready(seen.is_ok().then_some(()))
-    });
-    seen.boxed()
+    pages::list(&api, ListParams::default(), |object| Some(read(object))).await
 }
 
 fn place(object: &impl ResourceExt) -> Place {

@@ -55,6 +55,11 @@ impl<T> Held<T> {
         self.due <= now || (is_older && self.asked + FLOOR <= now)
     }
 
+    /// Whether it was given before somebody wanted it, and would be given at once if it was asked for.
+    pub(super) fn is_outdated(&self, wanted_since: Instant) -> bool {
+        self.read < wanted_since && self.read == self.asked && self.answer.is_ok()
+    }
+
     /// Takes a newer answer; one that says nothing does not replace what is known.
     pub(super) fn renew(&mut self, newer: Self) {
         let is_empty = newer.answer.as_ref().is_err_and(Failure::is_passing);

@@ -35,6 +35,7 @@ use super::{Source, Wanted};
 use crate::{
     config,
     identity::{
+        AccountName,
         azure::{Azure, Cloud, Credential, Extent, Identity, ResourceId, Unread},
         is_guid,
     },
@@ -133,32 +134,47 @@ struct Known {
     named: HashMap<String, Held<Option<Listed>>>,
     /// By the identity's id.
     credentials: HashMap<String, Held<Vec<Credential>>>,
-    /// Since when names are wanted: an answer from before may be too old for who names something now.
-    wanted: HashMap<String, Instant>,
+    wanted: HashMap<String, Want>,
     trouble: Trouble,
+}
+
+/// Who names something, and since when all of them do: an answer from before may be too old for the last who came.
+struct Want {
+    by: BTreeSet<AccountName>,
+    since: Instant,
 }
 
 impl Known {
     fn want(&mut self, wanted: &Wanted) {
         let now = Instant::now();
-        self.wanted.retain(|name, _| wanted.contains(name));
-        for name in wanted {
-            self.wanted.entry(name.clone()).or_insert(now);
+        self.wanted.retain(|name, _| wanted.contains_key(name));
+        for (name, by) in wanted {
+            let want = self.wanted.entry(name.clone()).or_insert_with(|| Want { by: by.clone(), since: now });
+            if want.by != *by {
+                if !want.by.is_superset(by) {
+                    want.since = now;
+                }
+                want.by.clone_from(by);
+            }
         }
+    }
+
+    fn since(&self, name: &str) -> Option<Instant> {
+        self.wanted.get(name).map(|want| want.since)
     }
 
     /// Since when a service account names it, be it by what is not its client id.
     fn wanted_since(&self, one: &Listed) -> Option<Instant> {
         let others = [&one.client_id, &one.id.name].into_iter().chain(&one.principal_id);
         let names = others.map(|name| name.to_ascii_lowercase()).chain([one.id.key()]);
-        names.filter_map(|name| self.wanted.get(&name).copied()).max()
+        names.filter_map(|name| self.since(&name)).max()
     }
 
     /// Client ids that are wanted and none of these has, and since when.
     fn missing<'k>(&'k self, identities: &[Listed]) -> impl Iterator<Item = (&'k String, Instant)> {
         let seen: HashSet<_> = identities.iter().map(|one| one.client_id.to_ascii_lowercase()).collect();
-        let is_missing = move |(name, _): &(&String, &Instant)| is_guid(name) && !seen.contains(*name);
-        self.wanted.iter().filter(is_missing).map(|(name, since)| (name, *since))
+        let is_missing = move |(name, _): &(&String, &Want)| is_guid(name) && !seen.contains(*name);
+        self.wanted.iter().filter(is_missing).map(|(name, want)| (name, want.since))
     }
 
     /// All that are known, each once.
@@ -287,7 +303,7 @@ impl ResourceManager {
         let now = Instant::now();
         known.named.retain(|client_id, held| known.wanted.contains_key(client_id) || held.due > now);
         let is_due = |client_id: &String| {
-            let since = known.wanted.get(client_id).copied();
+            let since = known.since(client_id);
             since.is_some() && known.named.get(client_id).is_none_or(|held| held.is_due(now, since))
         };
         let due = self.named.iter().filter(|(client_id, _)| is_due(client_id));
@@ -334,7 +350,9 @@ impl ResourceManager {
         known.credentials.retain(|key, held| wanted.contains_key(key) || held.due > now);
         let of_others = known.credentials.keys().filter(|key| !wanted.contains_key(*key)).count();
         let all = wanted.len();
-        let is_due = |key: &str, since| known.credentials.get(key).is_none_or(|held| held.is_due(now, Some(since)));
+        let is_due = |key: &str, since| {
+            known.credentials.get(key).is_none_or(|held| held.is_due(now, Some(since)) || held.is_outdated(since))
+        };
         let asked = wanted.into_iter().filter(|(key, since)| is_due(key, *since));
         let mut asked: Vec<_> = asked.map(|(key, _)| (known.credentials.get(&key).map(|held| held.due), key)).collect();
         asked.sort();
@@ -363,10 +381,10 @@ impl ResourceManager {
             (azure.absent, azure.unseen) = absent(known, &identities);
         }
         for (client_id, id) in &self.named {
-            let Some(since) = known.wanted.get(client_id) else { continue };
+            let Some(since) = known.since(client_id) else { continue };
             let failure = match known.named.get(client_id).map(|held| (&held.answer, held.read)) {
                 Some((Ok(Some(one)), _)) if one.client_id.eq_ignore_ascii_case(client_id) => continue,
-                Some((Ok(_), read)) if read >= *since => {
+                Some((Ok(_), read)) if read >= since => {
                     azure.absent.insert(client_id.clone());
                     continue;
                 }

@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc, LazyLock, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -138,8 +138,14 @@ fn id(number: usize) -> String {
     )
 }
 
+/// The first service accounts of a namespace.
+fn accounts(count: usize) -> BTreeSet<AccountName> {
+    let account = |i| AccountName { namespace: "shop".to_owned(), name: format!("web-{i}") };
+    (0..count).map(account).collect()
+}
+
 fn wanted(numbers: impl IntoIterator<Item = usize>) -> Wanted {
-    numbers.into_iter().map(client_id).collect()
+    numbers.into_iter().map(|number| (client_id(number), accounts(1))).collect()
 }
 
 fn identity(number: usize) -> String {
@@ -202,7 +208,8 @@ async fn lists_are_read_to_their_last_page_and_credentials_only_of_identities_th
     let source = arm.source(|_, _| {});
     let mut wanted = wanted([1]);
     // What stands where the client id should be, by mistake: a principal id, a resource id, a name.
-    wanted.extend(["ffffffff-aaaa-4000-8000-000000000002".to_owned(), id(5).to_ascii_lowercase(), "id-3".to_owned()]);
+    let others = ["ffffffff-aaaa-4000-8000-000000000002".to_owned(), id(5).to_ascii_lowercase(), "id-3".to_owned()];
+    wanted.extend(others.map(|name| (name, accounts(1))));
     let azure = source.read(&wanted).await;
     assert_eq!(azure.unseen, None);
     assert_eq!(azure.identities.len(), 5);
@@ -502,6 +509,32 @@ async fn a_credential_is_new_when_it_was_not_there_before_but_at_first_none_is()
 }
 
 #[tokio::test]
+async fn credentials_are_read_again_for_a_service_account_that_names_a_known_identity() {
+    let fails = Arc::new(AtomicBool::new(false));
+    let does_fail = Arc::clone(&fails);
+    let arm = Arm::new(move |path| match path {
+        _ if is_credentials(path) && does_fail.load(Ordering::SeqCst) => refusal(500, "InternalServerError", "oops"),
+        _ if is_credentials(path) => list(&[], None),
+        _ => list(&[identity(1)], None),
+    })
+    .await;
+    let source = arm.source(|_, _| {});
+    let wanted_by = |count| [(client_id(1), accounts(count))].into();
+    source.read(&wanted_by(2)).await;
+    assert_eq!(arm.asked().len(), 2);
+    source.read(&wanted_by(1)).await;
+    assert_eq!(arm.asked().len(), 0, "one less changes nothing");
+    source.read(&wanted_by(2)).await;
+    assert_eq!(arm.asked().len(), 1, "its credential may have been made with it");
+    fails.store(true, Ordering::SeqCst);
+    source.read(&wanted_by(3)).await;
+    let tries = arm.asked().len();
+    assert!(tries >= 1);
+    source.read(&wanted_by(4)).await;
+    assert_eq!(arm.asked().len(), 0, "what failed is not asked for so soon");
+}
+
+#[tokio::test]
 async fn a_new_client_id_is_looked_for_at_once_but_lists_are_not_read_again_and_again() {
     let arm = Arm::new(|path| match path {
         _ if is_credentials(path) => list(&[], None),
@@ -530,7 +563,7 @@ async fn a_new_client_id_is_looked_for_at_once_but_lists_are_not_read_again_and_
 }
 
 #[tokio::test]
-async fn what_is_not_wanted_for_a_moment_is_not_asked_for_again_until_the_answer_may_be_too_old() {
+async fn what_nobody_wants_is_not_asked_for_and_forgotten_once_it_is_old() {
     let arm = Arm::new(|path| match path {
         _ if is_credentials(path) => list(&[credential("a", "")], None),
         _ if path.ends_with("/id-2") => identity(2).into_response(),
@@ -545,10 +578,8 @@ async fn what_is_not_wanted_for_a_moment_is_not_asked_for_again_until_the_answer
     let nobody = source.read(&Wanted::new()).await;
     assert_eq!(of(&nobody, 1).credentials.as_ref().unwrap_err().because, "no service account names it");
     let azure = source.read(&wanted([1, 2])).await;
-    assert_eq!((names(&azure, 1), names(&azure, 2), arm.asked().len()), (vec!["a"], vec!["a"], 0));
-    source.known.lock().await.credentials.values_mut().for_each(|held| held.asked -= FLOOR);
-    let azure = source.read(&wanted([1, 2])).await;
-    assert_eq!((names(&azure, 1), arm.asked().len()), (vec!["a"], 2), "a service account came after the answer");
+    assert_eq!((names(&azure, 1), names(&azure, 2)), (vec!["a"], vec!["a"]));
+    assert_eq!(arm.asked().len(), 2, "service accounts came after the answer: their credentials alone are asked for");
     source.known.lock().await.credentials.values_mut().for_each(|held| held.due = Instant::now());
     source.read(&wanted([1])).await;
     assert_eq!(arm.asked().len(), 1, "what nobody wants is not asked for");
