@@ -14,13 +14,13 @@ use crate::{
 };
 
 /// A ConfigMap volume as the kubelet makes it: files are links through `..data`, which is swapped.
-struct Volume {
+pub(crate) struct Volume {
     dir: PathBuf,
     revision: u32,
 }
 
 impl Volume {
-    fn new(name: &str, settings: &str) -> Self {
+    pub(crate) fn new(name: &str, settings: &str) -> Self {
         let dir = control_plane().dir.join(name);
         fs::create_dir_all(&dir).unwrap();
         symlink("..data/config.yaml", dir.join("config.yaml")).unwrap();
@@ -29,7 +29,7 @@ impl Volume {
         volume
     }
 
-    fn publish(&mut self, settings: &str) {
+    pub(crate) fn publish(&mut self, settings: &str) {
         self.revision += 1;
         let revision = format!("..revision-{}", self.revision);
         fs::create_dir(self.dir.join(&revision)).unwrap();
@@ -39,7 +39,7 @@ impl Volume {
         fs::rename(self.dir.join("..next"), self.dir.join("..data")).unwrap();
     }
 
-    fn file(&self) -> String {
+    pub(crate) fn file(&self) -> String {
         self.dir.join("config.yaml").display().to_string()
     }
 }

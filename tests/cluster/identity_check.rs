@@ -19,14 +19,15 @@ const SUBSCRIPTION: &str = "99999999-8888-4777-8666-555555555555";
 const AZURE_TOKEN: &str = "token-of-az-login";
 
 /// Azure Resource Manager with one identity, whose credentials a test sets, and an "az" that is logged in to it.
-struct Azure {
+pub(crate) struct Azure {
     credentials: Arc<Mutex<Value>>,
+    endpoint: String,
     config: PathBuf,
     bin: PathBuf,
 }
 
 impl Azure {
-    async fn start(dir: &Path) -> Self {
+    pub(crate) async fn start(dir: &Path) -> Self {
         let credentials = Arc::new(Mutex::new(json!([])));
         let known = Arc::clone(&credentials);
         let id = format!(
@@ -40,10 +41,11 @@ impl Azure {
             std::future::ready(json!({"value": value}).to_string())
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let config = json!({
             "apiVersion": "spillway.dev/v1alpha1",
             "kind": "SpillwayConfiguration",
-            "identity": {"resourceManager": {"endpoint": format!("http://{}", listener.local_addr().unwrap())}},
+            "identity": {"resourceManager": {"endpoint": endpoint}},
         });
         tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
         let (file, az) = (dir.join("config.yaml"), dir.join("az"));
@@ -51,18 +53,29 @@ impl Azure {
         let token = json!({"accessToken": AZURE_TOKEN, "expires_on": 4_102_444_800_u64, "tokenType": "Bearer"});
         fs::write(&az, format!("#!/bin/sh\necho '{token}'\n")).unwrap();
         fs::set_permissions(&az, fs::Permissions::from_mode(0o755)).unwrap();
-        Self { credentials, config: file, bin: dir.to_owned() }
+        Self { credentials, endpoint, config: file, bin: dir.to_owned() }
     }
 
-    fn has(&self, issuer: &str, subject: &str) {
+    pub(crate) fn has(&self, issuer: &str, subject: &str) {
         *self.credentials.lock().unwrap() = json!([{
             "name": "web",
             "properties": {"issuer": issuer, "subject": subject, "audiences": ["api://AzureADTokenExchange"]},
         }]);
     }
 
+    /// The search path on which that "az" comes first.
+    pub(crate) fn path(&self) -> String {
+        format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap())
+    }
+
+    /// The section of the configuration by which it is asked this often.
+    pub(crate) fn section(&self, refresh: &str) -> String {
+        let manager = json!({"endpoint": self.endpoint, "subscriptions": [SUBSCRIPTION], "refresh": refresh});
+        format!("identity: {}", json!({"resourceManager": manager}))
+    }
+
     async fn check(&self, kubeconfig: &Path, args: &[&str]) -> Output {
-        let path = format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap());
+        let path = self.path();
         let mut command = tokio::process::Command::from(spillway_command());
         command.args(["identity", "check", "--subscription", SUBSCRIPTION]).args(args);
         command.env("PATH", path).env("KUBECONFIG", kubeconfig).env("SPILLWAY_CONFIG", &self.config);

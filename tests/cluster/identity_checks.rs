@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use crate::{
     certificates::Installed,
+    configuration::Volume,
     harness::{ControlPlane, Controller, Namespace, eventually, webhook_configuration},
+    identity_check::Azure,
 };
 
 const CLIENT_ID: &str = "00000000-1111-4222-8333-444444444444";
@@ -203,6 +205,42 @@ fn a_broken_link_is_told_within_seconds_and_once_and_so_is_that_it_is_mended() {
     assert!(healed.iter().any(|(note, has_uid)| note.starts_with("F3, ") && *has_uid), "{healed:?}");
     let of_metric = format!(r#"spillway_identity_findings{{id="F3",severity="error",namespace="{}"}}"#, namespace.name);
     assert_eq!(controller.metric(&of_metric), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_controller_asks_azure_and_follows_its_settings() {
+    let watched = Watched::new();
+    let plane = watched.0.plane();
+    let namespace = plane.namespace(None);
+    let subject = format!("system:serviceaccount:{}:web", namespace.name);
+    let dir = tempfile::tempdir().unwrap();
+    let azure = Azure::start(dir.path()).await;
+    azure.has(&format!("{ISSUER}/"), &subject);
+    apply(&namespace, &service_account("web"));
+
+    let mut volume = Volume::new("identity-volume", &azure.section("10m"));
+    let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-controller");
+    let (file, path) = (volume.file(), azure.path());
+    let controller =
+        Controller::start_with(plane, "identity-azure", &kubeconfig, &["--config", &file], &[("PATH", &path)]);
+    until(plane, "F3", "web", true);
+    assert_eq!(controller.metric(r#"spillway_identity_source_up{source="credentials"}"#), 1, "{:?}", controller.log());
+
+    // Other settings begin anew, and do not rest on what was read before.
+    azure.has(ISSUER, &subject);
+    volume.publish(&azure.section("9m"));
+    until(plane, "F3", "web", false);
+    eventually("the event", || {
+        events(plane, &namespace.name, "web").contains(&"IdentityHealed".to_owned()).then_some(())
+    });
+
+    let last_pass = || controller.metric("spillway_identity_last_full_pass_timestamp_seconds{}");
+    volume.publish("identity: {enabled: false}");
+    eventually("the checks to end", || (last_pass() == 0).then_some(()));
+    apply(&namespace, &service_account("late"));
+    volume.publish(&azure.section("8m"));
+    until(plane, "F2", "late", true);
+    assert!(!has(plane, "F3", "web"));
 }
 
 #[test]

@@ -156,10 +156,11 @@ async fn follow(context: &Context, settings: &Identity) {
         context.metrics.reconciled(RECONCILER, result);
         sleep(pause(watch.worked)).await;
         if result == "success" {
+            let next = next_full.min(watch.next_mended());
             tokio::select! {
                 () = watch.cluster.changed() => {}
                 () = watch.credentials.changed() => {}
-                () = sleep_until(next_full) => {}
+                () = sleep_until(next) => {}
             }
         }
     }
@@ -221,6 +222,13 @@ impl Watch<'_> {
         if let Ok(Ok(map)) = timeout(PATIENCE, maps(self.context).get_opt(REPORT)).await {
             self.written = map.and_then(content);
         }
+    }
+
+    /// When there will be news without any change.
+    fn next_mended(&self) -> Instant {
+        let next = plan::next_mended(&self.told).map(|at| at.duration_since(Timestamp::now()));
+        let wait = next.map_or(FULL_PASS, |wait| Duration::try_from(wait).unwrap_or_default());
+        Instant::now() + wait.min(FULL_PASS)
     }
 
     /// One round.

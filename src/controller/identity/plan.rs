@@ -183,6 +183,11 @@ struct Same<'f> {
     count: usize,
 }
 
+/// When the next of what is absent will have stayed so for long enough to be called mended.
+pub(super) fn next_mended(told: &Memory) -> Option<Timestamp> {
+    told.values().filter_map(|state| state.absent_since?.checked_add(HEAL_AFTER).ok()).min()
+}
+
 /// Makes the plan.
 pub(super) fn plan(before: &Memory, findings: &[Finding], grounds: &Grounds, sources: &Sources) -> Plan {
     let mut now: BTreeMap<Told, Same<'_>> = BTreeMap::new();

@@ -30,11 +30,22 @@ impl Controller {
 
     /// The same with this kubeconfig.
     pub(crate) fn start_as(plane: &ControlPlane, name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
+        Self::start_with(plane, name, kubeconfig, flags, &[])
+    }
+
+    /// The same with more environment variables.
+    pub(crate) fn start_with(
+        plane: &ControlPlane,
+        name: &str,
+        kubeconfig: &Path,
+        flags: &[&str],
+        env: &[(&str, &str)],
+    ) -> Self {
         let log = plane.dir.join(format!("{name}.log"));
         let mut command = Command::new(&plane.program);
         command.args(["tether", "--", env!("CARGO_BIN_EXE_spillway"), "controller", "--admin-bind=127.0.0.1:0"]);
         command.args(["--pod-name", name]).args(flags);
-        command.env("KUBECONFIG", kubeconfig);
+        command.env("KUBECONFIG", kubeconfig).envs(env.iter().copied());
         let tether = command.stdin(Stdio::piped()).stderr(File::create(&log).unwrap()).spawn().unwrap();
         let said = || lines(&log).into_iter().find(|line| line["message"] == "listening");
         let listening = eventually("the controller to listen", said);
