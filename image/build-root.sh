@@ -64,7 +64,7 @@ version=$(inside --version) || fail "the program does not run in an empty root"
 (inside config show) | grep -q '^kind: SpillwayConfiguration$' || fail "config show does not show the configuration"
 
 : >"$tmp/log" # before the first look into it
-(inside webhook --self-signed --bind 127.0.0.1:0 --admin-bind 127.0.0.1:0 --log-format text) >"$tmp/log" 2>&1 &
+(inside webhook --pod-name image --self-signed --bind 127.0.0.1:0 --admin-bind 127.0.0.1:0 --log-format text) >"$tmp/log" 2>&1 &
 webhook=$!
 for _ in {1..100}; do
   if grep -q listening "$tmp/log"; then break; fi
