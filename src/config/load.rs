@@ -155,7 +155,7 @@ mod tests {
             "{HEAD}network:\nidentity: {{}}\nvirtualNodes:\nprofiles:\n  enabled:\n  high-scale:\n    network:\n      kubeProxy: opt-out\n"
         );
         let config = parse(&text).unwrap();
-        assert_eq!(config.profile_names().collect::<Vec<_>>(), ["enabled", "high-scale"]);
+        assert_eq!(config.profile_names().collect::<Vec<_>>(), ["autoscaled", "enabled", "high-scale"]);
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
             ),
             (
                 "netwrok: {}",
-                r#"line 3, column 1: unknown field "netwrok", expected "apiVersion", "kind", "mode", "virtualNodes", "network", "identity", "late", "eligibility", "overrides", "certificates", "logging" or "profiles"; did you mean "network"?"#,
+                r#"line 3, column 1: unknown field "netwrok", expected "apiVersion", "kind", "mode", "virtualNodes", "network", "identity", "late", "maxPods", "eligibility", "lateRate", "scaleIn", "breaker", "missed", "overrides", "certificates", "logging" or "profiles"; did you mean "network"?"#,
             ),
             (
                 "mode: perfer",

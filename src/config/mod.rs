@@ -7,19 +7,21 @@
 pub mod file;
 mod load;
 mod settings;
+mod values;
 mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
     path::PathBuf,
     time::Duration,
 };
 
-pub use file::{Selector, Toleration};
 pub(crate) use load::describe_yaml;
 pub use load::{ConfigError, did_you_mean, parse};
 use serde::Serialize;
 pub use settings::{IgnoredOverride, Origin, Overrides, Settings, Sourced};
+pub use values::{Selector, Toleration, Wait};
 pub use words::{
     CertificateSource, Cloud, Dns, GenerationSetting, IdentityLabel, KubeProxy, LogLevel, Mode, Operator, Override,
 };
@@ -44,6 +46,14 @@ pub struct Configuration {
     defaults: file::Overridable,
     /// Which nodes are virtual nodes and how pods get onto them.
     pub virtual_nodes: VirtualNodes,
+    /// How fast pods are let onto virtual nodes late.
+    pub late_rate: LateRate,
+    /// When a ReplicaSet scales in.
+    pub scale_in: ScaleIn,
+    /// What closes virtual nodes when pods do not start there.
+    pub breaker: Breaker,
+    /// Pods that the webhook should have seen and has not.
+    pub missed: Missed,
     /// Workload identity.
     pub identity: Identity,
     /// The webhook's serving certificate.
@@ -52,6 +62,48 @@ pub struct Configuration {
     pub logging: file::Logging,
     overrides: OverridePolicy,
     profiles: BTreeMap<String, file::Overridable>,
+}
+
+/// How fast pods are let onto virtual nodes late, in pods a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LateRate {
+    /// In all.
+    pub total: NonZeroU32,
+    /// Of one namespace.
+    pub per_namespace: NonZeroU32,
+}
+
+impl From<file::LateRate> for LateRate {
+    fn from(file::LateRate { total, per_namespace }: file::LateRate) -> Self {
+        const TEN: NonZeroU32 = NonZeroU32::new(10).unwrap();
+        const TWENTY: NonZeroU32 = NonZeroU32::new(20).unwrap();
+        Self { total: total.unwrap_or(TWENTY), per_namespace: per_namespace.unwrap_or(TEN) }
+    }
+}
+
+/// When a ReplicaSet scales in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ScaleIn {
+    /// The deletion cost of pods on virtual nodes that have none of their own; 0 for none.
+    pub deletion_cost: i32,
+}
+
+/// What closes virtual nodes when pods do not start there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Breaker {
+    /// How many pods must have failed to start at the same time; 0 for never.
+    pub failures: u32,
+}
+
+/// Pods that the webhook should have seen and has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Missed {
+    /// Whether those that run already are evicted.
+    pub evict: bool,
 }
 
 /// The webhook's serving certificate.
@@ -125,7 +177,7 @@ pub struct ResourceManager {
     pub api_version: String,
     /// Where it answers, without a slash at the end.
     pub endpoint: String,
-    refresh: file::Refresh,
+    refresh: values::Refresh,
 }
 
 impl ResourceManager {
@@ -161,6 +213,7 @@ impl Cloud {
 
 /// Which nodes are virtual nodes and how pods get onto them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct VirtualNodes {
     /// The label that virtual nodes carry and no other node does.
     pub selector: Selector,
@@ -168,6 +221,27 @@ pub struct VirtualNodes {
     pub toleration: Toleration,
     /// Which of them a pod must be fit for.
     pub generation: GenerationSetting,
+    /// Whether the controller keeps the taint of the last resort on them.
+    pub last_resort_taint: bool,
+    /// How many pods may be on them in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_pods: Option<u32>,
+    /// Whether those are cordoned whose own pod is gone.
+    pub cordon_ghosts: bool,
+}
+
+impl From<file::VirtualNodes> for VirtualNodes {
+    fn from(file: file::VirtualNodes) -> Self {
+        let file::VirtualNodes { selector, toleration, generation, last_resort_taint, max_pods, cordon_ghosts } = file;
+        Self {
+            selector: selector.unwrap_or_default(),
+            toleration: toleration.unwrap_or_default(),
+            generation: generation.unwrap_or_default(),
+            last_resort_taint: last_resort_taint.unwrap_or(true),
+            max_pods,
+            cordon_ghosts: cordon_ghosts.unwrap_or(false),
+        }
+    }
 }
 
 impl VirtualNodes {
@@ -227,13 +301,17 @@ impl From<file::SpillwayConfiguration> for Configuration {
             network,
             identity,
             late,
+            max_pods,
             eligibility,
+            late_rate,
+            scale_in,
+            breaker,
+            missed,
             overrides,
             certificates,
             logging,
             profiles,
         } = file;
-        let file::VirtualNodes { selector, toleration, generation } = virtual_nodes.unwrap_or_default();
         let mut all = file::shipped_profiles();
         for (name, profile) in profiles.unwrap_or_default() {
             let (name, profile) = (name.into(), profile.unwrap_or_default());
@@ -243,12 +321,12 @@ impl From<file::SpillwayConfiguration> for Configuration {
         Self {
             api_version,
             kind,
-            defaults: file::Overridable { mode, network, identity: None, late, eligibility },
-            virtual_nodes: VirtualNodes {
-                selector: selector.unwrap_or_default(),
-                toleration: toleration.unwrap_or_default(),
-                generation: generation.unwrap_or_default(),
-            },
+            defaults: file::Overridable { mode, network, identity: None, late, max_pods, eligibility },
+            virtual_nodes: virtual_nodes.unwrap_or_default().into(),
+            late_rate: late_rate.unwrap_or_default().into(),
+            scale_in: ScaleIn { deletion_cost: scale_in.unwrap_or_default().deletion_cost.unwrap_or(-100) },
+            breaker: Breaker { failures: breaker.unwrap_or_default().failures.unwrap_or(10) },
+            missed: Missed { evict: missed.unwrap_or_default().evict.unwrap_or(false) },
             identity: identity.unwrap_or_default().into(),
             certificates: certificates.unwrap_or_default().into(),
             logging: logging.unwrap_or_default(),
@@ -268,12 +346,16 @@ impl Configuration {
     #[must_use]
     pub fn with_defaults_shown(&self) -> Self {
         let settings = self.file_settings();
-        let allowed = settings.allowed.iter().map(|allowed| file::AllowedReason(allowed.value));
+        let allowed = settings.allowed.iter().map(|allowed| values::AllowedReason(allowed.value));
         let defaults = file::Overridable {
             mode: Some(settings.mode.value),
             network: Some(file::Network { kube_proxy: Some(settings.kube_proxy.value), dns: Some(settings.dns.value) }),
             identity: None,
-            late: Some(file::Late { after: Some(file::Wait(settings.late_after.value)) }),
+            late: Some(file::Late {
+                after: Some(values::Wait(settings.late_after.value)),
+                max: Some(values::Wait(settings.late_max)),
+            }),
+            max_pods: settings.max_pods,
             eligibility: Some(file::Eligibility { allow: Some(allowed.collect()) }),
         };
         let identity = Identity { label: Some(settings.identity_label.value), ..self.identity.clone() };

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::{
     Configuration, Dns, IdentityLabel, KubeProxy, Mode, Override, PREFIX, VirtualNodes,
-    file::{AllowedReason, Overridable, Wait},
+    file::Overridable,
     load::{nearest, read_word},
+    values::{AllowedReason, Wait},
 };
 use crate::eligibility::Reason;
 
@@ -53,6 +54,10 @@ pub struct Settings<'a> {
     pub mode: Sourced<Mode>,
     /// How long it must be unschedulable first, in mode `late`.
     pub late_after: Sourced<Duration>,
+    /// How long it waits at the most while a VM seems to be on its way; no less than `late_after`.
+    pub late_max: Duration,
+    /// How many pods of its namespace may be on virtual nodes before no more of them overflow late.
+    pub max_pods: Option<u32>,
     /// Whether it keeps kube-proxy on a virtual node.
     pub kube_proxy: Sourced<KubeProxy>,
     /// What then happens to cluster DNS.
@@ -97,7 +102,11 @@ const IDENTITY_LABEL: &str = "spillway.dev/identity-label";
 const ALLOW: &str = "spillway.dev/allow";
 const KEYS: &[&str] = &[MODE, LATE_AFTER, KUBE_PROXY, IDENTITY_LABEL, ALLOW];
 /// What Spillway itself writes into annotations; no overrides, and no typos either.
-const WRITTEN: &[&str] = &["spillway.dev/decision", "spillway.dev/added"];
+const WRITTEN: &[&str] =
+    &["spillway.dev/decision", "spillway.dev/added", "spillway.dev/unschedulable-since", "spillway.dev/placed-on"];
+
+/// `late.max` where nobody says otherwise: a VM of AKS takes two to four minutes, and a second attempt as long.
+const LATE_MAX: Duration = Duration::from_secs(600);
 
 impl Overrides {
     /// Reads the annotations of a namespace or a pod. Keys outside of `spillway.dev/` are skipped.
@@ -205,7 +214,10 @@ impl Configuration {
             (profile.and_then(Overridable::late_after), Origin::Profile),
             (file.late_after(), Origin::File),
         ]);
+        let late_max = profile.and_then(Overridable::late_max).or_else(|| file.late_max());
         Settings {
+            late_max: late_max.map_or(LATE_MAX, |Wait(max)| max).max(late_after.value.0),
+            max_pods: profile.and_then(|profile| profile.max_pods).or(file.max_pods),
             mode: pick([
                 (pod.mode, Origin::Pod),
                 (namespace.mode, Origin::Namespace),
@@ -251,6 +263,10 @@ impl Settings<'_> {
 impl Overridable {
     fn late_after(&self) -> Option<Wait> {
         self.late.as_ref()?.after
+    }
+
+    fn late_max(&self) -> Option<Wait> {
+        self.late.as_ref()?.max
     }
 
     fn kube_proxy(&self) -> Option<KubeProxy> {
@@ -350,6 +366,27 @@ mod tests {
         assert_eq!((settings.identity_label.value, settings.dns.value), (IdentityLabel::Off, Dns::Keep));
         let config = file("profiles: {high-scale: {network: {kubeProxy: keep}}}");
         assert_eq!(config.settings("high-scale", &none, &none).unwrap().kube_proxy, on_profile(KubeProxy::Keep));
+    }
+
+    #[test]
+    fn a_pod_never_waits_less_for_a_vm_that_comes_than_for_one_that_does_not() {
+        let none = Overrides::default();
+        let max = |text: &str, pod: &Overrides| {
+            let late = file(text);
+            late.settings("autoscaled", &none, pod).map(|settings| settings.late_max.as_secs())
+        };
+        assert_eq!(max("", &none), Some(600));
+        assert_eq!(max("late: {max: 5m}\nprofiles: {autoscaled: {late: {max: 8m}}}", &none), Some(480));
+        assert_eq!(max("late: {max: 5m}", &overrides(&[(LATE_AFTER, "20m")])), Some(1200));
+    }
+
+    #[test]
+    fn the_cap_of_a_namespace_is_its_profiles_or_the_files() {
+        let none = Overrides::default();
+        let config = file("maxPods: 50\nprofiles: {small: {maxPods: 5}, same: {}}");
+        let cap = |profile: &str| config.settings(profile, &none, &none).and_then(|settings| settings.max_pods);
+        assert_eq!((cap("small"), cap("same")), (Some(5), Some(50)));
+        assert_eq!(file("").settings("enabled", &none, &none).and_then(|settings| settings.max_pods), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::time;
 
-use crate::config::file::Wait;
+use crate::config::Wait;
 
 /// How to end.
 #[derive(Debug, Clone, clap::Args)]
