@@ -6,8 +6,12 @@ mod ca_bundle;
 mod clock;
 pub mod events;
 mod identity;
+pub mod last_resort;
 mod lease;
+mod observed;
 mod reconcile;
+mod taints;
+mod tally;
 
 use events::Events;
 use futures_util::{
@@ -16,7 +20,7 @@ use futures_util::{
 };
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
-    core::v1::{ObjectReference, Secret},
+    core::v1::{self as core, ObjectReference, Secret},
 };
 use kube::{
     Api, Client,
@@ -29,7 +33,10 @@ use kube::{
 };
 use lease::Election;
 pub use lease::Standing;
+use observed::{Node, Observed};
 pub use reconcile::Outcome;
+use taints::Written;
+use tally::Tally;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -54,7 +61,18 @@ struct Context {
     namespace: String,
     configuration: InForce,
     events: Events,
+    tally: Tally,
     metrics: ControllerMetrics,
+}
+
+/// Why a taint could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the taint {taint} of node {node}")]
+struct TaintError {
+    taint: &'static str,
+    node: String,
+    #[source]
+    source: kube::Error,
 }
 
 impl Context {
@@ -69,12 +87,36 @@ impl Context {
         let webhooks: Api<PartialObjectMeta<MutatingWebhookConfiguration>> = Api::all(self.client.clone());
         let secret = changes("Secret", watch_object(secrets, SECRET).default_backoff());
         let webhook = changes("MutatingWebhookConfiguration", watch_object(webhooks, CONFIGURATION).default_backoff());
-        let configuration = stream::unfold(self.configuration.clone(), async |mut configuration| {
-            configuration.changed().await.ok()?;
-            Some(((), configuration))
-        });
-        stream::select(stream::select(secret, webhook), configuration)
+        stream::select(stream::select(secret, webhook), each(self.configuration.clone()))
     }
+
+    /// Puts a taint on a node or takes it off; counts and logs that.
+    async fn write_taint(&self, node: &Node, taint: taints::Kept, wanted: bool) -> Result<Written, TaintError> {
+        let action = if wanted { "add_taint" } else { "remove_taint" };
+        let nodes: Api<core::Node> = Api::all(self.client.clone());
+        let written = taints::write(&nodes, &node.name, taint, wanted).await;
+        let result = match &written {
+            Ok(Written::Right) => return Ok(Written::Right),
+            Ok(Written::Changed) => "success",
+            Ok(Written::Conflict) => "conflict",
+            Ok(Written::Stripped) => "stripped",
+            Err(_) => "failure",
+        };
+        self.metrics.overflow.acted(action, result);
+        if result == "success" {
+            tracing::info!(node = node.name, taint = taint.key, is_on = wanted, "wrote a taint");
+        }
+        written.map_err(|source| TaintError { taint: taint.key, node: node.name.clone(), source })
+    }
+}
+
+/// An item for each change of what is watched.
+fn each<T: Send + Sync + 'static>(watched: watch::Receiver<T>) -> BoxStream<'static, ()> {
+    let changes = stream::unfold(watched, async |mut watched| {
+        watched.changed().await.ok()?;
+        Some(((), watched))
+    });
+    changes.boxed()
 }
 
 fn changes<K>(
@@ -115,7 +157,8 @@ impl Controller {
     ) -> Self {
         let events = Events::new(client.clone(), pod_name);
         let election = Election::new(client.clone(), namespace, pod_name);
-        let context = Context { client, namespace: namespace.to_owned(), configuration, events, metrics };
+        let (namespace, tally) = (namespace.to_owned(), Tally::default());
+        let context = Context { client, namespace, configuration, events, tally, metrics };
         Self { context, election, standing: watch::Sender::new(Standing::Unknown) }
     }
 
@@ -161,7 +204,14 @@ impl Controller {
 
 /// Every reconciler.
 async fn reconcile_all(context: &Context) {
-    tokio::join!(authority::run(context), ca_bundle::run(context), identity::run(context));
+    let observed = Observed::start(&context.client, &context.configuration);
+    tokio::join!(
+        authority::run(context),
+        ca_bundle::run(context),
+        identity::run(context),
+        last_resort::run(context, &observed),
+        context.tally.tell(&context.events),
+    );
 }
 
 /// Writes an event when the configuration file has become unusable, and when it is mended. Every replica says what it reads.

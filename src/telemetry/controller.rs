@@ -6,7 +6,7 @@ use prometheus_client::{
 };
 use time::OffsetDateTime;
 
-use super::{IdentityMetrics, labels, now};
+use super::{Caches, IdentityMetrics, OverflowMetrics, labels, now};
 
 labels!(ReconcileLabels { reconciler, result });
 labels!(ReconcilerLabels { reconciler });
@@ -27,12 +27,17 @@ pub struct ControllerMetrics {
     ca_bundle_writes: Family<ResultLabels, Counter>,
     /// Those of the identity checks.
     pub identity: IdentityMetrics,
+    /// Those of the overflow to virtual nodes.
+    pub overflow: OverflowMetrics,
+    /// Those of what is known of the cluster.
+    pub caches: Caches,
 }
 
 impl ControllerMetrics {
     /// Registered, and all at zero.
     pub fn new(r: &mut Registry) -> Self {
-        let metrics = Self { identity: IdentityMetrics::new(r), ..Self::default() };
+        let (identity, overflow, caches) = (IdentityMetrics::new(r), OverflowMetrics::new(r), Caches::new(r));
+        let metrics = Self { identity, overflow, caches, ..Self::default() };
         r.register("leader", "Whether this replica is the one that acts", metrics.leader.clone());
         r.register(
             "reconciles",
@@ -67,6 +72,7 @@ impl ControllerMetrics {
             self.ca_expiry.clear();
             self.ca_certificates.clear();
             self.identity.forget();
+            self.overflow.forget();
         }
     }
 

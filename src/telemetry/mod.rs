@@ -10,6 +10,7 @@ mod connections;
 mod controller;
 mod identity;
 pub mod logs;
+mod overflow;
 mod panics;
 
 pub use admission::{Admission, Resource};
@@ -20,6 +21,7 @@ pub use configuration::ConfigurationMetrics;
 pub use connections::{ConnectionError, Connections, Open};
 pub use controller::ControllerMetrics;
 pub use identity::{FindingLabels, IdentityMetrics};
+pub use overflow::OverflowMetrics;
 pub use panics::count_panics;
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 

@@ -18,6 +18,7 @@ mod guard;
 mod identity;
 mod identity_check;
 mod identity_checks;
+mod last_resort;
 mod monitoring;
 mod outage;
 mod overflow;

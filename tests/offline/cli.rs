@@ -467,7 +467,10 @@ fn config_validate_names_file_line_and_nearest_name() {
         "error: -:3:11: unknown field \"kubeproxy\", expected \"kubeProxy\" or \"dns\"; did you mean \"kubeProxy\"?\n"
     );
     let right = spillway(&["config", "validate", "-"], &format!("{head}profiles: {{night: {{mode: off}}}}\n"));
-    assert_eq!((right.code, right.stdout.as_str()), (0, "-: valid, profiles: autoscaled, enabled, high-scale, night\n"));
+    assert_eq!(
+        (right.code, right.stdout.as_str()),
+        (0, "-: valid, profiles: autoscaled, enabled, high-scale, night\n")
+    );
 }
 
 #[test]

@@ -1,0 +1,211 @@
+//! The taint that keeps virtual nodes the last resort: there as long as it should be, and nothing else of a node changes.
+
+use std::{
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    certificates::Installed,
+    configuration::Volume,
+    harness::{ControlPlane, Controller, eventually},
+};
+
+const TAINT: &str = "spillway.dev/last-resort";
+
+/// A virtual node of the test's own, which is gone afterwards.
+struct VirtualNode {
+    plane: &'static ControlPlane,
+    name: &'static str,
+}
+
+impl VirtualNode {
+    fn create(plane: &'static ControlPlane, name: &'static str) -> Self {
+        let node = Self { plane, name };
+        node.create_again();
+        node
+    }
+
+    fn create_again(&self) {
+        let taint = json!({"key": "virtual-kubelet.io/provider", "value": "azure", "effect": "NoSchedule"});
+        let room = json!({"cpu": "100", "memory": "100Gi", "pods": "100"});
+        let node = json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name, "labels": {"type": "virtual-kubelet"}},
+            "spec": {"taints": [taint]}, "status": {"allocatable": room, "capacity": room},
+        });
+        self.plane.kubectl_with(&["create", "-f", "-"], &node.to_string());
+    }
+
+    fn get(&self) -> Value {
+        serde_json::from_str(&self.plane.kubectl(&["get", "node", self.name, "-o", "json"])).unwrap()
+    }
+
+    /// Taints as kubectl writes them.
+    fn taints(&self) -> Vec<String> {
+        let text = |taint: &Value| {
+            let field = |name: &str| taint[name].as_str().unwrap_or_default();
+            format!("{}={}:{}", field("key"), field("value"), field("effect"))
+        };
+        self.get()["spec"]["taints"].as_array().into_iter().flatten().map(text).collect()
+    }
+
+    fn is_last_resort(&self) -> bool {
+        self.taints().contains(&format!("{TAINT}=:PreferNoSchedule"))
+    }
+
+    fn becomes_last_resort(&self) {
+        eventually("the node to be the last resort", || self.is_last_resort().then_some(()));
+    }
+}
+
+impl Drop for VirtualNode {
+    fn drop(&mut self) {
+        self.plane.try_kubectl(&["delete", "node", self.name, "--ignore-not-found"], "");
+    }
+}
+
+#[test]
+fn virtual_nodes_stay_the_last_resort_whatever_becomes_of_the_taint() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let node = VirtualNode::create(plane, "last-resort");
+    let mut volume = Volume::new("last-resort-volume", "logging: {level: info}");
+    let controller = Controller::start(plane, "last-resort", &["--config", &volume.file()]);
+    node.becomes_last_resort();
+    assert!(node.taints().contains(&"virtual-kubelet.io/provider=azure:NoSchedule".to_owned()), "{:?}", node.taints());
+    let vms = plane.kubectl(&[
+        "get",
+        "nodes",
+        "-l",
+        "type!=virtual-kubelet",
+        "-o",
+        "jsonpath={.items[*].spec.taints[*].key}",
+    ]);
+    assert!(!vms.contains(TAINT), "VMs are left alone: {vms}");
+    plane.kubectl(&["taint", "node", node.name, &format!("{TAINT}:PreferNoSchedule-")]);
+    node.becomes_last_resort();
+    plane.kubectl(&["delete", "node", node.name]);
+    node.create_again();
+    node.becomes_last_resort();
+    assert!(
+        plane
+            .kubectl(&["get", "node", node.name, "--show-managed-fields", "-o", "json"])
+            .contains("spillway-controller")
+    );
+    assert!(controller.metric("spillway_actions_total{action=\"add_taint\",result=\"success\"}") >= 3);
+
+    volume.publish("virtualNodes: {lastResortTaint: false}");
+    eventually("the taint to be gone", || (!node.is_last_resort()).then_some(()));
+    volume.publish("");
+    node.becomes_last_resort();
+    // A node that is no longer selected is none of ours.
+    volume.publish("virtualNodes: {selector: type=other}");
+    eventually("the taint to be gone", || (!node.is_last_resort()).then_some(()));
+}
+
+#[test]
+fn no_change_that_others_make_to_a_node_at_the_same_time_is_lost() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let node = VirtualNode::create(plane, "last-resort-race");
+    let _controller = Controller::start(plane, "last-resort-race", &[]);
+    node.becomes_last_resort();
+    let is_over = AtomicBool::new(false);
+    let written = thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            let mut count = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                plane.kubectl(&["taint", "node", node.name, &format!("example.com/other-{count}=x:NoSchedule")]);
+                count += 1;
+            }
+            count
+        });
+        for _ in 0..10 {
+            // It may be back before this says that it is gone, and another writer may be faster.
+            plane.try_kubectl(&["taint", "node", node.name, &format!("{TAINT}:PreferNoSchedule-")], "");
+            node.becomes_last_resort();
+        }
+        is_over.store(true, Ordering::Relaxed);
+        others.join().unwrap()
+    });
+    let taints = node.taints();
+    for other in 0..written {
+        assert!(
+            taints.contains(&format!("example.com/other-{other}=x:NoSchedule")),
+            "{other} of {written}: {taints:?}"
+        );
+    }
+    assert_eq!(taints.iter().filter(|taint| taint.starts_with(TAINT)).count(), 1);
+}
+
+#[test]
+fn cleanup_takes_our_taints_off_every_node_and_no_other() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let node = VirtualNode::create(plane, "last-resort-cleanup");
+    plane.kubectl(&["taint", "node", node.name, &format!("{TAINT}:PreferNoSchedule"), "spillway.dev/full:NoSchedule"]);
+    let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-controller");
+    let clean_up = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spillway"));
+        let output = command.args(["controller", "--cleanup"]).env("KUBECONFIG", &kubeconfig).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = clean_up();
+    assert!(said.starts_with("took the taints of Spillway off ") && said.contains(node.name), "{said}");
+    let left = node.taints();
+    assert!(left.iter().all(|taint| !taint.starts_with("spillway.dev/")), "{left:?}");
+    assert!(left.contains(&"virtual-kubelet.io/provider=azure:NoSchedule".to_owned()), "{left:?}");
+    assert_eq!(clean_up(), "no node has a taint of Spillway\n");
+}
+
+/// Takes the taint away from whatever is written, as a webhook of somebody else would.
+fn stripping() -> Value {
+    let expression = format!(
+        "[JSONPatch{{op: 'replace', path: '/spec/taints', value: object.spec.taints.filter(t, t.key != '{TAINT}')}}]"
+    );
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicy", "metadata": {"name": "strip-taint"},
+        "spec": {
+            "failurePolicy": "Fail", "reinvocationPolicy": "Never",
+            "matchConstraints": {"resourceRules": [
+                {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["nodes"]}]},
+            "matchConditions": [{"name": "has-it", "expression":
+                format!("object.metadata.name == 'last-resort-stripped' && object.spec.?taints.orValue([]).exists(t, t.key == '{TAINT}')")}],
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": expression}}],
+        },
+    });
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicyBinding",
+        "metadata": {"name": "strip-taint"}, "spec": {"policyName": "strip-taint"},
+    });
+    json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]})
+}
+
+#[test]
+fn a_webhook_that_strips_the_taint_is_named_and_not_fought() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let node = VirtualNode::create(plane, "last-resort-stripped");
+    plane.kubectl_with(&["apply", "-f", "-"], &stripping().to_string());
+    eventually("the policy to be at work", || {
+        plane.kubectl(&["taint", "--overwrite", "node", node.name, &format!("{TAINT}:PreferNoSchedule")]);
+        (!node.is_last_resort()).then_some(())
+    });
+    let controller = Controller::start(plane, "last-resort-stripped", &[]);
+    let told = || {
+        let events: Value =
+            serde_json::from_str(&plane.kubectl(&["get", "events.events.k8s.io", "-o", "json"])).unwrap();
+        let mut events = events["items"].as_array().unwrap().clone().into_iter();
+        events.find(|event| event["reason"] == "TaintStripped" && event["regarding"]["name"] == node.name)
+    };
+    let event = eventually("the event", told);
+    assert_eq!((&event["type"], &event["regarding"]["kind"]), (&"Warning".into(), &"Node".into()), "{event:#}");
+    let attempts = "spillway_actions_total{action=\"add_taint\",result=\"stripped\"}";
+    assert!((1..=2).contains(&controller.metric(attempts)), "{}", controller.metric(attempts));
+    plane.kubectl_with(&["delete", "-f", "-"], &stripping().to_string());
+    node.becomes_last_resort();
+}
