@@ -5,6 +5,7 @@
 
 mod decision;
 mod identity_label;
+mod late;
 mod network;
 mod patch;
 mod placement;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 pub use decision::{Added, Decision, Outcome, Part, Step, Verdict, Why};
 pub(crate) use identity_label::is_valid_expiration;
 pub use identity_label::needs_service_account;
+pub use late::{UNSCHEDULABLE_SINCE, late_toleration};
 pub use patch::json_patch;
 pub use restore::restore;
 

@@ -83,6 +83,18 @@ impl Snapshot {
     }
 }
 
+#[cfg(test)]
+impl Snapshot {
+    /// With namespaces that have opted in, by name and profile, and nothing else.
+    pub(crate) fn of_namespaces(namespaces: &[(&str, &str)]) -> Self {
+        let read = |(name, profile): &(&str, &str)| {
+            let labels = [(BURST_LABEL.to_owned(), (*profile).to_owned())].into();
+            Some(((*name).to_owned(), Arc::new(Namespace::read(labels, BTreeMap::new())?)))
+        };
+        Self { namespaces: Some(Arc::new(namespaces.iter().filter_map(read).collect())), ..Self::default() }
+    }
+}
+
 impl Namespace {
     /// What the labels and annotations of a namespace say; nothing if it names no profile.
     pub fn read(labels: BTreeMap<String, String>, annotations: BTreeMap<String, String>) -> Option<Self> {

@@ -7,9 +7,11 @@ mod clock;
 pub mod events;
 mod identity;
 pub mod last_resort;
+mod late;
 mod lease;
 mod observed;
 mod reconcile;
+mod room;
 mod taints;
 mod tally;
 
@@ -41,6 +43,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     certs::self_managed::{CONFIGURATION, SECRET},
+    cluster::Cluster,
     config::CertificateSource,
     reload::configuration::InForce,
     telemetry::{Causes, ControllerMetrics},
@@ -205,11 +208,13 @@ impl Controller {
 /// Every reconciler.
 async fn reconcile_all(context: &Context) {
     let observed = Observed::start(&context.client, &context.configuration);
+    let cluster = Cluster::follow(context.client.clone(), context.configuration.clone(), &context.metrics.caches);
     tokio::join!(
         authority::run(context),
         ca_bundle::run(context),
         identity::run(context),
         last_resort::run(context, &observed),
+        late::run(context, &observed, &cluster),
         context.tally.tell(&context.events),
     );
 }

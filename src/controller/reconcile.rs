@@ -3,8 +3,14 @@
 
 use std::{error::Error, time::Duration};
 
-use futures_util::{Stream, StreamExt};
-use tokio::time::{Instant, sleep_until, timeout};
+use futures_util::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
 
 use crate::telemetry::{Causes, ControllerMetrics};
 
@@ -29,6 +35,38 @@ pub enum Outcome {
     Changed,
     /// Somebody else wrote meanwhile: look again.
     Conflict,
+}
+
+/// Brings a round at a time that only the round before knows.
+#[derive(Debug, Default)]
+pub(super) struct Alarm(watch::Sender<Option<Instant>>);
+
+impl Alarm {
+    /// Rings after this time, in place of any other time that was asked for.
+    pub(super) fn set(&self, after: Duration) {
+        self.0.send_replace(Some(Instant::now() + after));
+    }
+
+    /// An item for each time that it rings.
+    pub(super) fn rings(&self) -> BoxStream<'static, ()> {
+        let rings = stream::unfold((self.0.subscribe(), None), async |(mut asked, rung)| {
+            loop {
+                // Once for each time that is asked for.
+                let next = (*asked.borrow_and_update()).filter(|next| Some(*next) != rung);
+                let ring = async {
+                    match next {
+                        Some(next) => sleep_until(next).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = ring => return Some(((), (asked, next))),
+                    changed = asked.changed() => changed.ok()?,
+                }
+            }
+        });
+        rings.boxed()
+    }
 }
 
 /// Does round after round, for as long as it is asked to. Ends when `changes` does.
@@ -79,8 +117,6 @@ pub(super) async fn repeat<E: Error + 'static>(
 mod tests {
     use std::{cell::Cell, io};
 
-    use futures_util::stream;
-
     use super::*;
 
     /// How many rounds there are in just under a minute that end as `outcome` says.
@@ -105,6 +141,19 @@ mod tests {
             let in_vain = rounds(stream::repeat(()), outcome).await;
             assert!((6..=8).contains(&in_vain), "{in_vain}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_rings_once_at_the_time_that_was_asked_for_last() {
+        let alarm = Alarm::default();
+        let (mut rings, start) = (alarm.rings(), Instant::now());
+        alarm.set(Duration::from_secs(60));
+        alarm.set(Duration::from_secs(7));
+        rings.next().await;
+        assert_eq!(start.elapsed().as_secs(), 7);
+        assert!(timeout(Duration::from_secs(600), rings.next()).await.is_err());
+        alarm.set(Duration::from_secs(1));
+        assert!(timeout(Duration::from_secs(2), rings.next()).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

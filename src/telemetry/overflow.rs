@@ -1,18 +1,35 @@
 //! What is counted of the overflow to virtual nodes, by the controller.
 
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
 use super::labels;
 
 labels!(ActionLabels { action, result });
+labels!(StateLabels { state });
+
+/// How many pods marked `late` are unschedulable, by what becomes of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Late {
+    /// Their time has not come.
+    pub waiting: u64,
+    /// It has, but a VM seems to be on its way.
+    pub coming: u64,
+    /// It has, but virtual nodes take nobody.
+    pub closed: u64,
+    /// It has, but their namespace has as many on virtual nodes as it may.
+    pub capped: u64,
+    /// It has, and they are next.
+    pub paced: u64,
+}
 
 /// Metrics of the overflow.
 #[derive(Debug, Clone, Default)]
 pub struct OverflowMetrics {
     actions: Family<ActionLabels, Counter>,
+    late: Family<StateLabels, Gauge>,
 }
 
 impl OverflowMetrics {
@@ -20,11 +37,27 @@ impl OverflowMetrics {
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
         r.register("actions", "What the controller has done to nodes and pods, by result", metrics.actions.clone());
+        r.register(
+            "late_pods",
+            "Unschedulable pods of mode late, by state: waiting, coming (a VM is on its way), closed, capped, paced",
+            metrics.late.clone(),
+        );
         metrics
     }
 
     /// What only a leader knows is not known here.
-    pub fn forget(&self) {}
+    pub fn forget(&self) {
+        self.late.clear();
+    }
+
+    /// Pods of mode `late`, as they are now.
+    pub fn late(&self, Late { waiting, coming, closed, capped, paced }: Late) {
+        let states =
+            [("waiting", waiting), ("coming", coming), ("closed", closed), ("capped", capped), ("paced", paced)];
+        for (state, count) in states {
+            self.late.get_or_create(&StateLabels { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
 
     /// Something was done to a node or a pod, or could not be; both words are of closed sets.
     pub fn acted(&self, action: &'static str, result: &'static str) {

@@ -19,6 +19,7 @@ mod identity;
 mod identity_check;
 mod identity_checks;
 mod last_resort;
+mod late;
 mod monitoring;
 mod outage;
 mod overflow;

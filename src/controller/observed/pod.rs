@@ -114,7 +114,7 @@ pub(in crate::controller) struct Waiting {
 }
 
 impl Waiting {
-    pub(super) fn read(pod: core::Pod) -> Option<Self> {
+    pub(in crate::controller) fn read(pod: core::Pod) -> Option<Self> {
         let is_going = pod.metadata.deletion_timestamp.is_some();
         let status = pod.status.as_ref();
         let is_over = matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
@@ -280,7 +280,7 @@ pub(in crate::controller) struct VirtualPod {
 }
 
 impl VirtualPod {
-    pub(super) fn read(pod: core::Pod) -> Option<Self> {
+    pub(in crate::controller) fn read(pod: core::Pod) -> Option<Self> {
         let status = pod.status.as_ref();
         let phase = status.and_then(|status| status.phase.as_deref());
         let is_failed = status.and_then(|status| status.reason.as_deref()) == Some(PROVIDER_FAILED);

@@ -1,0 +1,669 @@
+//! Late burst: a pod that the webhook marked `late` and that no VM has taken in time gets the toleration of virtual nodes.
+//!
+//! All that has to be known of a pod stands in the pod, so another replica goes on where this one ends. How long a pod has waited is
+//! counted from when it is first seen unschedulable. That time is put off while a VM seems to be on its way, up to `late.max`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream};
+use json_patch::{Patch as JsonPatch, PatchOperation, TestOperation, jsonptr::PointerBuf};
+use k8s_openapi::{
+    api::core::v1::{Namespace, ObjectReference, Pod},
+    jiff::Timestamp,
+};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use super::{
+    Context, FIELD_MANAGER, each, is_conflict,
+    observed::{Kept, Name, Node, Observed, OnVirtual, Waiting},
+    reconcile::{Alarm, Outcome, repeat},
+    room,
+    taints::FULL,
+    tally::Happening,
+};
+use crate::{
+    burst::{self, DECISION, UNSCHEDULABLE_SINCE},
+    cluster::{self, Cluster, Snapshot},
+    config::{Configuration, DISABLED, Mode, Overrides, Settings, VirtualNodes},
+    telemetry::Late,
+};
+
+const RECONCILER: &str = "late";
+
+const BURST: Happening = Happening::done("LateBurst");
+const WITHHELD: Happening = Happening::wrong("LateWithheld");
+
+/// How long a VM that has just become Ready may take pods before these are let elsewhere: the scheduler needs a moment.
+const SETTLING: Duration = Duration::from_secs(15);
+
+/// The least time between two rounds in which pods are let onto virtual nodes. What may be let in a second is let in one round.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// Clocks that are started in one round, and writes that are under way at the same time.
+const CLOCKS: usize = 200;
+const AT_ONCE: usize = 8;
+
+/// Why a round failed.
+#[derive(Debug, thiserror::Error)]
+enum LateError {
+    #[error("cannot read namespace {0}")]
+    Namespace(String, #[source] kube::Error),
+    #[error("cannot write pod {0}")]
+    Pod(String, #[source] kube::Error),
+}
+
+/// Rounds, for as long as it is asked to.
+pub(super) async fn run(context: &Context, observed: &Observed, cluster: &Cluster) {
+    let alarm = Alarm::default();
+    let changes = [each(observed.waiting.clone()), each(context.configuration.clone()), alarm.rings()];
+    let mut last = None;
+    let round = async || round(context, observed, cluster, &alarm, &mut last).await;
+    Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
+}
+
+async fn round(
+    context: &Context,
+    observed: &Observed,
+    cluster: &Cluster,
+    alarm: &Alarm,
+    last: &mut Option<tokio::time::Instant>,
+) -> Result<Outcome, LateError> {
+    let configuration = context.configuration.borrow().clone();
+    let is_too_soon = last.is_some_and(|last| last.elapsed() < BEAT);
+    let plan = {
+        let seen = Seen {
+            now: Timestamp::now(),
+            configuration: &configuration,
+            snapshot: &cluster.snapshot(),
+            waiting: &observed.waiting.borrow(),
+            nodes: &observed.nodes.borrow(),
+            on_virtual: &observed.on_virtual.borrow(),
+            coming: &observed.coming.borrow(),
+            may_let: !is_too_soon,
+        };
+        plan(&seen)
+    };
+    context.metrics.overflow.late(plan.counts);
+    for withheld in plan.withheld {
+        context.tally.note(withheld.owner, WITHHELD, withheld.note);
+    }
+    if let Some(next) = plan.next {
+        alarm.set(next);
+    }
+    let clocks = start_clocks(context, plan.clocks).await?;
+    if !plan.burst.is_empty() {
+        *last = Some(tokio::time::Instant::now());
+    }
+    let burst = let_go(context, &configuration, plan.burst).await?;
+    Ok(if clocks == Outcome::Changed { clocks } else { burst })
+}
+
+/// What a plan rests on.
+struct Seen<'s> {
+    now: Timestamp,
+    configuration: &'s Configuration,
+    snapshot: &'s Snapshot,
+    waiting: &'s Kept<Waiting>,
+    nodes: &'s Kept<Node>,
+    on_virtual: &'s OnVirtual,
+    coming: &'s Kept<Timestamp>,
+    /// Whether pods may be let onto virtual nodes in this round.
+    may_let: bool,
+}
+
+/// What is to be done.
+#[derive(Debug, Default)]
+struct Plan {
+    /// Pods that are seen unschedulable for the first time, and when.
+    clocks: Vec<(Name, Timestamp)>,
+    /// Pods that get the toleration.
+    burst: Vec<Due>,
+    /// Pods that would get it, and why they do not, one an owner.
+    withheld: Vec<Withheld>,
+    counts: Late,
+    /// How long it is until there will be something to do, without any change.
+    next: Option<Duration>,
+}
+
+/// A pod whose time has come.
+#[derive(Debug, Clone, PartialEq)]
+struct Due {
+    name: Name,
+    waited: Duration,
+    resource_version: String,
+    owner: ObjectReference,
+    overrides: Overrides,
+    patch: JsonPatch,
+}
+
+#[derive(Debug, PartialEq)]
+struct Withheld {
+    owner: ObjectReference,
+    note: String,
+}
+
+/// What becomes of a pod that is marked `late`.
+#[derive(Debug, PartialEq)]
+enum Fate {
+    /// None of our business, or not any more.
+    None,
+    /// It is seen unschedulable for the first time.
+    Start,
+    /// It may still find a VM.
+    Wait { rest: Duration, is_coming: bool },
+    /// Its time has come.
+    Due { waited: Duration },
+}
+
+fn plan(seen: &Seen<'_>) -> Plan {
+    let mut plan = Plan::default();
+    // Without all nodes a VM that has just come would be overlooked.
+    if !seen.nodes.is_complete() || !seen.waiting.is_complete() {
+        return plan;
+    }
+    let young: Vec<_> = seen.nodes.values().filter(|node| is_settling(node, seen)).collect();
+    let mut due = Vec::new();
+    for (name, pod) in seen.waiting.iter() {
+        match fate(name, pod, &young, seen) {
+            Fate::None => {}
+            Fate::Start => plan.clocks.push((name.clone(), seen.now)),
+            Fate::Wait { rest, is_coming } => {
+                plan.counts.waiting += u64::from(!is_coming);
+                plan.counts.coming += u64::from(is_coming);
+                plan.next = Some(plan.next.map_or(rest, |next| next.min(rest)));
+            }
+            Fate::Due { waited } => due.push((waited, name, pod)),
+        }
+    }
+    plan.clocks.truncate(CLOCKS);
+    // Those that have waited longest go first.
+    due.sort_by(|(one, a, _), (other, b, _)| other.cmp(one).then_with(|| a.cmp(b)));
+    admit(due, seen, &mut plan);
+    plan
+}
+
+/// Lets pods go as far as caps and pace permit.
+fn admit(due: Vec<(Duration, &Name, &Waiting)>, seen: &Seen<'_>, plan: &mut Plan) {
+    let nodes = &seen.configuration.virtual_nodes;
+    let is_closed = is_closed(seen.nodes, nodes);
+    let mut on_virtual = overflowing(seen);
+    let rate = seen.configuration.late_rate;
+    let mut let_of = BTreeMap::<&str, u32>::new();
+    for (waited, name, pod) in due {
+        let namespace = name.0.as_str();
+        let count = on_virtual.entry(namespace).or_default();
+        let cap = settings(name, pod, seen).and_then(|settings| settings.max_pods);
+        let why = if is_closed {
+            plan.counts.closed += 1;
+            Some("virtual nodes are closed, or there is none that is ready".to_owned())
+        } else if let Some(cap) = cap.filter(|cap| *count >= u64::from(*cap)) {
+            plan.counts.capped += 1;
+            Some(format!("namespace {namespace} has {count} pods on virtual nodes, and maxPods is {cap}"))
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            let note = format!("pod {} stays unschedulable: {why}", name.1);
+            plan.withheld.push(Withheld { owner: pod.owned.owner(), note });
+            continue;
+        }
+        let let_here = let_of.entry(namespace).or_default();
+        let is_in_time = plan.burst.len() < rate.total.get() as usize && *let_here < rate.per_namespace.get();
+        if !seen.may_let || !is_in_time {
+            plan.counts.paced += 1;
+            plan.next = Some(plan.next.map_or(BEAT, |next| next.min(BEAT)));
+            continue;
+        }
+        let Some(patch) = patch(pod, nodes) else { continue };
+        *let_here += 1;
+        *count += 1;
+        let (owner, resource_version) = (pod.owned.owner(), pod.resource_version.clone());
+        let overrides = overrides(pod);
+        plan.burst.push(Due { name: name.clone(), waited, resource_version, owner, overrides, patch });
+    }
+}
+
+fn patch(pod: &Waiting, nodes: &VirtualNodes) -> Option<JsonPatch> {
+    let patch = burst::late_toleration(&pod.pod()?, nodes)?;
+    serde_json::from_slice(&patch).ok()
+}
+
+fn overrides(pod: &Waiting) -> Overrides {
+    Overrides::read(pod.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+}
+
+fn settings<'s>(name: &Name, pod: &Waiting, seen: &Seen<'s>) -> Option<Settings<'s>> {
+    let namespace = seen.snapshot.namespace(&name.0)?;
+    seen.configuration.settings(&namespace.profile, &namespace.overrides, &overrides(pod))
+}
+
+fn fate(name: &Name, pod: &Waiting, young: &[&Node], seen: &Seen<'_>) -> Fate {
+    let is_late = pod.annotation(DECISION) == Some(Mode::Late.as_str());
+    if !is_late || !pod.is_unschedulable {
+        return Fate::None;
+    }
+    let Some(settings) = settings(name, pod, seen).filter(|settings| settings.mode.value == Mode::Late) else {
+        return Fate::None;
+    };
+    let Some(view) = pod.pod() else { return Fate::None };
+    if burst::late_toleration(&view, &seen.configuration.virtual_nodes).is_none() {
+        return Fate::None;
+    }
+    let Some(since) = since(pod, seen.now) else { return Fate::Start };
+    let waited = Duration::try_from(seen.now.duration_since(since)).unwrap_or_default();
+    let after = settings.late_after.value;
+    let due = after + jitter(&pod.owned.uid, after);
+    let rest = |until: Duration| until.saturating_sub(waited).max(Duration::from_millis(100));
+    if waited < due {
+        return Fate::Wait { rest: rest(due), is_coming: false };
+    }
+    let has_said = seen.coming.get(name).is_some_and(|said| *said >= since);
+    let is_coming = pod.is_nominated || has_said || young.iter().any(|node| room::accepts(node, &view));
+    if is_coming && waited < settings.late_max {
+        // What is coming may come to nothing long before.
+        return Fate::Wait { rest: rest(settings.late_max).min(SETTLING), is_coming: true };
+    }
+    Fate::Due { waited }
+}
+
+/// Since when the pod has waited; nothing if nobody has written it, or nobody who can tell the time.
+fn since(pod: &Waiting, now: Timestamp) -> Option<Timestamp> {
+    let since: Timestamp = pod.annotation(UNSCHEDULABLE_SINCE)?.parse().ok()?;
+    (since <= now + SETTLING).then_some(since)
+}
+
+/// Not all at the same moment: up to a tenth more, and always the same for the same pod.
+fn jitter(uid: &str, after: Duration) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(30);
+    let mut hasher = DefaultHasher::new();
+    uid.hash(&mut hasher);
+    let permille = u32::try_from(hasher.finish() % 1000).unwrap_or_default();
+    LONGEST.min(after / 10) * permille / 1000
+}
+
+/// Whether a VM has become Ready so recently that its pods may still be on their way.
+fn is_settling(node: &Node, seen: &Seen<'_>) -> bool {
+    let selector = &seen.configuration.virtual_nodes.selector;
+    !node.is_virtual(selector) && node.ready_since.is_some_and(|since| seen.now < since + SETTLING)
+}
+
+/// Whether no virtual node takes a pod that comes with our toleration.
+fn is_closed(nodes: &Kept<Node>, settings: &VirtualNodes) -> bool {
+    let mut virtual_nodes = nodes.values().filter(|node| node.is_virtual(&settings.selector));
+    let is_open =
+        |node: &Node| node.ready_since.is_some() && !node.is_cordoned && !node.has_taint(FULL.key, FULL.effect);
+    !virtual_nodes.any(is_open)
+}
+
+/// Namespace → how many of its pods are on virtual nodes, or may go there any moment.
+fn overflowing<'s>(seen: &Seen<'s>) -> BTreeMap<&'s str, u64> {
+    let mut counts = BTreeMap::<&str, u64>::new();
+    let there = seen.on_virtual.values().flat_map(|pods| pods.iter().map(|((namespace, _), _)| namespace.as_str()));
+    let nodes = &seen.configuration.virtual_nodes;
+    let is_let = |pod: &Waiting| {
+        pod.annotation(DECISION) == Some(Mode::Late.as_str())
+            && pod.pod().is_some_and(|view| burst::late_toleration(&view, nodes).is_none())
+    };
+    let on_their_way = seen.waiting.iter().filter(|(_, pod)| is_let(pod)).map(|((namespace, _), _)| namespace.as_str());
+    for namespace in there.chain(on_their_way) {
+        *counts.entry(namespace).or_default() += 1;
+    }
+    counts
+}
+
+/// Writes since when pods have been unschedulable.
+async fn start_clocks(context: &Context, clocks: Vec<(Name, Timestamp)>) -> Result<Outcome, LateError> {
+    let writes = clocks.into_iter().map(|(name, since)| async move {
+        // In whole seconds, as the API server counts.
+        let since = Timestamp::from_second(since.as_second()).unwrap_or(since);
+        let patch = json!({"metadata": {"annotations": {UNSCHEDULABLE_SINCE: since.to_string()}}});
+        write(context, &name, "start_clock", &Patch::Merge(patch)).await
+    });
+    together(stream::iter(writes).buffer_unordered(AT_ONCE).collect().await)
+}
+
+/// Lets pods onto virtual nodes whose namespaces still want that.
+async fn let_go(context: &Context, configuration: &Configuration, pods: Vec<Due>) -> Result<Outcome, LateError> {
+    let names: BTreeSet<_> = pods.iter().map(|pod| pod.name.0.clone()).collect();
+    let mut namespaces = BTreeMap::new();
+    for name in names {
+        let namespace = read_again(context, &name).await?;
+        namespaces.insert(name, namespace);
+    }
+    let namespaces = &namespaces;
+    let writes = pods.into_iter().map(|pod| async move {
+        let namespace = namespaces.get(&pod.name.0).and_then(Option::as_ref);
+        let settings = namespace
+            .and_then(|namespace| configuration.settings(&namespace.profile, &namespace.overrides, &pod.overrides));
+        if settings.is_none_or(|settings| settings.mode.value != Mode::Late) {
+            return Ok(Outcome::Right);
+        }
+        let outcome = write(context, &pod.name, "burst", &Patch::Json(guarded(&pod))).await?;
+        if outcome == Outcome::Changed {
+            let ((namespace, name), seconds) = (&pod.name, pod.waited.as_secs());
+            tracing::info!(namespace, pod = name, waited_seconds = seconds, "pod may go to virtual nodes now");
+            let note = format!("pod {name} may go to virtual nodes now: no VM has taken it for {seconds} s");
+            context.tally.note(pod.owner, BURST, note);
+        }
+        Ok(outcome)
+    });
+    together(stream::iter(writes).buffer_unordered(AT_ONCE).collect().await)
+}
+
+/// A namespace as the API server has it now; nothing if it has not opted in, or is no more.
+async fn read_again(context: &Context, name: &str) -> Result<Option<cluster::Namespace>, LateError> {
+    let namespaces: Api<Namespace> = Api::all(context.client.clone());
+    let read = namespaces.get_metadata_opt(name).await;
+    let read = read.map_err(|error| LateError::Namespace(name.to_owned(), error))?;
+    let metadata = read.map(|namespace| namespace.metadata).unwrap_or_default();
+    let (labels, annotations) = (metadata.labels.unwrap_or_default(), metadata.annotations.unwrap_or_default());
+    Ok(cluster::Namespace::read(labels, annotations).filter(|namespace| namespace.profile != DISABLED))
+}
+
+/// The pod's patch, for the version of the pod that it was made for.
+fn guarded(pod: &Due) -> JsonPatch {
+    let test = TestOperation {
+        path: PointerBuf::from_tokens(["metadata", "resourceVersion"]),
+        value: json!(pod.resource_version),
+    };
+    let mut operations = vec![PatchOperation::Test(test)];
+    operations.extend(pod.patch.0.iter().cloned());
+    JsonPatch(operations)
+}
+
+/// Writes to a pod; counts that.
+async fn write(
+    context: &Context,
+    (namespace, name): &Name,
+    action: &'static str,
+    patch: &Patch<Value>,
+) -> Result<Outcome, LateError> {
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let (result, outcome) = match pods.patch_metadata(name, &params, patch).await {
+        Ok(_) => ("success", Ok(Outcome::Changed)),
+        // It is gone, or has changed since: what it is now will be seen.
+        Err(error) if is_conflict(&error) => ("conflict", Ok(Outcome::Conflict)),
+        Err(error) => ("failure", Err(LateError::Pod(format!("{namespace}/{name}"), error))),
+    };
+    context.metrics.overflow.acted(action, result);
+    outcome
+}
+
+/// What a number of writes comes to. A conflict is no reason to look again at once: the change that caused it brings us back.
+fn together(outcomes: Vec<Result<Outcome, LateError>>) -> Result<Outcome, LateError> {
+    let mut all = Outcome::Right;
+    for outcome in outcomes {
+        if outcome? == Outcome::Changed {
+            all = Outcome::Changed;
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1 as core;
+
+    use super::*;
+    use crate::config::parse;
+
+    fn now() -> Timestamp {
+        "2026-01-01T12:00:00Z".parse().unwrap()
+    }
+
+    fn before(seconds: u64) -> Timestamp {
+        now() - Duration::from_secs(seconds)
+    }
+
+    /// A cluster with a namespace `shop` of profile `autoscaled` and a virtual node.
+    struct Cluster {
+        configuration: Configuration,
+        snapshot: Snapshot,
+        waiting: BTreeMap<Name, Value>,
+        nodes: Vec<Value>,
+        on_virtual: Vec<Value>,
+        coming: Vec<(Name, Timestamp)>,
+        may_let: bool,
+    }
+
+    impl Cluster {
+        fn new() -> Self {
+            Self {
+                configuration: Configuration::default(),
+                snapshot: Snapshot::of_namespaces(&[
+                    ("shop", "autoscaled"),
+                    ("other", "autoscaled"),
+                    ("plain", "enabled"),
+                ]),
+                waiting: BTreeMap::new(),
+                nodes: vec![node("virtual", &json!({"type": "virtual-kubelet"}), 3600)],
+                on_virtual: Vec::new(),
+                coming: Vec::new(),
+                may_let: true,
+            }
+        }
+
+        fn configured(text: &str) -> Self {
+            let file = format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{text}");
+            Self { configuration: parse(&file).unwrap(), ..Self::new() }
+        }
+
+        /// A pod that has been unschedulable for so many seconds, as far as anybody has written it.
+        fn pod(mut self, namespace: &str, name: &str, since: Option<u64>, change: impl FnOnce(&mut Value)) -> Self {
+            let mut pod = json!({
+                "metadata": {"namespace": namespace, "name": name, "uid": name, "resourceVersion": "7",
+                    "annotations": {DECISION: "late", "spillway.dev/added": "affinity"},
+                    "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "rs", "controller": true}]},
+                "spec": {"containers": [{"name": "c"}], "tolerations": []},
+                "status": {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]},
+            });
+            if let Some(since) = since {
+                pod["metadata"]["annotations"][UNSCHEDULABLE_SINCE] = before(since).to_string().into();
+            }
+            change(&mut pod);
+            self.waiting.insert((namespace.to_owned(), name.to_owned()), pod);
+            self
+        }
+
+        fn plan(&self) -> Plan {
+            let read = |(name, pod): (&Name, &Value)| {
+                let pod: core::Pod = serde_json::from_value(pod.clone()).unwrap();
+                Some((name.clone(), Waiting::read(pod)?))
+            };
+            let nodes = self.nodes.iter().map(|node| {
+                let node = Node::read(serde_json::from_value(node.clone()).unwrap()).unwrap();
+                ((String::new(), node.name.clone()), node)
+            });
+            let there = self.on_virtual.iter().map(|pod| {
+                let pod: core::Pod = serde_json::from_value(pod.clone()).unwrap();
+                let name = (pod.metadata.namespace.clone().unwrap(), pod.metadata.name.clone().unwrap());
+                (name, crate::controller::observed::VirtualPod::read(pod).unwrap())
+            });
+            plan(&Seen {
+                now: now(),
+                configuration: &self.configuration,
+                snapshot: &self.snapshot,
+                waiting: &self.waiting.iter().filter_map(read).collect(),
+                nodes: &nodes.collect(),
+                on_virtual: &[("virtual".to_owned(), there.collect())].into(),
+                coming: &self.coming.iter().cloned().collect(),
+                may_let: self.may_let,
+            })
+        }
+
+        /// The names of the pods that get the toleration.
+        fn burst(&self) -> Vec<String> {
+            self.plan().burst.into_iter().map(|pod| pod.name.1).collect()
+        }
+    }
+
+    fn node(name: &str, labels: &Value, ready_for: u64) -> Value {
+        let ready = json!({"type": "Ready", "status": "True", "lastTransitionTime": before(ready_for)});
+        json!({"metadata": {"name": name, "labels": labels}, "status": {"conditions": [ready]}})
+    }
+
+    fn same(_: &mut Value) {}
+
+    #[test]
+    fn the_clock_starts_when_a_pod_is_first_seen_unschedulable() {
+        let plan = Cluster::new().pod("shop", "new", None, same).plan();
+        assert_eq!(plan.clocks, [(("shop".to_owned(), "new".to_owned()), now())]);
+        assert_eq!(plan.burst, []);
+        for (condition, value) in [("reason", "SchedulingGated"), ("status", "True")] {
+            let gated = |pod: &mut Value| pod["status"]["conditions"][0][condition] = value.into();
+            let plan = Cluster::new().pod("shop", "held", None, gated).plan();
+            assert_eq!((plan.clocks.len(), plan.counts), (0, Late::default()), "{value}");
+        }
+        // What nobody can have written starts anew.
+        for wrong in ["soon", "2026-01-01T13:00:00Z"] {
+            let forged = |pod: &mut Value| pod["metadata"]["annotations"][UNSCHEDULABLE_SINCE] = wrong.into();
+            assert_eq!(Cluster::new().pod("shop", "p", None, forged).plan().clocks.len(), 1, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_pod_may_go_when_it_has_waited_late_after_and_its_share_of_a_tenth_more() {
+        let cluster = |waited| Cluster::new().pod("shop", "p", Some(waited), same);
+        let (early, late) = (cluster(179), cluster(200));
+        assert_eq!(early.burst(), <[&str; 0]>::default());
+        let next = early.plan().next.unwrap();
+        assert!((1..20).contains(&next.as_secs()), "{next:?}");
+        assert_eq!(late.burst(), ["p"]);
+        let pod = &late.plan().burst[0];
+        assert_eq!((pod.waited.as_secs(), pod.owner.kind.as_deref()), (200, Some("ReplicaSet")));
+        let jitters: BTreeSet<_> = (0..100).map(|uid| jitter(&uid.to_string(), Duration::from_secs(180))).collect();
+        assert!(jitters.len() > 50 && jitters.iter().all(|jitter| jitter.as_secs() < 18), "{jitters:?}");
+        assert_eq!(jitter("uid", Duration::from_secs(180)), jitter("uid", Duration::from_secs(180)));
+    }
+
+    #[test]
+    fn only_pods_that_were_marked_late_and_whose_namespace_still_says_so_go() {
+        let decided =
+            |decision: &'static str| move |pod: &mut Value| pod["metadata"]["annotations"][DECISION] = decision.into();
+        let tolerates = |pod: &mut Value| {
+            pod["spec"]["tolerations"] = json!([{"key": "virtual-kubelet.io/provider", "operator": "Exists"}])
+        };
+        let cluster = Cluster::new()
+            .pod("shop", "stays", Some(900), decided("stay: HostPathVolume"))
+            .pod("shop", "prefers", Some(900), decided("prefer"))
+            .pod("shop", "tolerates", Some(900), tolerates)
+            .pod("plain", "was-late", Some(900), same)
+            .pod("gone", "is-out", Some(900), same);
+        assert_eq!(cluster.burst(), <[&str; 0]>::default());
+        let by_itself = |pod: &mut Value| pod["metadata"]["annotations"]["spillway.dev/mode"] = "late".into();
+        assert_eq!(Cluster::new().pod("plain", "p", Some(900), by_itself).burst(), ["p"]);
+    }
+
+    #[test]
+    fn while_a_vm_is_on_its_way_a_pod_waits_longer_but_not_for_ever() {
+        let cases: [(&str, fn(u64) -> Cluster); 3] = [
+            ("nominated", |waited| {
+                Cluster::new().pod("shop", "p", Some(waited), |pod| pod["status"]["nominatedNodeName"] = "vm".into())
+            }),
+            ("announced", |waited| Cluster {
+                coming: vec![(("shop".to_owned(), "p".to_owned()), before(waited - 30))],
+                ..Cluster::new().pod("shop", "p", Some(waited), same)
+            }),
+            ("just ready", |waited| {
+                let mut cluster = Cluster::new().pod("shop", "p", Some(waited), same);
+                cluster.nodes.push(node("vm", &json!({}), 14));
+                cluster
+            }),
+        ];
+        for (case, cluster) in cases {
+            let plan = cluster(599).plan();
+            assert_eq!((plan.burst.len(), plan.counts.coming), (0, 1), "{case}");
+            assert!(plan.next.unwrap() <= Duration::from_secs(1), "{case}");
+            assert_eq!(cluster(600).burst(), ["p"], "{case}");
+        }
+        // What was announced for an earlier wait, a VM that is there for long, one that does not take the pod: none of these comes.
+        let mut cluster = Cluster::new().pod("shop", "p", Some(300), same);
+        cluster.coming = vec![(("shop".to_owned(), "p".to_owned()), before(301))];
+        cluster.nodes.push(node("old", &json!({}), 15));
+        let mut tainted = node("tainted", &json!({}), 1);
+        tainted["spec"] = json!({"taints": [{"key": "gpu", "effect": "NoSchedule"}]});
+        cluster.nodes.push(tainted);
+        assert_eq!(cluster.burst(), ["p"]);
+    }
+
+    #[test]
+    fn pods_that_have_waited_longest_go_first_and_no_more_than_the_rate_permits() {
+        let mut cluster = Cluster::configured("lateRate: {total: 3, perNamespace: 2}");
+        for (name, waited) in [("a", 210), ("b", 240), ("c", 270), ("d", 300)] {
+            cluster = cluster.pod("shop", name, Some(waited), same).pod(
+                "other",
+                &format!("{name}-too"),
+                Some(waited - 1),
+                same,
+            );
+        }
+        let plan = cluster.plan();
+        let burst: Vec<_> = plan.burst.iter().map(|pod| pod.name.1.as_str()).collect();
+        assert_eq!(burst, ["d", "d-too", "c"]);
+        assert_eq!((plan.counts.paced, plan.next), (5, Some(BEAT)));
+        cluster.may_let = false;
+        assert_eq!(cluster.burst(), <[&str; 0]>::default(), "one beat at a time");
+    }
+
+    #[test]
+    fn no_pod_goes_to_virtual_nodes_that_take_nobody() {
+        let taints: [fn(&mut Value); 4] = [
+            |node| node["spec"] = json!({"taints": [{"key": "spillway.dev/full", "effect": "NoSchedule"}]}),
+            |node| node["spec"] = json!({"unschedulable": true}),
+            |node| node["status"] = json!({"conditions": [{"type": "Ready", "status": "Unknown"}]}),
+            |node| node["metadata"]["labels"] = json!({}),
+        ];
+        for change in taints {
+            let mut cluster = Cluster::new().pod("shop", "p", Some(900), same);
+            change(&mut cluster.nodes[0]);
+            let plan = cluster.plan();
+            assert_eq!((plan.burst.len(), plan.counts.closed), (0, 1));
+            assert!(plan.withheld[0].note.contains("closed"), "{:?}", plan.withheld);
+        }
+    }
+
+    #[test]
+    fn a_namespace_at_its_cap_gets_no_more_and_others_are_not_concerned() {
+        let mut cluster = Cluster::configured("profiles: {autoscaled: {maxPods: 3}}");
+        let let_already = |pod: &mut Value| {
+            pod["spec"]["tolerations"] = json!([{"key": "virtual-kubelet.io/provider", "operator": "Exists"}])
+        };
+        cluster = cluster.pod("shop", "let", Some(900), let_already);
+        cluster.on_virtual =
+            vec![json!({"metadata": {"namespace": "shop", "name": "there"}, "spec": {"containers": []}})];
+        for name in ["a", "b"] {
+            cluster = cluster.pod("shop", name, Some(900), same).pod("other", &format!("{name}-too"), Some(900), same);
+        }
+        let plan = cluster.plan();
+        let mut burst: Vec<_> = plan.burst.iter().map(|pod| pod.name.1.as_str()).collect();
+        burst.sort_unstable();
+        assert_eq!(burst, ["a", "a-too", "b-too"]);
+        assert_eq!(plan.counts.capped, 1);
+        assert!(plan.withheld[0].note.contains("maxPods is 3"), "{:?}", plan.withheld);
+    }
+
+    #[test]
+    fn nothing_is_decided_before_all_nodes_and_pods_are_known() {
+        let cluster = Cluster::new().pod("shop", "p", Some(900), same);
+        let plan = plan(&Seen {
+            now: now(),
+            configuration: &cluster.configuration,
+            snapshot: &cluster.snapshot,
+            waiting: &Kept::default(),
+            nodes: &Kept::default(),
+            on_virtual: &OnVirtual::default(),
+            coming: &Kept::default(),
+            may_let: true,
+        });
+        assert_eq!((plan.burst.len(), plan.clocks.len()), (0, 0));
+    }
+}

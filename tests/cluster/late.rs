@@ -1,0 +1,229 @@
+//! Late burst on the real scheduler: pods wait for a VM, and go to virtual nodes when none comes.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::{
+    certificates::Installed,
+    configuration::Volume,
+    harness::{ControlPlane, Controller, Namespace, eventually},
+};
+
+const SINCE: &str = "spillway.dev/unschedulable-since";
+
+/// A namespace whose pods may overflow after some seconds.
+fn namespace(plane: &'static ControlPlane, after: &str) -> Namespace {
+    plane.annotated_namespace(Some("autoscaled"), &json!({"spillway.dev/late-after": after}))
+}
+
+/// A Deployment of pods as the webhook leaves them in mode late, too large for every VM of the example.
+fn deploy(namespace: &Namespace, replicas: u32, spec: &Value) {
+    let mut pod = json!({"containers": [
+        {"name": "c", "image": "registry.example/c", "resources": {"requests": {"cpu": "20"}}}]});
+    pod.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    let annotations = json!({"spillway.dev/decision": "late", "spillway.dev/added": "affinity"});
+    namespace.create(&json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": {
+            "metadata": {"labels": {"app": "web"}, "annotations": annotations}, "spec": pod}},
+    }));
+}
+
+fn pods(namespace: &Namespace) -> Vec<Value> {
+    let list: Value = serde_json::from_str(&namespace.kubectl(&["get", "pods", "-o", "json"], "")).unwrap();
+    list["items"].as_array().unwrap().clone()
+}
+
+/// The pods, once there are so many and this is true of all of them.
+fn all(namespace: &Namespace, count: usize, what: &str, is_so: impl Fn(&Value) -> bool) -> Vec<Value> {
+    eventually(what, || Some(pods(namespace)).filter(|pods| pods.len() == count && pods.iter().all(&is_so)))
+}
+
+fn is_on(pod: &Value, node: &str) -> bool {
+    pod["spec"]["nodeName"] == node
+}
+
+fn ours(pod: &Value) -> usize {
+    let is_ours = |toleration: &&Value| toleration["key"] == "virtual-kubelet.io/provider";
+    pod["spec"]["tolerations"].as_array().into_iter().flatten().filter(is_ours).count()
+}
+
+fn clock(pod: &Value) -> Option<&str> {
+    pod["metadata"]["annotations"][SINCE].as_str()
+}
+
+fn events(namespace: &Namespace, reason: &str) -> Vec<Value> {
+    let list: Value =
+        serde_json::from_str(&namespace.kubectl(&["get", "events.events.k8s.io", "-o", "json"], "")).unwrap();
+    list["items"].as_array().unwrap().iter().filter(|event| event["reason"] == reason).cloned().collect()
+}
+
+#[test]
+fn pods_that_no_vm_takes_in_time_go_to_virtual_nodes_and_their_owner_hears_of_it_once() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let namespace = namespace(plane, "3s");
+    let controller = Controller::start(plane, "late", &[]);
+    let start = Instant::now();
+    deploy(&namespace, 12, &json!({}));
+    all(&namespace, 12, "the clocks to start", |pod| clock(pod).is_some());
+    let there = all(&namespace, 12, "the pods to be on the virtual node", |pod| is_on(pod, "virtualnode-0"));
+    assert!(start.elapsed() > Duration::from_secs(3), "{:?}", start.elapsed());
+    for pod in &there {
+        assert_eq!(ours(pod), 1, "{pod:#}");
+        assert_eq!(pod["metadata"]["annotations"]["spillway.dev/added"], "toleration,affinity");
+        let by_us = |entry: &Value| entry["manager"] == "spillway-controller";
+        let managers = plane.kubectl(&[
+            "-n",
+            &namespace.name,
+            "get",
+            "pod",
+            pod["metadata"]["name"].as_str().unwrap(),
+            "--show-managed-fields",
+            "-o",
+            "json",
+        ]);
+        let managers: Value = serde_json::from_str(&managers).unwrap();
+        assert!(managers["metadata"]["managedFields"].as_array().unwrap().iter().any(by_us), "one field manager");
+    }
+    let told = eventually("the event", || Some(events(&namespace, "LateBurst")).filter(|events| !events.is_empty()));
+    assert_eq!(told[0]["regarding"]["kind"], "ReplicaSet", "{told:#?}");
+    assert!(told.len() <= 2, "twelve pods of one owner are not twelve events: {told:#?}");
+    assert_eq!(controller.metric("spillway_actions_total{action=\"burst\",result=\"success\"}"), 12);
+    assert_eq!(controller.metric("spillway_actions_total{action=\"start_clock\",result=\"success\"}"), 12);
+}
+
+#[test]
+fn pods_that_a_vm_takes_in_time_never_tolerate_virtual_nodes() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let namespace = namespace(plane, "30s");
+    let _controller = Controller::start(plane, "late-vm", &[]);
+    deploy(&namespace, 3, &json!({}));
+    all(&namespace, 3, "the clocks to start", |pod| clock(pod).is_some());
+    let room = json!({"cpu": "1000", "memory": "64Gi", "pods": "100"});
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "late-vm"},
+        "status": {"allocatable": room, "capacity": room}});
+    plane.kubectl_with(&["create", "-f", "-"], &node.to_string());
+    let there = all(&namespace, 3, "the pods to be on the VM", |pod| is_on(pod, "late-vm"));
+    plane.kubectl(&["delete", "node", "late-vm"]);
+    assert!(there.iter().all(|pod| ours(pod) == 0), "{there:#?}");
+}
+
+#[test]
+fn a_pod_that_a_scheduling_gate_has_held_does_not_overflow_at_once() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let namespace = namespace(plane, "4s");
+    let _controller = Controller::start(plane, "late-gate", &[]);
+    let other = self::namespace(plane, "0s");
+    deploy(&namespace, 1, &json!({"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}));
+    all(&namespace, 1, "the gate to be seen", |pod| {
+        pod["status"]["conditions"].to_string().contains("SchedulingGated")
+    });
+    // The controller goes on meanwhile, and leaves the pod that is held alone.
+    deploy(&other, 1, &json!({}));
+    all(&other, 1, "another pod to overflow", |pod| is_on(pod, "virtualnode-0"));
+    let held = pods(&namespace).swap_remove(0);
+    assert_eq!((clock(&held), ours(&held)), (None, 0), "{held:#}");
+    let name = held["metadata"]["name"].as_str().unwrap();
+    let lifted = Instant::now();
+    namespace.kubectl(
+        &["patch", "pod", name, "--type=json", "-p", r#"[{"op": "remove", "path": "/spec/schedulingGates"}]"#],
+        "",
+    );
+    all(&namespace, 1, "the pod to overflow", |pod| is_on(pod, "virtualnode-0"));
+    assert!(
+        lifted.elapsed() > Duration::from_secs(3),
+        "the clock has started when the gate was lifted: {:?}",
+        lifted.elapsed()
+    );
+}
+
+#[test]
+fn another_replica_goes_on_with_the_clocks_of_the_one_before() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let namespace = namespace(plane, "20s");
+    let first = Controller::start(plane, "late-first", &[]);
+    deploy(&namespace, 2, &json!({}));
+    let waiting = all(&namespace, 2, "the clocks to start", |pod| clock(pod).is_some());
+    first.signal("TERM");
+    let second = Controller::start(plane, "late-second", &[]);
+    let there = all(&namespace, 2, "the pods to be on the virtual node", |pod| is_on(pod, "virtualnode-0"));
+    let clocks = |pods: &[Value]| pods.iter().map(|pod| clock(pod).unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(clocks(&waiting), clocks(&there));
+    assert_eq!(second.metric("spillway_actions_total{action=\"start_clock\",result=\"success\"}"), 0);
+    assert!(there.iter().all(|pod| ours(pod) == 1));
+}
+
+#[test]
+fn a_namespace_that_has_opted_out_meanwhile_keeps_its_pods_from_virtual_nodes() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let (out, off, stays) = (namespace(plane, "8s"), namespace(plane, "8s"), namespace(plane, "8s"));
+    let _controller = Controller::start(plane, "late-out", &[]);
+    for namespace in [&out, &off, &stays] {
+        deploy(namespace, 1, &json!({}));
+    }
+    for namespace in [&out, &off, &stays] {
+        all(namespace, 1, "the clock to start", |pod| clock(pod).is_some());
+    }
+    plane.kubectl(&["label", "namespace", &out.name, "spillway.dev/burst-"]);
+    plane.kubectl(&["annotate", "namespace", &off.name, "spillway.dev/mode=off"]);
+    all(&stays, 1, "the third pod to overflow", |pod| is_on(pod, "virtualnode-0"));
+    for namespace in [&out, &off] {
+        assert_eq!(ours(&pods(namespace)[0]), 0);
+    }
+}
+
+#[test]
+fn what_an_autoscaler_says_puts_the_overflow_off_until_late_max() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let volume = Volume::new("late-coming-volume", "late: {max: 12s}");
+    let namespace = namespace(plane, "5s");
+    let _controller = Controller::start(plane, "late-coming", &["--config", &volume.file()]);
+    let start = Instant::now();
+    deploy(&namespace, 2, &json!({}));
+    let waiting = all(&namespace, 2, "the clocks to start", |pod| clock(pod).is_some());
+    let promised = waiting[0]["metadata"]["name"].as_str().unwrap();
+    let event = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "scale-up"}, "type": "Normal", "reason": "TriggeredScaleUp",
+        "message": "pod triggered scale-up", "source": {"component": "cluster-autoscaler"},
+        "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": namespace.name, "name": promised},
+        "firstTimestamp": "2100-01-01T00:00:00Z", "lastTimestamp": "2100-01-01T00:00:00Z", "count": 1,
+    });
+    namespace.create(&event);
+    let is_promised = |pod: &Value| pod["metadata"]["name"] == promised;
+    let after_one = eventually("the other pod to overflow", || {
+        let pods = pods(&namespace);
+        pods.iter().any(|pod| !is_promised(pod) && is_on(pod, "virtualnode-0")).then_some(pods)
+    });
+    assert!(after_one.iter().all(|pod| !is_promised(pod) || ours(pod) == 0), "{after_one:#?}");
+    all(&namespace, 2, "the promised pod to overflow", |pod| is_on(pod, "virtualnode-0"));
+    assert!(start.elapsed() > Duration::from_secs(11), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_namespace_at_its_cap_overflows_no_further_and_is_told() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let volume = Volume::new("late-cap-volume", "profiles: {autoscaled: {maxPods: 4}}");
+    let namespace = namespace(plane, "1s");
+    let controller = Controller::start(plane, "late-cap", &["--config", &volume.file()]);
+    deploy(&namespace, 6, &json!({}));
+    let capped = "spillway_late_pods{state=\"capped\"}";
+    eventually("two pods to be held back", || (controller.metric(capped) == 2).then_some(()));
+    let told = eventually("the event", || events(&namespace, "LateWithheld").pop());
+    assert!(told["note"].as_str().unwrap().contains("maxPods is 4"), "{told:#}");
+    let there = |node| pods(&namespace).iter().filter(|pod| is_on(pod, node)).count();
+    eventually("four pods to be on the virtual node", || (there("virtualnode-0") == 4).then_some(()));
+    // One goes, the next may come.
+    let gone = pods(&namespace).into_iter().find(|pod| is_on(pod, "virtualnode-0")).unwrap();
+    namespace.kubectl(&["delete", "pod", gone["metadata"]["name"].as_str().unwrap()], "");
+    eventually("a fifth to be let", || {
+        (controller.metric("spillway_actions_total{action=\"burst\",result=\"success\"}") == 5).then_some(())
+    });
+}
