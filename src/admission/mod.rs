@@ -7,4 +7,4 @@ mod response;
 mod review;
 
 pub use response::{Remarks, allow};
-pub use review::{Request, Unusable, parse, recover_uid};
+pub use review::{BindingRequest, Request, Unusable, parse, parse_binding, recover_uid};

@@ -7,7 +7,7 @@ use serde::{
     de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
 };
 
-use crate::pod::{self, Pod, Text};
+use crate::pod::{self, Binding, Pod, Text};
 
 /// A request to admit a pod.
 #[derive(Debug)]
@@ -26,6 +26,21 @@ pub struct Request<'a> {
     pub old: Option<Box<Pod<'a>>>,
 }
 
+/// A request to bind a pod to a node.
+#[derive(Debug)]
+pub struct BindingRequest<'a> {
+    /// What the answer must repeat. Never empty.
+    pub uid: Text<'a>,
+    /// The pod's namespace.
+    pub namespace: Text<'a>,
+    /// The pod's name.
+    pub pod: Text<'a>,
+    /// Whether nothing will be stored.
+    pub dry_run: bool,
+    /// The binding as it stands when this webhook's turn comes.
+    pub binding: Binding<'a>,
+}
+
 /// Why a body is not a request that can be decided on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -34,7 +49,7 @@ pub enum Unusable {
     #[error("the body is not UTF-8")]
     Utf8(#[from] std::str::Utf8Error),
     /// Not JSON, or a field of a type that the API does not give it.
-    #[error("the body is not an AdmissionReview of a pod")]
+    #[error("the body is not an AdmissionReview of the kind that is served here")]
     Json(#[from] pod::JsonError),
     /// JSON, but of another kind or version.
     #[error("expected kind AdmissionReview of admission.k8s.io/v1, got {kind:?} of {api_version:?}")]
@@ -55,6 +70,14 @@ pub enum Unusable {
         /// `request.kind.kind`
         kind: String,
     },
+    /// A review of something else than the binding of a pod.
+    #[error("expected the binding of a v1 Pod, got {operation:?} of {kind:?}")]
+    NotABinding {
+        /// `request.operation`
+        operation: String,
+        /// `request.kind.kind`
+        kind: String,
+    },
     /// A review whose `request.object`, or the old one of an update, is absent or null.
     #[error("the review carries no object")]
     NoObject,
@@ -69,29 +92,32 @@ impl Unusable {
             Self::NotAReview { .. } => "not_a_review",
             Self::NoRequest => "no_request",
             Self::NotAPod { .. } => "not_a_pod",
+            Self::NotABinding { .. } => "not_a_binding",
             Self::NoObject => "no_object",
         }
     }
 }
 
+/// A review of an object of some kind.
 #[derive(Default)]
-struct WireReview<'a> {
+struct WireReview<'a, O> {
     api_version: Option<Text<'a>>,
     kind: Option<Text<'a>>,
-    request: Option<WireRequest<'a>>,
+    request: Option<WireRequest<'a, O>>,
 }
 
 #[derive(Default)]
-struct WireRequest<'a> {
+struct WireRequest<'a, O> {
     uid: Option<Text<'a>>,
     kind: Option<GroupVersionKind<'a>>,
     sub_resource: Option<Text<'a>>,
+    name: Option<Text<'a>>,
     namespace: Option<Text<'a>>,
     operation: Option<Text<'a>>,
     dry_run: Option<bool>,
     user_info: Option<UserInfo<'a>>,
-    object: Option<Box<Pod<'a>>>,
-    old_object: Option<Box<Pod<'a>>>,
+    object: Option<O>,
+    old_object: Option<O>,
 }
 
 #[derive(Default)]
@@ -106,19 +132,31 @@ struct GroupVersionKind<'a> {
     kind: Option<Text<'a>>,
 }
 
+/// The reading of a review of one kind of object.
+macro_rules! review_of {
+    ($object:ty) => {
+        pod::fields! { 'a;
+            WireReview<'a, $object> { "apiVersion" => api_version, "kind" => kind, "request" => request }
+            WireRequest<'a, $object> {
+                "uid" => uid,
+                "kind" => kind,
+                "subResource" => sub_resource,
+                "name" => name,
+                "namespace" => namespace,
+                "operation" => operation,
+                "dryRun" => dry_run,
+                "userInfo" => user_info,
+                "object" => object,
+                "oldObject" => old_object,
+            }
+        }
+    };
+}
+
+review_of!(Box<Pod<'a>>);
+review_of!(Binding<'a>);
+
 pod::fields! { 'a;
-    WireReview<'a> { "apiVersion" => api_version, "kind" => kind, "request" => request }
-    WireRequest<'a> {
-        "uid" => uid,
-        "kind" => kind,
-        "subResource" => sub_resource,
-        "namespace" => namespace,
-        "operation" => operation,
-        "dryRun" => dry_run,
-        "userInfo" => user_info,
-        "object" => object,
-        "oldObject" => old_object,
-    }
     UserInfo<'a> { "username" => username }
     GroupVersionKind<'a> { "group" => group, "version" => version, "kind" => kind }
 }
@@ -129,28 +167,13 @@ pod::fields! { 'a;
 ///
 /// [`Unusable`] for everything that is not the creation of a pod. The caller then looks for the UID with [`recover_uid`].
 pub fn parse(body: &[u8]) -> Result<Request<'_>, Unusable> {
-    // One UTF-8 check for the whole body is cheaper than one for each string (`from_slice`).
-    let text = std::str::from_utf8(body)?;
-    let review: WireReview<'_> = pod::from_json(text)?;
-    let (api_version, kind) = (text_or_empty(&review.api_version), text_or_empty(&review.kind));
-    if (api_version, kind) != ("admission.k8s.io/v1", "AdmissionReview") {
-        return Err(Unusable::NotAReview { api_version: api_version.to_owned(), kind: kind.to_owned() });
-    }
-    let request = review.request.ok_or(Unusable::NoRequest)?;
-    let (is_pod, operation) = (request.is_pod(), text_or_empty(&request.operation).to_owned());
-    let WireRequest { uid: Some(uid), kind, namespace, dry_run, user_info, object, old_object, .. } = request else {
-        return Err(Unusable::NoRequest);
-    };
-    if uid.is_empty() {
-        return Err(Unusable::NoRequest);
-    }
+    let request: WireRequest<'_, Box<Pod<'_>>> = request(body)?;
+    let (uid, operation) = (request.uid()?, text_or_empty(&request.operation).to_owned());
     let is_update = operation == "UPDATE";
-    if !is_pod || !(is_update || operation == "CREATE") {
-        return Err(Unusable::NotAPod {
-            operation,
-            kind: kind.as_ref().map(|kind| text_or_empty(&kind.kind)).unwrap_or_default().to_owned(),
-        });
+    if !request.is_about("Pod", "") || !(is_update || operation == "CREATE") {
+        return Err(Unusable::NotAPod { operation, kind: request.kind() });
     }
+    let WireRequest { namespace, dry_run, user_info, object, old_object, .. } = request;
     let (Some(pod), Some(namespace)) = (object, namespace) else {
         return Err(Unusable::NoObject);
     };
@@ -162,14 +185,58 @@ pub fn parse(body: &[u8]) -> Result<Request<'_>, Unusable> {
     Ok(Request { uid, namespace, dry_run: dry_run.unwrap_or(false), username, pod, old })
 }
 
-impl WireRequest<'_> {
-    fn is_pod(&self) -> bool {
-        let is_pod = self.kind.as_ref().is_some_and(|kind| {
-            text_or_empty(&kind.group).is_empty()
-                && text_or_empty(&kind.version) == "v1"
-                && text_or_empty(&kind.kind) == "Pod"
+/// Reads the body of a call to the binding webhook.
+///
+/// # Errors
+///
+/// [`Unusable`] for everything that is not the binding of a pod, as with [`parse`].
+pub fn parse_binding(body: &[u8]) -> Result<BindingRequest<'_>, Unusable> {
+    let request: WireRequest<'_, Binding<'_>> = request(body)?;
+    let (uid, operation) = (request.uid()?, text_or_empty(&request.operation).to_owned());
+    if !request.is_about("Binding", "binding") || operation != "CREATE" {
+        return Err(Unusable::NotABinding { operation, kind: request.kind() });
+    }
+    let WireRequest { name, namespace, dry_run, object, .. } = request;
+    let (Some(binding), Some(namespace)) = (object, namespace) else {
+        return Err(Unusable::NoObject);
+    };
+    // The API server takes the pod's name from the path, and the binding's own may be empty.
+    let pod = name.or_else(|| binding.metadata.as_ref()?.name.clone()).ok_or(Unusable::NoObject)?;
+    Ok(BindingRequest { uid, namespace, pod, dry_run: dry_run.unwrap_or(false), binding })
+}
+
+/// The request of a review of some kind of object.
+fn request<'a, O: Default>(body: &'a [u8]) -> Result<WireRequest<'a, O>, Unusable>
+where
+    WireReview<'a, O>: pod::Read<'a>,
+{
+    // One UTF-8 check for the whole body is cheaper than one for each string (`from_slice`).
+    let text = std::str::from_utf8(body)?;
+    let review: WireReview<'_, O> = pod::from_json(text)?;
+    let (api_version, kind) = (text_or_empty(&review.api_version), text_or_empty(&review.kind));
+    if (api_version, kind) != ("admission.k8s.io/v1", "AdmissionReview") {
+        return Err(Unusable::NotAReview { api_version: api_version.to_owned(), kind: kind.to_owned() });
+    }
+    review.request.ok_or(Unusable::NoRequest)
+}
+
+impl<'a, O> WireRequest<'a, O> {
+    fn uid(&self) -> Result<Text<'a>, Unusable> {
+        self.uid.clone().filter(|uid| !uid.is_empty()).ok_or(Unusable::NoRequest)
+    }
+
+    /// Whether it is about a v1 object of the core group, and this subresource.
+    fn is_about(&self, kind: &str, sub_resource: &str) -> bool {
+        let is_kind = self.kind.as_ref().is_some_and(|about| {
+            text_or_empty(&about.group).is_empty()
+                && text_or_empty(&about.version) == "v1"
+                && text_or_empty(&about.kind) == kind
         });
-        is_pod && text_or_empty(&self.sub_resource).is_empty()
+        is_kind && text_or_empty(&self.sub_resource) == sub_resource
+    }
+
+    fn kind(&self) -> String {
+        self.kind.as_ref().map(|about| text_or_empty(&about.kind)).unwrap_or_default().to_owned()
     }
 }
 

@@ -3,6 +3,7 @@
 //! Pure: no clock, no files, no network. The webhook, the controller and `spillway explain` call the same [`decide`], so
 //! what a person sees offline is what the cluster does.
 
+mod binding;
 mod decision;
 mod identity_label;
 mod late;
@@ -14,6 +15,7 @@ mod restore;
 
 use std::collections::BTreeMap;
 
+pub use binding::{DELETION_COST, PLACED_ON, binding_patch};
 pub use decision::{Added, Decision, Outcome, Part, Step, Verdict, Why};
 pub(crate) use identity_label::is_valid_expiration;
 pub use identity_label::needs_service_account;

@@ -3,10 +3,11 @@
 mod snapshot;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1;
-use kube::{Api, Client};
+use kube::{Api, Client, Resource, api::ObjectMeta, core::NamespaceResourceScope};
+use serde::de::DeserializeOwned;
 pub use snapshot::{Namespace, Snapshot, network_policy};
 use tokio::{sync, time};
 
@@ -25,15 +26,18 @@ pub struct Cluster {
     snapshot: sync::watch::Receiver<Arc<Snapshot>>,
 }
 
-/// Why a service account could not be looked up.
+/// How long the binding of a pod to a virtual node may wait for one read of the pod.
+const POD_WAIT: Duration = Duration::from_millis(500);
+
+/// Why an object could not be looked up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LookupError {
     /// The API server did not answer in time.
-    #[error("no answer within {} ms", SERVICE_ACCOUNT_WAIT.as_millis())]
-    Timeout,
-    /// There is no such service account.
-    #[error("no such service account")]
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// There is no such object.
+    #[error("there is none of this name")]
     NotFound,
     /// The API server could not be asked, or refused.
     #[error("the API server did not give it")]
@@ -44,7 +48,7 @@ impl LookupError {
     /// A metric label; a closed set.
     pub fn result(&self) -> &'static str {
         match self {
-            Self::Timeout => "timeout",
+            Self::Timeout(_) => "timeout",
             Self::NotFound => "not_found",
             Self::Api(_) => "error",
         }
@@ -97,14 +101,30 @@ impl Cluster {
         if let Some(known) = self.snapshot.borrow().service_account(namespace, name) {
             return Lookup::Cached(known);
         }
-        let api: Api<v1::ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
-        let read = time::timeout(SERVICE_ACCOUNT_WAIT, api.get_metadata(name)).await;
-        Lookup::Read(match read {
-            Err(_elapsed) => Err(LookupError::Timeout),
-            Ok(Ok(found)) => Ok(snapshot::service_account(&found.metadata)),
+        let read = self.metadata::<v1::ServiceAccount>(namespace, name, SERVICE_ACCOUNT_WAIT).await;
+        Lookup::Read(read.map(|metadata| snapshot::service_account(&metadata)))
+    }
+
+    /// The metadata of a pod, by one bounded read.
+    ///
+    /// # Errors
+    ///
+    /// [`LookupError`]
+    pub async fn pod(&self, namespace: &str, name: &str) -> Result<ObjectMeta, LookupError> {
+        self.metadata::<v1::Pod>(namespace, name, POD_WAIT).await
+    }
+
+    async fn metadata<K>(&self, namespace: &str, name: &str, wait: Duration) -> Result<ObjectMeta, LookupError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        match time::timeout(wait, api.get_metadata(name)).await {
+            Err(_elapsed) => Err(LookupError::Timeout(wait)),
+            Ok(Ok(found)) => Ok(found.metadata),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(LookupError::NotFound),
             Ok(Err(error)) => Err(LookupError::Api(error)),
-        })
+        }
     }
 }
 
@@ -132,7 +152,7 @@ mod tests {
         let (_publish, cluster) = mute();
         let start = Instant::now();
         let lookup = cluster.service_account("shop", "web").await;
-        assert!(matches!(lookup, Lookup::Read(Err(LookupError::Timeout))), "{lookup:?}");
+        assert!(matches!(lookup, Lookup::Read(Err(LookupError::Timeout(_)))), "{lookup:?}");
         assert_eq!(start.elapsed().as_millis(), 100);
     }
 

@@ -5,6 +5,7 @@
 //! Every map, list and struct may be absent or `null`, as Go's encoder may leave it out either way.
 
 mod affinity;
+mod binding;
 mod container;
 mod json;
 mod present;
@@ -19,6 +20,7 @@ pub use affinity::{
     Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, NodeView, PodAffinityTerm,
     PodAntiAffinity, PreferredSchedulingTerm, TopologySpreadConstraint, requirement_matches,
 };
+pub use binding::{Binding, BindingTarget};
 pub use container::{
     Capabilities, Container, ContainerPort, ContainerSecurityContext, EnvVar, EnvVarSource, HttpGet, IntOrString,
     Lifecycle, ObjectFieldSelector, Probe, VolumeMount,

@@ -18,12 +18,15 @@ labels!(ResultLabels { result });
 pub enum Resource {
     /// The creation of a pod.
     Pods,
+    /// The binding of a pod to a node.
+    Bindings,
 }
 
 impl Resource {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Pods => "pods",
+            Self::Bindings => "bindings",
         }
     }
 }
@@ -40,6 +43,7 @@ pub struct Admission {
     in_flight: Gauge,
     patch: Histogram,
     service_account_lookups: Family<ResultLabels, Counter>,
+    pod_lookups: Family<ResultLabels, Counter>,
     namespace_misses: Counter,
 }
 
@@ -59,18 +63,20 @@ impl Default for Admission {
             in_flight: Gauge::default(),
             patch: Histogram::new(BYTES),
             service_account_lookups: Family::default(),
+            pod_lookups: Family::default(),
             namespace_misses: Counter::default(),
         }
     }
 }
 
-/// The words that [`Admission::unusable`] is called with, and [`Admission::service_account_looked_up`].
-const UNUSABLE: [&str; 10] = [
+/// The words that [`Admission::unusable`] is called with, and those of lookups.
+const UNUSABLE: [&str; 11] = [
     "broken_body",
     "content_type",
     "json",
     "no_object",
     "no_request",
+    "not_a_binding",
     "not_a_pod",
     "not_a_review",
     "slow_body",
@@ -88,6 +94,7 @@ impl Admission {
         }
         for result in LOOKUPS {
             let _ = metrics.service_account_lookups.get_or_create(&ResultLabels { result });
+            let _ = metrics.pod_lookups.get_or_create(&ResultLabels { result });
         }
         r.register(
             "admission_requests",
@@ -118,6 +125,11 @@ impl Admission {
             "service_account_lookups",
             "Reads of a service account that was not in the cache, by result",
             metrics.service_account_lookups.clone(),
+        );
+        r.register(
+            "pod_lookups",
+            "Reads of a pod that is being bound to a virtual node, by result",
+            metrics.pod_lookups.clone(),
         );
         r.register(
             "namespace_misses",
@@ -172,6 +184,11 @@ impl Admission {
     /// A service account was read from the API server.
     pub fn service_account_looked_up(&self, result: &'static str) {
         self.service_account_lookups.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// A pod that is being bound to a virtual node was read from the API server.
+    pub fn pod_looked_up(&self, result: &'static str) {
+        self.pod_lookups.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// A namespace was not in the cache in time.

@@ -1,4 +1,4 @@
-//! Whatever becomes of a decision, its request is answered in time, and the pod is admitted.
+//! Whatever becomes of a decision, its request is answered in time, and the object is admitted.
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
@@ -20,12 +20,13 @@ use crate::{
 /// Of this, the body takes one second at most. The decision then waits at most 100 ms each for a namespace and for a service account.
 pub(super) const BUDGET: Duration = Duration::from_millis(1500);
 
-/// The answer that a decision comes to, or that the pod is admitted unchanged, if it panics or is not there by the deadline.
+/// The answer that a decision comes to, or that the object is admitted unchanged, if it panics or is not there by the deadline.
 ///
 /// A panic costs this request only: nothing that requests share is left half changed by one, as they only read the caches, and what
 /// they count is atomic.
 pub(super) async fn answered(
     metrics: &Admission,
+    resource: Resource,
     body: &[u8],
     deadline: Instant,
     decision: impl Future<Output = Response>,
@@ -35,9 +36,9 @@ pub(super) async fn answered(
         Ok(Err(_payload)) => "panic",
         Err(_elapsed) => "timeout",
     };
-    metrics.decided(Resource::Pods, failure);
+    metrics.decided(resource, failure);
     let uid = admission::recover_uid(body);
-    tracing::error!(uid = uid.as_deref().map(shown), failure, "no decision, pod admitted unchanged");
+    tracing::error!(uid = uid.as_deref().map(shown), failure, "no decision, object admitted unchanged");
     match uid {
         Some(uid) => unchanged(&uid),
         None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
@@ -87,10 +88,13 @@ mod tests {
         let mut registry = crate::telemetry::registry();
         let metrics = Admission::new(&mut registry);
         let panics = async { panic!("a bug") };
-        assert_eq!(body(answered(&metrics, REVIEW, soon(), panics).await).await, admitted());
+        assert_eq!(body(answered(&metrics, Resource::Pods, REVIEW, soon(), panics).await).await, admitted());
         let works = async { unchanged("u-1") };
-        assert_eq!(body(answered(&metrics, REVIEW, soon(), works).await).await, admitted());
-        assert_eq!(body(answered(&metrics, b"{", soon(), async { panic!("a bug") }).await).await.0, 500);
+        assert_eq!(body(answered(&metrics, Resource::Pods, REVIEW, soon(), works).await).await, admitted());
+        assert_eq!(
+            body(answered(&metrics, Resource::Pods, b"{", soon(), async { panic!("a bug") }).await).await.0,
+            500
+        );
         let text = crate::telemetry::encode(&registry);
         assert!(text.contains(r#"admission_requests_total{resource="pods",decision="panic"} 2"#), "{text}");
     }
@@ -101,7 +105,7 @@ mod tests {
         let metrics = Admission::new(&mut registry);
         let start = Instant::now();
         let never = std::future::pending();
-        assert_eq!(body(answered(&metrics, REVIEW, start + BUDGET, never).await).await, admitted());
+        assert_eq!(body(answered(&metrics, Resource::Pods, REVIEW, start + BUDGET, never).await).await, admitted());
         assert_eq!(start.elapsed(), BUDGET);
         let text = crate::telemetry::encode(&registry);
         assert!(text.contains(r#"admission_requests_total{resource="pods",decision="timeout"} 1"#), "{text}");

@@ -1,6 +1,8 @@
 //! Serving: HTTPS for the API server, and a plain admin port for probes and metrics.
 
 mod accept;
+mod binding;
+mod body;
 mod connection;
 mod drain;
 mod guard;
@@ -43,7 +45,7 @@ pub struct App {
 impl App {
     /// An app that has served no request yet.
     pub fn new(configuration: InForce, cluster: Cluster, metrics: Admission) -> Self {
-        Self { configuration, cluster, metrics, body_budget: Semaphore::new(review::BODY_BUDGET) }
+        Self { configuration, cluster, metrics, body_budget: Semaphore::new(body::BODY_BUDGET) }
     }
 }
 
@@ -120,7 +122,10 @@ impl Bound {
 }
 
 fn routes(app: Arc<App>) -> Router {
-    Router::new().route("/mutate-v1-pod", post(review::mutate_pod)).with_state(app)
+    Router::new()
+        .route("/mutate-v1-pod", post(review::mutate_pod))
+        .route("/mutate-v1-binding", post(binding::mutate_binding))
+        .with_state(app)
 }
 
 /// What is missing before requests can be decided. The configuration never is: without one the program does not start.

@@ -47,6 +47,7 @@ fn write_bundle(plane: &ControlPlane) {
     let patch = json!([
         {"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": "YQ=="},
         {"op": "add", "path": "/webhooks/1/clientConfig/caBundle", "value": "YQ=="},
+        {"op": "add", "path": "/webhooks/2/clientConfig/caBundle", "value": "YQ=="},
     ]);
     let patch = ["--type=json", "--patch", &patch.to_string(), "--field-manager=spillway-controller"];
     plane.kubectl(&[&["patch", "mutatingwebhookconfiguration", "aci-spillway"], &patch[..]].concat());
@@ -57,9 +58,13 @@ async fn the_admissions_enforcer_finds_nothing_to_add_and_nobody_a_conflict() {
     let turn = sandbox();
     let plane = turn.plane;
     let client = plane.client().await;
-    let (chart, changed_chart) = (manifests("chart"), chart_with(plane, "timeoutSeconds: 2", "timeoutSeconds: 3"));
+    let slower = |text: &str| {
+        let other = |seconds| format!("timeoutSeconds: {seconds}");
+        text.replace(&other(1), &other(3)).replace(&other(2), &other(3))
+    };
+    let (chart, changed_chart) = (manifests("chart"), chart_with(plane, slower));
     let rendered = plane.kubectl(&["kustomize", &manifests("base")]);
-    let changed = rendered.replace("timeoutSeconds: 2", "timeoutSeconds: 3");
+    let changed = slower(&rendered);
     for how in ["kubectl", "kubectl --server-side", "helm --server-side=true", "helm --server-side=false"] {
         let apply = |manifest: &str, chart: &str| match how.split_once(' ') {
             None => plane.kubectl_with(&["apply", "-f", "-"], manifest),

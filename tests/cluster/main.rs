@@ -30,6 +30,7 @@ mod reapply;
 mod reasons;
 mod reinvocation;
 mod restricted;
+mod scale_in;
 mod scheduler;
 mod scope;
 mod serving;

@@ -35,12 +35,16 @@ enum Breaks {
     Following(fn(&Namespace, &ControlPlane), fn(&Webhook, &Namespace) -> bool),
     /// What is not in the caches cannot be looked up.
     Lookup,
+    /// A binding to a virtual node stays as it is, which is counted.
+    Binding,
     /// The certificates are not kept, and the log says what is forbidden.
     Certificates,
     /// Identity is not checked in full, and the log says what is forbidden.
     Identity,
+    /// The overflow is not kept in order, and the log says what is forbidden.
+    Overflow,
 }
-use Breaks::{Certificates, Following, Identity, Lookup, Readiness};
+use Breaks::{Binding, Certificates, Following, Identity, Lookup, Overflow, Readiness};
 
 /// What each right is needed for.
 fn needs(account: &str, resource: &str, verb: &str) -> Option<Breaks> {
@@ -50,6 +54,7 @@ fn needs(account: &str, resource: &str, verb: &str) -> Option<Breaks> {
         ("spillway-webhook", "serviceaccounts", "list") => Readiness("service accounts"),
         ("spillway-webhook", "serviceaccounts", "watch") => Following(give_identity, is_labelled),
         ("spillway-webhook", "serviceaccounts", "get") => Lookup,
+        ("spillway-webhook", "pods", "get") => Binding,
         ("spillway-webhook", "nodes", "list") => Readiness("virtual nodes"),
         ("spillway-webhook", "nodes", "watch") => Following(add_first_generation, stays_for_its_address),
         ("spillway-webhook", "networkpolicies", "list") => Readiness("network policies"),
@@ -74,6 +79,11 @@ fn needs(account: &str, resource: &str, verb: &str) -> Option<Breaks> {
             "list" | "watch",
         )
         | ("spillway-controller", "configmaps", "create" | "get" | "patch") => Identity,
+        ("spillway-controller", "pods" | "nodes", "get" | "patch")
+        | ("spillway-controller", "pods" | "pods/eviction", "create")
+        | ("spillway-controller", "namespaces", "get")
+        | ("spillway-controller", "networkpolicies" | "events", "list" | "watch")
+        | ("spillway-controller", "nodepools", "list") => Overflow,
         _ => return None,
     })
 }
@@ -109,8 +119,15 @@ fn answer(webhook: &Webhook, namespace: &Namespace, account: &str) -> Value {
         "request": {"uid": "u-1", "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE",
             "namespace": namespace.name, "object": pod},
     });
+    send(webhook, "/mutate-v1-pod", &review)
+}
+
+/// What a webhook answers to a review.
+fn send(webhook: &Webhook, path: &str, review: &Value) -> Value {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (status, body) = runtime.block_on(async { webhook.https().review(review.to_string()).await });
+    let body = review.to_string().into();
+    let answer = runtime.block_on(async { webhook.https().send(path, "application/json", body).await });
+    let (status, body) = answer.unwrap();
     assert_eq!(status, 200);
     serde_json::from_slice(&body).unwrap()
 }
@@ -191,6 +208,18 @@ fn looks_up(webhook: &Webhook, namespace: &Namespace) -> bool {
     webhook.metric(r#"spillway_service_account_lookups_total{result="not_found"}"#) > 0
 }
 
+/// Whether a webhook looks up a pod that does not exist and is bound to a virtual node, and learns that.
+fn looks_up_pod(webhook: &Webhook, namespace: &Namespace) -> bool {
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {"uid": "u-1", "kind": {"group": "", "version": "v1", "kind": "Binding"}, "subResource": "binding",
+            "operation": "CREATE", "name": "nobody", "namespace": namespace.name,
+            "object": {"metadata": {"name": "nobody"}, "target": {"kind": "Node", "name": "first-generation"}}},
+    });
+    send(webhook, "/mutate-v1-binding", &review);
+    webhook.metric(r#"spillway_pod_lookups_total{result="not_found"}"#) > 0
+}
+
 #[test]
 fn every_right_is_known_to_be_needed() {
     let rights = rights(control_plane());
@@ -235,8 +264,16 @@ fn without_any_one_of_its_rights_the_webhook_lacks_something() {
                 eventually("the lookup", || looks_up(&whole, &namespace).then_some(()));
                 assert!(!looks_up(&less, &namespace), "{what} is not needed");
             }
+            Some(Binding) => {
+                add_first_generation(&namespace, plane);
+                eventually("the pod to be looked up", || looks_up_pod(&whole, &namespace).then_some(()));
+                eventually("the lookup to fail", || {
+                    assert!(!looks_up_pod(&less, &namespace), "{what} is not needed");
+                    (less.metric(r#"spillway_pod_lookups_total{result="error"}"#) > 0).then_some(())
+                });
+            }
             // These are tried below.
-            Some(Certificates | Identity) | None => {}
+            Some(Certificates | Identity | Overflow) | None => {}
         }
     }
     plane.kubectl(&["delete", "node", "first-generation"]);

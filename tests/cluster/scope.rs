@@ -13,8 +13,8 @@ use crate::{
 fn the_webhooks_are_registered_so_that_they_are_never_in_the_way() {
     let webhooks = manifest_webhooks();
     let names: Vec<_> = webhooks.iter().map(|webhook| &webhook["name"]).collect();
-    assert_eq!(json!(names), json!(["pods.spillway.dev", "pod-updates.spillway.dev"]));
-    for (webhook, reinvocation) in webhooks.iter().zip(["IfNeeded", "Never"]) {
+    assert_eq!(json!(names), json!(["pods.spillway.dev", "pod-updates.spillway.dev", "bindings.spillway.dev"]));
+    for (webhook, (reinvocation, seconds)) in webhooks.iter().zip([("IfNeeded", 2), ("Never", 2), ("Never", 1)]) {
         let fixed = [
             "failurePolicy",
             "timeoutSeconds",
@@ -24,10 +24,12 @@ fn the_webhooks_are_registered_so_that_they_are_never_in_the_way() {
             "reinvocationPolicy",
         ];
         let registered: Vec<_> = fixed.iter().map(|field| webhook[field].clone()).collect();
-        assert_eq!(json!(registered), json!(["Ignore", 2, "Equivalent", "None", ["v1"], reinvocation]));
+        assert_eq!(json!(registered), json!(["Ignore", seconds, "Equivalent", "None", ["v1"], reinvocation]));
     }
     assert_eq!(webhooks[0]["rules"][0]["operations"], json!(["CREATE"]));
     assert_eq!(webhooks[1]["rules"][0]["operations"], json!(["UPDATE"]));
+    let rule = &webhooks[2]["rules"][0];
+    assert_eq!((&rule["resources"], &rule["operations"]), (&json!(["pods/binding"]), &json!(["CREATE"])));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

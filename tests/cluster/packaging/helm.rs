@@ -31,8 +31,8 @@ use crate::{
     harness::{ControlPlane, Webhook, eventually, sandbox},
 };
 
-/// A copy of the chart in which both webhooks are registered a little differently.
-pub(crate) fn chart_with(plane: &ControlPlane, from: &str, to: &str) -> String {
+/// A copy of the chart in which the webhooks are registered a little differently.
+pub(crate) fn chart_with(plane: &ControlPlane, change: impl Fn(&str) -> String) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let copy = plane.dir.join(format!("chart-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
     fs::create_dir_all(copy.join("templates")).unwrap();
@@ -43,20 +43,30 @@ pub(crate) fn chart_with(plane: &ControlPlane, from: &str, to: &str) -> String {
         let path = file.unwrap().path();
         let mut text = fs::read_to_string(&path).unwrap();
         if path.ends_with("mutatingwebhookconfiguration.yaml") {
-            assert_eq!(text.matches(from).count(), 2, "{text}");
-            text = text.replace(from, to);
+            let changed = change(&text);
+            assert_ne!(changed, text);
+            text = changed;
         }
         fs::write(copy.join("templates").join(path.file_name().unwrap()), text).unwrap();
     }
     copy.to_str().unwrap().to_owned()
 }
 
-const SERVICE: &str = r#"    service:
-      namespace: {{ include "spillway.namespace" . }}
-      name: spillway-webhook
-      path: /mutate-v1-pod
-      port: 443
-"#;
+/// The manifest of the webhooks, with an address of this machine in place of the Service.
+fn at(address: std::net::SocketAddr) -> impl Fn(&str) -> String {
+    move |text| {
+        let service = |path: &str| {
+            format!(
+                "    service:\n      namespace: {{{{ include \"spillway.namespace\" . }}}}\n      name: spillway-webhook\n      \
+                 path: {path}\n      port: 443\n"
+            )
+        };
+        ["/mutate-v1-pod", "/mutate-v1-binding"].iter().fold(text.to_owned(), |text, path| {
+            assert!(text.contains(&service(path)), "{text}");
+            text.replace(&service(path), &format!("    url: https://{address}{path}\n"))
+        })
+    }
+}
 
 fn resource(group: &str, kind: &str, plural: &str) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, "v1", kind), plural)
@@ -158,7 +168,7 @@ async fn no_request_is_refused_or_missed_while_helm_installs_upgrades_and_remove
     remove_everything(plane);
     let client = plane.client().await;
     let webhook = Webhook::start_beside(plane, "helm", &plane.kubeconfig);
-    let chart = chart_with(plane, SERVICE, &format!("    url: https://{}/mutate-v1-pod\n", webhook.address));
+    let chart = chart_with(plane, at(webhook.address));
     let namespace = plane.namespace(Some("enabled"));
     let order = Order::default();
     for kind in [

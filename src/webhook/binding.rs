@@ -1,0 +1,198 @@
+//! The binding of a pod to a node: one to a virtual node is marked, so that a ReplicaSet that scales in removes that pod first.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    extract::{self, State},
+    response::Response,
+};
+
+use super::{App, body, guard::json};
+use crate::{
+    admission::{self, BindingRequest, Remarks},
+    burst::{DELETION_COST, binding_patch},
+    config::{BURST_LABEL, DISABLED},
+    telemetry::Resource,
+};
+
+/// From the end of a request's head to its answer. The API server waits one second (`timeoutSeconds`), and counts from before it
+/// connects. The read of the pod takes 500 ms at most.
+const BUDGET: Duration = Duration::from_millis(750);
+
+/// `POST /mutate-v1-binding`
+pub(super) async fn mutate_binding(State(app): State<Arc<App>>, request: extract::Request) -> Response {
+    body::serve(&app, request, Resource::Bindings, BUDGET, async |body| match admission::parse_binding(body) {
+        Ok(request) => json(answer(&app, &request).await),
+        Err(why) => body::unusable(&app, body, &why),
+    })
+    .await
+}
+
+async fn answer(app: &App, request: &BindingRequest<'_>) -> Vec<u8> {
+    let (decision, patch) = decide(app, request).await;
+    app.metrics.decided(Resource::Bindings, decision);
+    app.metrics.patched(patch.as_deref());
+    admission::allow(&request.uid, patch.as_deref(), &Remarks::default())
+}
+
+/// A word for the metric, and the patch.
+async fn decide(app: &App, request: &BindingRequest<'_>) -> (&'static str, Option<Vec<u8>>) {
+    let BindingRequest { uid, namespace, pod, dry_run, binding } = request;
+    let snapshot = app.cluster.snapshot();
+    let node = binding.node().filter(|node| snapshot.virtual_nodes().iter().any(|known| known.name == *node));
+    let Some(node) = node else { return ("none", None) };
+    // A Binding carries neither labels nor annotations of its pod. Without them nothing is written: it may be opted out, or have a
+    // deletion cost, which a Binding's would overwrite.
+    let metadata = match app.cluster.pod(namespace, pod).await {
+        Ok(metadata) => {
+            app.metrics.pod_looked_up("found");
+            metadata
+        }
+        Err(error) => {
+            app.metrics.pod_looked_up(error.result());
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                uid = &**uid,
+                namespace = &**namespace,
+                pod = &**pod,
+                error,
+                "pod unknown, binding unchanged"
+            );
+            return ("unknown", None);
+        }
+    };
+    let label = metadata.labels.as_ref().and_then(|labels| labels.get(BURST_LABEL));
+    if label.is_some_and(|label| label == DISABLED) {
+        return ("opted_out", None);
+    }
+    let has_cost = metadata.annotations.is_some_and(|annotations| annotations.contains_key(DELETION_COST));
+    let cost = app.configuration.borrow().scale_in.deletion_cost;
+    tracing::info!(
+        uid = &**uid,
+        namespace = &**namespace,
+        pod = &**pod,
+        node,
+        keeps_its_cost = has_cost.then_some(true),
+        dry_run,
+        "pod is placed on a virtual node",
+    );
+    ("virtual", binding_patch(binding, has_cost, cost))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::{
+        Router,
+        body::{Body, to_bytes},
+        http::{self, Request, header},
+    };
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use serde_json::{Value, json};
+    use tokio::{
+        sync::watch,
+        time::{Instant, timeout},
+    };
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::{
+        cluster::Cluster,
+        telemetry::{Admission, Caches},
+    };
+
+    /// An API server with the virtual node `virtual`, and with a pod that it gives or withholds.
+    fn api_server(pod: Option<(u16, Value)>) -> kube::Client {
+        let answer = move |request: http::Request<kube::client::Body>| {
+            let pod = pod.clone();
+            async move {
+                let query = request.uri().query().unwrap_or_default();
+                let (status, body) = match request.uri().path() {
+                    _ if query.contains("watch=true") => return std::future::pending().await,
+                    "/api/v1/nodes" => (
+                        200,
+                        json!({"metadata": {"resourceVersion": "1"}, "items": [{"metadata": {"name": "virtual"}}]}),
+                    ),
+                    "/api/v1/namespaces/shop/pods/web" => match pod {
+                        Some(pod) => pod,
+                        None => return std::future::pending().await,
+                    },
+                    _ => (200, json!({"metadata": {"resourceVersion": "1"}, "items": []})),
+                };
+                let body = kube::client::Body::from(body.to_string().into_bytes());
+                Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap())
+            }
+        };
+        kube::Client::new(tower::service_fn(answer), "default")
+    }
+
+    async fn routes(pod: Option<(u16, Value)>) -> (Arc<App>, Router) {
+        let (_, configuration) = watch::channel(Arc::default());
+        let cluster = Cluster::follow(api_server(pod), configuration.clone(), &Caches::default());
+        let app = Arc::new(App::new(configuration, cluster, Admission::default()));
+        while app.cluster.snapshot().virtual_nodes().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        (app.clone(), super::super::routes(app))
+    }
+
+    /// The annotations that the binding gets, or nothing.
+    async fn annotations(routes: Router, node: &str) -> Option<Value> {
+        let review = json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+                "uid": "u", "kind": {"group": "", "version": "v1", "kind": "Binding"},
+                "resource": {"group": "", "version": "v1", "resource": "pods"}, "subResource": "binding",
+                "name": "web", "namespace": "shop", "operation": "CREATE",
+                "object": {"metadata": {"name": "web", "namespace": "shop"}, "target": {"kind": "Node", "name": node}},
+            },
+        });
+        let request = Request::post("/mutate-v1-binding").header(header::CONTENT_TYPE, "application/json");
+        let answer = routes.oneshot(request.body(Body::from(review.to_string())).unwrap()).await.unwrap();
+        let answer: Value = serde_json::from_slice(&to_bytes(answer.into_body(), usize::MAX).await.unwrap()).unwrap();
+        assert_eq!((&answer["response"]["uid"], &answer["response"]["allowed"]), (&"u".into(), &true.into()));
+        let patch = STANDARD.decode(answer["response"]["patch"].as_str()?).unwrap();
+        let mut binding = review["request"]["object"].clone();
+        json_patch::patch(&mut binding, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+        Some(binding["metadata"]["annotations"].clone())
+    }
+
+    fn pod(metadata: &Value) -> Option<(u16, Value)> {
+        Some((200, json!({"metadata": metadata})))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_binding_to_a_virtual_node_is_marked_and_only_then_is_the_pod_read() {
+        let (_app, routes) = routes(pod(&json!({}))).await;
+        let marks = json!({DELETION_COST: "-100", crate::burst::PLACED_ON: "virtual"});
+        assert_eq!(annotations(routes, "virtual").await, Some(marks));
+        // This pod is never given: whoever asked for it would wait.
+        let (_app, routes) = self::routes(None).await;
+        let answer = timeout(Duration::from_millis(1), annotations(routes, "vm")).await;
+        assert_eq!(answer.ok(), Some(None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deletion_cost_of_the_pods_own_is_kept() {
+        let (_app, routes) = routes(pod(&json!({"annotations": {DELETION_COST: "5"}}))).await;
+        assert_eq!(annotations(routes, "virtual").await, Some(json!({crate::burst::PLACED_ON: "virtual"})));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_is_opted_out_is_left_alone() {
+        let (_app, routes) = routes(pod(&json!({"labels": {BURST_LABEL: DISABLED}}))).await;
+        assert_eq!(annotations(routes, "virtual").await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_cannot_be_read_in_500_ms_is_bound_as_it_is() {
+        let forbidden =
+            json!({"kind": "Status", "code": 403, "message": "", "reason": "Forbidden", "status": "Failure"});
+        for (pod, waits) in [(None, 500), (Some((403, forbidden)), 0)] {
+            let (_app, routes) = routes(pod).await;
+            let start = Instant::now();
+            assert_eq!(annotations(routes, "virtual").await, None);
+            assert_eq!(start.elapsed().as_millis(), waits);
+        }
+    }
+}

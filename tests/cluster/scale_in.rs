@@ -1,0 +1,119 @@
+//! A ReplicaSet that scales in removes its pods on virtual nodes first, by what their bindings carried.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Namespace, control_plane, eventually, spillway};
+
+const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// Three VMs of four CPUs and a virtual node of the last resort, for the pods of one test.
+fn nodes(test: &str) {
+    let node = |name: String, labels: Value, taints: Value, cpu: &str| {
+        let room = json!({"cpu": cpu, "memory": "160Gi", "pods": "110"});
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {"taints": taints},
+            "status": {"allocatable": room, "capacity": room}})
+    };
+    let guard = json!({"key": "test", "value": test, "effect": "NoSchedule"});
+    let vm = |i| node(format!("{test}-vm-{i}"), json!({"test": test}), json!([guard]), "4");
+    let mut items: Vec<_> = (1..=3).map(vm).collect();
+    // The second is the controller's.
+    let taints = json!([
+        {"key": "virtual-kubelet.io/provider", "value": "azure", "effect": "NoSchedule"},
+        {"key": "spillway.dev/last-resort", "effect": "PreferNoSchedule"},
+    ]);
+    let labels = json!({"test": test, "type": "virtual-kubelet", "virtualization": "virtualnode2"});
+    items.push(node(format!("{test}-virtual"), labels, taints, "1000"));
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+    control_plane().kubectl_with(&["apply", "-f", "-"], &list.to_string());
+    // A node starts as not ready. If one was ready before the others, pods would go there for that alone.
+    eventually("the nodes to be ready", || {
+        let keys = control_plane().kubectl(&[
+            "get",
+            "nodes",
+            "-l",
+            &format!("test={test}"),
+            "-o",
+            "jsonpath={.items[*].spec.taints[*].key}",
+        ]);
+        (!keys.contains("not-ready")).then_some(())
+    });
+}
+
+fn deploy(namespace: &Namespace, test: &str, replicas: u32, annotations: &Value) {
+    namespace.create(&json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": {
+            "metadata": {"labels": {"app": "web"}, "annotations": annotations},
+            "spec": {
+                "nodeSelector": {"test": test}, "terminationGracePeriodSeconds": 1,
+                "tolerations": [{"key": "test", "operator": "Exists", "effect": "NoSchedule"}],
+                "containers": [{"name": "c", "image": "registry.example/c", "resources": {"requests": {"cpu": "500m"}}}],
+            }}},
+    }));
+}
+
+/// The pods, once there are so many and all of them run.
+fn running(namespace: &Namespace, count: usize) -> Vec<Value> {
+    eventually("the pods to run", || {
+        let list: Value = serde_json::from_str(&namespace.kubectl(&["get", "pods", "-o", "json"], "")).unwrap();
+        let pods = list["items"].as_array().unwrap().clone();
+        let is_there = pods.len() == count && pods.iter().all(|pod| pod["status"]["phase"] == "Running");
+        is_there.then_some(pods)
+    })
+}
+
+/// How many pods are on the virtual node and on each VM.
+fn placed(pods: &[Value], test: &str) -> [usize; 4] {
+    ["virtual", "vm-1", "vm-2", "vm-3"]
+        .map(|node| pods.iter().filter(|pod| pod["spec"]["nodeName"] == format!("{test}-{node}")).count())
+}
+
+fn is_on_virtual(pod: &Value) -> bool {
+    pod["spec"]["nodeName"].as_str().is_some_and(|node| node.ends_with("-virtual"))
+}
+
+#[test]
+fn the_pods_on_virtual_nodes_go_first_when_a_replica_set_scales_in() {
+    const TEST: &str = "scale-in";
+    spillway();
+    nodes(TEST);
+    let namespace = control_plane().namespace(Some("enabled"));
+    deploy(&namespace, TEST, 30, &json!({}));
+    let pods = running(&namespace, 30);
+    assert_eq!(placed(&pods, TEST), [6, 8, 8, 8]);
+    for pod in &pods {
+        let annotations = &pod["metadata"]["annotations"];
+        let found = (annotations[COST].as_str(), annotations["spillway.dev/placed-on"].as_str());
+        let expected = if is_on_virtual(pod) { (Some("-100"), Some("virtual")) } else { (None, None) };
+        assert_eq!(found, expected, "{pod:#}");
+    }
+    namespace.kubectl(&["scale", "deployment", "web", "--replicas=24"], "");
+    assert_eq!(placed(&running(&namespace, 24), TEST), [0, 8, 8, 8]);
+}
+
+#[test]
+fn a_pod_that_has_a_deletion_cost_or_wants_nothing_of_spillway_is_bound_as_it_is() {
+    const TEST: &str = "scale-in-own";
+    spillway();
+    nodes(TEST);
+    let namespace = control_plane().namespace(Some("enabled"));
+    let selector = json!({"test": TEST, "type": "virtual-kubelet"});
+    let pod = |name: &str, metadata: Value| {
+        let mut pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+            "spec": {"nodeSelector": selector, "containers": [{"name": "c", "image": "registry.example/c"}],
+                "tolerations": [{"key": "virtual-kubelet.io/provider", "operator": "Exists", "effect": "NoSchedule"}]},
+        });
+        pod["metadata"]["name"] = name.into();
+        namespace.create(&pod);
+    };
+    pod("own", json!({"annotations": {COST: "7"}}));
+    pod("out", json!({"labels": {"spillway.dev/burst": "disabled"}}));
+    let pods = running(&namespace, 2);
+    let annotations =
+        |name: &str| &pods.iter().find(|pod| pod["metadata"]["name"] == name).unwrap()["metadata"]["annotations"];
+    let own = annotations("own");
+    assert_eq!((&own[COST], &own["spillway.dev/placed-on"]), (&"7".into(), &"virtual".into()));
+    let out = annotations("out");
+    assert_eq!((&out[COST], &out["spillway.dev/placed-on"]), (&Value::Null, &Value::Null));
+}
