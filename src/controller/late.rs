@@ -550,7 +550,7 @@ mod tests {
         let decided =
             |decision: &'static str| move |pod: &mut Value| pod["metadata"]["annotations"][DECISION] = decision.into();
         let tolerates = |pod: &mut Value| {
-            pod["spec"]["tolerations"] = json!([{"key": "virtual-kubelet.io/provider", "operator": "Exists"}])
+            pod["spec"]["tolerations"] = json!([{"key": "virtual-kubelet.io/provider", "operator": "Exists"}]);
         };
         let cluster = Cluster::new()
             .pod("shop", "stays", Some(900), decided("stay: HostPathVolume"))
@@ -565,7 +565,8 @@ mod tests {
 
     #[test]
     fn while_a_vm_is_on_its_way_a_pod_waits_longer_but_not_for_ever() {
-        let cases: [(&str, fn(u64) -> Cluster); 3] = [
+        type Made = fn(u64) -> Cluster;
+        let cases: [(&str, Made); 3] = [
             ("nominated", |waited| {
                 Cluster::new().pod("shop", "p", Some(waited), |pod| pod["status"]["nominatedNodeName"] = "vm".into())
             }),
@@ -635,7 +636,7 @@ mod tests {
     fn a_namespace_at_its_cap_gets_no_more_and_others_are_not_concerned() {
         let mut cluster = Cluster::configured("profiles: {autoscaled: {maxPods: 3}}");
         let let_already = |pod: &mut Value| {
-            pod["spec"]["tolerations"] = json!([{"key": "virtual-kubelet.io/provider", "operator": "Exists"}])
+            pod["spec"]["tolerations"] = json!([{"key": "virtual-kubelet.io/provider", "operator": "Exists"}]);
         };
         cluster = cluster.pod("shop", "let", Some(900), let_already);
         cluster.on_virtual =

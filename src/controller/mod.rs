@@ -3,6 +3,7 @@
 
 pub mod authority;
 mod ca_bundle;
+mod capacity;
 mod clock;
 pub mod events;
 mod identity;
@@ -215,6 +216,7 @@ async fn reconcile_all(context: &Context) {
         identity::run(context),
         last_resort::run(context, &observed),
         late::run(context, &observed, &cluster),
+        capacity::run(context, &observed),
         context.tally.tell(&context.events),
     );
 }

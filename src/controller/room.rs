@@ -107,7 +107,6 @@ fn asks_for_more_than_is_counted(pod: &Pod<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::jiff::Timestamp;
     use serde_json::{Value, json};
 
     use super::*;

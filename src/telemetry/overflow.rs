@@ -9,6 +9,7 @@ use super::labels;
 
 labels!(ActionLabels { action, result });
 labels!(StateLabels { state });
+labels!(CauseLabels { cause });
 
 /// How many pods marked `late` are unschedulable, by what becomes of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct Late {
 pub struct OverflowMetrics {
     actions: Family<ActionLabels, Counter>,
     late: Family<StateLabels, Gauge>,
+    closed: Family<CauseLabels, Gauge>,
+    failing: Gauge,
 }
 
 impl OverflowMetrics {
@@ -42,12 +45,32 @@ impl OverflowMetrics {
             "Unschedulable pods of mode late, by state: waiting, coming (a VM is on its way), closed, capped, paced",
             metrics.late.clone(),
         );
+        r.register(
+            "virtual_nodes_closed",
+            "Whether virtual nodes are closed to new pods, by cause: cap, breaker",
+            metrics.closed.clone(),
+        );
+        r.register(
+            "virtual_pods_failing",
+            "Pods bound to virtual nodes of late that have failed to start",
+            metrics.failing.clone(),
+        );
         metrics
     }
 
     /// What only a leader knows is not known here.
     pub fn forget(&self) {
         self.late.clear();
+        self.closed.clear();
+        self.failing.set(0);
+    }
+
+    /// Whether virtual nodes are closed, and how many pods fail to start there.
+    pub fn closed(&self, by_cap: bool, by_breaker: bool, failing: usize) {
+        for (cause, is_closed) in [("cap", by_cap), ("breaker", by_breaker)] {
+            self.closed.get_or_create(&CauseLabels { cause }).set(is_closed.into());
+        }
+        self.failing.set(i64::try_from(failing).unwrap_or(i64::MAX));
     }
 
     /// Pods of mode `late`, as they are now.

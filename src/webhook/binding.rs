@@ -157,13 +157,13 @@ mod tests {
         Some(binding["metadata"]["annotations"].clone())
     }
 
-    fn pod(metadata: &Value) -> Option<(u16, Value)> {
-        Some((200, json!({"metadata": metadata})))
+    fn pod(metadata: &Value) -> (u16, Value) {
+        (200, json!({"metadata": metadata}))
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_a_binding_to_a_virtual_node_is_marked_and_only_then_is_the_pod_read() {
-        let (_app, routes) = routes(pod(&json!({}))).await;
+        let (_app, routes) = routes(Some(pod(&json!({})))).await;
         let marks = json!({DELETION_COST: "-100", crate::burst::PLACED_ON: "virtual"});
         assert_eq!(annotations(routes, "virtual").await, Some(marks));
         // This pod is never given: whoever asked for it would wait.
@@ -174,13 +174,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_deletion_cost_of_the_pods_own_is_kept() {
-        let (_app, routes) = routes(pod(&json!({"annotations": {DELETION_COST: "5"}}))).await;
+        let (_app, routes) = routes(Some(pod(&json!({"annotations": {DELETION_COST: "5"}})))).await;
         assert_eq!(annotations(routes, "virtual").await, Some(json!({crate::burst::PLACED_ON: "virtual"})));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_pod_that_is_opted_out_is_left_alone() {
-        let (_app, routes) = routes(pod(&json!({"labels": {BURST_LABEL: DISABLED}}))).await;
+        let (_app, routes) = routes(Some(pod(&json!({"labels": {BURST_LABEL: DISABLED}})))).await;
         assert_eq!(annotations(routes, "virtual").await, None);
     }
 

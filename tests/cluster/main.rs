@@ -8,6 +8,7 @@
 mod harness;
 
 mod admission;
+mod capacity;
 mod certificates;
 mod configuration;
 mod controller;

@@ -110,7 +110,10 @@ impl<O: Watched, V: PartialEq> Kind<O, V> {
     /// Keeps what this selects, for good.
     pub(super) async fn keep(&self, api: Api<O>, config: Config, publish: &watch::Sender<Kept<V>>) {
         let source = Source { kind: self, api, config };
-        source.follow(|change| drop(publish.send_if_modified(|kept| change(kept)))).await;
+        let publish = |change: &mut dyn FnMut(&mut Kept<V>) -> bool| {
+            publish.send_if_modified(|kept| change(kept));
+        };
+        source.follow(publish).await;
     }
 }
 
