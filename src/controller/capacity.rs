@@ -3,7 +3,8 @@
 //! A virtual node never looks full: the first generation advertises thousands of CPUs, while the quota of a subscription is often a
 //! hundred container groups (MicrosoftDocs/azure-compute-docs `container-instances-resource-and-quota-limits.md`), and pods beyond it
 //! are bound and fail. The taint `spillway.dev/full:NoSchedule` makes them wait for a VM in place of that. It keeps away every pod
-//! that does not tolerate it, whether or not it came through Spillway; nothing is refused, and what runs goes on.
+//! that does not tolerate it, whether or not it came through Spillway; nothing is refused, and what runs goes on. The scheduler does
+//! not count: pods that it binds before it sees the taint go beyond the cap.
 
 use std::time::Duration;
 
