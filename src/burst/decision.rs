@@ -157,6 +157,8 @@ pub enum Why {
     MirrorPod,
     /// What the label brings would break a confidential pod's policy.
     ConfidentialPod,
+    /// The pod exists already, and this can no longer be changed, or would no longer have an effect.
+    TooLate,
     /// Nothing is known of what the namespace wants: its profile does not exist.
     UnknownProfile,
     /// The pod is opted out.
@@ -183,6 +185,7 @@ impl Why {
             Self::WouldBeRefused => "with it, Azure Workload Identity would refuse the pod",
             Self::MirrorPod => "a mirror pod has no service account",
             Self::ConfidentialPod => "what the label brings would break the confidential pod's policy",
+            Self::TooLate => "the pod exists already",
             Self::UnknownProfile => "the namespace's profile does not exist",
             Self::OptedOut => "the pod is opted out",
         }

@@ -7,6 +7,7 @@ mod binding;
 mod decision;
 mod identity_label;
 mod late;
+mod living;
 mod network;
 mod patch;
 mod placement;
@@ -20,6 +21,7 @@ pub use decision::{Added, Decision, Outcome, Part, Step, Verdict, Why};
 pub(crate) use identity_label::is_valid_expiration;
 pub use identity_label::needs_service_account;
 pub use late::{UNSCHEDULABLE_SINCE, late_toleration};
+pub use living::living_patch;
 pub use patch::json_patch;
 pub use restore::restore;
 

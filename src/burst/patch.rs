@@ -40,7 +40,7 @@ pub fn json_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<Vec<u8>> {
     patch.finish()
 }
 
-fn set_annotations(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, record: &Added) {
+pub(super) fn set_annotations(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, record: &Added) {
     const PATH: &str = "/metadata/annotations";
     let verdict = decision.verdict.to_string();
     let added = added_value(pod, decision, record);

@@ -1,5 +1,6 @@
 //! What is known of the cluster: watched, and swapped in atomically as one cheap, immutable [`Snapshot`].
 
+mod scope;
 mod snapshot;
 mod watch;
 
@@ -7,6 +8,7 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1;
 use kube::{Api, Client, Resource, api::ObjectMeta, core::NamespaceResourceScope};
+pub use scope::{Reach, Scope, opted_in_since};
 use serde::de::DeserializeOwned;
 pub use snapshot::{Namespace, Snapshot, network_policy};
 use tokio::{sync, time};

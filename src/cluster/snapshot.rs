@@ -7,11 +7,11 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::networking::v1 as networking;
+use k8s_openapi::{api::networking::v1 as networking, apimachinery::pkg::apis::meta::v1 as meta};
 use kube::api::ObjectMeta;
 
 use crate::{
-    burst::ServiceAccount,
+    burst::{Facts, ServiceAccount},
     config::{BURST_LABEL, Overrides},
     eligibility::{LabelSelector, NAMESPACE_ANNOTATIONS, NAMESPACE_LABELS, NetworkPolicy, Requirement, VirtualNode},
 };
@@ -70,6 +70,18 @@ impl Snapshot {
     pub fn network_policies(&self, namespace: &str) -> &[NetworkPolicy] {
         let policies = self.network_policies.as_ref().and_then(|policies| policies.get(namespace));
         policies.map(|policies| policies.as_slice()).unwrap_or_default()
+    }
+
+    /// What the decision on a pod of this namespace rests on.
+    pub fn facts<'s>(&'s self, name: &'s str, namespace: &'s Namespace, service_account: ServiceAccount) -> Facts<'s> {
+        Facts {
+            service_account,
+            namespace: name,
+            virtual_nodes: self.virtual_nodes(),
+            namespace_labels: &namespace.labels,
+            namespace_annotations: &namespace.annotations,
+            network_policies: self.network_policies(name),
+        }
     }
 
     pub(super) fn unsynced(&self) -> Vec<&'static str> {
@@ -166,17 +178,22 @@ pub(super) fn put_network_policy(policies: &mut NetworkPolicies, policy: network
 
 /// A NetworkPolicy by whom it selects; nothing if it has no name.
 pub fn network_policy(policy: networking::NetworkPolicy) -> Option<NetworkPolicy> {
-    let selector = policy.spec.and_then(|spec| spec.pod_selector).unwrap_or_default();
-    let pod_selector = LabelSelector {
-        match_labels: selector.match_labels.unwrap_or_default(),
-        match_expressions: selector
-            .match_expressions
-            .into_iter()
-            .flatten()
-            .map(|e| Requirement { key: e.key, operator: e.operator, values: e.values.unwrap_or_default() })
-            .collect(),
-    };
+    let pod_selector = label_selector(policy.spec.and_then(|spec| spec.pod_selector).unwrap_or_default());
     Some(NetworkPolicy { name: policy.metadata.name?, pod_selector })
+}
+
+/// A label selector as rules read it.
+pub(super) fn label_selector(selector: meta::LabelSelector) -> LabelSelector {
+    let expressions = selector.match_expressions.into_iter().flatten();
+    let requirement = |e: meta::LabelSelectorRequirement| Requirement {
+        key: e.key,
+        operator: e.operator,
+        values: e.values.unwrap_or_default(),
+    };
+    LabelSelector {
+        match_labels: selector.match_labels.unwrap_or_default(),
+        match_expressions: expressions.map(requirement).collect(),
+    }
 }
 
 pub(super) fn remove_network_policy(policies: &mut NetworkPolicies, policy: &networking::NetworkPolicy) {

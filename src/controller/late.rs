@@ -10,20 +10,18 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use json_patch::{Patch as JsonPatch, PatchOperation, TestOperation, jsonptr::PointerBuf};
+use json_patch::Patch as JsonPatch;
 use k8s_openapi::{
-    api::core::v1::{Namespace, ObjectReference, Pod},
+    api::core::v1::{Namespace, ObjectReference},
     jiff::Timestamp,
 };
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
-use serde_json::{Value, json};
+use kube::{Api, api::Patch};
+use serde_json::json;
 
 use super::{
-    Context, FIELD_MANAGER, each, is_conflict,
+    Context, each,
     observed::{Kept, Name, Node, Observed, OnVirtual, Waiting},
+    pods::{AT_ONCE, PodError, guarded, together, write},
     reconcile::{Alarm, Outcome, repeat},
     room,
     taints::FULL,
@@ -47,17 +45,16 @@ const SETTLING: Duration = Duration::from_secs(15);
 /// The least time between two rounds in which pods are let onto virtual nodes. What may be let in a second is let in one round.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// Clocks that are started in one round, and writes that are under way at the same time.
+/// Clocks that are started in one round.
 const CLOCKS: usize = 200;
-const AT_ONCE: usize = 8;
 
 /// Why a round failed.
 #[derive(Debug, thiserror::Error)]
 enum LateError {
     #[error("cannot read namespace {0}")]
     Namespace(String, #[source] kube::Error),
-    #[error("cannot write pod {0}")]
-    Pod(String, #[source] kube::Error),
+    #[error(transparent)]
+    Pod(#[from] PodError),
 }
 
 /// Rounds, for as long as it is asked to.
@@ -325,7 +322,7 @@ async fn start_clocks(context: &Context, clocks: Vec<(Name, Timestamp)>) -> Resu
         // In whole seconds, as the API server counts.
         let since = Timestamp::from_second(since.as_second()).unwrap_or(since);
         let patch = json!({"metadata": {"annotations": {UNSCHEDULABLE_SINCE: since.to_string()}}});
-        write(context, &name, "start_clock", &Patch::Merge(patch)).await
+        write(context, &name, "start_clock", &Patch::Merge(patch)).await.map_err(LateError::from)
     });
     together(stream::iter(writes).buffer_unordered(AT_ONCE).collect().await)
 }
@@ -346,7 +343,8 @@ async fn let_go(context: &Context, configuration: &Configuration, pods: Vec<Due>
         if settings.is_none_or(|settings| settings.mode.value != Mode::Late) {
             return Ok(Outcome::Right);
         }
-        let outcome = write(context, &pod.name, "burst", &Patch::Json(guarded(&pod))).await?;
+        let outcome =
+            write(context, &pod.name, "burst", &Patch::Json(guarded(&pod.resource_version, pod.patch))).await?;
         if outcome == Outcome::Changed {
             let ((namespace, name), seconds) = (&pod.name, pod.waited.as_secs());
             tracing::info!(namespace, pod = name, waited_seconds = seconds, "pod may go to virtual nodes now");
@@ -368,50 +366,11 @@ async fn read_again(context: &Context, name: &str) -> Result<Option<cluster::Nam
     Ok(cluster::Namespace::read(labels, annotations).filter(|namespace| namespace.profile != DISABLED))
 }
 
-/// The pod's patch, for the version of the pod that it was made for.
-fn guarded(pod: &Due) -> JsonPatch {
-    let test = TestOperation {
-        path: PointerBuf::from_tokens(["metadata", "resourceVersion"]),
-        value: json!(pod.resource_version),
-    };
-    let mut operations = vec![PatchOperation::Test(test)];
-    operations.extend(pod.patch.0.iter().cloned());
-    JsonPatch(operations)
-}
-
-/// Writes to a pod; counts that.
-async fn write(
-    context: &Context,
-    (namespace, name): &Name,
-    action: &'static str,
-    patch: &Patch<Value>,
-) -> Result<Outcome, LateError> {
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
-    let (result, outcome) = match pods.patch_metadata(name, &params, patch).await {
-        Ok(_) => ("success", Ok(Outcome::Changed)),
-        // It is gone, or has changed since: what it is now will be seen.
-        Err(error) if is_conflict(&error) => ("conflict", Ok(Outcome::Conflict)),
-        Err(error) => ("failure", Err(LateError::Pod(format!("{namespace}/{name}"), error))),
-    };
-    context.metrics.overflow.acted(action, result);
-    outcome
-}
-
-/// What a number of writes comes to. A conflict is no reason to look again at once: the change that caused it brings us back.
-fn together(outcomes: Vec<Result<Outcome, LateError>>) -> Result<Outcome, LateError> {
-    let mut all = Outcome::Right;
-    for outcome in outcomes {
-        if outcome? == Outcome::Changed {
-            all = Outcome::Changed;
-        }
-    }
-    Ok(all)
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1 as core;
+
+    use serde_json::Value;
 
     use super::*;
     use crate::config::parse;

@@ -10,7 +10,9 @@ mod identity;
 pub mod last_resort;
 mod late;
 mod lease;
+mod missed;
 mod observed;
+mod pods;
 mod reconcile;
 mod room;
 mod taints;
@@ -217,6 +219,7 @@ async fn reconcile_all(context: &Context) {
         last_resort::run(context, &observed),
         late::run(context, &observed, &cluster),
         capacity::run(context, &observed),
+        missed::run(context, &observed, &cluster),
         context.tally.tell(&context.events),
     );
 }

@@ -1,5 +1,7 @@
 //! What is counted of the overflow to virtual nodes, by the controller.
 
+use std::collections::BTreeMap;
+
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
@@ -10,6 +12,7 @@ use super::labels;
 labels!(ActionLabels { action, result });
 labels!(StateLabels { state });
 labels!(CauseLabels { cause });
+labels!(DecisionLabels { decision });
 
 /// How many pods marked `late` are unschedulable, by what becomes of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,6 +36,7 @@ pub struct OverflowMetrics {
     late: Family<StateLabels, Gauge>,
     closed: Family<CauseLabels, Gauge>,
     failing: Gauge,
+    missed: Family<DecisionLabels, Gauge>,
 }
 
 impl OverflowMetrics {
@@ -55,6 +59,11 @@ impl OverflowMetrics {
             "Pods bound to virtual nodes of late that have failed to start",
             metrics.failing.clone(),
         );
+        r.register(
+            "missed_pods",
+            "Scheduled pods that the webhook should have seen and has not, by what would be decided on them",
+            metrics.missed.clone(),
+        );
         metrics
     }
 
@@ -63,6 +72,15 @@ impl OverflowMetrics {
         self.late.clear();
         self.closed.clear();
         self.failing.set(0);
+        self.missed.clear();
+    }
+
+    /// Scheduled pods that the webhook has missed, by what would be decided on them; the words are of a closed set.
+    pub fn missed(&self, counts: BTreeMap<&'static str, u64>) {
+        self.missed.clear();
+        for (decision, count) in counts {
+            self.missed.get_or_create(&DecisionLabels { decision }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// Whether virtual nodes are closed, and how many pods fail to start there.

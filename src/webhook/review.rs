@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     admission::{self, Remarks, Request},
-    burst::{self, Decision, Facts, Outcome, Part, ServiceAccount, Verdict},
+    burst::{self, Decision, Outcome, Part, ServiceAccount, Verdict},
     cluster::Lookup,
     config::{Configuration, Overrides, Settings},
     pod::Pod,
@@ -50,14 +50,7 @@ async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
     let settings = configuration.settings(&namespace.profile, &namespace.overrides, &overrides);
     let service_account = service_account(app, request, settings.as_ref()).await;
     let snapshot = app.cluster.snapshot();
-    let facts = Facts {
-        service_account,
-        namespace: &request.namespace,
-        virtual_nodes: snapshot.virtual_nodes(),
-        namespace_labels: &namespace.labels,
-        namespace_annotations: &namespace.annotations,
-        network_policies: snapshot.network_policies(&request.namespace),
-    };
+    let facts = snapshot.facts(&request.namespace, &namespace, service_account);
     let decision = burst::decide(pod, settings.as_ref(), &facts);
     let patch = burst::json_patch(pod, &decision);
     report(app, request, settings.as_ref(), &decision);

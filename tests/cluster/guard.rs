@@ -146,8 +146,8 @@ async fn of_pods_the_controller_may_write_tolerations_and_its_own_annotations() 
             ("spillway.dev/decision", json!("late")),
             ("spillway.dev/decision", json!("prefer")),
             ("spillway.dev/decision", Value::Null),
-            ("controller.kubernetes.io/pod-deletion-cost", json!("-100")),
-            ("controller.kubernetes.io/pod-deletion-cost", Value::Null),
+            ("microsoft.containerinstance.virtualnode.injectkubeproxy", json!("false")),
+            ("microsoft.containerinstance.virtualnode.injectkubeproxy", Value::Null),
         ] {
             controller.may("PATCH", &pod, json!({"metadata": {"annotations": {key: value}}})).await;
         }
@@ -194,6 +194,10 @@ async fn of_pods_the_controller_may_write_nothing_else() {
         (json!({"metadata": {"annotations": {"example.com/a": null}}}), "annotations spillway.dev/*"),
         (json!({"metadata": {"annotations": {"example.com/new": ""}}}), "annotations spillway.dev/*"),
         (json!({"metadata": {"annotations": null}}), "annotations spillway.dev/*"),
+        (
+            json!({"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-100"}}}),
+            "annotations spillway.dev/*",
+        ),
         (json!({"metadata": {"annotations": {"spillway.dev.example.com/a": "b"}}}), "annotations spillway.dev/*"),
     ] {
         controller.must_not("PATCH", &pod_path, patch, words).await;

@@ -21,6 +21,7 @@ mod identity_check;
 mod identity_checks;
 mod last_resort;
 mod late;
+mod missed;
 mod monitoring;
 mod outage;
 mod overflow;

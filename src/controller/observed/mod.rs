@@ -10,7 +10,10 @@ mod pod;
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
-    api::core::v1::{self as core, ObjectReference},
+    api::{
+        admissionregistration::v1::MutatingWebhookConfiguration,
+        core::v1::{self as core, ObjectReference},
+    },
     jiff::Timestamp,
 };
 pub(super) use kept::{Kept, Name};
@@ -18,10 +21,13 @@ use kept::{Kind, Source};
 use kube::{Api, Client, runtime::watcher::Config};
 pub(super) use node::Node;
 use pod::Lean;
-pub(super) use pod::{Assigned, Owned, Requests, VirtualPod, Waiting};
+pub(super) use pod::{Assigned, Owned, Requests, Undecided, VirtualPod, Waiting};
 use tokio::{sync::watch, task::JoinSet};
 
-use crate::{background::again_after_panic, config::Selector, reload::configuration::InForce};
+use crate::{
+    background::again_after_panic, certs::self_managed::CONFIGURATION, cluster::Scope, config::Selector,
+    reload::configuration::InForce,
+};
 
 /// Objects in a page of a list.
 const PAGE: u32 = 250;
@@ -46,6 +52,8 @@ pub(super) struct Observed {
     pub(super) on_virtual: watch::Receiver<OnVirtual>,
     /// Pods for which an autoscaler has said that it adds a VM, and when.
     pub(super) coming: watch::Receiver<Kept<Timestamp>>,
+    /// For which pods the API server calls Spillway, if it does, with no namespace.
+    pub(super) scope: watch::Receiver<Kept<Scope>>,
     _watches: JoinSet<()>,
 }
 
@@ -57,9 +65,10 @@ impl Observed {
         let assigned = watch::Sender::new(Kept::default());
         let on_virtual = watch::Sender::new(OnVirtual::default());
         let coming = watch::Sender::new(Kept::default());
+        let scope = watch::Sender::new(Kept::default());
         let (seen, mut watches) = (nodes.subscribe(), JoinSet::new());
         let receivers = (nodes.subscribe(), waiting.subscribe(), assigned.subscribe(), on_virtual.subscribe());
-        let heard = coming.subscribe();
+        let (heard, live) = (coming.subscribe(), scope.subscribe());
         let (client, configuration) = (client.clone(), configuration.clone());
         watches.spawn(again_after_panic(async move || {
             let all = || Api::all(client.clone());
@@ -69,10 +78,11 @@ impl Observed {
                 ASSIGNED.keep(Api::all(client.clone()), pages().fields("spec.nodeName!="), &assigned),
                 keep_virtual(&client, &configuration, seen.clone(), &on_virtual),
                 keep_coming(&client, &coming),
+                SCOPE.keep(Api::all(client.clone()), only(CONFIGURATION), &scope),
             );
         }));
         let (nodes, waiting, assigned, on_virtual) = receivers;
-        Self { nodes, waiting, assigned, on_virtual, coming: heard, _watches: watches }
+        Self { nodes, waiting, assigned, on_virtual, coming: heard, scope: live, _watches: watches }
     }
 }
 
@@ -80,6 +90,13 @@ const NODES: Kind<core::Node, Node> = Kind { plural: "nodes", read: Node::read }
 const WAITING: Kind<core::Pod, Waiting> = Kind { plural: "unscheduled pods", read: Waiting::read };
 const ASSIGNED: Kind<Lean, Assigned> = Kind { plural: "scheduled pods", read: Assigned::read };
 const ON_VIRTUAL: Kind<core::Pod, VirtualPod> = Kind { plural: "pods on virtual nodes", read: VirtualPod::read };
+
+const SCOPE: Kind<MutatingWebhookConfiguration, Scope> =
+    Kind { plural: "the webhook configuration", read: |configuration| Some(Scope::read(configuration)) };
+
+fn only(name: &str) -> Config {
+    pages().fields(&format!("metadata.name={name}"))
+}
 
 fn pages() -> Config {
     Config::default().page_size(PAGE)

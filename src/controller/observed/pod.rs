@@ -55,7 +55,7 @@ pub(in crate::controller) struct Owned {
 }
 
 impl Owned {
-    fn read(meta: &ObjectMeta) -> Self {
+    pub(in crate::controller) fn read(meta: &ObjectMeta) -> Self {
         let mut owners = meta.owner_references.iter().flatten();
         Self {
             namespace: meta.namespace.clone().unwrap_or_default(),
@@ -187,6 +187,14 @@ impl Assigned {
         let text = serde_json::to_string(&Shown { metadata: Nothing {}, spec: &lean.spec }).unwrap_or_default();
         let requests = from_json(&text).map(|pod: Pod<'_>| Requests::of(&pod)).unwrap_or_default();
         Some(Self { node: lean.spec.node_name?.into(), requests, undecided })
+    }
+}
+
+#[cfg(test)]
+impl Assigned {
+    /// Of a pod as the API server has it.
+    pub(in crate::controller) fn of(pod: &serde_json::Value) -> Option<Self> {
+        Self::read(serde_json::from_value(pod.clone()).ok()?)
     }
 }
 

@@ -1,0 +1,278 @@
+//! Pods that the webhook should have seen and has not: it was down, or too slow, when they were created.
+//!
+//! One that has found no node yet gets now what can still be given to a living pod. One that has a node is counted, and told of once;
+//! it is evicted, to be created anew, only where the configuration says so.
+
+mod eviction;
+mod plan;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use futures_util::{StreamExt, stream};
+use json_patch::Patch as JsonPatch;
+use k8s_openapi::{
+    api::core::v1::{Namespace, ObjectReference, Pod as ApiPod},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Resource,
+    api::{Patch, Request},
+};
+use plan::{Found, OptIn, Scheduled};
+use serde_json::Value;
+
+use self::eviction::Evictions;
+use super::{
+    Context, each,
+    observed::{Name, Observed, Owned},
+    pods::{AT_ONCE, PodError, guarded, together, write},
+    reconcile::{Outcome, repeat},
+    tally::Happening,
+};
+use crate::{
+    burst::{self, DECISION, Decision, ServiceAccount, Verdict},
+    certs::self_managed::CONFIGURATION,
+    cluster::{Cluster, Snapshot, opted_in_since},
+    config::{Configuration, Overrides},
+    pod::{Pod, from_json},
+};
+
+const RECONCILER: &str = "missed";
+
+const HEALED: Happening = Happening::done("MissedPodHealed");
+const MISSED: Happening = Happening::wrong("PodMissed");
+const UNKNOWN: Happening = Happening::wrong("MissedUnknown");
+
+/// What is done in one round. The next follows at once where more is left.
+const NAMESPACES: usize = 50;
+const PODS: usize = 200;
+
+/// Why a round failed.
+#[derive(Debug, thiserror::Error)]
+enum MissedError {
+    #[error("cannot read namespace {0}")]
+    Namespace(String, #[source] kube::Error),
+    #[error(transparent)]
+    Pod(#[from] PodError),
+}
+
+/// Rounds, for as long as it is asked to.
+pub(super) async fn run(context: &Context, observed: &Observed, cluster: &Cluster) {
+    let changes = [
+        each(observed.waiting.clone()),
+        each(observed.assigned.clone()),
+        each(observed.scope.clone()),
+        each(context.configuration.clone()),
+    ];
+    let mut memory = Memory::default();
+    let round = async || round(context, observed, cluster, &mut memory).await;
+    Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
+}
+
+/// What is known from one round to the next. A new leader begins without it.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Namespaces that have opted in, and since when.
+    opted_in: HashMap<String, OptIn>,
+    /// The uids of scheduled pods that were missed, and what would be decided on them.
+    judged: HashMap<String, Judged>,
+    /// By which configuration that was judged.
+    configuration: Option<Arc<Configuration>>,
+    evictions: Evictions,
+}
+
+/// What would be decided on a pod that was missed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Judged {
+    /// For the metric; a closed set.
+    word: &'static str,
+    may_burst: bool,
+}
+
+async fn round(
+    context: &Context,
+    observed: &Observed,
+    cluster: &Cluster,
+    memory: &mut Memory,
+) -> Result<Outcome, MissedError> {
+    let (configuration, snapshot) = (context.configuration.borrow().clone(), cluster.snapshot());
+    let is_complete = observed.waiting.borrow().is_complete()
+        && observed.assigned.borrow().is_complete()
+        && observed.scope.borrow().is_complete();
+    if !is_complete || !cluster.unsynced().is_empty() {
+        return Ok(Outcome::Right);
+    }
+    memory.judge_by(&configuration);
+    let unread = {
+        let (waiting, assigned) = (observed.waiting.borrow(), observed.assigned.borrow());
+        plan::unread(&waiting, &assigned, &snapshot, &memory.opted_in)
+    };
+    let is_all_read = unread.len() <= NAMESPACES;
+    for name in unread.into_iter().take(NAMESPACES) {
+        memory.read_namespace(context, &snapshot, name).await?;
+    }
+    memory.opted_in.retain(|name, _| snapshot.namespace(name).is_some());
+    let found = {
+        let (waiting, assigned) = (observed.waiting.borrow(), observed.assigned.borrow());
+        let scope = observed.scope.borrow();
+        let scope = scope.get(&(String::new(), CONFIGURATION.to_owned()));
+        scope.map(|scope| plan::missed(scope, &waiting, &assigned, &memory.opted_in)).unwrap_or_default()
+    };
+    let Found { mut waiting, scheduled, depends } = found;
+    if let Some(condition) = depends {
+        let note = format!(
+            "nobody can tell which pods were missed: matchCondition {condition} is not the one of the manifests, and only the API server evaluates it"
+        );
+        context.tally.note(about_configuration(), UNKNOWN, note);
+    }
+    let is_all_healed = waiting.len() <= PODS;
+    waiting.truncate(PODS);
+    let decide = Decide { context, snapshot: &snapshot, configuration: &configuration };
+    let healed = stream::iter(waiting.iter().map(|name| decide.heal(name))).buffer_unordered(AT_ONCE).collect().await;
+    let healed = together(healed)?;
+    let is_all_judged = decide.judge(&scheduled, &mut memory.judged).await?;
+    let counts = plan::counts(&scheduled, |uid| memory.judged.get(uid).map(|judged| judged.word));
+    context.metrics.overflow.missed(counts);
+    if configuration.missed.evict {
+        let judged = &memory.judged;
+        let may_go = scheduled.iter().filter(|pod| judged.get(&pod.owned.uid).is_some_and(|judged| judged.may_burst));
+        memory.evictions.evict(context, may_go).await?;
+    }
+    let is_done = is_all_read && is_all_healed && is_all_judged;
+    Ok(if is_done { healed } else { Outcome::Changed })
+}
+
+impl Memory {
+    /// What was judged by another configuration is judged anew.
+    fn judge_by(&mut self, configuration: &Arc<Configuration>) {
+        let is_same = self.configuration.as_ref().is_some_and(|before| Arc::ptr_eq(before, configuration));
+        if !is_same {
+            self.judged.clear();
+            self.configuration = Some(configuration.clone());
+        }
+    }
+
+    async fn read_namespace(
+        &mut self,
+        context: &Context,
+        snapshot: &Snapshot,
+        name: String,
+    ) -> Result<(), MissedError> {
+        let Some(seen) = snapshot.namespace(&name) else { return Ok(()) };
+        let namespaces: Api<Namespace> = Api::all(context.client.clone());
+        let read = namespaces.get_metadata_opt(&name).await;
+        let Some(read) = read.map_err(|error| MissedError::Namespace(name.clone(), error))? else { return Ok(()) };
+        // Where nobody is recorded, it counts from now on.
+        let since = opted_in_since(&read.metadata).unwrap_or_else(Timestamp::now);
+        let labels = read.metadata.labels.unwrap_or_default();
+        self.opted_in.insert(name, OptIn { seen, since, labels });
+        Ok(())
+    }
+}
+
+/// What the decision on a pod that was missed takes.
+struct Decide<'d> {
+    context: &'d Context,
+    snapshot: &'d Snapshot,
+    configuration: &'d Configuration,
+}
+
+impl Decide<'_> {
+    /// A pod as the API server has it now, with everything that a newer Kubernetes may have added; nothing if it is gone.
+    async fn read(&self, name: &Name) -> Result<Option<Value>, PodError> {
+        let request = Request::new(ApiPod::url_path(&(), Some(&name.0))).get(&name.1, &kube::api::GetParams::default());
+        let request = request.map_err(|error| PodError::new("read", name, kube::Error::BuildRequest(error)))?;
+        match self.context.client.request(request).await {
+            Ok(pod) => Ok(Some(pod)),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => Err(PodError::new("read", name, error)),
+        }
+    }
+
+    /// What the webhook would decide; nothing if the namespace has opted out meanwhile.
+    fn decide(&self, namespace: &str, pod: &Pod<'_>) -> Option<Decision<'_>> {
+        let known = self.snapshot.namespace(namespace)?;
+        let overrides = Overrides::read(pod.annotations());
+        let settings = self.configuration.settings(&known.profile, &known.overrides, &overrides);
+        let account = self.snapshot.service_account(namespace, pod.service_account());
+        let facts = self.snapshot.facts(namespace, &known, account.unwrap_or(ServiceAccount::Unknown));
+        Some(burst::decide(pod, settings.as_ref(), &facts))
+    }
+
+    /// Decides on a pod that waits, and gives it what it can still be given.
+    async fn heal(&self, name: &Name) -> Result<Outcome, PodError> {
+        let Some(pod) = self.read(name).await? else { return Ok(Outcome::Right) };
+        let text = pod.to_string();
+        let Ok(view) = from_json::<Pod<'_>>(&text) else { return Ok(Outcome::Right) };
+        let has_node = pod.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|node| !node.is_empty());
+        if has_node || view.annotation(DECISION).is_some() {
+            return Ok(Outcome::Right);
+        }
+        let Some(decision) = self.decide(&name.0, &view) else { return Ok(Outcome::Right) };
+        let patch =
+            burst::living_patch(&view, &decision).and_then(|patch| serde_json::from_slice::<JsonPatch>(&patch).ok());
+        let version = pod.pointer("/metadata/resourceVersion").and_then(Value::as_str);
+        let (Some(patch), Some(version)) = (patch, version) else { return Ok(Outcome::Right) };
+        let outcome = write(self.context, name, "heal", &Patch::Json(guarded(version, patch))).await?;
+        if outcome == Outcome::Changed {
+            let ((namespace, name), verdict) = (name, &decision.verdict);
+            tracing::info!(namespace, pod = name, decision = %verdict, "decided on a pod that the webhook had missed");
+            let note = format!("pod {name} had been created without Spillway: decided now, {verdict}");
+            self.context.tally.note(owner(namespace, &pod), HEALED, note);
+        }
+        Ok(outcome)
+    }
+
+    /// Decides on pods that have a node, to tell of them. Returns whether all have been judged.
+    async fn judge(&self, scheduled: &[Scheduled], judged: &mut HashMap<String, Judged>) -> Result<bool, MissedError> {
+        let still: HashSet<_> = scheduled.iter().map(|pod| pod.owned.uid.as_str()).collect();
+        judged.retain(|uid, _| still.contains(uid.as_str()));
+        let mut new: Vec<_> = scheduled.iter().filter(|pod| !judged.contains_key(&pod.owned.uid)).collect();
+        let is_all = new.len() <= PODS;
+        new.truncate(PODS);
+        let reads = new.into_iter().map(|pod| async move { Ok::<_, PodError>((pod, self.read(&pod.name()).await?)) });
+        let read: Vec<_> = stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
+        for read in read {
+            let (Scheduled { owned, node }, Some(mut pod)) = read? else { continue };
+            // The scheduler's, not its author's: created anew, it has none.
+            if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
+                spec.remove("nodeName");
+            }
+            let text = pod.to_string();
+            let Ok(view) = from_json::<Pod<'_>>(&text) else { continue };
+            let Some(decision) = self.decide(&owned.namespace, &view) else { continue };
+            let (name, verdict) = (&owned.name, &decision.verdict);
+            tracing::warn!(namespace = owned.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");
+            let note = format!(
+                "pod {name} was created without Spillway and runs on {node}; created anew it would be: {verdict}"
+            );
+            self.context.tally.note(owned.owner(), MISSED, note);
+            let word = match verdict {
+                Verdict::Burst(mode) => mode.as_str(),
+                Verdict::Stay(_) => "stay",
+                Verdict::OptedOut => "opted_out",
+            };
+            judged.insert(owned.uid.clone(), Judged { word, may_burst: matches!(verdict, Verdict::Burst(_)) });
+        }
+        Ok(is_all)
+    }
+}
+
+/// Who manages a pod, or the pod.
+fn owner(namespace: &str, pod: &Value) -> ObjectReference {
+    let metadata = pod.get("metadata").cloned().unwrap_or_default();
+    let metadata = serde_json::from_value(metadata).unwrap_or_default();
+    ObjectReference { namespace: Some(namespace.to_owned()), ..Owned::read(&metadata).owner() }
+}
+
+fn about_configuration() -> ObjectReference {
+    ObjectReference {
+        api_version: Some("admissionregistration.k8s.io/v1".to_owned()),
+        kind: Some("MutatingWebhookConfiguration".to_owned()),
+        name: Some(CONFIGURATION.to_owned()),
+        ..ObjectReference::default()
+    }
+}

@@ -1,0 +1,204 @@
+//! Which pods were missed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::super::observed::{Assigned, Kept, Name, Owned, Waiting};
+use crate::{
+    burst::DECISION,
+    cluster::{Namespace, Reach, Scope, Snapshot},
+};
+
+/// Every API server and every webhook has to hear first that a namespace has opted in, and times are whole seconds.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// A namespace that has opted in.
+#[derive(Debug)]
+pub(super) struct OptIn {
+    /// As it was known when it was read. Where another is known now, it has changed and is read again.
+    pub(super) seen: Arc<Namespace>,
+    pub(super) since: Timestamp,
+    /// All of its labels.
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+/// The pods that were missed.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Found {
+    /// Those that no node has been found for.
+    pub(super) waiting: Vec<Name>,
+    /// Those that have one.
+    pub(super) scheduled: Vec<Scheduled>,
+    /// A matchCondition that nobody here can evaluate, where it decides.
+    pub(super) depends: Option<String>,
+}
+
+/// A pod that was missed and has a node.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Scheduled {
+    pub(super) owned: Owned,
+    pub(super) node: String,
+}
+
+impl Scheduled {
+    pub(super) fn name(&self) -> Name {
+        (self.owned.namespace.clone(), self.owned.name.clone())
+    }
+}
+
+/// A pod without a decision.
+struct Undecided<'u> {
+    owned: &'u Owned,
+    labels: &'u BTreeMap<String, String>,
+    annotations: &'u BTreeMap<String, String>,
+    /// Nothing while it waits.
+    node: Option<&'u str>,
+}
+
+fn undecided<'u>(waiting: &'u Kept<Waiting>, assigned: &'u Kept<Assigned>) -> impl Iterator<Item = Undecided<'u>> {
+    let waiting = waiting.values().filter(|pod| pod.annotation(DECISION).is_none()).map(|pod| Undecided {
+        owned: &pod.owned,
+        labels: &pod.labels,
+        annotations: &pod.annotations,
+        node: None,
+    });
+    let assigned = assigned.values().filter_map(|pod| {
+        let undecided = pod.undecided.as_deref()?;
+        let super::super::observed::Undecided { owned, labels, annotations } = undecided;
+        Some(Undecided { owned, labels, annotations, node: Some(&pod.node) })
+    });
+    waiting.chain(assigned)
+}
+
+/// The namespaces with such pods that have opted in, and of which it is not known since when.
+pub(super) fn unread(
+    waiting: &Kept<Waiting>,
+    assigned: &Kept<Assigned>,
+    snapshot: &Snapshot,
+    known: &HashMap<String, OptIn>,
+) -> Vec<String> {
+    let names: BTreeSet<_> = undecided(waiting, assigned).map(|pod| pod.owned.namespace.as_str()).collect();
+    let is_unread = |name: &&str| {
+        let seen = snapshot.namespace(name);
+        seen.is_some_and(|seen| known.get(*name).is_none_or(|known| !Arc::ptr_eq(&known.seen, &seen)))
+    };
+    names.into_iter().filter(is_unread).map(str::to_owned).collect()
+}
+
+/// The pods without a decision that the API server should have called for, and that are younger than the opt-in of their namespace.
+pub(super) fn missed(
+    scope: &Scope,
+    waiting: &Kept<Waiting>,
+    assigned: &Kept<Assigned>,
+    opted_in: &HashMap<String, OptIn>,
+) -> Found {
+    let mut found = Found::default();
+    for Undecided { owned, labels, annotations, node } in undecided(waiting, assigned) {
+        let Some(namespace) =
+            opted_in.get(&owned.namespace).filter(|namespace| owned.created >= namespace.since + GRACE)
+        else {
+            continue;
+        };
+        match (scope.reaches(&namespace.labels, labels, annotations), node) {
+            (Reach::NotCalled, _) => {}
+            (Reach::Depends(condition), _) => found.depends = Some(condition),
+            (Reach::Called, None) => found.waiting.push((owned.namespace.clone(), owned.name.clone())),
+            (Reach::Called, Some(node)) => {
+                found.scheduled.push(Scheduled { owned: owned.clone(), node: node.to_owned() });
+            }
+        }
+    }
+    found
+}
+
+/// What would be decided → how many; `unknown` for those that have not been judged yet.
+pub(super) fn counts(
+    scheduled: &[Scheduled],
+    word: impl Fn(&str) -> Option<&'static str>,
+) -> BTreeMap<&'static str, u64> {
+    let mut counts = BTreeMap::new();
+    for pod in scheduled {
+        *counts.entry(word(&pod.owned.uid).unwrap_or("unknown")).or_default() += 1;
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const OPTED_IN: &str = "2026-01-01T12:00:00Z";
+
+    fn scope() -> Scope {
+        let manifest = include_str!("../../../manifests/base/mutatingwebhookconfiguration.yaml");
+        Scope::read(serde_saphyr::from_str(manifest).unwrap())
+    }
+
+    fn opted_in() -> HashMap<String, OptIn> {
+        let seen = Snapshot::of_namespaces(&[("shop", "enabled")]).namespace("shop").unwrap();
+        let labels = [("spillway.dev/burst".to_owned(), "enabled".to_owned())].into();
+        [("shop".to_owned(), OptIn { seen, since: OPTED_IN.parse().unwrap(), labels })].into()
+    }
+
+    fn pod(name: &str, changes: &Value) -> Value {
+        let mut pod = json!({
+            "metadata": {"namespace": "shop", "name": name, "creationTimestamp": "2026-01-01T12:05:00Z"},
+            "spec": {"containers": [{"name": "c"}]},
+        });
+        json_patch::merge(&mut pod, changes);
+        pod
+    }
+
+    fn found(pods: &[Value]) -> Found {
+        let waiting = pods.iter().filter(|pod| pod["spec"]["nodeName"].is_null()).filter_map(|pod| {
+            let waiting = Waiting::read(serde_json::from_value(pod.clone()).unwrap())?;
+            Some(((waiting.owned.namespace.clone(), waiting.owned.name.clone()), waiting))
+        });
+        let assigned = pods.iter().filter(|pod| !pod["spec"]["nodeName"].is_null()).filter_map(|pod| {
+            let name = (pod["metadata"]["namespace"].to_string(), pod["metadata"]["name"].to_string());
+            Some((name, Assigned::of(pod)?))
+        });
+        missed(&scope(), &waiting.collect(), &assigned.collect(), &opted_in())
+    }
+
+    fn waiting(changes: &Value) -> bool {
+        !found(&[pod("p", changes)]).waiting.is_empty()
+    }
+
+    #[test]
+    fn a_pod_was_missed_that_has_no_decision_although_the_webhook_should_have_been_called() {
+        assert!(waiting(&json!({})));
+        assert!(!waiting(&json!({"metadata": {"annotations": {DECISION: "prefer"}}})), "it was seen");
+        assert!(!waiting(&json!({"metadata": {"namespace": "plain"}})), "its namespace is not opted in");
+        assert!(!waiting(&json!({"metadata": {"labels": {"spillway.dev/burst": "disabled"}}})), "opted out");
+        assert!(!waiting(&json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}})), "a mirror");
+        assert!(!waiting(&json!({"metadata": {"deletionTimestamp": "2026-01-01T12:06:00Z"}})), "on its way out");
+    }
+
+    #[test]
+    fn pods_that_are_older_than_the_opt_in_of_their_namespace_were_not_missed() {
+        let created = |time: &str| waiting(&json!({"metadata": {"creationTimestamp": time}}));
+        assert!(!created("2026-01-01T11:59:59Z") && !created("2026-01-01T12:00:00Z"));
+        assert!(!created("2026-01-01T12:00:01Z"), "the webhook may not have heard of it yet");
+        assert!(created("2026-01-01T12:00:02Z"));
+    }
+
+    #[test]
+    fn those_that_have_a_node_are_told_apart_and_counted_by_what_would_be_decided() {
+        let on_vm = json!({"spec": {"nodeName": "vm"}, "metadata": {"uid": "u"}});
+        let decided = json!({"spec": {"nodeName": "vm"}, "metadata": {"annotations": {DECISION: "prefer"}}});
+        let found = found(&[pod("waits", &json!({})), pod("runs", &on_vm), pod("seen", &decided)]);
+        assert_eq!(found.waiting, [("shop".to_owned(), "waits".to_owned())]);
+        let [scheduled] = found.scheduled.as_slice() else { panic!("{found:?}") };
+        assert_eq!((scheduled.owned.name.as_str(), scheduled.node.as_str()), ("runs", "vm"));
+        assert_eq!(counts(&found.scheduled, |_| None), [("unknown", 1)].into());
+        assert_eq!(counts(&found.scheduled, |uid| (uid == "u").then_some("prefer")), [("prefer", 1)].into());
+    }
+}
