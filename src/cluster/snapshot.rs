@@ -72,6 +72,12 @@ impl Snapshot {
         policies.map(|policies| policies.as_slice()).unwrap_or_default()
     }
 
+    /// The namespaces that have opted in, by name.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&str, &Namespace)> {
+        let all = self.namespaces.iter().flat_map(|all| all.iter());
+        all.map(|(name, namespace)| (name.as_str(), namespace.as_ref()))
+    }
+
     /// What the decision on a pod of this namespace rests on.
     pub fn facts<'s>(&'s self, name: &'s str, namespace: &'s Namespace, service_account: ServiceAccount) -> Facts<'s> {
         Facts {

@@ -29,7 +29,7 @@ pub use words::{
 use crate::{eligibility::Generations, identity::azure::ResourceId, pod::TolerationFields};
 
 /// What every label, annotation and taint of Spillway begins with.
-const PREFIX: &str = "spillway.dev/";
+pub(crate) const PREFIX: &str = "spillway.dev/";
 /// Namespace label that opts in and names a profile; the same label with [`DISABLED`] on a pod opts the pod out.
 pub const BURST_LABEL: &str = "spillway.dev/burst";
 /// The value of [`BURST_LABEL`] that means out. No profile can have this name.

@@ -49,9 +49,9 @@ async fn round(context: &Context, observed: &Observed, closed: &mut Option<Close
         let (nodes, on_virtual) = (observed.nodes.borrow(), observed.on_virtual.borrow());
         plan(&nodes, &on_virtual, &configuration, *closed, Timestamp::now())
     };
-    let Some(Plan { now, load, write, virtual_nodes }) = plan else { return Ok(Outcome::Right) };
+    let Some(Plan { before, now, load, write, virtual_nodes }) = plan else { return Ok(Outcome::Right) };
     context.metrics.overflow.closed(now.by_cap, now.by_breaker, load.failing);
-    let before = closed.replace(now);
+    *closed = Some(now);
     for (happening, note) in told(before, now, load, &configuration) {
         tracing::warn!(reason = happening.reason, pods = load.total, failing = load.failing, "{note}");
         for node in &virtual_nodes {
@@ -93,6 +93,7 @@ struct Load {
 
 #[derive(Debug)]
 struct Plan {
+    before: Closed,
     now: Closed,
     load: Load,
     /// Nodes whose taint is to change, and whether they are to have it.
@@ -128,6 +129,7 @@ fn plan(
     let wanted = |node: &Node| closed.is_closed() && node.is_virtual(&settings.selector);
     let wrong = nodes.values().filter(|node| is_full(node) != wanted(node));
     Some(Plan {
+        before,
         now: closed,
         load,
         write: wrong.map(|node| (node.clone(), wanted(node))).collect(),
@@ -153,9 +155,7 @@ fn has_failed(pod: &VirtualPod, now: Timestamp) -> bool {
 }
 
 /// What has changed, for people.
-fn told(before: Option<Closed>, now: Closed, load: Load, configuration: &Configuration) -> Vec<(Happening, String)> {
-    // What a leader before has closed, it has told.
-    let before = before.unwrap_or(now);
+fn told(before: Closed, now: Closed, load: Load, configuration: &Configuration) -> Vec<(Happening, String)> {
     let mut told = Vec::new();
     if now.by_cap && !before.by_cap {
         let cap = configuration.virtual_nodes.max_pods.unwrap_or_default();
@@ -283,6 +283,16 @@ mod tests {
     }
 
     #[test]
+    fn what_a_leader_before_has_closed_it_has_told_and_what_this_one_closes_first_is_told_by_this_one() {
+        let reasons = |is_full| {
+            let file = "virtualNodes: {maxPods: 20}";
+            let plan = planned(file, &[node("v", true, is_full)], running(20), None).unwrap();
+            told(plan.before, plan.now, plan.load, &Configuration::default()).len()
+        };
+        assert_eq!((reasons(true), reasons(false)), (0, 1));
+    }
+
+    #[test]
     fn nothing_is_opened_or_closed_before_all_pods_are_known() {
         let nodes = [node("v", true, true), node("w", true, false)];
         assert!(planned("", &nodes, Vec::new(), None).is_none(), "the pods of w have not arrived");
@@ -291,16 +301,15 @@ mod tests {
     #[test]
     fn each_change_is_told_once() {
         let configuration = Configuration::default();
-        let reasons = |before: Option<Closed>, now: Closed| {
+        let reasons = |before: Closed, now: Closed| {
             let told = told(before, now, Load::default(), &configuration);
             told.into_iter().map(|(happening, _)| happening.reason).collect::<Vec<_>>()
         };
         let (open, cap, breaker) =
             (Closed::default(), Closed { by_cap: true, by_breaker: false }, Closed { by_cap: false, by_breaker: true });
-        assert_eq!(reasons(Some(open), cap), ["VirtualNodesFull"]);
-        assert_eq!(reasons(Some(open), breaker), ["BreakerOpen"]);
-        assert_eq!(reasons(Some(cap), open), ["VirtualNodesReopened"]);
-        assert_eq!(reasons(Some(cap), cap), <[&str; 0]>::default());
-        assert_eq!(reasons(None, cap), <[&str; 0]>::default());
+        assert_eq!(reasons(open, cap), ["VirtualNodesFull"]);
+        assert_eq!(reasons(open, breaker), ["BreakerOpen"]);
+        assert_eq!(reasons(cap, open), ["VirtualNodesReopened"]);
+        assert_eq!(reasons(cap, cap), <[&str; 0]>::default());
     }
 }

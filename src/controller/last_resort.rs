@@ -13,9 +13,10 @@ use tokio::time::Instant;
 
 use super::{
     Context, TaintError, each,
+    ghosts::cordon,
     observed::{Kept, Node, Observed},
     reconcile::{Outcome, repeat},
-    taints::{self, FULL, LAST_RESORT, Written},
+    taints::{self, FULL, GHOST, LAST_RESORT, Written},
     tally::Happening,
 };
 use crate::config::VirtualNodes;
@@ -108,7 +109,7 @@ impl Fights {
     }
 }
 
-/// Takes the taints of Spillway off all nodes, and returns the names of those that had any.
+/// Takes the taints of Spillway off all nodes, undoes its cordons, and returns the names of those that had any.
 ///
 /// # Errors
 ///
@@ -120,7 +121,11 @@ pub async fn cleanup(client: &Client) -> Result<Vec<String>, CleanupError> {
     loop {
         let page = nodes.list(&pages).await.map_err(CleanupError::List)?;
         for node in page.items.into_iter().filter_map(Node::read) {
-            let ours = [LAST_RESORT, FULL].into_iter().filter(|taint| node.has_taint(taint.key, taint.effect));
+            if node.has_taint(GHOST.key, GHOST.effect) && node.is_cordoned {
+                let uncordoned = cordon(&nodes, &node.name, false).await;
+                uncordoned.map_err(|error| CleanupError::Write(node.name.clone(), error))?;
+            }
+            let ours = [LAST_RESORT, FULL, GHOST].into_iter().filter(|taint| node.has_taint(taint.key, taint.effect));
             let mut is_cleaned = false;
             for taint in ours {
                 let written = taints::write(&nodes, &node.name, taint, false).await;

@@ -1,11 +1,13 @@
 //! The controller: what one elected replica keeps right in the cluster. One reconciler a file, each in rounds of observe, plan, apply
 //! and report; [`Controller::run`] names them all.
 
+mod advice;
 pub mod authority;
 mod ca_bundle;
 mod capacity;
 mod clock;
 pub mod events;
+mod ghosts;
 mod identity;
 pub mod last_resort;
 mod late;
@@ -220,6 +222,8 @@ async fn reconcile_all(context: &Context) {
         late::run(context, &observed, &cluster),
         capacity::run(context, &observed),
         missed::run(context, &observed, &cluster),
+        ghosts::run(context, &observed),
+        advice::run(context, &observed, &cluster),
         context.tally.tell(&context.events),
     );
 }

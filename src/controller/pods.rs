@@ -51,8 +51,8 @@ pub(super) async fn write(
 
 /// A patch that applies to this version of a pod alone, which it was made for.
 pub(super) fn guarded(resource_version: &str, patch: JsonPatch) -> JsonPatch {
-    let path = PointerBuf::from_tokens(["metadata", "resourceVersion"]);
-    let test = PatchOperation::Test(TestOperation { path, value: json!(resource_version) });
+    let version = PointerBuf::from_tokens(["metadata", "resourceVersion"]);
+    let test = PatchOperation::Test(TestOperation { path: version, value: json!(resource_version) });
     JsonPatch(std::iter::once(test).chain(patch.0).collect())
 }
 

@@ -18,6 +18,9 @@ pub(super) const LAST_RESORT: Kept = Kept { key: "spillway.dev/last-resort", eff
 /// Closes virtual nodes to every pod that does not tolerate it.
 pub(super) const FULL: Kept = Kept { key: "spillway.dev/full", effect: "NoSchedule" };
 
+/// Says of a virtual node that nobody runs that its cordon is ours.
+pub(super) const GHOST: Kept = Kept { key: "spillway.dev/ghost", effect: "NoSchedule" };
+
 /// A taint of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Kept {

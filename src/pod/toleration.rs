@@ -67,6 +67,14 @@ pub struct TolerationFields<'t> {
     pub effect: &'t str,
 }
 
+impl TolerationFields<'_> {
+    /// Whether it tolerates the taint. Key and effect are never empty.
+    pub fn tolerates(self, taint: Taint<'_>) -> bool {
+        let is_value = self.operator == "Exists" || self.value == taint.value;
+        self.key == taint.key && self.effect == taint.effect && is_value
+    }
+}
+
 impl Toleration<'_> {
     /// As an entry of a namespace's whitelist: whether it lets a pod have this toleration.
     ///

@@ -21,7 +21,7 @@ pub use configuration::ConfigurationMetrics;
 pub use connections::{ConnectionError, Connections, Open};
 pub use controller::ControllerMetrics;
 pub use identity::{FindingLabels, IdentityMetrics};
-pub use overflow::{Late, OverflowMetrics};
+pub use overflow::{Advice, Late, OverflowMetrics};
 pub use panics::count_panics;
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 

@@ -13,6 +13,7 @@ labels!(ActionLabels { action, result });
 labels!(StateLabels { state });
 labels!(CauseLabels { cause });
 labels!(DecisionLabels { decision });
+labels!(ProblemLabels { problem });
 
 /// How many pods marked `late` are unschedulable, by what becomes of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,6 +38,25 @@ pub struct OverflowMetrics {
     closed: Family<CauseLabels, Gauge>,
     failing: Gauge,
     missed: Family<DecisionLabels, Gauge>,
+    problems: Family<ProblemLabels, Gauge>,
+    with_kube_proxy: Gauge,
+    prefer_drains: Gauge,
+    while_vms_have_room: Gauge,
+}
+
+/// What people should know of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Advice {
+    /// Virtual nodes with a taint that our toleration does not cover.
+    pub not_tolerated: u64,
+    /// Virtual nodes with nearly as many pods as they run.
+    pub nearly_full: u64,
+    /// Pods on virtual nodes beside which a kube-proxy runs.
+    pub with_kube_proxy: u64,
+    /// Namespaces in mode `prefer` where there is a node autoscaler.
+    pub prefer_drains: u64,
+    /// Pods on virtual nodes that VMs would have room for.
+    pub while_vms_have_room: u64,
 }
 
 impl OverflowMetrics {
@@ -64,6 +84,26 @@ impl OverflowMetrics {
             "Scheduled pods that the webhook should have seen and has not, by what would be decided on them",
             metrics.missed.clone(),
         );
+        r.register(
+            "virtual_node_problems",
+            "Virtual nodes that are not as they should be, by what is wrong: ghost, taint_not_tolerated, nearly_full",
+            metrics.problems.clone(),
+        );
+        r.register(
+            "virtual_pods_with_kube_proxy",
+            "Pods on virtual nodes that run a kube-proxy each",
+            metrics.with_kube_proxy.clone(),
+        );
+        r.register(
+            "namespaces_prefer_with_autoscaler",
+            "Namespaces in mode prefer in a cluster with a node autoscaler, which may drain VMs onto virtual nodes",
+            metrics.prefer_drains.clone(),
+        );
+        r.register(
+            "virtual_pods_while_vms_have_room",
+            "Pods of Spillway on virtual nodes that the VMs, as they are now, have room for",
+            metrics.while_vms_have_room.clone(),
+        );
         metrics
     }
 
@@ -73,6 +113,32 @@ impl OverflowMetrics {
         self.closed.clear();
         self.failing.set(0);
         self.missed.clear();
+        self.problems.clear();
+        for gauge in [&self.with_kube_proxy, &self.prefer_drains, &self.while_vms_have_room] {
+            gauge.set(0);
+        }
+    }
+
+    /// Virtual nodes that nobody runs.
+    pub fn ghosts(&self, count: usize) {
+        self.problem("ghost", count as u64);
+    }
+
+    /// What people should know of, as it is now.
+    pub fn advice(&self, advice: Advice) {
+        let Advice { not_tolerated, nearly_full, with_kube_proxy, prefer_drains, while_vms_have_room } = advice;
+        self.problem("taint_not_tolerated", not_tolerated);
+        self.problem("nearly_full", nearly_full);
+        let set = |gauge: &Gauge, count| {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        };
+        set(&self.with_kube_proxy, with_kube_proxy);
+        set(&self.prefer_drains, prefer_drains);
+        set(&self.while_vms_have_room, while_vms_have_room);
+    }
+
+    fn problem(&self, problem: &'static str, count: u64) {
+        self.problems.get_or_create(&ProblemLabels { problem }).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Scheduled pods that the webhook has missed, by what would be decided on them; the words are of a closed set.

@@ -38,6 +38,7 @@ mod scope;
 mod serving;
 mod switch;
 mod unusable;
+mod virtual_nodes;
 
 mod generated;
 #[path = "../generated_pods/mod.rs"]

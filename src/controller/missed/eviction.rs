@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api,
     api::{DeleteParams, DynamicObject, EvictParams, PostParams, Preconditions},
@@ -109,7 +109,7 @@ fn copy(pod: &DynamicObject) -> DynamicObject {
         spec.remove(field);
     }
     let mut copy =
-        DynamicObject { types: pod.types.clone(), metadata: Default::default(), data: json!({"spec": spec}) };
+        DynamicObject { types: pod.types.clone(), metadata: ObjectMeta::default(), data: json!({"spec": spec}) };
     copy.metadata.generate_name = Some("spillway-trial-".to_owned());
     copy.metadata.namespace.clone_from(&pod.metadata.namespace);
     copy.metadata.labels.clone_from(&pod.metadata.labels);
@@ -124,8 +124,8 @@ mod tests {
     use super::*;
     use crate::controller::observed::Owned;
 
-    fn pod(name: &str, owner: Option<&str>) -> Scheduled {
-        let controller = owner.map(|uid| OwnerReference { uid: uid.to_owned(), ..OwnerReference::default() });
+    fn pod(name: &str, uid: Option<&str>) -> Scheduled {
+        let controller = uid.map(|uid| OwnerReference { uid: uid.to_owned(), ..OwnerReference::default() });
         let owned = Owned { name: name.to_owned(), controller, ..Owned::default() };
         Scheduled { owned, node: "vm".to_owned() }
     }

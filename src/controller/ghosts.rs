@@ -1,0 +1,224 @@
+//! Reports virtual nodes that nobody runs any more, and cordons them where the configuration says so.
+//!
+//! A virtual node of the second generation is run by a pod, which its labels name. When that pod is gone, as after a scale-down of its
+//! release, the Node stays, shows Ready, and pods that are bound to it hang
+//! (microsoft/virtualnodesOnAzureContainerInstances Docs/NodeCustomizations.md). A node without these labels is never called a ghost.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures_util::stream;
+use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, jsonptr::PointerBuf};
+use k8s_openapi::api::core::v1::{Node as ApiNode, Pod};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use tokio::time::Instant;
+
+use super::{
+    Context, FIELD_MANAGER, TaintError, each, is_conflict,
+    observed::{Name, Node, Observed},
+    pods::PodError,
+    reconcile::{Outcome, repeat},
+    taints::{GHOST, Written},
+    tally::Happening,
+};
+
+const RECONCILER: &str = "ghosts";
+
+const FOUND: Happening = Happening::wrong("GhostNode");
+const CORDONED: Happening = Happening { is_warning: true, ..Happening::done("GhostNodeCordoned") };
+const BACK: Happening = Happening::done("GhostNodeBack");
+
+/// The labels that name the pod which runs a virtual node of the second generation.
+const POD_NAME: &str = "microsoft.containerinstance.virtualnode.podname";
+const POD_NAMESPACE: &str = "microsoft.containerinstance.virtualnode.podns";
+
+/// For how long it must be gone: a StatefulSet replaces its pod under the same name within seconds. Without a change nobody looks again
+/// before half a minute is over.
+const GONE: Duration = Duration::from_secs(25);
+
+/// Why a round failed.
+#[derive(Debug, thiserror::Error)]
+enum GhostError {
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    #[error(transparent)]
+    Taint(#[from] TaintError),
+    #[error("cannot cordon or uncordon node {0}")]
+    Cordon(String, #[source] kube::Error),
+}
+
+/// Rounds, for as long as it is asked to.
+pub(super) async fn run(context: &Context, observed: &Observed) {
+    let changes = stream::select(each(observed.nodes.clone()), each(context.configuration.clone()));
+    let mut gone = Gone::default();
+    let round = async || round(context, observed, &mut gone).await;
+    Box::pin(repeat(RECONCILER, &context.metrics, changes, round)).await;
+}
+
+async fn round(context: &Context, observed: &Observed, gone: &mut Gone) -> Result<Outcome, GhostError> {
+    let settings = context.configuration.borrow().virtual_nodes.clone();
+    let nodes: Vec<_> = {
+        let nodes = observed.nodes.borrow();
+        if !nodes.is_complete() {
+            return Ok(Outcome::Right);
+        }
+        nodes
+            .values()
+            .filter(|node| node.is_virtual(&settings.selector) || node.has_taint(GHOST.key, GHOST.effect))
+            .cloned()
+            .collect()
+    };
+    gone.forget_all_but(&nodes);
+    let (mut outcome, mut ghosts) = (Outcome::Right, 0);
+    for node in &nodes {
+        let is_there = match infrastructure(node) {
+            Some(pod) => exists(&context.client, &pod).await?,
+            None => true,
+        };
+        let is_ghost = gone.look(&node.name, is_there, Instant::now());
+        ghosts += usize::from(is_ghost);
+        if is_ghost {
+            let (namespace, pod) = infrastructure(node).unwrap_or_default();
+            let note = format!(
+                "pod {namespace}/{pod}, which runs this virtual node, is gone: pods that are bound to it hang. If it is not coming back: kubectl delete node {}",
+                node.name
+            );
+            context.tally.note(node.reference(), FOUND, note);
+        }
+        // Missing for a moment only: leave it as it is.
+        let is_undecided = !is_there && !is_ghost;
+        let step = if is_undecided { None } else { next(node, is_ghost && settings.cordon_ghosts) };
+        let Some(step) = step else { continue };
+        match carry_out(context, node, step).await? {
+            Outcome::Right => {}
+            changed => outcome = changed,
+        }
+    }
+    context.metrics.overflow.ghosts(ghosts);
+    Ok(outcome)
+}
+
+/// The pod that runs the node, if its labels name one.
+fn infrastructure(node: &Node) -> Option<Name> {
+    Some((node.label(POD_NAMESPACE)?.to_owned(), node.label(POD_NAME)?.to_owned()))
+}
+
+async fn exists(client: &Client, pod: &Name) -> Result<bool, PodError> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.0);
+    let read = pods.get_metadata_opt(&pod.1).await;
+    Ok(read.map_err(|error| PodError::new("read", pod, error))?.is_some())
+}
+
+/// Since when pods have been missing, by the names of the nodes that they run.
+#[derive(Debug, Default)]
+struct Gone(HashMap<String, Instant>);
+
+impl Gone {
+    /// Whether the node is a ghost: its pod has been missing for a while, each time that somebody looked.
+    fn look(&mut self, node: &str, is_there: bool, now: Instant) -> bool {
+        if is_there {
+            self.0.remove(node);
+            return false;
+        }
+        let since = *self.0.entry(node.to_owned()).or_insert(now);
+        now.duration_since(since) >= GONE
+    }
+
+    fn forget_all_but(&mut self, nodes: &[Node]) {
+        self.0.retain(|name, _| nodes.iter().any(|node| node.name == *name));
+    }
+}
+
+/// What is to be done about a node next. The taint says that the cordon is ours, so that what others have cordoned stays so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Mark,
+    Cordon,
+    Uncordon,
+    Unmark,
+}
+
+fn next(node: &Node, wanted: bool) -> Option<Step> {
+    match (wanted, node.has_taint(GHOST.key, GHOST.effect), node.is_cordoned) {
+        // Somebody else has cordoned it: there is nothing to do.
+        (true, _, true) | (false, false, _) => None,
+        (true, false, false) => Some(Step::Mark),
+        (true, true, false) => Some(Step::Cordon),
+        (false, true, true) => Some(Step::Uncordon),
+        (false, true, false) => Some(Step::Unmark),
+    }
+}
+
+async fn carry_out(context: &Context, node: &Node, step: Step) -> Result<Outcome, GhostError> {
+    if let Step::Mark | Step::Unmark = step {
+        return Ok(match context.write_taint(node, GHOST, step == Step::Mark).await? {
+            Written::Right | Written::Stripped => Outcome::Right,
+            Written::Changed => Outcome::Changed,
+            Written::Conflict => Outcome::Conflict,
+        });
+    }
+    let wanted = step == Step::Cordon;
+    let nodes: Api<ApiNode> = Api::all(context.client.clone());
+    let (action, happening) = if wanted { ("cordon", CORDONED) } else { ("uncordon", BACK) };
+    let (result, outcome) = match cordon(&nodes, &node.name, wanted).await {
+        Ok(()) => ("success", Ok(Outcome::Changed)),
+        Err(error) if is_conflict(&error) => ("conflict", Ok(Outcome::Conflict)),
+        Err(error) => ("failure", Err(GhostError::Cordon(node.name.clone(), error))),
+    };
+    context.metrics.overflow.acted(action, result);
+    if result == "success" {
+        tracing::warn!(node = node.name, action, "virtual node that nobody runs");
+        let told = if wanted { "cordoned: nobody runs this virtual node" } else { "uncordoned: it is run again" };
+        context.tally.note(node.reference(), happening, told.to_owned());
+    }
+    outcome
+}
+
+/// Keeps the scheduler from a node, or no longer.
+pub(super) async fn cordon(nodes: &Api<ApiNode>, name: &str, wanted: bool) -> Result<(), kube::Error> {
+    let path = PointerBuf::from_tokens(["spec", "unschedulable"]);
+    let operations = vec![PatchOperation::Add(AddOperation { path, value: wanted.into() })];
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    nodes.patch_metadata(name, &params, &Patch::Json::<()>(JsonPatch(operations))).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(is_marked: bool, is_cordoned: bool) -> Node {
+        let taints = if is_marked { json!([{"key": GHOST.key, "effect": GHOST.effect}]) } else { json!([]) };
+        let spec = json!({"taints": taints, "unschedulable": is_cordoned});
+        Node::read(serde_json::from_value(json!({"metadata": {"name": "v"}, "spec": spec})).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_node_is_a_ghost_whose_pod_has_been_missing_for_a_while() {
+        let (mut gone, start) = (Gone::default(), Instant::now());
+        assert!(!gone.look("v", false, start) && !gone.look("v", false, start + GONE / 2));
+        assert!(gone.look("v", false, start + GONE));
+        assert!(!gone.look("v", true, start + GONE) && !gone.look("v", false, start + GONE), "it was there in between");
+        gone.forget_all_but(&[]);
+        assert!(gone.0.is_empty());
+    }
+
+    #[test]
+    fn what_we_have_cordoned_is_uncordoned_and_what_others_have_cordoned_is_not() {
+        for (wanted, is_marked, is_cordoned, expected) in [
+            (true, false, false, Some(Step::Mark)),
+            (true, true, false, Some(Step::Cordon)),
+            (true, true, true, None),
+            (true, false, true, None),
+            (false, true, true, Some(Step::Uncordon)),
+            (false, true, false, Some(Step::Unmark)),
+            (false, false, true, None),
+            (false, false, false, None),
+        ] {
+            assert_eq!(next(&node(is_marked, is_cordoned), wanted), expected, "{wanted} {is_marked} {is_cordoned}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Virtual nodes that nobody runs, or that are not what the configuration takes them for.
+
+use serde_json::{Value, json};
+
+use crate::{
+    certificates::Installed,
+    configuration::Volume,
+    harness::{ControlPlane, Controller, eventually},
+};
+
+/// The node of this pod, which virtual nodes of the second generation are run by.
+fn virtual_node(plane: &ControlPlane, name: &str, taint: &str) {
+    let labels = json!({
+        "type": "virtual-kubelet", "virtualization": "virtualnode2",
+        "microsoft.containerinstance.virtualnode.podname": name,
+        "microsoft.containerinstance.virtualnode.podns": "default",
+    });
+    let taints = json!([{"key": taint, "value": "azure", "effect": "NoSchedule"}]);
+    let room = json!({"cpu": "100", "memory": "1Ti", "pods": "200"});
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels},
+        "spec": {"taints": taints}, "status": {"allocatable": room, "capacity": room}});
+    plane.kubectl_with(&["apply", "-f", "-"], &node.to_string());
+}
+
+fn infrastructure(plane: &ControlPlane, name: &str) {
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+        "spec": {"nodeName": "vm-1", "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false,
+            "containers": [{"name": "c", "image": "registry.example/c"}]}});
+    eventually("the service account of the namespace", || {
+        plane.try_kubectl(&["apply", "-f", "-"], &pod.to_string()).status.success().then_some(())
+    });
+}
+
+fn node(plane: &ControlPlane, name: &str) -> Value {
+    serde_json::from_str(&plane.kubectl(&["get", "node", name, "-o", "json"])).unwrap()
+}
+
+fn told(plane: &ControlPlane, reason: &str) -> Vec<String> {
+    let list = plane.kubectl(&["get", "events.events.k8s.io", "-A", "-o", "json"]);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let events = list["items"].as_array().unwrap().iter().filter(|event| event["reason"] == reason);
+    events.map(|event| event["regarding"]["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_virtual_node_that_nobody_runs_is_told_of_cordoned_and_uncordoned_when_it_is_run_again() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    virtual_node(plane, "ghost-0", "virtual-kubelet.io/provider");
+    virtual_node(plane, "ghost-1", "virtual-kubelet.io/provider");
+    infrastructure(plane, "ghost-1");
+    let volume = Volume::new("ghost-volume", "virtualNodes: {cordonGhosts: true}");
+    let controller = Controller::start(plane, "ghosts", &["--config", &volume.file()]);
+    eventually("the cordon", || (node(plane, "ghost-0")["spec"]["unschedulable"] == true).then_some(()));
+    assert_eq!(controller.metric("spillway_virtual_node_problems{problem=\"ghost\"}"), 1);
+    eventually("the event", || (told(plane, "GhostNode") == ["ghost-0"]).then_some(()));
+    for name in ["ghost-1", "virtualnode-0"] {
+        assert_eq!(node(plane, name)["spec"]["unschedulable"], Value::Null, "{name}");
+    }
+    infrastructure(plane, "ghost-0");
+    let is_back = |node: &Value| {
+        node["spec"]["unschedulable"].is_null() && !node["spec"]["taints"].to_string().contains("spillway.dev/ghost")
+    };
+    eventually("the node to be open", || is_back(&node(plane, "ghost-0")).then_some(()));
+    for name in ["ghost-0", "ghost-1"] {
+        plane.kubectl(&["delete", "node", name]);
+        plane.kubectl(&["delete", "pod", name, "--now"]);
+    }
+}
+
+#[test]
+fn what_keeps_overflow_from_working_well_is_told_of() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    virtual_node(plane, "strange-0", "azure.com/aci");
+    infrastructure(plane, "strange-0");
+    plane.kubectl(&["-n", "kube-system", "create", "configmap", "cluster-autoscaler-status"]);
+    let (prefer, late) = (plane.namespace(Some("enabled")), plane.namespace(Some("autoscaled")));
+    let controller = Controller::start(plane, "advice", &[]);
+    eventually("the strange taint to be told of", || (told(plane, "TaintNotTolerated") == ["strange-0"]).then_some(()));
+    eventually("the autoscaler to be told of", || told(plane, "PreferDrainsVMs").contains(&prefer.name).then_some(()));
+    assert!(!told(plane, "PreferDrainsVMs").contains(&late.name));
+    assert_eq!(controller.metric("spillway_virtual_node_problems{problem=\"taint_not_tolerated\"}"), 1);
+    plane.kubectl(&["-n", "kube-system", "delete", "configmap", "cluster-autoscaler-status"]);
+    plane.kubectl(&["delete", "node", "strange-0"]);
+    plane.kubectl(&["delete", "pod", "strange-0", "--now"]);
+}
+
+#[test]
+fn pods_on_virtual_nodes_that_vms_have_room_for_by_now_are_counted() {
+    let installed = Installed::new();
+    let plane = installed.plane();
+    let namespace = plane.namespace(None);
+    let pod = |name: &str, node: &str, decision: Value| {
+        namespace.create(&json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "annotations": {"spillway.dev/decision": decision}},
+            "spec": {"nodeName": node, "containers": [
+                {"name": "c", "image": "registry.example/c", "resources": {"requests": {"cpu": "3"}}}]},
+        }));
+    };
+    // Three VMs of four CPUs; one of them is taken.
+    pod("taken", "vm-1", json!("prefer"));
+    for i in 0..4 {
+        pod(&format!("web-{i}"), "virtualnode-0", json!("prefer"));
+    }
+    let controller = Controller::start(plane, "room", &[]);
+    eventually("the pods to be counted", || {
+        (controller.metric("spillway_virtual_pods_while_vms_have_room") == 2).then_some(())
+    });
+}
