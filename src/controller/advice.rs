@@ -87,7 +87,7 @@ async fn round(
         };
         plan(&seen)
     };
-    let Some(Plan { told, counts }) = plan else { return Ok(Outcome::Right) };
+    let Some(Plan { told, counts }) = plan else { return Ok(Outcome::Early) };
     context.metrics.overflow.advice(counts);
     for (about, happening, note) in told {
         context.tally.note(about, happening, note);

@@ -62,7 +62,7 @@ async fn round(context: &Context, observed: &Observed, gone: &mut Gone) -> Resul
     let nodes: Vec<_> = {
         let nodes = observed.nodes.borrow();
         if !nodes.is_complete() {
-            return Ok(Outcome::Right);
+            return Ok(Outcome::Early);
         }
         nodes
             .values()

@@ -103,7 +103,7 @@ async fn round(
         && observed.assigned.borrow().is_complete()
         && observed.scope.borrow().is_complete();
     if !is_complete || !cluster.unsynced().is_empty() {
-        return Ok(Outcome::Right);
+        return Ok(Outcome::Early);
     }
     memory.judge_by(&configuration);
     let unread = {

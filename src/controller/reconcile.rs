@@ -20,6 +20,9 @@ const PERIOD: Duration = Duration::from_secs(30);
 /// The least time between two rounds. Bounds what a fight with another writer costs.
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// When it is looked again whether everything has arrived.
+const SOON: Duration = Duration::from_secs(1);
+
 /// The most time between two rounds that come to nothing.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -35,6 +38,8 @@ pub enum Outcome {
     Changed,
     /// Somebody else wrote meanwhile: look again.
     Conflict,
+    /// Not all of what it rests on has arrived yet: nothing was done.
+    Early,
 }
 
 /// Brings a round at a time that only the round before knows.
@@ -99,10 +104,15 @@ pub(super) async fn repeat<E: Error + 'static>(
         let result = match outcome {
             Some(Outcome::Right | Outcome::Changed) => "success",
             Some(Outcome::Conflict) => "conflict",
+            Some(Outcome::Early) => "early",
             None => "failure",
         };
         metrics.reconciled(reconciler, result);
-        backoff = if result == "success" { PAUSE } else { LONGEST.min(backoff * 2) };
+        backoff = match result {
+            "success" => PAUSE,
+            "early" => SOON,
+            _ => LONGEST.min(backoff * 2),
+        };
         sleep_until(began + backoff).await;
         if outcome == Some(Outcome::Right) {
             tokio::select! {

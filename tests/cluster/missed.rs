@@ -154,7 +154,7 @@ fn where_it_is_asked_for_one_pod_of_an_owner_is_evicted_once_the_webhook_answers
         (pods.len() == 2 && decided > 0).then_some(decided)
     });
     assert_eq!(replaced, 1, "one of an owner in an hour");
-    assert_eq!(controller.metric(&format!("{RESULT}\"success\"}}")), 1);
+    assert!(controller.metric(&format!("{RESULT}\"success\"}}")) >= 1, "in other namespaces too");
     eventually("the budget to be met", || (controller.metric(&format!("{RESULT}\"blocked\"}}")) >= 1).then_some(()));
     assert!(pods(&shop, "held").iter().all(|pod| decision(pod).is_none()));
     eventually("the event", || events(&shop, "MissedPodEvicted").pop());
