@@ -3,17 +3,22 @@
 mod catalogue;
 mod facts;
 mod live;
+mod placement;
 mod render;
 mod scope;
 
-use std::path::PathBuf;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use anyhow::Context;
 use serde_json::Value;
 
 use self::{
     facts::Facts,
-    live::{Live, Target},
+    live::{Live, Surroundings, Target},
+    placement::Placement,
     scope::NotCalled,
 };
 use super::{
@@ -22,7 +27,7 @@ use super::{
     print_out,
 };
 use crate::{
-    burst::{self, Decision, Outcome, Part, reasons},
+    burst::{self, Decision, Outcome, Part, Verdict, reasons},
     config::{Configuration, GenerationSetting, Overrides, Settings},
     eligibility::Finding,
 };
@@ -33,11 +38,12 @@ use crate::{
 /// StatefulSet, ReplicaSet, DaemonSet, Job, CronJob, Lists of them, and AdmissionReview; Namespace, ServiceAccount, Node,
 /// NetworkPolicy and Service objects among the documents are taken as what the cluster knows; other kinds are skipped. With
 /// KIND/NAME it reads workload and surroundings from the cluster, which it finds as kubectl does, and the configuration from
-/// its ConfigMap spillway-config.
+/// its ConfigMap spillway-config. Of a pod that exists it also says where it is, and why there. With --missed it lists the pods
+/// that exist although the webhook was not asked about them.
 ///
-/// Exits with 1 when a pod that was to overflow has to stay.
+/// Exits with 1 when a pod that was to overflow has to stay, and when a pod was missed.
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("what").required(true).args(["targets", "files", "reason", "reasons"]))]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["targets", "files", "missed", "reason", "reasons"]))]
 pub(super) struct Args {
     /// Workloads of the cluster, such as deploy/web
     #[arg(value_name = "KIND/NAME")]
@@ -46,6 +52,10 @@ pub(super) struct Args {
     /// A manifest, YAML or JSON, or - for standard input; may be repeated
     #[arg(short = 'f', long = "filename", value_name = "FILE")]
     files: Vec<PathBuf>,
+
+    /// List the pods of the cluster that Spillway should have been asked about and was not, with what it would decide
+    #[arg(long)]
+    missed: bool,
 
     /// Explain a reason by its name, such as HostPathVolume
     #[arg(long, value_name = "CODE")]
@@ -59,12 +69,12 @@ pub(super) struct Args {
     #[arg(long, env = "SPILLWAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The namespace; with -f, that of objects that name none
+    /// The namespace; with -f, that of objects that name none; with --missed, all that have opted in unless one is given
     #[arg(short, long, value_name = "NAME")]
     namespace: Option<String>,
 
     /// The kubeconfig's context
-    #[arg(long, value_name = "NAME", requires = "targets")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["files", "reason", "reasons"])]
     context: Option<String>,
 
     /// What the namespace's label spillway.dev/burst says, unless a Namespace object says it
@@ -115,6 +125,12 @@ struct Explained<'a> {
     cut_off: Vec<String>,
     /// Whether the pod is held to both generations only because nobody said which there are.
     is_held_to_both: bool,
+    /// Where a pod that exists is.
+    placement: Option<Placement>,
+    /// Whether a cap or the circuit breaker has closed all virtual nodes.
+    is_closed: bool,
+    /// How many pods of its namespace are on virtual nodes, where the namespace has a cap and has reached it.
+    at_cap: Option<usize>,
     /// What the decision would rest on but could not be read, by the plurals of its kinds.
     unread: &'a [String],
 }
@@ -126,26 +142,30 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     if let Some(code) = &args.reason {
         return print_out(catalogue::entry(code)?.as_bytes());
     }
-    let Input { configuration, documents, namespace, unread } =
-        if args.targets.is_empty() { read_files(args)? } else { read_cluster(args)? };
+    let is_live = args.missed || !args.targets.is_empty();
+    let Input { configuration, documents, namespace, unread, on_virtual } =
+        if is_live { read_cluster(args)? } else { read_files(args)? };
     let mut facts = Facts::new(&args.profile, &args.namespace_annotations, &configuration.virtual_nodes.selector);
+    facts.on_virtual = on_virtual;
     facts.learn(&documents)?;
     for file in &args.service_accounts {
         facts.learn(&manifest::read(file)?)?;
     }
     let templates = templates(&documents)?;
+    anyhow::ensure!(args.missed || !templates.is_empty(), "no pod and no workload among the documents");
     let explained: Vec<_> = templates
         .iter()
-        .map(|template| Ok(Explained { unread: &unread, ..explain(template, &namespace, &configuration, &facts)? }))
+        .map(|template| explain(template, &namespace, &configuration, &facts, &unread))
         .collect::<anyhow::Result<_>>()?;
     print_out(&match args.output {
+        Output::Text if args.missed => render::table(&explained)?,
         Output::Text => render::text(&explained)?,
         Output::Json => render::json(&explained)?,
         Output::Yaml => render::yaml(&explained)?,
         Output::Patch => render::patches(&explained),
     })?;
-    let refused = explained.iter().any(Explained::is_refused);
-    Ok(if refused { Ended::Findings } else { Ended::Fine })
+    let has_findings = explained.iter().any(|one| args.missed || one.is_refused());
+    Ok(if has_findings { Ended::Findings } else { Ended::Fine })
 }
 
 /// What is explained, and by which configuration.
@@ -156,6 +176,8 @@ struct Input {
     namespace: String,
     /// The kinds that the cluster did not let us read.
     unread: Vec<String>,
+    /// Of each namespace, how many of its pods are on virtual nodes; nothing where it is not known.
+    on_virtual: BTreeMap<String, usize>,
 }
 
 fn read_files(args: &Args) -> anyhow::Result<Input> {
@@ -165,7 +187,7 @@ fn read_files(args: &Args) -> anyhow::Result<Input> {
         documents.extend(manifest::read(file)?);
     }
     let namespace = args.namespace.clone().unwrap_or_else(|| "default".to_owned());
-    Ok(Input { configuration, documents, namespace, unread: Vec::new() })
+    Ok(Input { configuration, documents, namespace, unread: Vec::new(), on_virtual: BTreeMap::new() })
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -179,10 +201,18 @@ async fn read_cluster(args: &Args) -> anyhow::Result<Input> {
             Configuration::default()
         }
     };
-    let mut documents = live.workloads(&args.targets).await?;
-    let (surroundings, unread) = live.surroundings(&configuration.virtual_nodes.selector).await?;
-    documents.extend(surroundings);
-    Ok(Input { configuration, documents, namespace: live.namespace, unread })
+    let mut workloads = live.workloads(&args.targets).await?;
+    if args.missed {
+        workloads.extend(live.missed(args.namespace.as_deref()).await?);
+    }
+    let mut namespaces: BTreeSet<_> = workloads.iter().filter_map(Document::namespace).map(str::to_owned).collect();
+    if !args.targets.is_empty() {
+        namespaces.insert(live.namespace.clone());
+    }
+    let selector = &configuration.virtual_nodes.selector;
+    let Surroundings { documents, unread, on_virtual } = live.surroundings(&namespaces, selector).await?;
+    workloads.extend(documents);
+    Ok(Input { configuration, documents: workloads, namespace: live.namespace, unread, on_virtual })
 }
 
 fn templates(documents: &[Document]) -> anyhow::Result<Vec<PodTemplate>> {
@@ -194,7 +224,6 @@ fn templates(documents: &[Document]) -> anyhow::Result<Vec<PodTemplate>> {
             None => eprintln!("skipped {}: it makes no pods", document.title()),
         }
     }
-    anyhow::ensure!(!templates.is_empty(), "no pod and no workload among the documents");
     Ok(templates)
 }
 
@@ -203,6 +232,7 @@ fn explain<'a>(
     default_namespace: &str,
     configuration: &'a Configuration,
     facts: &'a Facts,
+    unread: &'a [String],
 ) -> anyhow::Result<Explained<'a>> {
     let name = template.namespace.clone().unwrap_or_else(|| default_namespace.to_owned());
     let seen = template.seen(|account| facts.mounts_token(&name, account));
@@ -227,8 +257,24 @@ fn explain<'a>(
     let cut_off = services.into_iter().map(str::to_owned).collect();
     let is_auto = configuration.virtual_nodes.generation == GenerationSetting::Auto;
     let is_held_to_both = is_auto && !facts.knows_virtual_nodes();
-    let unread = &[];
-    Ok(Explained { is_held_to_both, template, namespace: name, profile, settings, decision, patch, cut_off, unread })
+    let is_called = decision.verdict != Verdict::OptedOut;
+    let placement = template.living.as_ref().map(|pod| Placement::of(pod, facts, is_called, settings.as_ref()));
+    let count = facts.on_virtual.get(&name).copied();
+    let cap = settings.as_ref().and_then(|settings| settings.max_pods);
+    Ok(Explained {
+        is_held_to_both,
+        template,
+        profile,
+        decision,
+        patch,
+        cut_off,
+        placement,
+        is_closed: facts.are_virtual_nodes_closed(),
+        at_cap: count.filter(|count| cap.is_some_and(|cap| *count >= cap as usize)),
+        unread,
+        namespace: name,
+        settings,
+    })
 }
 
 impl Explained<'_> {

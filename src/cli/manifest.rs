@@ -12,6 +12,7 @@ pub(super) use self::read::read;
 use self::typed::typed;
 use crate::{
     admission::{self, Unusable},
+    burst::DECISION,
     pod::{Metadata, Pod},
 };
 
@@ -45,6 +46,8 @@ pub(super) struct PodTemplate {
     pub(super) pod: Value,
     /// The same with what the maker adds; never shown, and nothing of it is a parent of what a patch changes.
     made: Value,
+    /// The whole object with its status, if it is a pod that lives in a cluster; `made` is then as it would be created anew.
+    pub(super) living: Option<Value>,
     /// Whether the API server has already been over it.
     is_admitted: bool,
     /// File, kind and name, for errors.
@@ -183,11 +186,18 @@ impl Document {
         }
         // What `kubectl get` prints has a uid, and what the API server was to add.
         let is_admitted = metadata.get("uid").is_some_and(|uid| *kind == "Pod" && !uid.is_null());
+        let living = is_admitted.then(|| self.value.clone());
+        let mut made = made::pod_of(self, pod.clone());
+        if is_admitted && !stays_for_its_node(&self.value) {
+            // The scheduler's, not its author's.
+            made.get_mut("spec").and_then(Value::as_object_mut).and_then(|spec| spec.remove("nodeName"));
+        }
         Ok(Some(PodTemplate {
             kind: (*kind).to_owned(),
+            living,
             name: name_of(&self.value),
             namespace: self.namespace().map(str::to_owned),
-            made: made::pod_of(self, pod.clone()),
+            made,
             pod: Value::Object(pod),
             is_admitted,
             label,
@@ -219,11 +229,19 @@ impl Document {
             namespace,
             pod: object.clone(),
             made: object.clone(),
+            living: None,
             is_admitted: true,
             label,
             path: PATH.to_owned(),
         })
     }
+}
+
+/// Whether this pod was created with a node: the webhook has then said so.
+fn stays_for_its_node(pod: &Value) -> bool {
+    let annotations = pod.pointer("/metadata/annotations");
+    let decision = annotations.and_then(|annotations| annotations.get(DECISION)).and_then(Value::as_str);
+    decision.is_some_and(|decision| decision.contains("NodeName"))
 }
 
 /// The object's name; `web-*` for one whose name the API server makes up.

@@ -8,7 +8,7 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1;
 use kube::{Api, Client, Resource, api::ObjectMeta, core::NamespaceResourceScope};
-pub use scope::{Reach, Scope, opted_in_since};
+pub use scope::{GRACE, Reach, Scope, opted_in_since};
 use serde::de::DeserializeOwned;
 pub use snapshot::{Namespace, Snapshot, network_policy};
 use tokio::{sync, time};

@@ -1,7 +1,7 @@
 //! For which pods the API server calls Spillway, by the webhook configuration that is live: a pod that it should have called for and
 //! that carries no decision was missed.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{
     api::admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations},
@@ -15,6 +15,10 @@ use crate::{
     config::{BURST_LABEL, DISABLED},
     eligibility::LabelSelector,
 };
+
+/// How much younger than the opt-in of its namespace a pod must be to count as missed: every API server and every webhook has to hear of
+/// the opt-in first, and times are whole seconds.
+pub const GRACE: Duration = Duration::from_secs(2);
 
 /// The mirror of a static pod carries it (kubernetes `pkg/apis/core/annotation_key_constants.go`, MirrorPodAnnotationKey).
 const MIRROR: &str = "kubernetes.io/config.mirror";

@@ -34,6 +34,10 @@ pub(crate) const PREFIX: &str = "spillway.dev/";
 pub const BURST_LABEL: &str = "spillway.dev/burst";
 /// The value of [`BURST_LABEL`] that means out. No profile can have this name.
 pub const DISABLED: &str = "disabled";
+/// Key of the taint by which the scheduler avoids virtual nodes while VMs have room.
+pub(crate) const LAST_RESORT_TAINT: &str = "spillway.dev/last-resort";
+/// Key of the taint that closes virtual nodes, while they hold as many pods as they may or while too many do not start.
+pub(crate) const FULL_TAINT: &str = "spillway.dev/full";
 
 /// The configuration in force: the file's values over the built-in defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -1,6 +1,7 @@
-//! Events: what a person should find with `kubectl get events` and `kubectl describe`.
+//! Events: what a person should find with `kubectl get events` and `kubectl describe`. `docs/runbook.md` says what to do about each.
 //!
-//! Those about service accounts are in their namespaces, all others in our own.
+//! They are in the namespace of what they are about; those about nodes and the webhook configuration, which have none, in `default`.
+//! "Owner" is the controller of a pod, such as its ReplicaSet, or the pod itself where it has none.
 //!
 //! | reason | about | type |
 //! | --- | --- | --- |
@@ -12,6 +13,27 @@
 //! | `IdentityF3` and the like: a finding of `docs/identity.md` by its id | the ServiceAccount, or ConfigMap `spillway-config` for the cluster as a whole | Warning |
 //! | `IdentityHealed`: it is there no more | the same | Normal |
 //! | `IdentityManyFindings`: more than have events of their own | ConfigMap `spillway-config` | Warning, Normal |
+//! | `LateBurst`: a pod of mode `late` may go to virtual nodes now | owner | Normal, gathered for a minute |
+//! | `LateWithheld`: its time has come, but virtual nodes are closed, or its namespace is at `maxPods` | owner | Warning, an hour |
+//! | `MissedPodHealed`: a waiting pod that the webhook had not seen was decided on | owner | Normal, a minute |
+//! | `PodMissed`: a pod that the webhook had not seen has a node already | owner | Warning, an hour |
+//! | `MissedPodEvicted`: it was evicted, to be created anew | owner | Normal, a minute |
+//! | `MissedUnknown`: a matchCondition of the webhook configuration is not ours, so nobody can tell which pods were missed | MutatingWebhookConfiguration `aci-spillway` | Warning, an hour |
+//! | `TaintStripped`: another webhook takes `spillway.dev/last-resort` away | the virtual node | Warning, an hour |
+//! | `VirtualNodesFull`: closed, by `virtualNodes.maxPods` | each virtual node | Warning, a minute |
+//! | `BreakerOpen`: closed, by `breaker.failures` | each virtual node | Warning, a minute |
+//! | `VirtualNodesReopened` | each virtual node | Normal, a minute |
+//! | `GhostNode`: the pod is gone that runs the node | the virtual node | Warning, an hour |
+//! | `GhostNodeCordoned` | the virtual node | Warning, a minute |
+//! | `GhostNodeBack`: no longer cordoned | the virtual node | Normal, a minute |
+//! | `TaintNotTolerated`: a taint that `virtualNodes.toleration` does not cover | the virtual node | Warning, an hour |
+//! | `VirtualNodeNearlyFull`: 180 of the 200 pods that it runs at the most | the virtual node | Warning, an hour |
+//! | `PreferDrainsVMs`: mode `prefer` where a node autoscaler is at work | the Namespace | Warning, a day |
+//! | `KubeProxyOnVirtualNodes`: more than 1,000 pods run a kube-proxy each | each Namespace that has some of them | Warning, a day |
+//!
+//! Those with a time are gathered by object and reason (`tally.rs`): the first is told within a second or so, what comes within the time
+//! after it is one event with its number and the last note, and no more than ten are written in a second. The number counts how often
+//! something was found or done. The leader keeps this in memory: the next one may tell once more.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 

@@ -11,12 +11,13 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{FIELD_MANAGER, is_conflict};
+use crate::config::{FULL_TAINT, LAST_RESORT_TAINT};
 
 /// Keeps pods that prefer VMs on VMs while these have room: the scheduler avoids a node with it, and no toleration of ours covers it.
-pub(super) const LAST_RESORT: Kept = Kept { key: "spillway.dev/last-resort", effect: "PreferNoSchedule" };
+pub(super) const LAST_RESORT: Kept = Kept { key: LAST_RESORT_TAINT, effect: "PreferNoSchedule" };
 
 /// Closes virtual nodes to every pod that does not tolerate it.
-pub(super) const FULL: Kept = Kept { key: "spillway.dev/full", effect: "NoSchedule" };
+pub(super) const FULL: Kept = Kept { key: FULL_TAINT, effect: "NoSchedule" };
 
 /// Says of a virtual node that nobody runs that its cordon is ours.
 pub(super) const GHOST: Kept = Kept { key: "spillway.dev/ghost", effect: "NoSchedule" };

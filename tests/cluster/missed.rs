@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     certificates::Installed,
     configuration::Volume,
-    harness::{ControlPlane, Controller, Namespace, Webhook, eventually, webhook_configuration},
+    harness::{ControlPlane, Controller, Namespace, Webhook, eventually, spillway_command, webhook_configuration},
 };
 
 /// From then on a pod was missed: what is created earlier may be older than what API servers have heard.
@@ -52,6 +52,13 @@ fn events(namespace: &Namespace, reason: &str) -> Vec<Value> {
     let list = namespace.kubectl(&["get", "events.events.k8s.io", "-o", "json"], "");
     let list: Value = serde_json::from_str(&list).unwrap();
     list["items"].as_array().unwrap().iter().filter(|event| event["reason"] == reason).cloned().collect()
+}
+
+/// What `spillway explain --missed` ends with and prints.
+fn explain_missed(plane: &ControlPlane) -> (i32, String) {
+    let kubeconfig = plane.dir.join("admin.kubeconfig");
+    let output = spillway_command().args(["explain", "--missed"]).env("KUBECONFIG", kubeconfig).output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
 }
 
 #[test]
@@ -113,6 +120,16 @@ fn pods_that_have_a_node_are_told_of_and_evicted_by_nobody_unless_that_is_asked_
     assert!(told.iter().all(|event| event["regarding"]["kind"] == "ReplicaSet"), "{told:#?}");
     let names = |pods: &[Value]| pods.iter().map(|pod| pod["metadata"]["name"].clone()).collect::<Vec<_>>();
     assert_eq!(names(&pods(&shop, "web")), names(&before));
+    let (code, table) = explain_missed(plane);
+    assert_eq!((code, table.lines().count()), (1, 4), "{table}");
+    let head: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(head, ["NAMESPACE", "POD", "OWNER", "NODE", "CREATED", "DECISION"]);
+    for (app, decision) in [("web", "prefer"), ("stays", "stay: HostNetwork")] {
+        let is_of = |line: &&str| {
+            line.contains(&format!(" {app}-")) && line.contains(" ReplicaSet/") && line.ends_with(decision)
+        };
+        assert!(table.lines().any(|line| is_of(&line)), "{app}\n{table}");
+    }
     assert_eq!(controller.metric("spillway_actions_total{action=\"evict\",result=\"success\"}"), 0);
 }
 

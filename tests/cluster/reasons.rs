@@ -118,3 +118,49 @@ fn explain_reads_workload_and_surroundings_from_the_cluster() {
     let (code, _, errors) = explain(&["service/orders"]);
     assert_eq!((code, errors.contains("unknown kind \"service\"")), (2, true), "{errors}");
 }
+
+#[test]
+fn explain_names_the_node_of_a_running_pod_and_why_it_is_there() {
+    spillway();
+    let plane = control_plane();
+    let namespace = plane.namespace(Some("enabled"));
+    let node = format!("explained-{}", namespace.name);
+    let taints = json!([
+        {"key": "virtual-kubelet.io/provider", "value": "azure", "effect": "NoSchedule"},
+        {"key": "spillway.dev/full", "effect": "NoSchedule"},
+    ]);
+    let labels = json!({"type": "virtual-kubelet", "virtualization": "virtualnode2"});
+    plane.kubectl_with(
+        &["create", "-f", "-"],
+        &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "labels": labels}, "spec": {"taints": taints}})
+            .to_string(),
+    );
+    namespace.create(&json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
+        "spec": {"schedulerName": "nobody", "containers": [{"name": "c", "image": "registry.example/c"}]},
+    }));
+    let path = format!("/api/v1/namespaces/{}/pods/web/binding", namespace.name);
+    let binding = json!({
+        "apiVersion": "v1", "kind": "Binding", "metadata": {"name": "web"},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+    });
+    plane.kubectl_with(&["create", "--raw", &path, "-f", "-"], &binding.to_string());
+    let explain = |args: &[&str]| {
+        let kubeconfig = plane.dir.join("admin.kubeconfig");
+        let output = spillway_command().arg("explain").args(args).env("KUBECONFIG", kubeconfig).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = explain(&["pod/web", "-n", &namespace.name]);
+    let head = format!(
+        "Pod {}/web: prefer\n  on virtual node {node}: it may overflow, and it was scheduled at ",
+        namespace.name
+    );
+    assert!(text.starts_with(&head), "{text}");
+    assert!(text.contains("the node has no last-resort taint, so VMs may have had room"), "{text}");
+    assert_eq!(code, 0);
+    let (_, text) = explain(&["pod/web", "-n", &namespace.name, "-o", "json"]);
+    let explained: Value = serde_json::from_str(&text).unwrap();
+    let placement = &explained[0]["placement"];
+    assert_eq!((&placement["node"], &placement["isVirtual"]), (&json!(node), &json!(true)));
+    plane.kubectl(&["delete", "node", &node]);
+}

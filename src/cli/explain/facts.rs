@@ -1,6 +1,6 @@
 //! What a cluster would know, from flags and documents: namespaces, service accounts, virtual nodes, policies, Services.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::networking::v1 as networking;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::{
     burst::{self, ServiceAccount},
     cli::manifest::Document,
     cluster,
-    config::{BURST_LABEL, Selector},
+    config::{BURST_LABEL, FULL_TAINT, LAST_RESORT_TAINT, Selector},
     eligibility::{NetworkPolicy, VirtualNode},
     pod::StringMap,
 };
@@ -57,10 +57,16 @@ pub(super) struct Facts {
     /// Namespace (nothing: any) and name → what it says.
     service_accounts: BTreeMap<(Option<String>, String), Account>,
     virtual_nodes: Vec<VirtualNode>,
+    /// Names of the virtual nodes that are open to pods with our toleration.
+    open: BTreeSet<String>,
+    /// Names of those that the scheduler avoids while VMs have room.
+    last_resorts: BTreeSet<String>,
     /// By namespace; nothing: any.
     network_policies: BTreeMap<Option<String>, Vec<NetworkPolicy>>,
     /// Namespace (nothing: any) and name of those with a ClusterIP.
     services: Vec<(Option<String>, String)>,
+    /// Of a namespace, how many of its pods are on virtual nodes.
+    pub(super) on_virtual: BTreeMap<String, usize>,
 }
 
 impl Facts {
@@ -74,8 +80,11 @@ impl Facts {
             namespaces: BTreeMap::new(),
             service_accounts: BTreeMap::new(),
             virtual_nodes: Vec::new(),
+            open: BTreeSet::new(),
+            last_resorts: BTreeSet::new(),
             network_policies: BTreeMap::new(),
             services: Vec::new(),
+            on_virtual: BTreeMap::new(),
         }
     }
 
@@ -123,6 +132,14 @@ impl Facts {
         let labels: Vec<_> = owned(document.metadata()?.labels.as_ref()).into_iter().collect();
         let Selector { key, value } = &self.selector;
         if labels.iter().any(|(k, v)| (k, v) == (key, value)) {
+            let taints = document.value.pointer("/spec/taints").and_then(Value::as_array);
+            let keys: Vec<_> = taints.into_iter().flatten().filter_map(|taint| taint.get("key")?.as_str()).collect();
+            if !keys.contains(&FULL_TAINT) {
+                self.open.insert(name.clone());
+            }
+            if keys.contains(&LAST_RESORT_TAINT) {
+                self.last_resorts.insert(name.clone());
+            }
             self.virtual_nodes.push(VirtualNode::new(name, labels));
         }
         Ok(())
@@ -176,6 +193,21 @@ impl Facts {
     /// Whether any virtual node is known, so that its generation is.
     pub(super) fn knows_virtual_nodes(&self) -> bool {
         !self.virtual_nodes.is_empty()
+    }
+
+    /// Whether this is a virtual node.
+    pub(super) fn is_virtual(&self, node: &str) -> bool {
+        self.virtual_nodes.iter().any(|one| one.name == node)
+    }
+
+    /// Whether the scheduler avoids this virtual node while VMs have room.
+    pub(super) fn is_last_resort(&self, node: &str) -> bool {
+        self.last_resorts.contains(node)
+    }
+
+    /// Whether there are virtual nodes, and a cap or the breaker has closed all of them.
+    pub(super) fn are_virtual_nodes_closed(&self) -> bool {
+        self.knows_virtual_nodes() && self.open.is_empty()
     }
 
     /// The NetworkPolicies of a namespace, and those that name none.

@@ -1,19 +1,34 @@
 //! Reading the cluster: the workloads that are asked about, and what decisions on their pods rest on.
 
-use anyhow::Context;
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, bail};
+use k8s_openapi::{
+    api::{
+        admissionregistration::v1::MutatingWebhookConfiguration,
+        core::v1::{Namespace, Pod},
+    },
+    jiff::Timestamp,
+};
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
 };
 use serde_json::Value;
 
 use crate::{
+    burst::DECISION,
+    certs::self_managed::CONFIGURATION,
     cli::{
-        cluster::{self, patiently},
+        cluster::{self, in_time, patiently, told},
         manifest::Document,
     },
-    config::Selector,
+    cluster::{GRACE, Reach, Scope, opted_in_since},
+    config::{BURST_LABEL, Selector},
 };
+
+/// Pods of a page.
+const PAGE: u32 = 500;
 
 /// Kinds that make pods: what kubectl calls them, and group, version, kind, plural.
 const KINDS: &[(&[&str], &str, &str, &str, &str)] = &[
@@ -84,40 +99,155 @@ impl Live {
         Ok(documents)
     }
 
-    /// What decisions in this namespace rest on, and the kinds of it that could not be read, by their plurals.
-    pub(super) async fn surroundings(&self, virtual_nodes: &Selector) -> anyhow::Result<(Vec<Document>, Vec<String>)> {
-        let namespace = resource("", "v1", "Namespace", "namespaces");
-        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &namespace);
-        let found = patiently(api.get(&self.namespace)).await;
-        let mut documents =
-            vec![document(&namespace, found.with_context(|| format!("cannot get namespace {}", self.namespace))?)?];
-        let mut unread = Vec::new();
-        let nodes = ListParams::default().labels(&String::from(virtual_nodes.clone()));
-        for (resource, is_namespaced, params) in [
-            (resource("", "v1", "ServiceAccount", "serviceaccounts"), true, ListParams::default()),
-            (resource("", "v1", "Node", "nodes"), false, nodes),
-            (resource("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"), true, ListParams::default()),
-            (resource("", "v1", "Service", "services"), true, ListParams::default()),
-        ] {
-            let client = self.client.clone();
-            let api: Api<DynamicObject> = if is_namespaced {
-                Api::namespaced_with(client, &self.namespace, &resource)
-            } else {
-                Api::all_with(client, &resource)
-            };
-            match patiently(api.list(&params)).await {
-                Ok(list) => {
-                    for object in list {
-                        documents.push(document(&resource, object)?);
+    /// The pods that the webhook did not see although it should have been called for them: of the namespaces that have opted in, or of
+    /// the one that was asked about. Those with a matchCondition that only the API server can evaluate are left out, and said so.
+    pub(super) async fn missed(&self, namespace: Option<&str>) -> anyhow::Result<Vec<Document>> {
+        let webhooks: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        let scope = match in_time(webhooks.get(CONFIGURATION)).await? {
+            Ok(configuration) => Scope::read(configuration),
+            Err(kube::Error::Api(status)) if status.is_not_found() => {
+                bail!(
+                    "there is no MutatingWebhookConfiguration {CONFIGURATION}: the API server calls Spillway for no pod"
+                )
+            }
+            Err(error) => {
+                return Err(told(error)).context(format!("cannot get MutatingWebhookConfiguration {CONFIGURATION}"));
+            }
+        };
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let mut opted_in = ListParams::default().labels(BURST_LABEL);
+        if let Some(name) = namespace {
+            opted_in = opted_in.fields(&format!("metadata.name={name}"));
+        }
+        let mut missed = Vec::new();
+        for namespace in patiently(namespaces.list_metadata(&opted_in)).await.context("cannot list namespaces")? {
+            missed.extend(self.missed_of(&namespace, &scope).await?);
+        }
+        Ok(missed)
+    }
+
+    async fn missed_of(&self, namespace: &impl ResourceExt, scope: &Scope) -> anyhow::Result<Vec<Document>> {
+        let name = namespace.name_any();
+        // Where nobody is recorded, nobody knows which pods are older.
+        let Some(since) = opted_in_since(namespace.meta()) else {
+            eprintln!(
+                "namespace {name}: since when it has the label {BURST_LABEL} is not recorded: all of its pods are listed"
+            );
+            return self.undecided(&name, namespace.labels(), scope, Timestamp::MIN).await;
+        };
+        self.undecided(&name, namespace.labels(), scope, since + GRACE).await
+    }
+
+    async fn undecided(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        scope: &Scope,
+        since: Timestamp,
+    ) -> anyhow::Result<Vec<Document>> {
+        let resource = resource("", "v1", "Pod", "pods");
+        let pods: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource);
+        let (mut missed, mut page) = (Vec::new(), ListParams::default().limit(PAGE));
+        loop {
+            let list = patiently(pods.list(&page)).await.with_context(|| format!("cannot list pods of {namespace}"))?;
+            let next = list.metadata.continue_.clone().filter(|next| !next.is_empty());
+            for pod in list {
+                let is_older = pod.metadata.creation_timestamp.as_ref().is_none_or(|created| created.0 < since);
+                if is_older || pod.metadata.deletion_timestamp.is_some() || pod.annotations().contains_key(DECISION) {
+                    continue;
+                }
+                match scope.reaches(labels, pod.labels(), pod.annotations()) {
+                    Reach::Called => missed.push(document(&resource, pod)?),
+                    Reach::NotCalled => {}
+                    Reach::Depends(condition) => {
+                        let name = pod.name_any();
+                        eprintln!(
+                            "not judged: pod {namespace}/{name}, whether it was missed depends on the matchCondition {condition}"
+                        );
                     }
                 }
-                Err(error) => {
-                    eprintln!("not taken into account: {} ({error})", resource.plural);
-                    unread.push(resource.plural);
+            }
+            match next {
+                None => return Ok(missed),
+                Some(next) => page = page.continue_token(&next),
+            }
+        }
+    }
+
+    /// What decisions in these namespaces rest on.
+    pub(super) async fn surroundings(
+        &self,
+        namespaces: &BTreeSet<String>,
+        virtual_nodes: &Selector,
+    ) -> anyhow::Result<Surroundings> {
+        let mut found = Surroundings::default();
+        let nodes = ListParams::default().labels(&String::from(virtual_nodes.clone()));
+        self.list(None, resource("", "v1", "Node", "nodes"), &nodes, &mut found).await?;
+        let virtual_nodes: Vec<_> = found.documents.iter().filter_map(Document::name).map(str::to_owned).collect();
+        let resource_of_namespace = resource("", "v1", "Namespace", "namespaces");
+        let all: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource_of_namespace);
+        for name in namespaces {
+            let namespace = patiently(all.get(name)).await.with_context(|| format!("cannot get namespace {name}"))?;
+            found.documents.push(document(&resource_of_namespace, namespace)?);
+            for resource in [
+                resource("", "v1", "ServiceAccount", "serviceaccounts"),
+                resource("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
+                resource("", "v1", "Service", "services"),
+            ] {
+                self.list(Some(name), resource, &ListParams::default(), &mut found).await?;
+            }
+            let pods: Api<Pod> = Api::namespaced(self.client.clone(), name);
+            for node in &virtual_nodes {
+                let of_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
+                match patiently(pods.list_metadata(&of_node)).await {
+                    Ok(list) => *found.on_virtual.entry(name.clone()).or_default() += list.items.len(),
+                    Err(error) => found.cannot_read("pods", &error),
                 }
             }
         }
-        Ok((documents, unread))
+        Ok(found)
+    }
+
+    async fn list(
+        &self,
+        namespace: Option<&str>,
+        resource: ApiResource,
+        params: &ListParams,
+        found: &mut Surroundings,
+    ) -> anyhow::Result<()> {
+        let client = self.client.clone();
+        let api: Api<DynamicObject> = match namespace {
+            Some(namespace) => Api::namespaced_with(client, namespace, &resource),
+            None => Api::all_with(client, &resource),
+        };
+        match patiently(api.list(params)).await {
+            Ok(list) => {
+                for object in list {
+                    found.documents.push(document(&resource, object)?);
+                }
+            }
+            Err(error) => found.cannot_read(&resource.plural, &error),
+        }
+        Ok(())
+    }
+}
+
+/// What decisions rest on.
+#[derive(Default)]
+pub(super) struct Surroundings {
+    pub(super) documents: Vec<Document>,
+    /// The kinds that could not be read, by their plurals.
+    pub(super) unread: Vec<String>,
+    /// Of each namespace, how many of its pods are on virtual nodes.
+    pub(super) on_virtual: BTreeMap<String, usize>,
+}
+
+impl Surroundings {
+    fn cannot_read(&mut self, plural: &str, error: &anyhow::Error) {
+        if !self.unread.iter().any(|unread| unread == plural) {
+            eprintln!("not taken into account: {plural} ({error})");
+            self.unread.push(plural.to_owned());
+        }
     }
 }
 

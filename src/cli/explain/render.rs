@@ -5,11 +5,11 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use similar::{ChangeTag, TextDiff};
 
-use super::Explained;
+use super::{Explained, placement::Placement};
 use crate::{
     burst::{Outcome, Verdict, Why},
     cli::colours::Colours,
-    config::{Settings, Sourced},
+    config::{FULL_TAINT, Mode, Settings, Sourced},
     eligibility::{Applies, Finding, Reason},
 };
 
@@ -21,6 +21,7 @@ pub(super) fn text(explained: &[Explained<'_>]) -> anyhow::Result<Vec<u8>> {
             out.push('\n');
         }
         headline(&mut out, one, &colours)?;
+        placement(&mut out, one)?;
         reasons(&mut out, one)?;
         remarks(&mut out, one)?;
         steps(&mut out, one, &colours)?;
@@ -41,6 +42,52 @@ fn headline(out: &mut String, one: &Explained<'_>, colours: &Colours) -> std::fm
         one.namespace,
         one.decision_text()
     )
+}
+
+/// Where a pod that exists is, and why there.
+fn placement(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
+    let Some(Placement { node, is_virtual, why }) = &one.placement else { return Ok(()) };
+    match (node, is_virtual) {
+        (None, _) => writeln!(out, "  waits for a node: {why}"),
+        (Some(node), Some(true)) => writeln!(out, "  on virtual node {node}: {why}"),
+        (Some(node), Some(false)) => writeln!(out, "  on VM {node}: {why}"),
+        (Some(node), None) => writeln!(out, "  on node {node}: {why}"),
+    }
+}
+
+/// One line for each pod.
+pub(super) fn table(explained: &[Explained<'_>]) -> anyhow::Result<Vec<u8>> {
+    if explained.is_empty() {
+        return Ok(b"no pod was missed\n".to_vec());
+    }
+    let mut rows = vec![["NAMESPACE", "POD", "OWNER", "NODE", "CREATED", "DECISION"].map(str::to_owned)];
+    rows.extend(explained.iter().map(|one| {
+        let text = |pointer: &str| one.template.pod.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+        let missing = || "-".to_owned();
+        [
+            one.namespace.clone(),
+            one.template.name.clone(),
+            owner(&one.template.pod).unwrap_or_else(missing),
+            one.placement.as_ref().and_then(|placement| placement.node.clone()).unwrap_or_else(missing),
+            text("/metadata/creationTimestamp").unwrap_or_else(missing),
+            one.decision_text(),
+        ]
+    }));
+    let width = |column: usize| rows.iter().filter_map(|row| Some(row.get(column)?.len())).max().unwrap_or_default();
+    let widths: Vec<_> = (0..6).map(width).collect();
+    let mut out = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        writeln!(out, "{}", cells.collect::<Vec<_>>().join("   ").trim_end())?;
+    }
+    Ok(out.into_bytes())
+}
+
+/// `ReplicaSet/web-5d4f`
+fn owner(pod: &Value) -> Option<String> {
+    let owners = pod.pointer("/metadata/ownerReferences")?.as_array()?;
+    let owner = owners.iter().find(|owner| owner.get("controller") == Some(&Value::Bool(true)))?;
+    Some(format!("{}/{}", owner.get("kind")?.as_str()?, owner.get("name")?.as_str()?))
 }
 
 fn reasons(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
@@ -69,6 +116,7 @@ fn unread(plural: &str) -> String {
     let (what, consequence) = match plural {
         "networkpolicies" => ("network policies", "isolation not judged"),
         "nodes" => ("nodes", "judged as if no virtual node were known"),
+        "pods" => ("pods on virtual nodes", "maxPods not taken into account"),
         "serviceaccounts" => ("service accounts", "identity not judged, and a token taken for mounted"),
         "services" => ("services", "those that cannot be reached without kube-proxy not listed"),
         other => (other, "not taken into account"),
@@ -85,6 +133,14 @@ fn remarks(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     }
     if one.profile.is_ok() {
         one.unread.iter().try_for_each(|plural| writeln!(out, "  {}", unread(plural)))?;
+    }
+    if let Verdict::Burst(mode) = one.decision.verdict {
+        if one.is_closed {
+            writeln!(out, "  all virtual nodes are closed (taint {FULL_TAINT}), by maxPods or the circuit breaker")?;
+        }
+        if let (Mode::Late, Some(count)) = (mode, one.at_cap) {
+            writeln!(out, "  the namespace has {count} pods on virtual nodes and maxPods lets no more overflow late")?;
+        }
     }
     for finding in &one.decision.accepted {
         writeln!(out, "  accepted {}{}: {finding}", finding.reason.code, generation(finding.reason))?;
@@ -139,7 +195,7 @@ fn list(settings: &Settings<'_>) -> Vec<(&'static str, String, &'static str)> {
     ) -> (&'static str, String, &'static str) {
         (name, word(from.value).to_owned(), from.origin.as_str())
     }
-    use crate::config::{Dns, IdentityLabel, KubeProxy, Mode};
+    use crate::config::{Dns, IdentityLabel, KubeProxy};
     let late_after = format!("{}s", settings.late_after.value.as_secs());
     let mut list = vec![
         entry("mode", settings.mode, Mode::as_str),
@@ -204,6 +260,11 @@ fn value(one: &Explained<'_>) -> anyhow::Result<Value> {
         "profile": one.profile.as_ref().ok(),
         "notCalled": one.profile.as_ref().err().map(ToString::to_string),
         "decision": one.decision_text(),
+        "placement": one.placement.as_ref().map(|placement| json!({
+            "node": placement.node, "isVirtual": placement.is_virtual, "why": placement.why,
+        })),
+        "virtualNodesClosed": one.is_closed,
+        "atMaxPods": one.at_cap.is_some(),
         "refused": one.is_refused(),
         "reasons": findings(one.refusals()),
         "accepted": findings(&one.decision.accepted),

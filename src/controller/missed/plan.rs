@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
-    time::Duration,
 };
 
 use k8s_openapi::jiff::Timestamp;
@@ -11,11 +10,8 @@ use k8s_openapi::jiff::Timestamp;
 use super::super::observed::{Assigned, Kept, Name, Owned, Waiting};
 use crate::{
     burst::DECISION,
-    cluster::{Namespace, Reach, Scope, Snapshot},
+    cluster::{GRACE, Namespace, Reach, Scope, Snapshot},
 };
-
-/// Every API server and every webhook has to hear first that a namespace has opted in, and times are whole seconds.
-const GRACE: Duration = Duration::from_secs(2);
 
 /// A namespace that has opted in.
 #[derive(Debug)]

@@ -1,0 +1,203 @@
+//! Where a pod that exists is, and why there: read from what the webhook, the controller and the scheduler have written on it.
+
+use serde_json::Value;
+
+use super::facts::Facts;
+use crate::{
+    burst::{ADDED, DECISION, Part, UNSCHEDULABLE_SINCE},
+    config::{Mode, Settings},
+};
+
+/// Where a pod is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Placement {
+    /// Nothing while it waits for one.
+    pub(super) node: Option<String>,
+    /// Nothing where no virtual node is known, so that nobody can tell.
+    pub(super) is_virtual: Option<bool>,
+    pub(super) why: String,
+}
+
+impl Placement {
+    /// Of a pod with its status; `is_called` says whether the API server would call for it today.
+    pub(super) fn of(pod: &Value, facts: &Facts, is_called: bool, settings: Option<&Settings<'_>>) -> Self {
+        let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let annotation = |key: &str| pod.pointer("/metadata/annotations")?.get(key)?.as_str();
+        let node = text("/spec/nodeName");
+        let is_virtual = node.filter(|_| facts.knows_virtual_nodes()).map(|node| facts.is_virtual(node));
+        let added = annotation(ADDED).unwrap_or_default();
+        let is_ours = added.split(',').any(|part| part == Part::Toleration.as_str());
+        let seen = Seen {
+            decided: annotation(DECISION),
+            since: annotation(UNSCHEDULABLE_SINCE),
+            is_ours,
+            is_called,
+            late_after: settings.map_or(0, |settings| settings.late_after.value.as_secs()),
+        };
+        let why = match (node, is_virtual) {
+            (None, _) => seen.why_waiting(condition(pod)),
+            (Some(_), Some(true)) => {
+                let at = condition(pod).and_then(|condition| condition.get("lastTransitionTime")?.as_str());
+                seen.why_virtual(at, node.is_some_and(|node| facts.is_last_resort(node)))
+            }
+            (Some(_), Some(false)) => seen.why_vm(),
+            (Some(_), None) => "no virtual node is known here, so it cannot be told whether this is one".to_owned(),
+        };
+        Self { node: node.map(str::to_owned), is_virtual, why }
+    }
+}
+
+/// The pod's condition `PodScheduled`.
+fn condition(pod: &Value) -> Option<&Value> {
+    let conditions = pod.pointer("/status/conditions")?.as_array()?;
+    conditions.iter().find(|condition| condition.get("type").and_then(Value::as_str) == Some("PodScheduled"))
+}
+
+/// What stands on the pod.
+struct Seen<'p> {
+    /// What the webhook decided, such as `prefer`.
+    decided: Option<&'p str>,
+    since: Option<&'p str>,
+    /// Whether it has the toleration of virtual nodes from Spillway.
+    is_ours: bool,
+    is_called: bool,
+    /// Seconds.
+    late_after: u64,
+}
+
+impl Seen<'_> {
+    fn is_late(&self) -> bool {
+        self.decided == Some(Mode::Late.as_str())
+    }
+
+    fn unseen(&self) -> &'static str {
+        if self.is_called { "Spillway did not see it when it was created" } else { "Spillway is not called for it" }
+    }
+
+    fn why_virtual(&self, at: Option<&str>, is_last_resort: bool) -> String {
+        let when = at.map_or_else(String::new, |at| format!(" at {at}"));
+        match (self.decided, self.since) {
+            (Some(_), Some(since)) if self.is_late() && self.is_ours => {
+                format!("it was unschedulable since {since} and was let onto virtual nodes late; scheduled{when}")
+            }
+            (Some(_), _) if self.is_ours && is_last_resort => {
+                format!("VMs come first, and none had room for it when it was scheduled{when}")
+            }
+            (Some(_), _) if self.is_ours => format!(
+                "it may overflow, and it was scheduled{when}; the node has no last-resort taint, so VMs may have had room"
+            ),
+            (Some(decided), _) => {
+                format!("the decision was \"{decided}\", and it tolerates virtual nodes by itself")
+            }
+            (None, _) => format!("{}, and it tolerates virtual nodes by itself", self.unseen()),
+        }
+    }
+
+    fn why_vm(&self) -> String {
+        match self.decided {
+            Some(_) if self.is_late() && self.is_ours => {
+                "a VM took it after it had been let onto virtual nodes".to_owned()
+            }
+            Some(_) if self.is_late() => "a VM took it before it was let onto virtual nodes".to_owned(),
+            Some(_) if self.is_ours => "VMs come first, and this one had room for it".to_owned(),
+            Some(decided) => format!("the decision was \"{decided}\""),
+            None => self.unseen().to_owned(),
+        }
+    }
+
+    fn why_waiting(&self, condition: Option<&Value>) -> String {
+        let text = |field: &str| condition?.get(field)?.as_str();
+        let scheduler = match (text("reason"), text("message")) {
+            (Some(reason), Some(message)) => format!("{reason}: {message}"),
+            (Some(reason), None) => reason.to_owned(),
+            _ => "the scheduler has not looked at it yet".to_owned(),
+        };
+        match self.since {
+            Some(since) if self.is_late() && !self.is_ours => format!(
+                "{scheduler}; unschedulable since {since}, let onto virtual nodes after {}s of that (late.after)",
+                self.late_after
+            ),
+            _ if self.decided.is_none() => format!("{scheduler}; {}", self.unseen()),
+            _ => scheduler,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        cli::manifest::Document,
+        config::{BURST_LABEL, Configuration, Overrides},
+    };
+
+    /// Of a pod with these annotations on this node.
+    fn placement(annotations: &Value, node: &str) -> Placement {
+        let (configuration, none) = (Configuration::default(), Overrides::default());
+        let settings = configuration.settings("enabled", &none, &none);
+        let mut facts = Facts::new("enabled", &[], &configuration.virtual_nodes.selector);
+        let node_of = |name: &str, labels: Value, taints: Value| Document {
+            source: String::new(),
+            value: json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {"taints": taints}}),
+        };
+        let last_resort = json!([{"key": "spillway.dev/last-resort", "effect": "PreferNoSchedule"}]);
+        let label = json!({"type": "virtual-kubelet"});
+        facts
+            .learn(&[
+                node_of("vn", label.clone(), last_resort),
+                node_of("bare", label, json!([])),
+                node_of("vm", json!({BURST_LABEL: "x"}), json!([])),
+            ])
+            .unwrap();
+        let status = if node.is_empty() {
+            json!({"type": "PodScheduled", "reason": "Unschedulable", "message": "0/3 nodes are available"})
+        } else {
+            json!({"type": "PodScheduled", "lastTransitionTime": "2026-01-01T12:00:00Z"})
+        };
+        let pod = json!({
+            "metadata": {"annotations": annotations}, "spec": {"nodeName": node}, "status": {"conditions": [status]},
+        });
+        Placement::of(&pod, &facts, true, settings.as_ref())
+    }
+
+    #[test]
+    fn a_pod_is_where_it_is_by_what_was_decided_and_what_the_scheduler_found() {
+        let prefer = json!({DECISION: "prefer", ADDED: "toleration,affinity"});
+        let waits = json!({DECISION: "late", ADDED: "affinity", UNSCHEDULABLE_SINCE: "2026-01-01T11:00:00Z"});
+        let late = json!({DECISION: "late", ADDED: "toleration,affinity", UNSCHEDULABLE_SINCE: "2026-01-01T11:00:00Z"});
+        for (annotations, node, is_virtual, why) in [
+            (
+                &prefer,
+                "vn",
+                Some(true),
+                "VMs come first, and none had room for it when it was scheduled at 2026-01-01T12:00:00Z",
+            ),
+            (&prefer, "bare", Some(true), "no last-resort taint"),
+            (&prefer, "vm", Some(false), "VMs come first, and this one had room for it"),
+            (&prefer, "", None, "Unschedulable: 0/3 nodes are available"),
+            (&late, "vn", Some(true), "unschedulable since 2026-01-01T11:00:00Z and was let onto virtual nodes late"),
+            (&late, "vm", Some(false), "after it had been let onto virtual nodes"),
+            (&waits, "vm", Some(false), "before it was let onto virtual nodes"),
+            (&waits, "", None, "unschedulable since 2026-01-01T11:00:00Z, let onto virtual nodes after 180s of that"),
+            (
+                &json!({DECISION: "stay: HostPathVolume"}),
+                "vm",
+                Some(false),
+                "the decision was \"stay: HostPathVolume\"",
+            ),
+            (
+                &json!({}),
+                "vn",
+                Some(true),
+                "Spillway did not see it when it was created, and it tolerates virtual nodes by itself",
+            ),
+            (&json!({}), "vm", Some(false), "Spillway did not see it when it was created"),
+        ] {
+            let placement = placement(annotations, node);
+            assert!(placement.why.contains(why), "{placement:?}, expected {why}");
+            assert_eq!((placement.is_virtual, placement.node.as_deref().unwrap_or_default()), (is_virtual, node));
+        }
+    }
+}
