@@ -1,6 +1,6 @@
 # Needs: Rust, Go 1.26 (another Go fetches it), make, a C compiler, git.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz bench-decide bench-identity image-root bench
+.PHONY: help demo test prove check fuzz bench-decide bench-identity bench-controller image-root bench
 
 FUZZ_SECONDS ?= 120
 OHA_VERSION = 1.16.0
@@ -13,6 +13,10 @@ demo: ## see Spillway work on a real control plane with fake nodes (KEEP=1 leave
 
 test: ## all tests; those in tests/cluster use a real control plane
 	controlplane=$$(tests/controlplane/build.sh) && SPILLWAY_CONTROLPLANE="$$controlplane" cargo test --locked
+
+# STORIES="A D" plays these alone, and writes to target/proof.
+prove: ## stories on the real scheduler beside a control group, written to docs/proof: tables and charts; some 3 minutes
+	controlplane=$$(tests/controlplane/build.sh) && SPILLWAY_CONTROLPLANE="$$controlplane" cargo test --locked --test prove -- $(STORIES)
 
 # Go's vet looks at the dependencies too: with the flags of build.sh they need no second compilation, but some 2 CPU-minutes once.
 check: ## formatting, lints, documentation, generated files
@@ -63,6 +67,10 @@ bench-decide: ## instructions and allocations of one decision, beside the baseli
 
 bench-identity: ## a full pass of the identity checks over 5,000 service accounts
 	cargo bench --locked --bench identity
+
+bench-controller: ## the controller's memory with 500 nodes and 10,000 pods; some minutes
+	controlplane=$$(tests/controlplane/build.sh) && SPILLWAY_CONTROLPLANE="$$controlplane" \
+	  cargo bench --locked --profile release --bench controller
 
 image-root: ## a static release in target/image-root, tried in an empty root, for the Containerfile; needs curl
 	@image/build-root.sh

@@ -15,9 +15,9 @@ use crate::{
 /// Run the controller
 ///
 /// Keeps the certificate authority of the webhook in Secret spillway-ca, and the caBundle of the MutatingWebhookConfiguration
-/// aci-spillway; keeps virtual nodes the last resort; and checks workload identity. Of several replicas one acts, elected by the Lease
-/// spillway-controller. Finds the cluster as kubectl does: through KUBECONFIG or ~/.kube/config, and where there is none, in a pod,
-/// through its service account.
+/// aci-spillway; keeps virtual nodes the last resort, and closes them at a cap; lets pods of mode late onto them; mends what the webhook
+/// has missed; and checks workload identity. Of several replicas one acts, elected by the Lease spillway-controller. Finds the
+/// cluster as kubectl does: through KUBECONFIG or ~/.kube/config, and where there is none, in a pod, through its service account.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The SpillwayConfiguration file; without one, the built-in defaults

@@ -1,0 +1,139 @@
+//! How much memory the controller takes in a large cluster: 500 nodes and 10,000 pods on the real API server, played by KWOK.
+//!
+//! `make bench-controller` runs this. 9,000 pods are on VMs, 500 on virtual nodes, 500 wait in mode `late`; pods have the size of the
+//! recorded `review.json`, nodes as many images as a kubelet reports. Fails above the goal of 60 MiB.
+
+#![allow(clippy::print_stdout)]
+
+// Written for tests, where a panic is an answer, and with more than is needed here.
+#[allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[path = "../tests/cluster/harness/mod.rs"]
+mod harness;
+
+use std::{fs, time::Instant};
+
+use anyhow::{Context, ensure};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use harness::{Controller, control_plane, eventually, install};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{Api, Client, api::PostParams};
+use serde_json::{Value, json};
+
+const REVIEW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/review.json");
+
+const VMS: usize = 490;
+const VIRTUAL_NODES: usize = 10;
+const NAMESPACES: usize = 20;
+const ON_VMS: usize = 9_000;
+const ON_VIRTUAL_NODES: usize = 500;
+const WAITING: usize = 500;
+const GOAL_MIB: f64 = 60.0;
+
+fn main() -> anyhow::Result<()> {
+    let plane = control_plane();
+    install(plane);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let namespaces: Vec<_> = (0..NAMESPACES).map(|_| plane.namespace(Some("autoscaled")).name).collect();
+    runtime.block_on(async {
+        let client = plane.client().await;
+        println!("creating {} nodes", VMS + VIRTUAL_NODES);
+        create(&Api::<Node>::all(client.clone()), (0..VMS + VIRTUAL_NODES).map(node)).await?;
+        println!("creating {} pods", ON_VMS + ON_VIRTUAL_NODES + WAITING);
+        pods(&client, &namespaces).await
+    })?;
+
+    let controller = Controller::start(plane, "controller", &[]);
+    let began = Instant::now();
+    // All has arrived when those that wait have been looked at.
+    let started = || controller.metric("spillway_actions_total{action=\"start_clock\",result=\"success\"}");
+    eventually("the clocks of the pods that wait to start", || (started() == WAITING as u64).then_some(()));
+    println!("all seen and {WAITING} clocks started after {:.1} s", began.elapsed().as_secs_f64());
+    eventually("a pass over the advice", || {
+        (controller.metric("spillway_reconciles_total{reconciler=\"advice\",result=\"success\"}") > 0).then_some(())
+    });
+    let [resident, peak] = ["VmRSS:", "VmHWM:"].map(|field| mib(&controller.pid(), field));
+    let (resident, peak) = (resident?, peak?);
+    println!("RSS {resident:.1} MiB, at most {peak:.1} MiB; goal {GOAL_MIB} MiB");
+    ensure!(resident < GOAL_MIB, "the controller takes {resident:.1} MiB");
+    Ok(())
+}
+
+async fn create<K>(api: &Api<K>, objects: impl Iterator<Item = Value>) -> anyhow::Result<()>
+where
+    K: Clone + std::fmt::Debug + serde::Serialize + serde::de::DeserializeOwned,
+{
+    const AT_A_TIME: usize = 32;
+    let create = |object| async move {
+        let object = serde_json::from_value(object)?;
+        api.create(&PostParams::default(), &object).await.map(drop).context("create an object")
+    };
+    stream::iter(objects).map(create).buffer_unordered(AT_A_TIME).try_collect::<()>().await
+}
+
+/// The first ones are virtual.
+fn node(place: usize) -> Value {
+    let is_virtual = place < VIRTUAL_NODES;
+    let labels = if is_virtual {
+        json!({"type": "virtual-kubelet", "virtualization": "virtualnode2", "kubernetes.io/os": "linux"})
+    } else {
+        json!({"kubernetes.io/os": "linux", "kubernetes.azure.com/agentpool": "userpool", "kubernetes.io/hostname": format!("vm{place}")})
+    };
+    let taints = if is_virtual {
+        json!([{"key": "virtual-kubelet.io/provider", "value": "azure", "effect": "NoSchedule"}])
+    } else {
+        json!([])
+    };
+    // A kubelet reports the 50 largest (kubernetes `pkg/kubelet/apis/config/v1beta1/defaults.go`, nodeStatusMaxImages).
+    let image = |i: usize| {
+        let digest = format!("{i:064x}");
+        json!({"names": [format!("registry.example/team/service-{i}@sha256:{digest}"), format!("registry.example/team/service-{i}:v1")], "sizeBytes": 123_456_789})
+    };
+    let images: Vec<_> = if is_virtual { Vec::new() } else { (0..50).map(image).collect() };
+    let room = json!({"cpu": "8", "memory": "32Gi", "pods": "250"});
+    json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": name_of(place), "labels": labels}, "spec": {"taints": taints},
+        "status": {"capacity": room, "allocatable": room, "images": images},
+    })
+}
+
+fn name_of(place: usize) -> String {
+    format!("node-{place}")
+}
+
+async fn pods(client: &Client, namespaces: &[String]) -> anyhow::Result<()> {
+    let review: Value = serde_json::from_slice(&fs::read(REVIEW)?)?;
+    let recorded = review.pointer("/request/object").context("a pod in review.json")?;
+    for (place, namespace) in namespaces.iter().enumerate() {
+        let share = |all: usize| all / NAMESPACES;
+        let on_vms = (0..share(ON_VMS)).map(|i| Some(VIRTUAL_NODES + (place * share(ON_VMS) + i) % VMS));
+        let on_virtual = (0..share(ON_VIRTUAL_NODES)).map(|i| Some(i % VIRTUAL_NODES));
+        let waiting = (0..share(WAITING)).map(|_| None);
+        let all = on_vms.chain(on_virtual).chain(waiting).enumerate();
+        let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+        create(&pods, all.map(|(i, node)| pod(recorded, &format!("web-{i}"), node))).await?;
+    }
+    Ok(())
+}
+
+/// The recorded pod on this node, or one that no node is large enough for.
+fn pod(recorded: &Value, name: &str, node: Option<usize>) -> Value {
+    let mut spec = recorded.get("spec").cloned().unwrap_or_default();
+    let annotations = json!({"spillway.dev/decision": "late", "spillway.dev/added": "affinity"});
+    let labels = recorded.pointer("/metadata/labels").cloned().unwrap_or_default();
+    if let Some(spec) = spec.as_object_mut() {
+        spec.insert("serviceAccountName".to_owned(), "default".into());
+        match node {
+            Some(place) => spec.insert("nodeName".to_owned(), name_of(place).into()),
+            None => spec.insert("nodeSelector".to_owned(), json!({"nobody": "has this"})),
+        };
+    }
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels, "annotations": annotations}, "spec": spec})
+}
+
+/// A field of what the kernel says of a process's memory.
+fn mib(pid: &str, field: &str) -> anyhow::Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).context("no such field")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
+}
