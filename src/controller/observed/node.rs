@@ -8,6 +8,9 @@ use crate::{
     pod::{NodeView, Quantity},
 };
 
+/// The label that only virtual nodes of the second generation carry (microsoft/virtualnodesOnAzureContainerInstances README.md).
+const SECOND_GENERATION: (&str, &str) = ("virtualization", "virtualnode2");
+
 /// A node.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::controller) struct Node {
@@ -54,6 +57,11 @@ impl Node {
     /// Whether this selects it.
     pub(in crate::controller) fn is_virtual(&self, selector: &Selector) -> bool {
         self.label(&selector.key) == Some(&selector.value)
+    }
+
+    /// Whether it is a virtual node of the second generation, if it is one.
+    pub(in crate::controller) fn is_second_generation(&self) -> bool {
+        self.label(SECOND_GENERATION.0) == Some(SECOND_GENERATION.1)
     }
 
     /// The value of a label.
