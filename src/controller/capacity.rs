@@ -13,10 +13,10 @@ use futures_util::stream;
 use k8s_openapi::jiff::Timestamp;
 
 use super::{
-    Context, TaintError, each,
+    Context, each,
     observed::{Kept, Node, Observed, OnVirtual, VirtualPod},
     reconcile::{Outcome, repeat},
-    taints::{FULL, Written},
+    taints::{FULL, Fights, TaintError},
     tally::Happening,
 };
 use crate::config::{Breaker, Configuration};
@@ -39,18 +39,24 @@ pub(super) async fn run(context: &Context, observed: &Observed) {
     let changes =
         [each(observed.nodes.clone()), each(observed.on_virtual.clone()), each(context.configuration.clone())];
     // Until the first round, what another leader has closed is closed for either reason.
-    let mut closed = None;
-    let round = async || round(context, observed, &mut closed).await;
+    let (mut closed, mut fights) = (None, Fights::default());
+    let round = async || round(context, observed, &mut closed, &mut fights).await;
     Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
-async fn round(context: &Context, observed: &Observed, closed: &mut Option<Closed>) -> Result<Outcome, TaintError> {
+async fn round(
+    context: &Context,
+    observed: &Observed,
+    closed: &mut Option<Closed>,
+    fights: &mut Fights,
+) -> Result<Outcome, TaintError> {
     let configuration = context.configuration.borrow().clone();
     let plan = {
         let (nodes, on_virtual) = (observed.nodes.borrow(), observed.on_virtual.borrow());
+        fights.forget_all_but(&nodes);
         plan(&nodes, &on_virtual, &configuration, *closed, Timestamp::now())
     };
-    let Some(Plan { before, now, load, write, virtual_nodes }) = plan else { return Ok(Outcome::Right) };
+    let Some(Plan { before, now, load, write, virtual_nodes }) = plan else { return Ok(Outcome::Early) };
     context.metrics.overflow.closed(now.by_cap, now.by_breaker, load.failing);
     *closed = Some(now);
     for (happening, note) in told(before, now, load, &configuration) {
@@ -59,16 +65,7 @@ async fn round(context: &Context, observed: &Observed, closed: &mut Option<Close
             context.tally.note(node.reference(), happening, note.clone());
         }
     }
-    let mut outcome = Outcome::Right;
-    for (node, wanted) in write {
-        match context.write_taint(&node, FULL, wanted).await? {
-            // Whoever strips taints is named by the reconciler of the other one.
-            Written::Right | Written::Stripped => {}
-            Written::Changed => outcome = Outcome::Changed,
-            Written::Conflict => return Ok(Outcome::Conflict),
-        }
-    }
-    Ok(outcome)
+    context.write_taints(FULL, &write, fights).await
 }
 
 /// Why virtual nodes are closed.
