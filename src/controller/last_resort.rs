@@ -52,11 +52,12 @@ fn plan(nodes: &Kept<Node>, settings: &VirtualNodes) -> Vec<(Node, bool)> {
 ///
 /// What the API server answers, and [`CleanupError::Contended`] if somebody else writes to a node all the time.
 pub async fn cleanup(client: &Client) -> Result<Vec<String>, CleanupError> {
-    let nodes: Api<v1::Node> = Api::all(client.clone());
+    // Read as leanly as they are watched.
+    let (nodes, lean): (Api<v1::Node>, Api<_>) = (Api::all(client.clone()), Api::all(client.clone()));
     let mut cleaned = Vec::new();
     let mut pages = ListParams::default().limit(PAGE);
     loop {
-        let page = nodes.list(&pages).await.map_err(CleanupError::List)?;
+        let page = lean.list(&pages).await.map_err(CleanupError::List)?;
         for node in page.items.into_iter().filter_map(Node::read) {
             if node.has_taint(GHOST.key, GHOST.effect) && node.is_cordoned {
                 let uncordoned = cordon(&nodes, &node.name, false).await;

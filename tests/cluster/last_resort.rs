@@ -110,6 +110,13 @@ fn virtual_nodes_stay_the_last_resort_whatever_becomes_of_the_taint() {
             .contains("spillway-controller")
     );
     assert!(controller.metric("spillway_actions_total{action=\"add_taint\",result=\"success\"}") >= 3);
+    eventually("the event", || {
+        let events: Value =
+            serde_json::from_str(&plane.kubectl(&["get", "events.events.k8s.io", "-o", "json"])).unwrap();
+        let mut events = events["items"].as_array().unwrap().iter();
+        let is_it = |event: &Value| event["reason"] == "LastResortTaint" && event["regarding"]["name"] == node.name;
+        events.any(is_it).then_some(())
+    });
 
     volume.publish("virtualNodes: {lastResortTaint: false}");
     eventually("the taint to be gone", || (!node.is_last_resort()).then_some(()));
