@@ -100,11 +100,11 @@ async fn attend(
     let is_ghost = gone.look(&node.name, is_there, Instant::now());
     if is_ghost {
         let (namespace, pod) = infrastructure(node).unwrap_or_default();
-        let note = format!(
+        let told = format!(
             "pod {namespace}/{pod}, which runs this virtual node, is gone: pods that are bound to it hang. If it is not coming back: kubectl delete node {}",
             node.name
         );
-        context.tally.note(node.reference(), FOUND, note);
+        context.tally.note(node.reference(), FOUND, told);
     }
     // Missing for a moment only: leave it as it is.
     let is_undecided = !is_there && !is_ghost;

@@ -164,12 +164,12 @@ impl Context {
             }
             Ok(Written::Stripped) => {
                 let pause = fights.lost(&node.name, Instant::now());
-                let note = format!(
+                let told = format!(
                     "the answer to our own patch has {} otherwise than we wrote it: another admission webhook is at work; trying again in {pause:?}",
                     taint.key
                 );
                 tracing::warn!(node = node.name, taint = taint.key, ?pause, "another webhook undoes what we write");
-                self.tally.note(node.reference(), STRIPPED, note);
+                self.tally.note(node.reference(), STRIPPED, told);
             }
             Ok(Written::Right | Written::Conflict) => {}
             Err(source) => return Err(TaintError { taint: taint.key, node: node.name.clone(), source }),
@@ -181,11 +181,12 @@ impl Context {
     fn tell_of_taint(&self, node: &observed::Node, taint: Kept, wanted: bool) {
         tracing::info!(node = node.name, taint = taint.key, is_on = wanted, "wrote a taint");
         if taint == LAST_RESORT {
-            let note = match wanted {
-                true => "has the taint of the last resort now: pods come here when no VM has room",
-                false => "has the taint of the last resort no longer: pods may come here while VMs have room",
+            let told = if wanted {
+                "has the taint of the last resort now: pods come here when no VM has room"
+            } else {
+                "has the taint of the last resort no longer: pods may come here while VMs have room"
             };
-            self.tally.note(node.reference(), WRITTEN, note.to_owned());
+            self.tally.note(node.reference(), WRITTEN, told.to_owned());
         }
     }
 }
@@ -353,7 +354,9 @@ mod tests {
     fn what_many_writes_come_to_is_the_first_error_then_a_conflict_then_a_change() {
         let all = |outcomes: &[Result<Outcome, u8>]| {
             let mut all = All::default();
-            outcomes.iter().for_each(|one| all.add(*one));
+            for one in outcomes {
+                all.add(*one);
+            }
             all.outcome()
         };
         let (right, changed, conflict) = (Ok(Outcome::Right), Ok(Outcome::Changed), Ok(Outcome::Conflict));

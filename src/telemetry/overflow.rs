@@ -158,9 +158,9 @@ impl OverflowMetrics {
     }
 
     /// Scheduled pods that the webhook has missed, by what would be decided on them; the words are of a closed set.
-    pub fn missed(&self, counts: BTreeMap<&'static str, u64>) {
+    pub fn missed(&self, mut counts: BTreeMap<&'static str, u64>) {
         for decision in DECISIONS {
-            let count = counts.get(decision).copied().unwrap_or_default();
+            let count = counts.remove(decision).unwrap_or_default();
             self.missed.get_or_create(&DecisionLabels { decision }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }

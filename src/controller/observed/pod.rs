@@ -273,6 +273,7 @@ impl kube::Resource for Lean {
 /// A pod on a virtual node. One that is over is none, unless the provider has failed to run it; one that is on its way out is, for it
 /// has its place until it is gone.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "what is true of a pod, each by itself")]
 pub(in crate::controller) struct VirtualPod {
     /// Who it is.
     pub(in crate::controller) owned: Owned,
@@ -339,8 +340,8 @@ impl VirtualPod {
 /// Whether any container runs or has run: while init containers do their work, which may take long, the phase is `Pending`.
 fn has_started(status: &core::PodStatus) -> bool {
     let containers = [&status.init_container_statuses, &status.container_statuses].into_iter().flatten().flatten();
-    let mut states = containers.flat_map(|container| [&container.state, &container.last_state]).flatten();
-    states.any(|state| state.running.is_some() || state.terminated.is_some())
+    let mut all = containers.flat_map(|container| [&container.state, &container.last_state]).flatten();
+    all.any(|state| state.running.is_some() || state.terminated.is_some())
 }
 
 /// Whether it requires other pods to be near. The view of a pod, which the webhook reads too, does not have that.
