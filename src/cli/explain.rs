@@ -127,7 +127,7 @@ struct Explained<'a> {
     is_held_to_both: bool,
     /// Where a pod that exists is.
     placement: Option<Placement>,
-    /// Whether a cap or the circuit breaker has closed all virtual nodes.
+    /// Whether no virtual node takes pods: closed by a cap or the circuit breaker, cordoned, or not Ready.
     is_closed: bool,
     /// How many pods of its namespace are on virtual nodes, where the namespace has a cap and has reached it.
     at_cap: Option<usize>,

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Context, each,
-    observed::{Assigned, Kept, Node, Observed, OnVirtual},
+    observed::{Assigned, Kept, Node, Observed, OnVirtual, VirtualPod},
     reconcile::{Outcome, repeat},
     room::{Room, hard_taints},
     tally::Happening,
@@ -33,12 +33,12 @@ const NEARLY_FULL: Happening = Happening::wrong("VirtualNodeNearlyFull");
 const PREFER_DRAINS: Happening = Happening::advice("PreferDrainsVMs");
 const KUBE_PROXY: Happening = Happening::advice("KubeProxyOnVirtualNodes");
 
-/// The most pods that one virtual node runs, whatever it advertises (microsoft/virtualnodesOnAzureContainerInstances README.md), and
-/// how many are nearly that.
+/// The most pods that one virtual node of the second generation runs, whatever it advertises
+/// (microsoft/virtualnodesOnAzureContainerInstances README.md), and how many are nearly that.
 const MOST_PODS: usize = 200;
 const NEARLY: usize = MOST_PODS * 9 / 10;
 
-/// Each kube-proxy watches the API server; with this many pods it is time to do without
+/// Each kube-proxy, which the second generation alone puts into pods, watches the API server; with this many pods it is time to do without
 /// (microsoft/virtualnodesOnAzureContainerInstances Docs/HighScaleRecommendations.md).
 const MANY_KUBE_PROXIES: usize = 1_000;
 
@@ -138,7 +138,7 @@ fn plan(seen: &Seen<'_>) -> Option<Plan> {
         return None;
     }
     let (mut told, mut counts) = (Vec::new(), Advice::default());
-    for node in virtual_nodes {
+    for node in &virtual_nodes {
         if let Some(taint) = untolerated(node, settings) {
             counts.not_tolerated += 1;
             let note = format!(
@@ -146,8 +146,8 @@ fn plan(seen: &Seen<'_>) -> Option<Plan> {
             );
             told.push((node.reference(), NOT_TOLERATED, note));
         }
-        let pods = on_virtual.get(&node.name).map_or(0, |pods| pods.values().count());
-        if pods >= NEARLY {
+        let pods = there(node, on_virtual).count();
+        if node.is_second_generation() && pods >= NEARLY {
             counts.nearly_full += 1;
             let note = format!(
                 "{pods} pods are on this virtual node, which runs {MOST_PODS} at the most: more than that hang"
@@ -156,9 +156,15 @@ fn plan(seen: &Seen<'_>) -> Option<Plan> {
         }
     }
     counts.while_vms_have_room = while_vms_have_room(&vms, assigned, on_virtual);
-    about_kube_proxy(on_virtual, &mut told, &mut counts);
+    let second = virtual_nodes.iter().filter(|node| node.is_second_generation());
+    about_kube_proxy(second.flat_map(|node| there(node, on_virtual)), &mut told, &mut counts);
     about_prefer(seen, &mut told, &mut counts);
     Some(Plan { told, counts })
+}
+
+/// The pods that have a place on a virtual node.
+fn there<'s>(node: &Node, on_virtual: &'s OnVirtual) -> impl Iterator<Item = &'s VirtualPod> {
+    on_virtual.get(&node.name).into_iter().flat_map(Kept::values).filter(|pod| !pod.is_over)
 }
 
 /// A taint that keeps pods with our toleration away, in the words of kubectl. Taints that come and go, and ours, are none of those.
@@ -175,13 +181,18 @@ fn while_vms_have_room(vms: &[&Node], assigned: &Kept<Assigned>, on_virtual: &On
     let mut room = Room::of(vms.iter().copied(), assigned);
     let pods = on_virtual.values().flat_map(Kept::values);
     let fits = pods
+        .filter(|pod| !pod.is_going && !pod.is_over && !pod.has_pod_affinity)
         .filter(|pod| pod.pod().is_some_and(|view| view.annotation(DECISION).is_some() && room.put(&view).is_some()));
     fits.count() as u64
 }
 
-fn about_kube_proxy(on_virtual: &OnVirtual, told: &mut Vec<(ObjectReference, Happening, String)>, counts: &mut Advice) {
+fn about_kube_proxy<'s>(
+    pods: impl Iterator<Item = &'s VirtualPod>,
+    told: &mut Vec<(ObjectReference, Happening, String)>,
+    counts: &mut Advice,
+) {
     let mut namespaces = BTreeMap::<&str, usize>::new();
-    for pod in on_virtual.values().flat_map(Kept::values).filter(|pod| pod.has_kube_proxy) {
+    for pod in pods.filter(|pod| pod.has_kube_proxy) {
         *namespaces.entry(&pod.owned.namespace).or_default() += 1;
     }
     let total: usize = namespaces.values().sum();
@@ -229,7 +240,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{config::parse, controller::observed::VirtualPod};
+    use crate::config::parse;
 
     fn named<V>(values: Vec<(&str, V)>) -> Kept<V> {
         values.into_iter().map(|(name, value)| ((String::new(), name.to_owned()), value)).collect()
@@ -237,8 +248,10 @@ mod tests {
 
     fn node(name: &str, taints: &Value) -> Node {
         let kind = if name.starts_with("vm") { "vm" } else { "virtual-kubelet" };
+        let generation = if name == "first-generation" { "" } else { "virtualnode2" };
+        let labels = json!({"type": kind, "virtualization": generation});
         let node = json!({
-            "metadata": {"name": name, "labels": {"type": kind}}, "spec": {"taints": taints},
+            "metadata": {"name": name, "labels": labels}, "spec": {"taints": taints},
             "status": {"allocatable": {"cpu": "4", "memory": "16Gi", "pods": "110"},
                 "conditions": [{"type": "Ready", "status": "True"}]},
         });
@@ -261,12 +274,13 @@ mod tests {
         autoscaler: Option<&'static str>,
     ) -> (Vec<(&'static str, String)>, Advice) {
         let file = "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n";
+        let virtual_node = nodes.iter().map(|node| node.name.clone()).find(|name| !name.starts_with("vm"));
         let nodes = nodes.into_iter().map(|node| ((String::new(), node.name.clone()), node)).collect();
         let pods = pods.into_iter().enumerate().map(|(i, pod)| ((String::new(), i.to_string()), pod)).collect();
         let seen = Seen {
             nodes: &nodes,
             assigned: &named(Vec::new()),
-            on_virtual: &[("v".to_owned(), pods)].into(),
+            on_virtual: &[(virtual_node.unwrap_or_default(), pods)].into(),
             snapshot: &Snapshot::of_namespaces(&[("shop", "enabled"), ("calm", "autoscaled")]),
             configuration: &parse(file).unwrap(),
             autoscaler,
@@ -293,12 +307,16 @@ mod tests {
 
     #[test]
     fn a_virtual_node_that_nearly_runs_all_it_can_is_told_of() {
-        let told = |count| {
-            let pods = (0..count).map(|_| pod("shop", &json!({}))).collect();
-            planned(vec![node("v", &json!([azure()]))], pods, None).0
+        let told = |name, count, last: Value| {
+            let pods = (1..count).map(|_| pod("shop", &json!({}))).chain([pod("shop", &last)]).collect();
+            planned(vec![node(name, &json!([azure()]))], pods, None).0
         };
-        assert_eq!(told(179), []);
-        assert_eq!(told(180), [("VirtualNodeNearlyFull", "v".to_owned())]);
+        let nearly_full = [("VirtualNodeNearlyFull", "v".to_owned())];
+        assert_eq!(told("v", 179, json!({})), []);
+        assert_eq!(told("v", 180, json!({})), nearly_full);
+        assert_eq!(told("v", 180, json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})), nearly_full);
+        assert_eq!(told("v", 180, json!({"status": {"phase": "Failed", "reason": "ProviderFailed"}})), []);
+        assert_eq!(told("first-generation", 180, json!({})), [], "it has no such limit");
     }
 
     #[test]
@@ -312,9 +330,12 @@ mod tests {
     fn more_than_a_thousand_kube_proxies_are_advised_against_and_those_that_opted_out_do_not_count() {
         let out =
             json!({"metadata": {"annotations": {"microsoft.containerinstance.virtualnode.injectkubeproxy": "false"}}});
+        let confidential =
+            json!({"metadata": {"annotations": {"microsoft.containerinstance.virtualnode.ccepolicy": "cGFja2FnZQ=="}}});
+        let over = json!({"status": {"phase": "Failed", "reason": "ProviderFailed"}});
         let pods = |with: usize| {
             let with = (0..with).map(|i| pod(if i == 0 { "calm" } else { "shop" }, &json!({})));
-            with.chain((0..9).map(|_| pod("peak", &out))).collect::<Vec<_>>()
+            with.chain([&out, &confidential, &over].map(|without| pod("peak", without))).collect::<Vec<_>>()
         };
         let reasons = |with| {
             let (told, counts) = planned(vec![node("v", &json!([azure()]))], pods(with), None);
@@ -326,6 +347,8 @@ mod tests {
         };
         assert_eq!(reasons(1_000), Vec::<String>::new());
         assert_eq!(reasons(1_001), ["calm", "shop"]);
+        let (_, counts) = planned(vec![node("first-generation", &json!([azure()]))], pods(9), None);
+        assert_eq!(counts.with_kube_proxy, 0, "its pods have none");
     }
 
     #[test]
@@ -340,6 +363,14 @@ mod tests {
             count(pods(3, &json!({"spec": {"nodeSelector": {"type": "virtual-kubelet"}}}))),
             0,
             "they want to be there"
+        );
+        let near = json!([{"topologyKey": "kubernetes.io/hostname", "labelSelector": {}}]);
+        let near = json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": near}});
+        assert_eq!(count(pods(3, &json!({"spec": {"affinity": near}}))), 0, "where others are is not known");
+        assert_eq!(
+            count(pods(3, &json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}))),
+            0,
+            "on their way out"
         );
     }
 }

@@ -4,7 +4,8 @@
 //! hundred container groups (MicrosoftDocs/azure-compute-docs `container-instances-resource-and-quota-limits.md`), and pods beyond it
 //! are bound and fail. The taint `spillway.dev/full:NoSchedule` makes them wait for a VM in place of that. It keeps away every pod
 //! that does not tolerate it, whether or not it came through Spillway; nothing is refused, and what runs goes on. The scheduler does
-//! not count: pods that it binds before it sees the taint go beyond the cap.
+//! not count: pods that it binds before it sees the taint go beyond the cap. A pod that is on its way out counts until it is gone, as
+//! its container group does; one that is over does not.
 
 use std::time::Duration;
 
@@ -12,10 +13,10 @@ use futures_util::stream;
 use k8s_openapi::jiff::Timestamp;
 
 use super::{
-    Context, TaintError, each,
+    Context, each,
     observed::{Kept, Node, Observed, OnVirtual, VirtualPod},
     reconcile::{Outcome, repeat},
-    taints::{FULL, Written},
+    taints::{FULL, Fights, TaintError},
     tally::Happening,
 };
 use crate::config::{Breaker, Configuration};
@@ -38,18 +39,24 @@ pub(super) async fn run(context: &Context, observed: &Observed) {
     let changes =
         [each(observed.nodes.clone()), each(observed.on_virtual.clone()), each(context.configuration.clone())];
     // Until the first round, what another leader has closed is closed for either reason.
-    let mut closed = None;
-    let round = async || round(context, observed, &mut closed).await;
+    let (mut closed, mut fights) = (None, Fights::default());
+    let round = async || round(context, observed, &mut closed, &mut fights).await;
     Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
-async fn round(context: &Context, observed: &Observed, closed: &mut Option<Closed>) -> Result<Outcome, TaintError> {
+async fn round(
+    context: &Context,
+    observed: &Observed,
+    closed: &mut Option<Closed>,
+    fights: &mut Fights,
+) -> Result<Outcome, TaintError> {
     let configuration = context.configuration.borrow().clone();
     let plan = {
         let (nodes, on_virtual) = (observed.nodes.borrow(), observed.on_virtual.borrow());
+        fights.forget_all_but(&nodes);
         plan(&nodes, &on_virtual, &configuration, *closed, Timestamp::now())
     };
-    let Some(Plan { before, now, load, write, virtual_nodes }) = plan else { return Ok(Outcome::Right) };
+    let Some(Plan { before, now, load, write, virtual_nodes }) = plan else { return Ok(Outcome::Early) };
     context.metrics.overflow.closed(now.by_cap, now.by_breaker, load.failing);
     *closed = Some(now);
     for (happening, note) in told(before, now, load, &configuration) {
@@ -58,16 +65,7 @@ async fn round(context: &Context, observed: &Observed, closed: &mut Option<Close
             context.tally.note(node.reference(), happening, note.clone());
         }
     }
-    let mut outcome = Outcome::Right;
-    for (node, wanted) in write {
-        match context.write_taint(&node, FULL, wanted).await? {
-            // Whoever strips taints is named by the reconciler of the other one.
-            Written::Right | Written::Stripped => {}
-            Written::Changed => outcome = Outcome::Changed,
-            Written::Conflict => return Ok(Outcome::Conflict),
-        }
-    }
-    Ok(outcome)
+    context.write_taints(FULL, &write, fights).await
 }
 
 /// Why virtual nodes are closed.
@@ -121,7 +119,10 @@ fn plan(
         Closed { by_cap: is_closed, by_breaker: is_closed }
     });
     let pods = || on_virtual.values().flat_map(Kept::values);
-    let load = Load { total: pods().count(), failing: pods().filter(|pod| has_failed(pod, now)).count() };
+    let load = Load {
+        total: pods().filter(|pod| !pod.is_over).count(),
+        failing: pods().filter(|pod| has_failed(pod, now)).count(),
+    };
     let closed = Closed {
         by_cap: settings.max_pods.is_some_and(|cap| is_at_cap(load.total, cap as usize, before.by_cap)),
         by_breaker: is_open(load.failing, configuration.breaker, before.by_breaker),
@@ -151,7 +152,7 @@ fn is_open(failing: usize, Breaker { failures }: Breaker, was: bool) -> bool {
 
 fn has_failed(pod: &VirtualPod, now: Timestamp) -> bool {
     let since = Duration::try_from(now.duration_since(pod.bound)).unwrap_or_default();
-    since < MEMORY && (pod.is_failed || (!pod.has_started && since >= PATIENCE))
+    !pod.is_going && since < MEMORY && (pod.is_failed || (!pod.has_started && since >= PATIENCE))
 }
 
 /// What has changed, for people.
@@ -290,6 +291,41 @@ mod tests {
             told(plan.before, plan.now, plan.load, &Configuration::default()).len()
         };
         assert_eq!((reasons(true), reasons(false)), (0, 1));
+    }
+
+    #[test]
+    fn a_pod_holds_its_place_until_it_is_gone_or_over_and_one_that_is_going_says_nothing_of_the_provider() {
+        let load = |change: Value| {
+            let (name, _) = pod("p", 900, &json!({}));
+            let mut pod = json!({"metadata": {"namespace": "shop", "name": "p", "creationTimestamp": "2026-01-01T11:45:00Z"},
+                "spec": {"containers": []}, "status": {"phase": "Pending"}});
+            json_patch::merge(&mut pod, &change);
+            let read = VirtualPod::read(serde_json::from_value(pod).unwrap());
+            let pods = read.into_iter().map(|pod| (name.clone(), pod)).collect();
+            let Load { total, failing } = planned("", &[node("v", true, false)], pods, None).unwrap().load;
+            (total, failing)
+        };
+        assert_eq!(load(json!({})), (1, 1));
+        assert_eq!(load(json!({"metadata": {"deletionTimestamp": "2026-01-01T11:59:00Z"}})), (1, 0));
+        assert_eq!(load(json!({"status": {"phase": "Succeeded"}})), (0, 0));
+        assert_eq!(load(json!({"status": {"phase": "Failed", "reason": "Evicted"}})), (0, 0));
+        assert_eq!(load(json!({"status": {"phase": "Failed", "reason": "ProviderFailed"}})), (0, 1));
+    }
+
+    #[test]
+    fn a_pod_has_started_when_its_first_container_has_be_it_an_init_container() {
+        let failed = |statuses: &str, state: &str| {
+            let mut status = json!({"phase": "Pending"});
+            let image = json!({"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0});
+            status[statuses] = json!([image]);
+            let details = if state == "terminated" { json!({"exitCode": 0}) } else { json!({}) };
+            status[statuses][0]["state"] = json!({state: details});
+            has_failed(&pod("p", 900, &status).1, now())
+        };
+        assert!(failed("initContainerStatuses", "waiting") && failed("containerStatuses", "waiting"));
+        for statuses in ["initContainerStatuses", "containerStatuses"] {
+            assert!(!failed(statuses, "running") && !failed(statuses, "terminated"), "{statuses}");
+        }
     }
 
     #[test]

@@ -19,15 +19,16 @@
 //! | `PodMissed`: a pod that the webhook had not seen has a node already | owner | Warning, an hour |
 //! | `MissedPodEvicted`: it was evicted, to be created anew | owner | Normal, a minute |
 //! | `MissedUnknown`: a matchCondition of the webhook configuration is not ours, so nobody can tell which pods were missed | MutatingWebhookConfiguration `aci-spillway` | Warning, an hour |
-//! | `TaintStripped`: another webhook takes `spillway.dev/last-resort` away | the virtual node | Warning, an hour |
+//! | `LastResortTaint`: the taint `spillway.dev/last-resort` was put on or taken off | the node | Normal, a minute |
+//! | `TaintStripped`: another webhook undoes what we write of our taints, whichever it is | the node | Warning, an hour |
 //! | `VirtualNodesFull`: closed, by `virtualNodes.maxPods` | each virtual node | Warning, a minute |
 //! | `BreakerOpen`: closed, by `breaker.failures` | each virtual node | Warning, a minute |
 //! | `VirtualNodesReopened` | each virtual node | Normal, a minute |
 //! | `GhostNode`: the pod is gone that runs the node | the virtual node | Warning, an hour |
 //! | `GhostNodeCordoned` | the virtual node | Warning, a minute |
-//! | `GhostNodeBack`: no longer cordoned | the virtual node | Normal, a minute |
+//! | `GhostNodeBack`: no longer cordoned, and why | the virtual node | Normal, a minute |
 //! | `TaintNotTolerated`: a taint that `virtualNodes.toleration` does not cover | the virtual node | Warning, an hour |
-//! | `VirtualNodeNearlyFull`: 180 of the 200 pods that it runs at the most | the virtual node | Warning, an hour |
+//! | `VirtualNodeNearlyFull`: 180 of the 200 pods that one of the second generation runs at the most | the virtual node | Warning, an hour |
 //! | `PreferDrainsVMs`: mode `prefer` where a node autoscaler is at work | the Namespace | Warning, a day |
 //! | `KubeProxyOnVirtualNodes`: more than 1,000 pods run a kube-proxy each | each Namespace that has some of them | Warning, a day |
 //!

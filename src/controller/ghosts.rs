@@ -16,11 +16,11 @@ use kube::{
 use tokio::time::Instant;
 
 use super::{
-    Context, FIELD_MANAGER, TaintError, each, is_conflict,
+    Context, FIELD_MANAGER, each, is_conflict,
     observed::{Name, Node, Observed},
     pods::PodError,
     reconcile::{Outcome, repeat},
-    taints::{GHOST, Written},
+    taints::{All, Fights, GHOST, TaintError},
     tally::Happening,
 };
 
@@ -52,18 +52,24 @@ enum GhostError {
 /// Rounds, for as long as it is asked to.
 pub(super) async fn run(context: &Context, observed: &Observed) {
     let changes = stream::select(each(observed.nodes.clone()), each(context.configuration.clone()));
-    let mut gone = Gone::default();
-    let round = async || round(context, observed, &mut gone).await;
+    let (mut gone, mut fights) = (Gone::default(), Fights::default());
+    let round = async || round(context, observed, &mut gone, &mut fights).await;
     Box::pin(repeat(RECONCILER, &context.metrics, changes, round)).await;
 }
 
-async fn round(context: &Context, observed: &Observed, gone: &mut Gone) -> Result<Outcome, GhostError> {
+async fn round(
+    context: &Context,
+    observed: &Observed,
+    gone: &mut Gone,
+    fights: &mut Fights,
+) -> Result<Outcome, GhostError> {
     let settings = context.configuration.borrow().virtual_nodes.clone();
     let nodes: Vec<_> = {
         let nodes = observed.nodes.borrow();
         if !nodes.is_complete() {
             return Ok(Outcome::Early);
         }
+        fights.forget_all_but(&nodes);
         nodes
             .values()
             .filter(|node| node.is_virtual(&settings.selector) || node.has_taint(GHOST.key, GHOST.effect))
@@ -71,33 +77,54 @@ async fn round(context: &Context, observed: &Observed, gone: &mut Gone) -> Resul
             .collect()
     };
     gone.forget_all_but(&nodes);
-    let (mut outcome, mut ghosts) = (Outcome::Right, 0);
+    let mut all = All::default();
     for node in &nodes {
-        let is_there = match infrastructure(node) {
-            Some(pod) => exists(&context.client, &pod).await?,
-            None => true,
-        };
-        let is_ghost = gone.look(&node.name, is_there, Instant::now());
-        ghosts += usize::from(is_ghost);
-        if is_ghost {
-            let (namespace, pod) = infrastructure(node).unwrap_or_default();
-            let note = format!(
-                "pod {namespace}/{pod}, which runs this virtual node, is gone: pods that are bound to it hang. If it is not coming back: kubectl delete node {}",
-                node.name
-            );
-            context.tally.note(node.reference(), FOUND, note);
-        }
-        // Missing for a moment only: leave it as it is.
-        let is_undecided = !is_there && !is_ghost;
-        let step = if is_undecided { None } else { next(node, is_ghost && settings.cordon_ghosts) };
-        let Some(step) = step else { continue };
-        match carry_out(context, node, step).await? {
-            Outcome::Right => {}
-            changed => outcome = changed,
-        }
+        all.add(attend(context, node, settings.cordon_ghosts, gone, fights).await);
     }
-    context.metrics.overflow.ghosts(ghosts);
-    Ok(outcome)
+    context.metrics.overflow.ghosts(gone.ghosts(Instant::now()));
+    all.outcome()
+}
+
+/// Looks whether anybody runs the node, and does the next thing about it.
+async fn attend(
+    context: &Context,
+    node: &Node,
+    may_cordon: bool,
+    gone: &mut Gone,
+    fights: &mut Fights,
+) -> Result<Outcome, GhostError> {
+    let is_there = match infrastructure(node) {
+        Some(pod) => exists(&context.client, &pod).await?,
+        None => true,
+    };
+    let is_ghost = gone.look(&node.name, is_there, Instant::now());
+    if is_ghost {
+        let (namespace, pod) = infrastructure(node).unwrap_or_default();
+        let told = format!(
+            "pod {namespace}/{pod}, which runs this virtual node, is gone: pods that are bound to it hang. If it is not coming back: kubectl delete node {}",
+            node.name
+        );
+        context.tally.note(node.reference(), FOUND, told);
+    }
+    // Missing for a moment only: leave it as it is.
+    let is_undecided = !is_there && !is_ghost;
+    let step = if is_undecided { None } else { next(node, is_ghost && may_cordon) };
+    match step {
+        None => Ok(Outcome::Right),
+        Some(Step::Mark) => Ok(context.write_taint(node, GHOST, true, fights).await?),
+        Some(Step::Unmark) => Ok(context.write_taint(node, GHOST, false, fights).await?),
+        Some(Step::Cordon) => set_cordon(context, node, true, "cordoned: nobody runs this virtual node").await,
+        Some(Step::Uncordon) => set_cordon(context, node, false, uncordoned(is_ghost)).await,
+    }
+}
+
+/// Why a node is no longer cordoned.
+fn uncordoned(is_ghost: bool) -> &'static str {
+    if is_ghost {
+        "uncordoned: nobody runs it, but virtualNodes.cordonGhosts is off"
+    } else {
+        "uncordoned: it is run again"
+    }
 }
 
 /// The pod that runs the node, if its labels name one.
@@ -126,6 +153,11 @@ impl Gone {
         now.duration_since(since) >= GONE
     }
 
+    /// How many are ghosts, as far as anybody could look.
+    fn ghosts(&self, now: Instant) -> usize {
+        self.0.values().filter(|since| now.duration_since(**since) >= GONE).count()
+    }
+
     fn forget_all_but(&mut self, nodes: &[Node]) {
         self.0.retain(|name, _| nodes.iter().any(|node| node.name == *name));
     }
@@ -151,15 +183,7 @@ fn next(node: &Node, wanted: bool) -> Option<Step> {
     }
 }
 
-async fn carry_out(context: &Context, node: &Node, step: Step) -> Result<Outcome, GhostError> {
-    if let Step::Mark | Step::Unmark = step {
-        return Ok(match context.write_taint(node, GHOST, step == Step::Mark).await? {
-            Written::Right | Written::Stripped => Outcome::Right,
-            Written::Changed => Outcome::Changed,
-            Written::Conflict => Outcome::Conflict,
-        });
-    }
-    let wanted = step == Step::Cordon;
+async fn set_cordon(context: &Context, node: &Node, wanted: bool, told: &str) -> Result<Outcome, GhostError> {
     let nodes: Api<ApiNode> = Api::all(context.client.clone());
     let (action, happening) = if wanted { ("cordon", CORDONED) } else { ("uncordon", BACK) };
     let (result, outcome) = match cordon(&nodes, &node.name, wanted).await {
@@ -169,8 +193,7 @@ async fn carry_out(context: &Context, node: &Node, step: Step) -> Result<Outcome
     };
     context.metrics.overflow.acted(action, result);
     if result == "success" {
-        tracing::warn!(node = node.name, action, "virtual node that nobody runs");
-        let told = if wanted { "cordoned: nobody runs this virtual node" } else { "uncordoned: it is run again" };
+        tracing::warn!(node = node.name, action, "{told}");
         context.tally.note(node.reference(), happening, told.to_owned());
     }
     outcome
@@ -200,7 +223,9 @@ mod tests {
     fn a_node_is_a_ghost_whose_pod_has_been_missing_for_a_while() {
         let (mut gone, start) = (Gone::default(), Instant::now());
         assert!(!gone.look("v", false, start) && !gone.look("v", false, start + GONE / 2));
+        assert_eq!(gone.ghosts(start + GONE / 2), 0);
         assert!(gone.look("v", false, start + GONE));
+        assert_eq!(gone.ghosts(start + GONE), 1);
         assert!(!gone.look("v", true, start + GONE) && !gone.look("v", false, start + GONE), "it was there in between");
         gone.forget_all_but(&[]);
         assert!(gone.0.is_empty());
@@ -220,5 +245,10 @@ mod tests {
         ] {
             assert_eq!(next(&node(is_marked, is_cordoned), wanted), expected, "{wanted} {is_marked} {is_cordoned}");
         }
+    }
+
+    #[test]
+    fn a_node_that_nobody_runs_is_not_said_to_be_run_again_when_its_cordon_is_taken_back() {
+        assert!(uncordoned(true).contains("cordonGhosts is off") && uncordoned(false).contains("run again"));
     }
 }

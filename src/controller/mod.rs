@@ -27,7 +27,7 @@ use futures_util::{
 };
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
-    core::v1::{self as core, ObjectReference, Secret},
+    core::v1::{ObjectReference, Secret},
 };
 use kube::{
     Api, Client,
@@ -40,9 +40,8 @@ use kube::{
 };
 use lease::Election;
 pub use lease::Standing;
-use observed::{Node, Observed};
+use observed::Observed;
 pub use reconcile::Outcome;
-use taints::Written;
 use tally::Tally;
 use tokio::sync::{mpsc, watch};
 
@@ -73,16 +72,6 @@ struct Context {
     metrics: ControllerMetrics,
 }
 
-/// Why a taint could not be written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot write the taint {taint} of node {node}")]
-struct TaintError {
-    taint: &'static str,
-    node: String,
-    #[source]
-    source: kube::Error,
-}
-
 impl Context {
     /// Whether the certificates are ours to keep.
     fn is_self_managed(&self) -> bool {
@@ -96,25 +85,6 @@ impl Context {
         let secret = changes("Secret", watch_object(secrets, SECRET).default_backoff());
         let webhook = changes("MutatingWebhookConfiguration", watch_object(webhooks, CONFIGURATION).default_backoff());
         stream::select(stream::select(secret, webhook), each(self.configuration.clone()))
-    }
-
-    /// Puts a taint on a node or takes it off; counts and logs that.
-    async fn write_taint(&self, node: &Node, taint: taints::Kept, wanted: bool) -> Result<Written, TaintError> {
-        let action = if wanted { "add_taint" } else { "remove_taint" };
-        let nodes: Api<core::Node> = Api::all(self.client.clone());
-        let written = taints::write(&nodes, &node.name, taint, wanted).await;
-        let result = match &written {
-            Ok(Written::Right) => return Ok(Written::Right),
-            Ok(Written::Changed) => "success",
-            Ok(Written::Conflict) => "conflict",
-            Ok(Written::Stripped) => "stripped",
-            Err(_) => "failure",
-        };
-        self.metrics.overflow.acted(action, result);
-        if result == "success" {
-            tracing::info!(node = node.name, taint = taint.key, is_on = wanted, "wrote a taint");
-        }
-        written.map_err(|source| TaintError { taint: taint.key, node: node.name.clone(), source })
     }
 }
 

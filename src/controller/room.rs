@@ -2,7 +2,9 @@
 //!
 //! Not the scheduler: what is asked here is whether a pod is *certain* to fit, by the filters that can be judged from a node and the
 //! sums of what is on it (kubernetes `pkg/scheduler/framework/plugins`: nodeunschedulable, tainttoleration, nodeaffinity,
-//! noderesources/fit). A pod whose other constraints depend on where other pods are fits nowhere, as far as this can tell.
+//! noderesources/fit). A pod whose other constraints depend on where other pods are fits nowhere, as far as this can tell; required
+//! pod affinity is not in the view of a pod, so whoever asks leaves out pods that have it. What other pods have against this one, by
+//! their anti-affinity, is not judged, nor are volumes, ports and images.
 
 use std::collections::HashMap;
 

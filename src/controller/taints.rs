@@ -1,5 +1,7 @@
 //! The taints that Spillway keeps on virtual nodes: one is put on or taken off at a time, and nothing else of a node is touched.
 
+use std::{collections::HashMap, time::Duration};
+
 use json_patch::{
     AddOperation, Patch as JsonPatch, PatchOperation, RemoveOperation, TestOperation, jsonptr::PointerBuf,
 };
@@ -9,8 +11,9 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use super::{FIELD_MANAGER, is_conflict};
+use super::{Context, FIELD_MANAGER, Outcome, is_conflict, observed, tally::Happening};
 use crate::config::{FULL_TAINT, LAST_RESORT_TAINT};
 
 /// Keeps pods that prefer VMs on VMs while these have room: the scheduler avoids a node with it, and no toleration of ours covers it.
@@ -105,9 +108,152 @@ fn taints(node: &Node) -> Option<&[Taint]> {
     node.spec.as_ref()?.taints.as_deref()
 }
 
+const STRIPPED: Happening = Happening::wrong("TaintStripped");
+const WRITTEN: Happening = Happening::done("LastResortTaint");
+
+/// Why a taint could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the taint {taint} of node {node}")]
+pub(super) struct TaintError {
+    taint: &'static str,
+    node: String,
+    #[source]
+    source: kube::Error,
+}
+
+impl Context {
+    /// Puts a taint on nodes, or takes it off, as it is wanted of each. One that cannot be written keeps no other from its turn.
+    pub(super) async fn write_taints(
+        &self,
+        taint: Kept,
+        nodes: &[(observed::Node, bool)],
+        fights: &mut Fights,
+    ) -> Result<Outcome, TaintError> {
+        let mut all = All::default();
+        for (node, wanted) in nodes {
+            all.add(self.write_taint(node, taint, *wanted, fights).await);
+        }
+        all.outcome()
+    }
+
+    /// Puts a taint on a node or takes it off; counts, logs and tells that. Where another webhook takes it away, it is left at that for
+    /// a while.
+    pub(super) async fn write_taint(
+        &self,
+        node: &observed::Node,
+        taint: Kept,
+        wanted: bool,
+        fights: &mut Fights,
+    ) -> Result<Outcome, TaintError> {
+        if fights.is_pausing(&node.name, Instant::now()) {
+            return Ok(Outcome::Right);
+        }
+        let written = write(&Api::all(self.client.clone()), &node.name, taint, wanted).await;
+        let (result, outcome) = match &written {
+            Ok(Written::Right) => return Ok(Outcome::Right),
+            Ok(Written::Changed) => ("success", Outcome::Changed),
+            Ok(Written::Conflict) => ("conflict", Outcome::Conflict),
+            Ok(Written::Stripped) => ("stripped", Outcome::Right),
+            Err(_) => ("failure", Outcome::Conflict),
+        };
+        self.metrics.overflow.acted(if wanted { "add_taint" } else { "remove_taint" }, result);
+        match written {
+            Ok(Written::Changed) => {
+                fights.won(&node.name);
+                self.tell_of_taint(node, taint, wanted);
+            }
+            Ok(Written::Stripped) => {
+                let pause = fights.lost(&node.name, Instant::now());
+                let told = format!(
+                    "the answer to our own patch has {} otherwise than we wrote it: another admission webhook is at work; trying again in {pause:?}",
+                    taint.key
+                );
+                tracing::warn!(node = node.name, taint = taint.key, ?pause, "another webhook undoes what we write");
+                self.tally.note(node.reference(), STRIPPED, told);
+            }
+            Ok(Written::Right | Written::Conflict) => {}
+            Err(source) => return Err(TaintError { taint: taint.key, node: node.name.clone(), source }),
+        }
+        Ok(outcome)
+    }
+
+    /// Why the other taints come and go is told by those who want it.
+    fn tell_of_taint(&self, node: &observed::Node, taint: Kept, wanted: bool) {
+        tracing::info!(node = node.name, taint = taint.key, is_on = wanted, "wrote a taint");
+        if taint == LAST_RESORT {
+            let told = if wanted {
+                "has the taint of the last resort now: pods come here when no VM has room"
+            } else {
+                "has the taint of the last resort no longer: pods may come here while VMs have room"
+            };
+            self.tally.note(node.reference(), WRITTEN, told.to_owned());
+        }
+    }
+}
+
+/// What a round over many nodes comes to: its first error, or that somebody else has written to one, or that something was done.
+#[derive(Debug)]
+pub(super) struct All<E>(Result<Outcome, E>);
+
+impl<E> Default for All<E> {
+    fn default() -> Self {
+        Self(Ok(Outcome::Right))
+    }
+}
+
+impl<E> All<E> {
+    pub(super) fn add(&mut self, one: Result<Outcome, E>) {
+        match (&self.0, one) {
+            (Err(_), _) | (_, Ok(Outcome::Right)) | (Ok(Outcome::Conflict), Ok(_)) => {}
+            (_, one) => self.0 = one,
+        }
+    }
+
+    pub(super) fn outcome(self) -> Result<Outcome, E> {
+        self.0
+    }
+}
+
+/// The nodes on which another webhook takes our taint away, and when to try again.
+#[derive(Debug, Default)]
+pub(super) struct Fights(HashMap<String, (Instant, Duration)>);
+
+impl Fights {
+    const FIRST: Duration = Duration::from_secs(5);
+    const LONGEST: Duration = Duration::from_secs(600);
+
+    fn is_pausing(&self, node: &str, now: Instant) -> bool {
+        self.0.get(node).is_some_and(|(next, _)| now < *next)
+    }
+
+    /// Returns how long nothing is tried.
+    fn lost(&mut self, node: &str, now: Instant) -> Duration {
+        let pause = self.0.get(node).map_or(Self::FIRST, |(_, pause)| Self::LONGEST.min(*pause * 2));
+        self.0.insert(node.to_owned(), (now + pause, pause));
+        pause
+    }
+
+    fn won(&mut self, node: &str) {
+        self.0.remove(node);
+    }
+
+    pub(super) fn forget_all_but(&mut self, nodes: &observed::Kept<observed::Node>) {
+        self.0.retain(|name, _| nodes.get(&(String::new(), name.clone())).is_some());
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use axum::http;
+    use kube::{Client, client::Body};
+
     use super::*;
+    use crate::{
+        controller::{events::Events, tally::Tally},
+        telemetry::ControllerMetrics,
+    };
 
     fn node(taints: Option<Value>) -> Node {
         let mut node = json!({"metadata": {"name": "n", "resourceVersion": "7"}, "spec": {}});
@@ -144,5 +290,79 @@ mod tests {
         let patch = LAST_RESORT.plan(&node(None), true).unwrap();
         let mut newer = json!({"metadata": {"resourceVersion": "8"}, "spec": {}});
         assert!(json_patch::patch(&mut newer, &patch).is_err());
+    }
+
+    #[test]
+    fn a_fight_with_another_webhook_gets_rarer_and_ends_when_the_taint_stays() {
+        let (mut fights, start) = (Fights::default(), Instant::now());
+        let pauses: Vec<_> = (0..9).map(|_| fights.lost("n", start).as_secs()).collect();
+        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 320, 600, 600]);
+        assert!(fights.is_pausing("n", start + Duration::from_secs(599)));
+        assert!(!fights.is_pausing("n", start + Duration::from_secs(600)) && !fights.is_pausing("other", start));
+        fights.won("n");
+        assert_eq!(fights.lost("n", start), Fights::FIRST);
+        fights.forget_all_but(&observed::Kept::default());
+        assert!(fights.0.is_empty(), "a node that is recreated is tried at once");
+    }
+
+    /// An API server whose nodes have no taints: `forbidden` cannot be written, and what is written to `stripped` is not kept.
+    fn context() -> Context {
+        let server = tower::service_fn(async |request: http::Request<Body>| {
+            let name = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+            let taints = match (request.method(), name.as_str()) {
+                (&http::Method::PATCH, "open") => json!([{"key": LAST_RESORT.key, "effect": LAST_RESORT.effect}]),
+                _ => json!([]),
+            };
+            let (status, body) = match (request.method(), name.as_str()) {
+                (&http::Method::PATCH, "forbidden") => (403, json!({"status": "Failure", "code": 403})),
+                _ => (200, json!({"metadata": {"name": name, "resourceVersion": "7"}, "spec": {"taints": taints}})),
+            };
+            let body = Body::from(body.to_string().into_bytes());
+            Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap())
+        });
+        let client = Client::new(server, "default");
+        Context {
+            events: Events::new(client.clone(), "pod"),
+            client,
+            namespace: "spillway-system".to_owned(),
+            configuration: tokio::sync::watch::Sender::new(std::sync::Arc::default()).subscribe(),
+            tally: Tally::default(),
+            metrics: ControllerMetrics::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn one_node_that_cannot_be_written_keeps_no_other_from_its_turn_and_what_is_done_and_undone_is_told() {
+        let (context, mut fights) = (context(), Fights::default());
+        let node = |name: &str| (observed::Node { name: name.to_owned(), ..observed::Node::default() }, true);
+        let nodes = ["forbidden", "stripped", "open"].map(node);
+        let error = context.write_taints(LAST_RESORT, &nodes, &mut fights).await.unwrap_err();
+        assert_eq!(error.node, "forbidden");
+        let told = |context: &Context| {
+            let told = context.tally.due(Instant::now()).into_iter();
+            told.map(|(about, happening, _)| (about.name.unwrap(), happening.reason)).collect::<Vec<_>>()
+        };
+        let expected = [("open", "LastResortTaint"), ("stripped", "TaintStripped")];
+        assert_eq!(told(&context), expected.map(|(node, reason)| (node.to_owned(), reason)));
+        assert!(fights.is_pausing("stripped", Instant::now()) && !fights.is_pausing("open", Instant::now()));
+        let (context, mut fights) = (self::context(), Fights::default());
+        context.write_taints(FULL, &nodes[1..2], &mut fights).await.unwrap();
+        assert_eq!(told(&context), [("stripped".to_owned(), "TaintStripped")], "whichever taint it is");
+    }
+
+    #[test]
+    fn what_many_writes_come_to_is_the_first_error_then_a_conflict_then_a_change() {
+        let all = |outcomes: &[Result<Outcome, u8>]| {
+            let mut all = All::default();
+            for one in outcomes {
+                all.add(*one);
+            }
+            all.outcome()
+        };
+        let (right, changed, conflict) = (Ok(Outcome::Right), Ok(Outcome::Changed), Ok(Outcome::Conflict));
+        assert_eq!(all(&[right, right]), right);
+        assert_eq!(all(&[right, changed, right]), changed);
+        assert_eq!(all(&[changed, conflict, changed]), conflict);
+        assert_eq!(all(&[conflict, Err(1), changed, Err(2)]), Err(1));
     }
 }

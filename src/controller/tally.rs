@@ -91,7 +91,7 @@ impl Tally {
     }
 
     /// What is to be told now; it counts as told.
-    fn due(&self, now: Instant) -> Vec<(ObjectReference, Happening, String)> {
+    pub(super) fn due(&self, now: Instant) -> Vec<(ObjectReference, Happening, String)> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_fresh =
             |gathered: &Gathered| gathered.told.is_some_and(|told| now.duration_since(told) < gathered.happening.every);

@@ -40,6 +40,12 @@ impl Caches {
         metrics
     }
 
+    /// The caches are given up. Interruptions stay counted.
+    pub fn forget(&self) {
+        self.synced.clear();
+        self.last_event.clear();
+    }
+
     /// The metrics of one cache, at zero at first; its name is of a closed set.
     pub fn of(&self, cache: &'static str) -> CacheMetrics {
         let labels = CacheLabels { cache };

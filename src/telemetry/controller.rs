@@ -41,7 +41,7 @@ impl ControllerMetrics {
         r.register("leader", "Whether this replica is the one that acts", metrics.leader.clone());
         r.register(
             "reconciles",
-            "Rounds of the reconcilers, by result: success, conflict (somebody else wrote meanwhile), failure",
+            "Rounds of the reconcilers, by result: success, conflict (somebody else wrote meanwhile), early (not everything that it rests on has arrived), failure",
             metrics.reconciles.clone(),
         );
         r.register_with_unit(
@@ -73,6 +73,7 @@ impl ControllerMetrics {
             self.ca_certificates.clear();
             self.identity.forget();
             self.overflow.forget();
+            self.caches.forget();
         }
     }
 
@@ -130,5 +131,23 @@ mod tests {
             text.contains(r#"spillway_reconcile_last_success_timestamp_seconds{reconciler="ca-bundle"}"#),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_caches_of_a_former_leader_are_not_told_of() {
+        let mut registry = crate::telemetry::registry();
+        let metrics = ControllerMetrics::new(&mut registry);
+        metrics.leads(true);
+        let cache = metrics.caches.of("namespaces");
+        cache.filled();
+        cache.interrupted();
+        assert!(crate::telemetry::encode(&registry).contains(r#"spillway_cache_synced{cache="namespaces"} 1"#));
+        metrics.leads(false);
+        let text = crate::telemetry::encode(&registry);
+        assert!(
+            !text.contains("spillway_cache_synced{") && !text.contains("_cache_last_event_timestamp_seconds{"),
+            "{text}"
+        );
+        assert!(text.contains(r#"spillway_cache_watch_errors_total{cache="namespaces"} 1"#), "{text}");
     }
 }

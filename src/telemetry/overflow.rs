@@ -15,6 +15,17 @@ labels!(CauseLabels { cause });
 labels!(DecisionLabels { decision });
 labels!(ProblemLabels { problem });
 
+/// What may be done, and what may come of it.
+const ACTIONS: [(&[&str], &[&str]); 4] = [
+    (&["add_taint", "remove_taint"], &["success", "conflict", "stripped", "failure"]),
+    (&["cordon", "uncordon"], &["success", "conflict", "failure"]),
+    (&["start_clock", "burst", "heal"], &["success", "conflict", "failure"]),
+    (&["evict"], &["success", "gone", "refused", "unproven", "blocked"]),
+];
+
+/// What may be decided on a pod that was missed.
+const DECISIONS: [&str; 7] = ["prefer", "late", "bridge", "require", "stay", "opted_out", "unknown"];
+
 /// How many pods marked `late` are unschedulable, by what becomes of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Late {
@@ -104,19 +115,24 @@ impl OverflowMetrics {
             "Pods of Spillway on virtual nodes that the VMs, as they are now, have room for",
             metrics.while_vms_have_room.clone(),
         );
+        for (actions, results) in ACTIONS {
+            for &action in actions {
+                for &result in results {
+                    metrics.actions.get_or_create_owned(&ActionLabels { action, result });
+                }
+            }
+        }
+        metrics.forget();
         metrics
     }
 
-    /// What only a leader knows is not known here.
+    /// What only a leader knows is not known here: zero, as before it led.
     pub fn forget(&self) {
-        self.late.clear();
-        self.closed.clear();
-        self.failing.set(0);
-        self.missed.clear();
-        self.problems.clear();
-        for gauge in [&self.with_kube_proxy, &self.prefer_drains, &self.while_vms_have_room] {
-            gauge.set(0);
-        }
+        self.late(Late::default());
+        self.closed(false, false, 0);
+        self.missed(BTreeMap::new());
+        self.ghosts(0);
+        self.advice(Advice::default());
     }
 
     /// Virtual nodes that nobody runs.
@@ -142,9 +158,9 @@ impl OverflowMetrics {
     }
 
     /// Scheduled pods that the webhook has missed, by what would be decided on them; the words are of a closed set.
-    pub fn missed(&self, counts: BTreeMap<&'static str, u64>) {
-        self.missed.clear();
-        for (decision, count) in counts {
+    pub fn missed(&self, mut counts: BTreeMap<&'static str, u64>) {
+        for decision in DECISIONS {
+            let count = counts.remove(decision).unwrap_or_default();
             self.missed.get_or_create(&DecisionLabels { decision }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
@@ -169,5 +185,36 @@ impl OverflowMetrics {
     /// Something was done to a node or a pod, or could not be; both words are of closed sets.
     pub fn acted(&self, action: &'static str, result: &'static str) {
         self.actions.get_or_create(&ActionLabels { action, result }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sample_is_there_before_anything_has_happened_and_again_when_a_leader_stands_by() {
+        let mut registry = crate::telemetry::registry();
+        let metrics = OverflowMetrics::new(&mut registry);
+        let fresh = crate::telemetry::encode(&registry);
+        for line in [
+            r#"spillway_actions_total{action="add_taint",result="stripped"} 0"#,
+            r#"spillway_actions_total{action="evict",result="unproven"} 0"#,
+            r#"spillway_late_pods{state="closed"} 0"#,
+            r#"spillway_virtual_nodes_closed{cause="breaker"} 0"#,
+            r#"spillway_missed_pods{decision="unknown"} 0"#,
+            r#"spillway_virtual_node_problems{problem="nearly_full"} 0"#,
+        ] {
+            assert!(fresh.contains(line), "{line}\n{fresh}");
+        }
+        metrics.late(Late { closed: 1, ..Late::default() });
+        metrics.closed(true, true, 1);
+        metrics.missed([("prefer", 1), ("stay", 2)].into());
+        metrics.ghosts(1);
+        metrics.advice(Advice { nearly_full: 1, with_kube_proxy: 1, ..Advice::default() });
+        assert!(crate::telemetry::encode(&registry).contains(r#"spillway_missed_pods{decision="stay"} 2"#));
+        metrics.forget();
+        let samples = |text: &str| text.lines().map(ToOwned::to_owned).collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(samples(&crate::telemetry::encode(&registry)), samples(&fresh));
     }
 }

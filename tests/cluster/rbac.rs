@@ -2,19 +2,21 @@
 //!
 //! The rights are read from the manifest, so that one which is added there needs a line in the table below.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, thread, time::Duration};
 
 use serde_json::{Value, json};
 
 use crate::{
     admission::pod,
     certificates::Installed,
+    configuration::Volume,
     harness::{
         ControlPlane, Controller, Namespace, Sandbox, Webhook, control_plane, eventually, sandbox,
         webhook_configuration,
     },
     identity_checks::{Watched, azure_workload_identity},
     packaging::manifests,
+    virtual_nodes::virtual_node,
 };
 
 /// One verb on one kind, as RBAC grants it.
@@ -41,7 +43,7 @@ enum Breaks {
     Certificates,
     /// Identity is not checked in full, and the log says what is forbidden.
     Identity,
-    /// The overflow is not kept in order, and the log says what is forbidden.
+    /// The overflow is not kept in order, and the log or a metric says what is forbidden.
     Overflow,
 }
 use Breaks::{Binding, Certificates, Following, Identity, Lookup, Overflow, Readiness};
@@ -381,4 +383,87 @@ fn without_any_one_of_its_rights_the_controller_cannot_check_identity_in_full() 
             (complaints(&controller.log()) == expected).then_some(())
         });
     }
+}
+
+/// A pod that the webhook has missed and that a budget keeps where it is, so that every controller tries to evict it; and, from then
+/// on, a webhook that answers.
+fn missed_and_held(plane: &ControlPlane, namespace: &Namespace) -> Webhook {
+    // What is created at the same time as its namespace opts in was not missed.
+    thread::sleep(Duration::from_secs(3));
+    let labels = json!({"app": "held"});
+    let containers = json!([{"name": "c", "image": "registry.example/c"}]);
+    namespace.create(&json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "held"},
+        "spec": {"replicas": 1, "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": containers}}},
+    }));
+    namespace.create(&json!({
+        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "held"},
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": labels}},
+    }));
+    namespace.kubectl(&["rollout", "status", "deployment/held", "--timeout=60s"], "");
+    let signer = Controller::start(plane, "overflow-rights-signer", &[]);
+    let webhook = Webhook::start_self_managed(plane, "overflow-rights-webhook", &[]).ready();
+    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    eventually("the webhook to answer", || {
+        namespace.dry_run(&pod("trial", &json!({})))["metadata"]["annotations"]["spillway.dev/decision"]
+            .as_str()
+            .map(drop)
+    });
+    drop(signer);
+    webhook
+}
+
+#[test]
+fn without_any_one_of_its_rights_the_controller_cannot_keep_overflow_in_order() {
+    const TRIED: &str = "spillway_actions_total{action=\"evict\",result=";
+    const STRANGE: &str = "overflow-rights";
+    let installed = Installed::new();
+    let plane = installed.plane();
+    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
+    let (missed, late) = (plane.namespace(Some("enabled")), {
+        plane.annotated_namespace(Some("autoscaled"), &json!({"spillway.dev/late-after": "0s"}))
+    });
+    let _webhook = missed_and_held(plane, &missed);
+    // A virtual node that no pod goes to, and whose own pod is looked for.
+    virtual_node(plane, STRANGE, "example.com/strange");
+    let volume = Volume::new("overflow-rights-volume", "missed: {evict: true}");
+    let rights = rights(plane);
+    let of_controller: Vec<_> = rights.iter().filter(|right| right.account == "spillway-controller").collect();
+    // Each finds a taint to write, a pod to let onto virtual nodes, one to evict, and a node whose pod is gone.
+    let controller = |name: &str, rights: &[&Right]| {
+        plane.kubectl(&["-n", "spillway-system", "delete", "--ignore-not-found", "lease/spillway-controller"]);
+        plane.try_kubectl(&["taint", "node", STRANGE, "spillway.dev/last-resort-"], "");
+        let large = json!([{"name": "c", "image": "registry.example/c", "resources": {"requests": {"cpu": "20"}}}]);
+        late.create(&pod(name, &json!({"spec": {"containers": large}})));
+        let kubeconfig = kubeconfig_with(plane, name, rights);
+        Controller::start_as(plane, name, &kubeconfig, &["--config", &volume.file()])
+    };
+    let whole = controller("overflow-rights-all", &of_controller);
+    eventually("everything to be done", || {
+        let node = late.kubectl(&["get", "pod", "overflow-rights-all", "-o", "jsonpath={.spec.nodeName}"], "");
+        let taints = plane.kubectl(&["get", "node", STRANGE, "-o", "jsonpath={.spec.taints}"]);
+        let is_blocked = whole.metric(&format!("{TRIED}\"blocked\"}}")) > 0;
+        (node == "virtualnode-0" && taints.contains("last-resort") && is_blocked).then_some(())
+    });
+    assert_eq!(complaints(&whole.log()), BTreeSet::new(), "every right that is used is there");
+    drop(whole);
+
+    for (i, right) in of_controller.iter().enumerate() {
+        if !matches!(needs(&right.account, &right.resource, &right.verb), Some(Overflow)) {
+            continue;
+        }
+        let less: Vec<_> = of_controller.iter().filter(|other| *other != right).copied().collect();
+        let controller = controller(&format!("overflow-rights-{i}"), &less);
+        let expected = BTreeSet::from([format!("{} {}", right.verb, right.resource)]);
+        eventually(&format!("{expected:?} to be missed"), || {
+            let is_missed = match (right.resource.as_str(), right.verb.as_str()) {
+                // Whatever refuses a dry run would refuse the pod: that is counted, and no failure.
+                ("pods", "create") => controller.metric(&format!("{TRIED}\"refused\"}}")) > 0,
+                _ => complaints(&controller.log()) == expected,
+            };
+            is_missed.then_some(())
+        });
+    }
+    plane.kubectl(&["delete", "node", STRANGE]);
 }

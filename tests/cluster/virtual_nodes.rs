@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The node of this pod, which virtual nodes of the second generation are run by.
-fn virtual_node(plane: &ControlPlane, name: &str, taint: &str) {
+pub(crate) fn virtual_node(plane: &ControlPlane, name: &str, taint: &str) {
     let labels = json!({
         "type": "virtual-kubelet", "virtualization": "virtualnode2",
         "microsoft.containerinstance.virtualnode.podname": name,

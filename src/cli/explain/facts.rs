@@ -134,7 +134,7 @@ impl Facts {
         if labels.iter().any(|(k, v)| (k, v) == (key, value)) {
             let taints = document.value.pointer("/spec/taints").and_then(Value::as_array);
             let keys: Vec<_> = taints.into_iter().flatten().filter_map(|taint| taint.get("key")?.as_str()).collect();
-            if !keys.contains(&FULL_TAINT) {
+            if !keys.contains(&FULL_TAINT) && takes_pods(&document.value) {
                 self.open.insert(name.clone());
             }
             if keys.contains(&LAST_RESORT_TAINT) {
@@ -205,7 +205,7 @@ impl Facts {
         self.last_resorts.contains(node)
     }
 
-    /// Whether there are virtual nodes, and a cap or the breaker has closed all of them.
+    /// Whether there are virtual nodes, and none of them takes pods: a cap or the breaker has closed it, it is cordoned, or not Ready.
     pub(super) fn are_virtual_nodes_closed(&self) -> bool {
         self.knows_virtual_nodes() && self.open.is_empty()
     }
@@ -223,6 +223,43 @@ impl Facts {
     }
 }
 
+/// Whether a node is Ready and not cordoned. One that is given in a file may have no status, which says nothing of that.
+fn takes_pods(node: &Value) -> bool {
+    let is_cordoned = node.pointer("/spec/unschedulable").and_then(Value::as_bool).unwrap_or_default();
+    let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
+    let is_ready = |condition: &Value| {
+        let field = |name: &str| condition.get(name).and_then(Value::as_str);
+        (field("type"), field("status")) == (Some("Ready"), Some("True"))
+    };
+    !is_cordoned && conditions.is_none_or(|conditions| conditions.iter().any(is_ready))
+}
+
 fn owned(map: Option<&StringMap<'_>>) -> Strings {
     map.into_iter().flat_map(StringMap::iter).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn virtual_nodes_are_closed_when_none_takes_pods_for_whatever_reason() {
+        let is_closed = |changes: Value| {
+            let mut node = json!({"apiVersion": "v1", "kind": "Node",
+                "metadata": {"name": "v", "labels": {"type": "virtual-kubelet"}},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+            json_patch::merge(&mut node, &changes);
+            let selector = crate::config::Configuration::default().virtual_nodes.selector;
+            let mut facts = Facts::new("enabled", &[], &selector);
+            facts.learn(&[Document { source: "test".to_owned(), value: node }]).unwrap();
+            facts.are_virtual_nodes_closed()
+        };
+        assert!(!is_closed(json!({})));
+        assert!(!is_closed(json!({"status": null})), "a manifest says nothing of that");
+        assert!(is_closed(json!({"spec": {"taints": [{"key": FULL_TAINT, "effect": "NoSchedule"}]}})));
+        assert!(is_closed(json!({"spec": {"unschedulable": true}})));
+        assert!(is_closed(json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}})));
+    }
 }

@@ -198,7 +198,7 @@ impl Live {
             }
             let pods: Api<Pod> = Api::namespaced(self.client.clone(), name);
             for node in &virtual_nodes {
-                let of_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
+                let of_node = ListParams::default().fields(&on(node));
                 match patiently(pods.list_metadata(&of_node)).await {
                     Ok(list) => *found.on_virtual.entry(name.clone()).or_default() += list.items.len(),
                     Err(error) => found.cannot_read("pods", &error),
@@ -230,6 +230,11 @@ impl Live {
         }
         Ok(())
     }
+}
+
+/// Selects the pods that have a place on a node, as the controller counts them: those that are on their way out have one.
+fn on(node: &str) -> String {
+    format!("spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed")
 }
 
 /// What decisions rest on.

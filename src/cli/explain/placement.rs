@@ -135,8 +135,8 @@ mod tests {
 
     /// Of a pod with these annotations on this node.
     fn placement(annotations: &Value, node: &str) -> Placement {
-        let (configuration, none) = (Configuration::default(), Overrides::default());
-        let settings = configuration.settings("enabled", &none, &none);
+        let (configuration, nothing) = (Configuration::default(), Overrides::default());
+        let settings = configuration.settings("enabled", &nothing, &nothing);
         let mut facts = Facts::new("enabled", &[], &configuration.virtual_nodes.selector);
         let node_of = |name: &str, labels: Value, taints: Value| Document {
             source: String::new(),

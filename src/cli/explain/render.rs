@@ -136,7 +136,10 @@ fn remarks(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     }
     if let Verdict::Burst(mode) = one.decision.verdict {
         if one.is_closed {
-            writeln!(out, "  all virtual nodes are closed (taint {FULL_TAINT}), by maxPods or the circuit breaker")?;
+            writeln!(
+                out,
+                "  all virtual nodes are closed (taint {FULL_TAINT}, by maxPods or the circuit breaker), cordoned or not Ready"
+            )?;
         }
         if let (Mode::Late, Some(count)) = (mode, one.at_cap) {
             writeln!(out, "  the namespace has {count} pods on virtual nodes and maxPods lets no more overflow late")?;

@@ -86,7 +86,7 @@ impl Observed {
     }
 }
 
-const NODES: Kind<core::Node, Node> = Kind { plural: "nodes", read: Node::read };
+const NODES: Kind<node::Lean, Node> = Kind { plural: "nodes", read: Node::read };
 const WAITING: Kind<core::Pod, Waiting> = Kind { plural: "unscheduled pods", read: Waiting::read };
 const ASSIGNED: Kind<Lean, Assigned> = Kind { plural: "scheduled pods", read: Assigned::read };
 const ON_VIRTUAL: Kind<core::Pod, VirtualPod> = Kind { plural: "pods on virtual nodes", read: VirtualPod::read };

@@ -1,12 +1,19 @@
 //! A node, as far as overflow is concerned.
 
-use k8s_openapi::{api::core::v1 as core, jiff::Timestamp};
+use std::borrow::Cow;
+
+use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use kube::{Resource, api::ObjectMeta};
+use serde::Deserialize;
 
 use super::Requests;
 use crate::{
     config::Selector,
     pod::{NodeView, Quantity},
 };
+
+/// The label that only virtual nodes of the second generation carry (microsoft/virtualnodesOnAzureContainerInstances README.md).
+const SECOND_GENERATION: (&str, &str) = ("virtualization", "virtualnode2");
 
 /// A node.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -31,29 +38,32 @@ pub(in crate::controller) struct Node {
 
 impl Node {
     /// Nothing for one without a name.
-    pub(in crate::controller) fn read(node: core::Node) -> Option<Self> {
-        let (spec, status) = (node.spec.unwrap_or_default(), node.status.unwrap_or_default());
+    pub(in crate::controller) fn read(Lean { metadata, spec, status }: Lean) -> Option<Self> {
         let ready = status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
-        let allocatable = status.allocatable.unwrap_or_default();
-        let amount =
-            |name: &str| allocatable.get(name).and_then(|amount| Quantity::parse(&amount.0).ok()).unwrap_or_default();
+        let Allocatable { cpu, memory, pods } = status.allocatable;
+        let amount = |amount: Option<String>| amount.and_then(|text| Quantity::parse(&text).ok()).unwrap_or_default();
         Some(Self {
-            name: node.metadata.name?,
-            uid: node.metadata.uid,
-            labels: node.metadata.labels.unwrap_or_default().into_iter().collect(),
+            name: metadata.name?,
+            uid: metadata.uid,
+            labels: metadata.labels.unwrap_or_default().into_iter().collect(),
             taints: spec.taints.unwrap_or_default(),
             is_cordoned: spec.unschedulable.unwrap_or_default(),
             ready_since: ready
                 .filter(|condition| condition.status == "True")
                 .map(|condition| condition.last_transition_time.map_or(Timestamp::UNIX_EPOCH, |time| time.0)),
-            allocatable: Requests { cpu: amount("cpu"), memory: amount("memory") },
-            pods: amount("pods").units(),
+            allocatable: Requests { cpu: amount(cpu), memory: amount(memory) },
+            pods: amount(pods).units(),
         })
     }
 
     /// Whether this selects it.
     pub(in crate::controller) fn is_virtual(&self, selector: &Selector) -> bool {
         self.label(&selector.key) == Some(&selector.value)
+    }
+
+    /// Whether it is a virtual node of the second generation, if it is one.
+    pub(in crate::controller) fn is_second_generation(&self) -> bool {
+        self.label(SECOND_GENERATION.0) == Some(SECOND_GENERATION.1)
     }
 
     /// The value of a label.
@@ -80,5 +90,95 @@ impl Node {
             uid: self.uid.clone(),
             ..core::ObjectReference::default()
         }
+    }
+}
+
+/// A node, decoded as far as it is read: most of one is the list of its images.
+#[derive(Debug, Clone, Deserialize)]
+pub(in crate::controller) struct Lean {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: LeanSpec,
+    #[serde(default)]
+    status: LeanStatus,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct LeanSpec {
+    taints: Option<Vec<core::Taint>>,
+    unschedulable: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct LeanStatus {
+    conditions: Option<Vec<Condition>>,
+    #[serde(default)]
+    allocatable: Allocatable,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Condition {
+    #[serde(rename = "type")]
+    type_: String,
+    status: String,
+    last_transition_time: Option<Time>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Allocatable {
+    cpu: Option<String>,
+    memory: Option<String>,
+    pods: Option<String>,
+}
+
+impl Resource for Lean {
+    type DynamicType = ();
+    type Scope = kube::core::ClusterResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        core::Node::kind(&())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        core::Node::group(&())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        core::Node::version(&())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        core::Node::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_read_of_a_node_is_not_decoded() {
+        let status = json!({
+            "allocatable": {"cpu": "3860m", "memory": "12Gi", "pods": "110", "ephemeral-storage": "119703055367"},
+            "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T12:00:00Z", "reason": 1}],
+            "images": "not even a list",
+        });
+        let node = json!({"metadata": {"name": "vm", "labels": {"a": "b"}}, "spec": {"podCIDR": 1}, "status": status});
+        let node = Node::read(serde_json::from_value(node).unwrap()).unwrap();
+        assert_eq!((node.name.as_str(), node.label("a"), node.pods), ("vm", Some("b"), 110));
+        assert_eq!(node.ready_since, Some("2026-01-01T12:00:00Z".parse().unwrap()));
+        let amount = |text| Quantity::parse(text).unwrap();
+        assert_eq!(node.allocatable, Requests { cpu: amount("3860m"), memory: amount("12Gi") });
     }
 }

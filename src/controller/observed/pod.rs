@@ -23,6 +23,8 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 const PROVIDER_FAILED: &str = "ProviderFailed";
 /// The annotation that opts out of kube-proxy (microsoft/virtualnodesOnAzureContainerInstances Docs/PodCustomizations.md).
 const INJECT_KUBE_PROXY: &str = "microsoft.containerinstance.virtualnode.injectkubeproxy";
+/// The annotation of a confidential pod, beside which nothing runs that its policy does not name (the same document).
+const CCE_POLICY: &str = "microsoft.containerinstance.virtualnode.ccepolicy";
 
 /// What a pod asks for, of what the scheduler counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -268,19 +270,27 @@ impl kube::Resource for Lean {
     }
 }
 
-/// A pod on a virtual node. One that is over is none, unless the provider has failed to run it.
+/// A pod on a virtual node. One that is over is none, unless the provider has failed to run it; one that is on its way out is, for it
+/// has its place until it is gone.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "what is true of a pod, each by itself")]
 pub(in crate::controller) struct VirtualPod {
     /// Who it is.
     pub(in crate::controller) owned: Owned,
     /// When it was bound to the node.
     pub(in crate::controller) bound: Timestamp,
-    /// Whether it runs or has run.
+    /// Whether it is on its way out.
+    pub(in crate::controller) is_going: bool,
+    /// Whether it has ended, so that it holds no place any more.
+    pub(in crate::controller) is_over: bool,
+    /// Whether any container of it runs or has run.
     pub(in crate::controller) has_started: bool,
     /// Whether the virtual kubelet says that its provider could not run it.
     pub(in crate::controller) is_failed: bool,
-    /// Whether a kube-proxy runs beside it.
+    /// Whether a kube-proxy runs beside it, where virtual nodes have one.
     pub(in crate::controller) has_kube_proxy: bool,
+    /// Whether it has to be near other pods.
+    pub(in crate::controller) has_pod_affinity: bool,
     /// What it asks for.
     pub(in crate::controller) requests: Requests,
     /// The pod as JSON, without what scheduling does not need.
@@ -293,24 +303,29 @@ impl VirtualPod {
         let phase = status.and_then(|status| status.phase.as_deref());
         let is_failed = status.and_then(|status| status.reason.as_deref()) == Some(PROVIDER_FAILED);
         let is_over = matches!(phase, Some("Succeeded" | "Failed"));
-        if pod.metadata.deletion_timestamp.is_some() || (is_over && !is_failed) {
+        if is_over && !is_failed {
             return None;
         }
         let owned = Owned::read(&pod.metadata);
         let mut conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
         let scheduled = conditions.find(|condition| condition.type_ == "PodScheduled");
         let bound = scheduled.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0);
-        let annotation = pod.metadata.annotations.as_ref().and_then(|all| all.get(INJECT_KUBE_PROXY));
-        let has_kube_proxy = annotation.is_none_or(|value| !value.eq_ignore_ascii_case("false"));
-        let has_started = phase == Some("Running");
+        let annotation = |key: &str| pod.metadata.annotations.as_ref().and_then(|all| all.get(key));
+        let has_kube_proxy = annotation(CCE_POLICY).is_none()
+            && annotation(INJECT_KUBE_PROXY).is_none_or(|value| !value.eq_ignore_ascii_case("false"));
+        let has_started = phase == Some("Running") || status.is_some_and(has_started);
+        let (is_going, has_pod_affinity) = (pod.metadata.deletion_timestamp.is_some(), has_pod_affinity(&pod));
         let text = text(pod);
         let requests = from_json(&text).map(|pod: Pod<'_>| Requests::of(&pod)).unwrap_or_default();
         Some(Self {
             bound: bound.unwrap_or(owned.created),
             owned,
+            is_going,
+            is_over,
             has_started,
             is_failed,
             has_kube_proxy,
+            has_pod_affinity,
             requests,
             text,
         })
@@ -320,6 +335,20 @@ impl VirtualPod {
     pub(in crate::controller) fn pod(&self) -> Option<Pod<'_>> {
         from_json(&self.text).ok()
     }
+}
+
+/// Whether any container runs or has run: while init containers do their work, which may take long, the phase is `Pending`.
+fn has_started(status: &core::PodStatus) -> bool {
+    let containers = [&status.init_container_statuses, &status.container_statuses].into_iter().flatten().flatten();
+    let mut all = containers.flat_map(|container| [&container.state, &container.last_state]).flatten();
+    all.any(|state| state.running.is_some() || state.terminated.is_some())
+}
+
+/// Whether it requires other pods to be near. The view of a pod, which the webhook reads too, does not have that.
+fn has_pod_affinity(pod: &core::Pod) -> bool {
+    let affinity = pod.spec.as_ref().and_then(|spec| spec.affinity.as_ref()?.pod_affinity.as_ref());
+    let required = affinity.and_then(|terms| terms.required_during_scheduling_ignored_during_execution.as_ref());
+    required.is_some_and(|terms| !terms.is_empty())
 }
 
 /// The pod as JSON, as far as scheduling is concerned.
