@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::stream;
 use json_patch::Patch as JsonPatch;
 use k8s_openapi::{
     api::core::v1::{Namespace, ObjectReference},
@@ -17,11 +17,13 @@ use k8s_openapi::{
 };
 use kube::{Api, api::Patch};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{
     Context, each,
     observed::{Kept, Name, Node, Observed, OnVirtual, Waiting},
-    pods::{AT_ONCE, PodError, guarded, together, write},
+    pauses::Pauses,
+    pods::{PodError, guarded, together, write},
     reconcile::{Alarm, Outcome, repeat},
     room,
     taints::FULL,
@@ -61,9 +63,17 @@ enum LateError {
 pub(super) async fn run(context: &Context, observed: &Observed, cluster: &Cluster) {
     let alarm = Alarm::default();
     let changes = [each(observed.waiting.clone()), each(context.configuration.clone()), alarm.rings()];
-    let mut last = None;
-    let round = async || round(context, observed, cluster, &alarm, &mut last).await;
+    let mut memory = Memory::default();
+    let round = async || round(context, observed, cluster, &alarm, &mut memory).await;
     Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
+}
+
+/// What is known from one round to the next. A new leader begins without it.
+#[derive(Debug, Default)]
+struct Memory {
+    /// When pods were let onto virtual nodes last.
+    last: Option<Instant>,
+    pauses: Pauses,
 }
 
 async fn round(
@@ -71,19 +81,22 @@ async fn round(
     observed: &Observed,
     cluster: &Cluster,
     alarm: &Alarm,
-    last: &mut Option<tokio::time::Instant>,
+    Memory { last, pauses }: &mut Memory,
 ) -> Result<Outcome, LateError> {
     let configuration = context.configuration.borrow().clone();
     let is_too_soon = last.is_some_and(|last| last.elapsed() < BEAT);
     let plan = {
+        let waiting = observed.waiting.borrow();
+        pauses.retain(waiting.values().map(|pod| pod.owned.uid.as_str()));
         let seen = Seen {
             now: Timestamp::now(),
             configuration: &configuration,
             snapshot: &cluster.snapshot(),
-            waiting: &observed.waiting.borrow(),
+            waiting: &waiting,
             nodes: &observed.nodes.borrow(),
             on_virtual: &observed.on_virtual.borrow(),
             coming: &observed.coming.borrow(),
+            pauses,
             may_let: !is_too_soon,
         };
         plan(&seen)
@@ -95,11 +108,11 @@ async fn round(
     if let Some(next) = plan.next {
         alarm.set(next);
     }
-    let clocks = start_clocks(context, plan.clocks).await?;
+    let clocks = start_clocks(context, plan.clocks, pauses).await?;
     if !plan.burst.is_empty() {
-        *last = Some(tokio::time::Instant::now());
+        *last = Some(Instant::now());
     }
-    let burst = let_go(context, &configuration, plan.burst).await?;
+    let burst = let_go(context, &configuration, plan.burst, pauses).await?;
     Ok(if clocks == Outcome::Changed { clocks } else { burst })
 }
 
@@ -112,6 +125,8 @@ struct Seen<'s> {
     nodes: &'s Kept<Node>,
     on_virtual: &'s OnVirtual,
     coming: &'s Kept<Timestamp>,
+    /// Pods that were tried in vain.
+    pauses: &'s Pauses,
     /// Whether pods may be let onto virtual nodes in this round.
     may_let: bool,
 }
@@ -120,7 +135,7 @@ struct Seen<'s> {
 #[derive(Debug, Default)]
 struct Plan {
     /// Pods that are seen unschedulable for the first time, and when.
-    clocks: Vec<(Name, Timestamp)>,
+    clocks: Vec<Clock>,
     /// Pods that get the toleration.
     burst: Vec<Due>,
     /// Pods that would get it, and why they do not, one an owner.
@@ -130,10 +145,19 @@ struct Plan {
     next: Option<Duration>,
 }
 
+/// A pod whose clock starts.
+#[derive(Debug, PartialEq)]
+struct Clock {
+    name: Name,
+    uid: String,
+    since: Timestamp,
+}
+
 /// A pod whose time has come.
 #[derive(Debug, Clone, PartialEq)]
 struct Due {
     name: Name,
+    uid: String,
     waited: Duration,
     resource_version: String,
     owner: ObjectReference,
@@ -160,6 +184,13 @@ enum Fate {
     Due { waited: Duration },
 }
 
+impl Plan {
+    /// There will be something to do after this time.
+    fn ring(&mut self, after: Duration) {
+        self.next = Some(self.next.map_or(after, |next| next.min(after)));
+    }
+}
+
 fn plan(seen: &Seen<'_>) -> Plan {
     let mut plan = Plan::default();
     // Without all nodes a VM that has just come would be overlooked.
@@ -168,16 +199,26 @@ fn plan(seen: &Seen<'_>) -> Plan {
     }
     let young: Vec<_> = seen.nodes.values().filter(|node| is_settling(node, seen)).collect();
     let mut due = Vec::new();
+    let now = Instant::now();
     for (name, pod) in seen.waiting.iter() {
-        match fate(name, pod, &young, seen) {
-            Fate::None => {}
-            Fate::Start => plan.clocks.push((name.clone(), seen.now)),
-            Fate::Wait { rest, is_coming } => {
+        let fate = fate(name, pod, &young, seen);
+        // Before anybody is counted or cut off: those that are tried in vain keep no other waiting.
+        let pause = seen.pauses.rest(&pod.owned.uid, now);
+        match (fate, pause) {
+            (Fate::None, _) => {}
+            (Fate::Wait { rest, is_coming }, _) => {
                 plan.counts.waiting += u64::from(!is_coming);
                 plan.counts.coming += u64::from(is_coming);
-                plan.next = Some(plan.next.map_or(rest, |next| next.min(rest)));
+                plan.ring(rest);
             }
-            Fate::Due { waited } => due.push((waited, name, pod)),
+            (fate, Some(pause)) => {
+                plan.counts.paced += u64::from(fate != Fate::Start);
+                plan.ring(pause);
+            }
+            (Fate::Start, None) => {
+                plan.clocks.push(Clock { name: name.clone(), uid: pod.owned.uid.clone(), since: seen.now });
+            }
+            (Fate::Due { waited }, None) => due.push((waited, name, pod)),
         }
     }
     plan.clocks.truncate(CLOCKS);
@@ -216,15 +257,15 @@ fn admit(due: Vec<(Duration, &Name, &Waiting)>, seen: &Seen<'_>, plan: &mut Plan
         let is_in_time = plan.burst.len() < rate.total.get() as usize && *let_here < rate.per_namespace.get();
         if !seen.may_let || !is_in_time {
             plan.counts.paced += 1;
-            plan.next = Some(plan.next.map_or(BEAT, |next| next.min(BEAT)));
+            plan.ring(BEAT);
             continue;
         }
         let Some(patch) = patch(pod, nodes) else { continue };
         *let_here += 1;
         *count += 1;
         let (owner, resource_version) = (pod.owned.owner(), pod.resource_version.clone());
-        let overrides = overrides(pod);
-        plan.burst.push(Due { name: name.clone(), waited, resource_version, owner, overrides, patch });
+        let (uid, overrides) = (pod.owned.uid.clone(), overrides(pod));
+        plan.burst.push(Due { name: name.clone(), uid, waited, resource_version, owner, overrides, patch });
     }
 }
 
@@ -317,18 +358,23 @@ fn overflowing<'s>(seen: &Seen<'s>) -> BTreeMap<&'s str, u64> {
 }
 
 /// Writes since when pods have been unschedulable.
-async fn start_clocks(context: &Context, clocks: Vec<(Name, Timestamp)>) -> Result<Outcome, LateError> {
-    let writes = clocks.into_iter().map(|(name, since)| async move {
+async fn start_clocks(context: &Context, clocks: Vec<Clock>, pauses: &mut Pauses) -> Result<Outcome, LateError> {
+    let writes = clocks.into_iter().map(|Clock { name, uid, since }| {
         // In whole seconds, as the API server counts.
         let since = Timestamp::from_second(since.as_second()).unwrap_or(since);
-        let patch = json!({"metadata": {"annotations": {UNSCHEDULABLE_SINCE: since.to_string()}}});
-        write(context, &name, "start_clock", &Patch::Merge(patch)).await.map_err(LateError::from)
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {UNSCHEDULABLE_SINCE: since.to_string()}}}));
+        (uid, async move { write(context, &name, "start_clock", &patch).await })
     });
-    together(stream::iter(writes).buffer_unordered(AT_ONCE).collect().await)
+    Ok(together(writes.collect(), pauses).await?)
 }
 
 /// Lets pods onto virtual nodes whose namespaces still want that.
-async fn let_go(context: &Context, configuration: &Configuration, pods: Vec<Due>) -> Result<Outcome, LateError> {
+async fn let_go(
+    context: &Context,
+    configuration: &Configuration,
+    pods: Vec<Due>,
+    pauses: &mut Pauses,
+) -> Result<Outcome, LateError> {
     let names: BTreeSet<_> = pods.iter().map(|pod| pod.name.0.clone()).collect();
     let mut namespaces = BTreeMap::new();
     for name in names {
@@ -336,7 +382,7 @@ async fn let_go(context: &Context, configuration: &Configuration, pods: Vec<Due>
         namespaces.insert(name, namespace);
     }
     let namespaces = &namespaces;
-    let writes = pods.into_iter().map(|pod| async move {
+    let let_one = async |pod: Due| {
         let namespace = namespaces.get(&pod.name.0).and_then(Option::as_ref);
         let settings = namespace
             .and_then(|namespace| configuration.settings(&namespace.profile, &namespace.overrides, &pod.overrides));
@@ -352,8 +398,9 @@ async fn let_go(context: &Context, configuration: &Configuration, pods: Vec<Due>
             context.tally.note(pod.owner, BURST, note);
         }
         Ok(outcome)
-    });
-    together(stream::iter(writes).buffer_unordered(AT_ONCE).collect().await)
+    };
+    let writes = pods.into_iter().map(|pod| (pod.uid.clone(), let_one(pod)));
+    Ok(together(writes.collect(), pauses).await?)
 }
 
 /// A namespace as the API server has it now; nothing if it has not opted in, or is no more.
@@ -391,6 +438,7 @@ mod tests {
         nodes: Vec<Value>,
         on_virtual: Vec<Value>,
         coming: Vec<(Name, Timestamp)>,
+        pauses: Pauses,
         may_let: bool,
     }
 
@@ -407,6 +455,7 @@ mod tests {
                 nodes: vec![node("virtual", &json!({"type": "virtual-kubelet"}), 3600)],
                 on_virtual: Vec::new(),
                 coming: Vec::new(),
+                pauses: Pauses::default(),
                 may_let: true,
             }
         }
@@ -455,6 +504,7 @@ mod tests {
                 nodes: &nodes.collect(),
                 on_virtual: &[("virtual".to_owned(), there.collect())].into(),
                 coming: &self.coming.iter().cloned().collect(),
+                pauses: &self.pauses,
                 may_let: self.may_let,
             })
         }
@@ -475,7 +525,8 @@ mod tests {
     #[test]
     fn the_clock_starts_when_a_pod_is_first_seen_unschedulable() {
         let plan = Cluster::new().pod("shop", "new", None, same).plan();
-        assert_eq!(plan.clocks, [(("shop".to_owned(), "new".to_owned()), now())]);
+        let clocks: Vec<_> = plan.clocks.iter().map(|clock| (clock.name.1.as_str(), clock.since)).collect();
+        assert_eq!(clocks, [("new", now())]);
         assert_eq!(plan.burst, []);
         for (condition, value) in [("reason", "SchedulingGated"), ("status", "True")] {
             let gated = |pod: &mut Value| pod["status"]["conditions"][0][condition] = value.into();
@@ -575,6 +626,27 @@ mod tests {
     }
 
     #[test]
+    fn pods_that_are_refused_again_and_again_keep_no_other_waiting() {
+        let mut cluster = Cluster::configured("lateRate: {total: 1, perNamespace: 1}")
+            .pod("shop", "refused", Some(900), same)
+            .pod("shop", "next", Some(300), same);
+        assert_eq!(cluster.burst(), ["refused"]);
+        cluster.pauses.tries("refused", Instant::now());
+        let plan = cluster.plan();
+        assert_eq!(plan.burst[0].name.1, "next");
+        assert_eq!(plan.counts.paced, 1);
+        assert!(plan.next.unwrap() > BEAT, "the alarm is for the end of the pause: {:?}", plan.next);
+        for number in 0..=CLOCKS {
+            let name = format!("a{number:03}");
+            cluster = cluster.pod("shop", &name, None, same);
+            if number < CLOCKS {
+                cluster.pauses.tries(&name, Instant::now());
+            }
+        }
+        assert_eq!(cluster.plan().clocks.len(), 1);
+    }
+
+    #[test]
     fn no_pod_goes_to_virtual_nodes_that_take_nobody() {
         let taints: [fn(&mut Value); 4] = [
             |node| node["spec"] = json!({"taints": [{"key": "spillway.dev/full", "effect": "NoSchedule"}]}),
@@ -622,6 +694,7 @@ mod tests {
             nodes: &Kept::default(),
             on_virtual: &OnVirtual::default(),
             coming: &Kept::default(),
+            pauses: &Pauses::default(),
             may_let: true,
         });
         assert_eq!((plan.burst.len(), plan.clocks.len()), (0, 0));
