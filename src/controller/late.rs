@@ -101,6 +101,7 @@ async fn round(
         };
         plan(&seen)
     };
+    let Some(plan) = plan else { return Ok(Outcome::Early) };
     context.metrics.overflow.late(plan.counts);
     for withheld in plan.withheld {
         context.tally.note(withheld.owner, WITHHELD, withheld.note);
@@ -191,12 +192,23 @@ impl Plan {
     }
 }
 
-fn plan(seen: &Seen<'_>) -> Plan {
-    let mut plan = Plan::default();
-    // Without all nodes a VM that has just come would be overlooked.
-    if !seen.nodes.is_complete() || !seen.waiting.is_complete() {
-        return plan;
+/// Whether everything has arrived. Without all nodes a VM that has just come would be overlooked, without what autoscalers have said
+/// one that is on its way, and without all pods on virtual nodes a cap.
+fn is_complete(seen: &Seen<'_>) -> bool {
+    let selector = &seen.configuration.virtual_nodes.selector;
+    let is_known = |node: &Node| seen.on_virtual.get(&node.name).is_some_and(Kept::is_complete);
+    seen.nodes.is_complete()
+        && seen.waiting.is_complete()
+        && seen.coming.is_complete()
+        && seen.nodes.values().filter(|node| node.is_virtual(selector)).all(is_known)
+}
+
+/// Nothing while not everything is known.
+fn plan(seen: &Seen<'_>) -> Option<Plan> {
+    if !is_complete(seen) {
+        return None;
     }
+    let mut plan = Plan::default();
     let young: Vec<_> = seen.nodes.values().filter(|node| is_settling(node, seen)).collect();
     let mut due = Vec::new();
     let now = Instant::now();
@@ -225,7 +237,7 @@ fn plan(seen: &Seen<'_>) -> Plan {
     // Those that have waited longest go first.
     due.sort_by(|(one, a, _), (other, b, _)| other.cmp(one).then_with(|| a.cmp(b)));
     admit(due, seen, &mut plan);
-    plan
+    Some(plan)
 }
 
 /// Lets pods go as far as caps and pace permit.
@@ -483,6 +495,11 @@ mod tests {
         }
 
         fn plan(&self) -> Plan {
+            self.plan_without("").unwrap()
+        }
+
+        /// What is planned while something is not known yet.
+        fn plan_without(&self, unknown: &str) -> Option<Plan> {
             let read = |(name, pod): (&Name, &Value)| {
                 let pod: core::Pod = serde_json::from_value(pod.clone()).unwrap();
                 Some((name.clone(), Waiting::read(pod)?))
@@ -496,7 +513,7 @@ mod tests {
                 let name = (pod.metadata.namespace.clone().unwrap(), pod.metadata.name.clone().unwrap());
                 (name, crate::controller::observed::VirtualPod::read(pod).unwrap())
             });
-            plan(&Seen {
+            let mut seen = Seen {
                 now: now(),
                 configuration: &self.configuration,
                 snapshot: &self.snapshot,
@@ -506,7 +523,19 @@ mod tests {
                 coming: &self.coming.iter().cloned().collect(),
                 pauses: &self.pauses,
                 may_let: self.may_let,
-            })
+            };
+            let (waiting, nodes, coming, none) =
+                (Kept::default(), Kept::default(), Kept::default(), OnVirtual::default());
+            let half = OnVirtual::from([("virtual".to_owned(), Kept::default())]);
+            match unknown {
+                "waiting" => seen.waiting = &waiting,
+                "nodes" => seen.nodes = &nodes,
+                "the pods of a virtual node" => seen.on_virtual = &none,
+                "all of these" => seen.on_virtual = &half,
+                "coming" => seen.coming = &coming,
+                _ => {}
+            }
+            plan(&seen)
         }
 
         /// The names of the pods that get the toleration.
@@ -684,19 +713,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_decided_before_all_nodes_and_pods_are_known() {
+    fn nothing_is_decided_before_nodes_pods_and_what_autoscalers_said_are_known() {
         let cluster = Cluster::new().pod("shop", "p", Some(900), same);
-        let plan = plan(&Seen {
-            now: now(),
-            configuration: &cluster.configuration,
-            snapshot: &cluster.snapshot,
-            waiting: &Kept::default(),
-            nodes: &Kept::default(),
-            on_virtual: &OnVirtual::default(),
-            coming: &Kept::default(),
-            pauses: &Pauses::default(),
-            may_let: true,
-        });
-        assert_eq!((plan.burst.len(), plan.clocks.len()), (0, 0));
+        for unknown in ["waiting", "nodes", "the pods of a virtual node", "all of these", "coming"] {
+            assert!(cluster.plan_without(unknown).is_none(), "{unknown}");
+        }
+        assert!(cluster.plan_without("").is_some());
     }
 }
