@@ -92,7 +92,8 @@ struct Memory {
 struct Judged {
     /// For the metric; a closed set.
     word: &'static str,
-    may_burst: bool,
+    /// Whether it may be evicted to that end.
+    may_go: bool,
 }
 
 async fn round(
@@ -142,8 +143,8 @@ async fn round(
     context.metrics.overflow.missed(counts);
     if configuration.missed.evict {
         let judged = &memory.judged;
-        let may_go = scheduled.iter().filter(|pod| judged.get(&pod.owned.uid).is_some_and(|judged| judged.may_burst));
-        memory.evictions.evict(context, may_go).await?;
+        let may_go = scheduled.iter().filter(|pod| judged.get(&pod.owned.uid).is_some_and(|judged| judged.may_go));
+        memory.evictions.evict(context, may_go).await;
     }
     let is_done = is_all_read && is_all_healed && is_all_judged;
     Ok(if is_done { healed } else { Outcome::Changed })
@@ -258,7 +259,7 @@ impl Decide<'_> {
             let text = pod.to_string();
             let Ok(view) = from_json::<Pod<'_>>(&text) else {
                 // No use in reading it again and again.
-                judged.insert(owned.uid.clone(), Judged { word: "unknown", may_burst: false });
+                judged.insert(owned.uid.clone(), Judged { word: "unknown", may_go: false });
                 continue;
             };
             let Some(decision) = self.decide(&owned.namespace, &view) else { continue };
@@ -273,7 +274,8 @@ impl Decide<'_> {
                 Verdict::Stay(_) => "stay",
                 Verdict::OptedOut => "opted_out",
             };
-            judged.insert(owned.uid.clone(), Judged { word, may_burst: matches!(verdict, Verdict::Burst(_)) });
+            let may_go = matches!(verdict, Verdict::Burst(_)) && !eviction::is_protected(|key| view.annotation(key));
+            judged.insert(owned.uid.clone(), Judged { word, may_go });
         }
         Ok(is_all)
     }

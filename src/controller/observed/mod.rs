@@ -152,22 +152,20 @@ fn names(nodes: &Kept<Node>, selector: &Selector) -> BTreeSet<String> {
 
 /// Follows what autoscalers say, by the pod that it is about.
 async fn keep_coming(client: &Client, publish: &watch::Sender<Kept<Timestamp>>) {
-    let are_listed = COMING.map(|_| AtomicBool::new(false));
-    let said = |(reason, is_listed): (&'static str, &'_ AtomicBool)| {
+    let are_listed = &COMING.map(|_| AtomicBool::new(false));
+    let follow = COMING.into_iter().zip(are_listed).map(|(reason, is_listed)| {
         let fields = format!("reason={reason},involvedObject.kind=Pod");
         let source = Source { kind: &SAID, api: Api::all(client.clone()), config: pages().fields(&fields) };
-        let are_listed = &are_listed;
+        let put = move |pod, at| {
+            publish.send_if_modified(|coming| put_newest(coming, pod, at));
+        };
         let done = move || {
             is_listed.store(true, Ordering::Relaxed);
             let are_all = are_listed.iter().all(|is_listed| is_listed.load(Ordering::Relaxed));
             publish.send_if_modified(|coming| are_all && coming.complete());
         };
-        let put = move |pod, at| {
-            publish.send_if_modified(|coming| put_newest(coming, pod, at));
-        };
         source.each(put, done)
-    };
-    let follow = COMING.into_iter().zip(&are_listed).map(said);
+    });
     tokio::join!(futures_util::future::join_all(follow), forget_old(publish));
 }
 
