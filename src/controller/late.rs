@@ -4,15 +4,16 @@
 //! counted from when it is first seen unschedulable. That time is put off while a VM seems to be on its way, up to `late.max`.
 
 use std::{
+    cell::LazyCell,
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
     time::Duration,
 };
 
 use futures_util::stream;
-use json_patch::Patch as JsonPatch;
+use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, jsonptr::PointerBuf};
 use k8s_openapi::{
-    api::core::v1::{Namespace, ObjectReference},
+    api::core::v1::{Namespace, ObjectReference, Taint},
     jiff::Timestamp,
 };
 use kube::{Api, api::Patch};
@@ -43,6 +44,17 @@ const WITHHELD: Happening = Happening::wrong("LateWithheld");
 
 /// How long a VM that has just become Ready may take pods before these are let elsewhere: the scheduler needs a moment.
 const SETTLING: Duration = Duration::from_secs(15);
+
+/// What keeps pods from a node until it is set up (kubernetes `staging/src/k8s.io/api/core/v1/well_known_taints.go` and
+/// `staging/src/k8s.io/cloud-provider/api/well_known_taints.go`, kubernetes-sigs/karpenter `pkg/apis/v1/taints.go`). Those of pressure and
+/// shutdown are none of these: they say that a node takes nobody for as long as it likes.
+const TAINTS_OF_NEW_NODES: [&str; 5] = [
+    "node.kubernetes.io/not-ready",
+    "node.kubernetes.io/unreachable",
+    "node.kubernetes.io/network-unavailable",
+    "node.cloudprovider.kubernetes.io/uninitialized",
+    "karpenter.sh/unregistered",
+];
 
 /// The least time between two rounds in which pods are let onto virtual nodes. What may be let in a second is let in one round.
 const BEAT: Duration = Duration::from_secs(1);
@@ -151,6 +163,7 @@ struct Plan {
 struct Clock {
     name: Name,
     uid: String,
+    resource_version: String,
     since: Timestamp,
 }
 
@@ -209,11 +222,11 @@ fn plan(seen: &Seen<'_>) -> Option<Plan> {
         return None;
     }
     let mut plan = Plan::default();
-    let young: Vec<_> = seen.nodes.values().filter(|node| is_settling(node, seen)).collect();
+    let coming: Vec<_> = seen.nodes.values().filter_map(|node| coming(node, seen)).collect();
     let mut due = Vec::new();
     let now = Instant::now();
     for (name, pod) in seen.waiting.iter() {
-        let fate = fate(name, pod, &young, seen);
+        let fate = fate(name, pod, &coming, seen);
         // Before anybody is counted or cut off: those that are tried in vain keep no other waiting.
         let pause = seen.pauses.rest(&pod.owned.uid, now);
         match (fate, pause) {
@@ -228,7 +241,10 @@ fn plan(seen: &Seen<'_>) -> Option<Plan> {
                 plan.ring(pause);
             }
             (Fate::Start, None) => {
-                plan.clocks.push(Clock { name: name.clone(), uid: pod.owned.uid.clone(), since: seen.now });
+                let (uid, resource_version) = (pod.owned.uid.clone(), pod.resource_version.clone());
+                // The API server's clock may be ahead of ours.
+                let since = seen.now.max(pod.owned.created);
+                plan.clocks.push(Clock { name: name.clone(), uid, resource_version, since });
             }
             (Fate::Due { waited }, None) => due.push((waited, name, pod)),
         }
@@ -242,30 +258,39 @@ fn plan(seen: &Seen<'_>) -> Option<Plan> {
 
 /// Lets pods go as far as caps and pace permit.
 fn admit(due: Vec<(Duration, &Name, &Waiting)>, seen: &Seen<'_>, plan: &mut Plan) {
+    if due.is_empty() {
+        return;
+    }
     let nodes = &seen.configuration.virtual_nodes;
     let is_closed = is_closed(seen.nodes, nodes);
-    let mut on_virtual = overflowing(seen);
+    // Counted only where there is a cap.
+    let on_virtual = LazyCell::new(|| overflowing(seen));
+    let mut told = BTreeSet::new();
     let rate = seen.configuration.late_rate;
     let mut let_of = BTreeMap::<&str, u32>::new();
     for (waited, name, pod) in due {
         let namespace = name.0.as_str();
-        let count = on_virtual.entry(namespace).or_default();
+        let let_here = let_of.entry(namespace).or_default();
         let cap = settings(name, pod, seen).and_then(|settings| settings.max_pods);
+        let count = || on_virtual.get(namespace).copied().unwrap_or_default() + u64::from(*let_here);
         let why = if is_closed {
             plan.counts.closed += 1;
             Some("virtual nodes are closed, or there is none that is ready".to_owned())
-        } else if let Some(cap) = cap.filter(|cap| *count >= u64::from(*cap)) {
+        } else if let Some(cap) = cap.filter(|cap| count() >= u64::from(*cap)) {
             plan.counts.capped += 1;
+            let count = count();
             Some(format!("namespace {namespace} has {count} pods on virtual nodes, and maxPods is {cap}"))
         } else {
             None
         };
         if let Some(why) = why {
-            let note = format!("pod {} stays unschedulable: {why}", name.1);
-            plan.withheld.push(Withheld { owner: pod.owned.owner(), note });
+            let owner = pod.owned.owner();
+            if told.insert(owner.uid.clone()) {
+                let note = format!("pod {} stays unschedulable: {why}", name.1);
+                plan.withheld.push(Withheld { owner, note });
+            }
             continue;
         }
-        let let_here = let_of.entry(namespace).or_default();
         let is_in_time = plan.burst.len() < rate.total.get() as usize && *let_here < rate.per_namespace.get();
         if !seen.may_let || !is_in_time {
             plan.counts.paced += 1;
@@ -274,7 +299,6 @@ fn admit(due: Vec<(Duration, &Name, &Waiting)>, seen: &Seen<'_>, plan: &mut Plan
         }
         let Some(patch) = patch(pod, nodes) else { continue };
         *let_here += 1;
-        *count += 1;
         let (owner, resource_version) = (pod.owned.owner(), pod.resource_version.clone());
         let (uid, overrides) = (pod.owned.uid.clone(), overrides(pod));
         plan.burst.push(Due { name: name.clone(), uid, waited, resource_version, owner, overrides, patch });
@@ -295,7 +319,8 @@ fn settings<'s>(name: &Name, pod: &Waiting, seen: &Seen<'s>) -> Option<Settings<
     seen.configuration.settings(&namespace.profile, &namespace.overrides, &overrides(pod))
 }
 
-fn fate(name: &Name, pod: &Waiting, young: &[&Node], seen: &Seen<'_>) -> Fate {
+/// Pods are parsed only where that decides: all that wait come by here every second.
+fn fate(name: &Name, pod: &Waiting, coming: &[Node], seen: &Seen<'_>) -> Fate {
     let is_late = pod.annotation(DECISION) == Some(Mode::Late.as_str());
     if !is_late || !pod.is_unschedulable {
         return Fate::None;
@@ -303,20 +328,24 @@ fn fate(name: &Name, pod: &Waiting, young: &[&Node], seen: &Seen<'_>) -> Fate {
     let Some(settings) = settings(name, pod, seen).filter(|settings| settings.mode.value == Mode::Late) else {
         return Fate::None;
     };
+    let since = since(pod, seen.now);
+    let waited = since.and_then(|since| Duration::try_from(seen.now.duration_since(since)).ok()).unwrap_or_default();
+    let after = settings.late_after.value;
+    let due = after + jitter(&pod.owned.uid, after);
+    let rest = |until: Duration| until.saturating_sub(waited).max(Duration::from_millis(100));
+    if since.is_some() && waited < due {
+        return Fate::Wait { rest: rest(due), is_coming: false };
+    }
     let Some(view) = pod.pod() else { return Fate::None };
     if burst::late_toleration(&view, &seen.configuration.virtual_nodes).is_none() {
         return Fate::None;
     }
-    let Some(since) = since(pod, seen.now) else { return Fate::Start };
-    let waited = Duration::try_from(seen.now.duration_since(since)).unwrap_or_default();
-    let after = settings.late_after.value;
-    let due = after + jitter(&pod.owned.uid, after);
-    let rest = |until: Duration| until.saturating_sub(waited).max(Duration::from_millis(100));
-    if waited < due {
-        return Fate::Wait { rest: rest(due), is_coming: false };
+    if since.is_none() {
+        return Fate::Start;
     }
-    let has_said = seen.coming.get(name).is_some_and(|said| *said >= since);
-    let is_coming = pod.is_nominated || has_said || young.iter().any(|node| room::accepts(node, &view));
+    // By the API server's clock on both sides. What was said of an earlier pod of that name is older.
+    let has_said = seen.coming.get(name).is_some_and(|said| *said >= pod.owned.created);
+    let is_coming = pod.is_nominated || has_said || coming.iter().any(|node| room::accepts(node, &view));
     if is_coming && waited < settings.late_max {
         // What is coming may come to nothing long before.
         return Fate::Wait { rest: rest(settings.late_max).min(SETTLING), is_coming: true };
@@ -324,10 +353,12 @@ fn fate(name: &Name, pod: &Waiting, young: &[&Node], seen: &Seen<'_>) -> Fate {
     Fate::Due { waited }
 }
 
-/// Since when the pod has waited; nothing if nobody has written it, or nobody who can tell the time.
+/// Since when the pod has waited; nothing if nobody has written it, nobody who can tell the time, or somebody of an earlier pod that
+/// this one was made from.
 fn since(pod: &Waiting, now: Timestamp) -> Option<Timestamp> {
     let since: Timestamp = pod.annotation(UNSCHEDULABLE_SINCE)?.parse().ok()?;
-    (since <= now + SETTLING).then_some(since)
+    let created = pod.owned.created;
+    (since >= created && since <= created.max(now + SETTLING)).then_some(since)
 }
 
 /// Not all at the same moment: up to a tenth more, and always the same for the same pod.
@@ -339,10 +370,18 @@ fn jitter(uid: &str, after: Duration) -> Duration {
     LONGEST.min(after / 10) * permille / 1000
 }
 
-/// Whether a VM has become Ready so recently that its pods may still be on their way.
-fn is_settling(node: &Node, seen: &Seen<'_>) -> bool {
-    let selector = &seen.configuration.virtual_nodes.selector;
-    !node.is_virtual(selector) && node.ready_since.is_some_and(|since| seen.now < since + SETTLING)
+/// A VM that is about to take pods, as it will be then: one that has become Ready so recently that its pods may still be on their way,
+/// or that nobody has taken the taints of a new node from yet.
+fn coming(node: &Node, seen: &Seen<'_>) -> Option<Node> {
+    let is_settling = seen.now < node.ready_since? + SETTLING;
+    let is_new = |taint: &Taint| TAINTS_OF_NEW_NODES.contains(&taint.key.as_str());
+    let is_coming = is_settling || node.taints.iter().any(is_new);
+    if node.is_virtual(&seen.configuration.virtual_nodes.selector) || !is_coming {
+        return None;
+    }
+    let mut node = node.clone();
+    node.taints.retain(|taint| !is_new(taint));
+    Some(node)
 }
 
 /// Whether no virtual node takes a pod that comes with our toleration.
@@ -371,13 +410,24 @@ fn overflowing<'s>(seen: &Seen<'s>) -> BTreeMap<&'s str, u64> {
 
 /// Writes since when pods have been unschedulable.
 async fn start_clocks(context: &Context, clocks: Vec<Clock>, pauses: &mut Pauses) -> Result<Outcome, LateError> {
-    let writes = clocks.into_iter().map(|Clock { name, uid, since }| {
-        // In whole seconds, as the API server counts.
-        let since = Timestamp::from_second(since.as_second()).unwrap_or(since);
-        let patch = Patch::Merge(json!({"metadata": {"annotations": {UNSCHEDULABLE_SINCE: since.to_string()}}}));
-        (uid, async move { write(context, &name, "start_clock", &patch).await })
-    });
+    let start_one = async |clock: Clock| {
+        let Clock { name, resource_version, since, .. } = clock;
+        let outcome =
+            write(context, &name, "start_clock", &Patch::Json(guarded(&resource_version, start(since)))).await?;
+        if outcome == Outcome::Changed {
+            tracing::debug!(namespace = name.0, pod = name.1, %since, "pod is seen unschedulable for the first time");
+        }
+        Ok(outcome)
+    };
+    let writes = clocks.into_iter().map(|clock| (clock.uid.clone(), start_one(clock)));
     Ok(together(writes.collect(), pauses).await?)
+}
+
+/// Writes that time, whole seconds as the API server counts, beside the decision, which the pod has.
+fn start(since: Timestamp) -> JsonPatch {
+    let since = Timestamp::from_second(since.as_second()).unwrap_or(since);
+    let path = PointerBuf::from_tokens(["metadata", "annotations", UNSCHEDULABLE_SINCE]);
+    JsonPatch(vec![PatchOperation::Add(AddOperation { path, value: json!(since.to_string()) })])
 }
 
 /// Lets pods onto virtual nodes whose namespaces still want that.
@@ -481,6 +531,7 @@ mod tests {
         fn pod(mut self, namespace: &str, name: &str, since: Option<u64>, change: impl FnOnce(&mut Value)) -> Self {
             let mut pod = json!({
                 "metadata": {"namespace": namespace, "name": name, "uid": name, "resourceVersion": "7",
+                    "creationTimestamp": before(since.unwrap_or_default()),
                     "annotations": {DECISION: "late", "spillway.dev/added": "affinity"},
                     "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "rs", "controller": true}]},
                 "spec": {"containers": [{"name": "c"}], "tolerations": []},
@@ -570,6 +621,37 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_is_written_to_the_version_of_the_pod_that_was_seen_and_to_nothing_else() {
+        let clock = Cluster::new().pod("shop", "new", None, same).plan().clocks.swap_remove(0);
+        let patch = guarded(&clock.resource_version, start(clock.since));
+        let mut pod = json!({"metadata": {"resourceVersion": "7", "annotations": {DECISION: "late"}}});
+        let expected = json!({"metadata": {"resourceVersion": "7",
+            "annotations": {DECISION: "late", UNSCHEDULABLE_SINCE: "2026-01-01T12:00:00Z"}}});
+        json_patch::patch(&mut pod, &patch).unwrap();
+        assert_eq!(pod, expected);
+        pod["metadata"]["resourceVersion"] = "8".into();
+        assert!(json_patch::patch(&mut pod, &patch).is_err(), "it has changed since");
+    }
+
+    #[test]
+    fn a_clock_that_is_older_than_its_pod_starts_anew_and_never_behind_the_pod() {
+        let created =
+            |at: Timestamp| move |pod: &mut Value| pod["metadata"]["creationTimestamp"] = json!(at.to_string());
+        let restored = Cluster::new().pod("shop", "p", Some(900), created(before(899))).plan();
+        assert_eq!((restored.burst.len(), restored.clocks.len()), (0, 1));
+        // Where our clock is behind the API server's, what we write is believed all the same.
+        let ahead = now() + Duration::from_secs(60);
+        let cluster = Cluster::new().pod("shop", "p", None, created(ahead));
+        let clock = cluster.plan().clocks.swap_remove(0);
+        assert_eq!(clock.since, ahead);
+        let started = |pod: &mut Value| {
+            created(ahead)(pod);
+            pod["metadata"]["annotations"][UNSCHEDULABLE_SINCE] = clock.since.to_string().into();
+        };
+        assert_eq!(Cluster::new().pod("shop", "p", None, started).plan().clocks, []);
+    }
+
+    #[test]
     fn a_pod_may_go_when_it_has_waited_late_after_and_its_share_of_a_tenth_more() {
         let cluster = |waited| Cluster::new().pod("shop", "p", Some(waited), same);
         let (early, late) = (cluster(179), cluster(200));
@@ -625,7 +707,7 @@ mod tests {
             assert!(plan.next.unwrap() <= Duration::from_secs(1), "{case}");
             assert_eq!(cluster(600).burst(), ["p"], "{case}");
         }
-        // What was announced for an earlier wait, a VM that is there for long, one that does not take the pod: none of these comes.
+        // What was announced for an earlier pod of that name, a VM that is there for long, one that does not take the pod: none of these comes.
         let mut cluster = Cluster::new().pod("shop", "p", Some(300), same);
         cluster.coming = vec![(("shop".to_owned(), "p".to_owned()), before(301))];
         cluster.nodes.push(node("old", &json!({}), 15));
@@ -633,6 +715,44 @@ mod tests {
         tainted["spec"] = json!({"taints": [{"key": "gpu", "effect": "NoSchedule"}]});
         cluster.nodes.push(tainted);
         assert_eq!(cluster.burst(), ["p"]);
+    }
+
+    #[test]
+    fn an_announcement_counts_from_the_creation_of_the_pod_whatever_our_clock_says() {
+        let old = |pod: &mut Value| pod["metadata"]["creationTimestamp"] = json!(before(310).to_string());
+        let mut cluster = Cluster::new().pod("shop", "p", Some(300), old);
+        cluster.coming = vec![(("shop".to_owned(), "p".to_owned()), before(305))];
+        assert_eq!(cluster.plan().counts.coming, 1);
+        cluster.coming[0].1 = before(311);
+        assert_eq!(cluster.burst(), ["p"]);
+    }
+
+    #[test]
+    fn a_vm_that_is_not_set_up_yet_is_on_its_way_and_one_that_takes_nobody_is_not() {
+        for (key, cordoned, expected) in [
+            ("node.cloudprovider.kubernetes.io/uninitialized", false, 1),
+            ("node.kubernetes.io/not-ready", false, 1),
+            ("node.kubernetes.io/not-ready", true, 0),
+            ("node.kubernetes.io/disk-pressure", false, 0),
+            ("gpu", false, 0),
+        ] {
+            let mut cluster = Cluster::new().pod("shop", "p", Some(300), same);
+            let mut vm = node("vm", &json!({}), 60);
+            vm["spec"] = json!({"unschedulable": cordoned, "taints": [{"key": key, "effect": "NoSchedule"}]});
+            cluster.nodes.push(vm);
+            assert_eq!(cluster.plan().counts.coming, expected, "{key} {cordoned}");
+        }
+    }
+
+    #[test]
+    fn an_owner_whose_pods_are_held_back_is_told_once_a_round() {
+        let mut cluster = Cluster::new();
+        cluster.nodes.clear();
+        for name in ["a", "b", "c"] {
+            cluster = cluster.pod("shop", name, Some(900), same);
+        }
+        let plan = cluster.plan();
+        assert_eq!((plan.counts.closed, plan.withheld.len()), (3, 1));
     }
 
     #[test]
