@@ -477,12 +477,18 @@ async fn read_again(context: &Context, name: &str) -> Result<Option<cluster::Nam
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1 as core;
+    use std::{convert::Infallible, sync::Arc};
 
+    use axum::http;
+    use k8s_openapi::api::core::v1 as core;
+    use kube::client::Body;
     use serde_json::Value;
 
-    use super::*;
-    use crate::config::parse;
+    use super::{
+        super::{events::Events, tally::Tally},
+        *,
+    };
+    use crate::{config::parse, telemetry::ControllerMetrics};
 
     fn now() -> Timestamp {
         "2026-01-01T12:00:00Z".parse().unwrap()
@@ -839,5 +845,36 @@ mod tests {
             assert!(cluster.plan_without(unknown).is_none(), "{unknown}");
         }
         assert!(cluster.plan_without("").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_namespace_is_read_again_before_its_pods_go_wherever_the_watch_is() {
+        for (label, mode, expected) in [
+            ("autoscaled", "late", Outcome::Changed),
+            ("disabled", "late", Outcome::Right),
+            ("autoscaled", "off", Outcome::Right),
+        ] {
+            let answer = move |request: http::Request<Body>| async move {
+                let metadata = json!({"name": "shop", "labels": {"spillway.dev/burst": label}, "annotations": {"spillway.dev/mode": mode}});
+                let (kind, metadata) = match request.uri().path() {
+                    "/api/v1/namespaces/shop" => ("Namespace", metadata),
+                    _ => ("Pod", json!({"namespace": "shop", "name": "p"})),
+                };
+                let body = json!({"apiVersion": "v1", "kind": kind, "metadata": metadata}).to_string();
+                Ok::<_, Infallible>(http::Response::new(Body::from(body.into_bytes())))
+            };
+            let client = kube::Client::new(tower::service_fn(answer), "default");
+            let context = Context {
+                client: client.clone(),
+                namespace: "spillway-system".to_owned(),
+                configuration: tokio::sync::watch::Sender::new(Arc::default()).subscribe(),
+                events: Events::new(client, "test"),
+                tally: Tally::default(),
+                metrics: ControllerMetrics::default(),
+            };
+            let due = Cluster::new().pod("shop", "p", Some(900), same).plan().burst;
+            let outcome = let_go(&context, &Configuration::default(), due, &mut Pauses::default()).await.unwrap();
+            assert_eq!(outcome, expected, "{label} {mode}");
+        }
     }
 }
