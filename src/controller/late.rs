@@ -411,11 +411,10 @@ fn overflowing<'s>(seen: &Seen<'s>) -> BTreeMap<&'s str, u64> {
 /// Writes since when pods have been unschedulable.
 async fn start_clocks(context: &Context, clocks: Vec<Clock>, pauses: &mut Pauses) -> Result<Outcome, LateError> {
     let start_one = async |clock: Clock| {
-        let Clock { name, resource_version, since, .. } = clock;
-        let outcome =
-            write(context, &name, "start_clock", &Patch::Json(guarded(&resource_version, start(since)))).await?;
+        let outcome = write(context, &clock.name, "start_clock", &Patch::Json(start(&clock))).await?;
         if outcome == Outcome::Changed {
-            tracing::debug!(namespace = name.0, pod = name.1, %since, "pod is seen unschedulable for the first time");
+            let (Clock { since, .. }, (namespace, name)) = (&clock, &clock.name);
+            tracing::debug!(namespace, pod = name, %since, "pod is seen unschedulable for the first time");
         }
         Ok(outcome)
     };
@@ -423,11 +422,12 @@ async fn start_clocks(context: &Context, clocks: Vec<Clock>, pauses: &mut Pauses
     Ok(together(writes.collect(), pauses).await?)
 }
 
-/// Writes that time, whole seconds as the API server counts, beside the decision, which the pod has.
-fn start(since: Timestamp) -> JsonPatch {
-    let since = Timestamp::from_second(since.as_second()).unwrap_or(since);
+/// Writes since when, in whole seconds as the API server counts, beside the decision, which the pod has.
+fn start(clock: &Clock) -> JsonPatch {
+    let since = Timestamp::from_second(clock.since.as_second()).unwrap_or(clock.since);
     let path = PointerBuf::from_tokens(["metadata", "annotations", UNSCHEDULABLE_SINCE]);
-    JsonPatch(vec![PatchOperation::Add(AddOperation { path, value: json!(since.to_string()) })])
+    let add = AddOperation { path, value: json!(since.to_string()) };
+    guarded(&clock.resource_version, JsonPatch(vec![PatchOperation::Add(add)]))
 }
 
 /// Lets pods onto virtual nodes whose namespaces still want that.
@@ -629,7 +629,7 @@ mod tests {
     #[test]
     fn a_clock_is_written_to_the_version_of_the_pod_that_was_seen_and_to_nothing_else() {
         let clock = Cluster::new().pod("shop", "new", None, same).plan().clocks.swap_remove(0);
-        let patch = guarded(&clock.resource_version, start(clock.since));
+        let patch = start(&clock);
         let mut pod = json!({"metadata": {"resourceVersion": "7", "annotations": {DECISION: "late"}}});
         let expected = json!({"metadata": {"resourceVersion": "7",
             "annotations": {DECISION: "late", UNSCHEDULABLE_SINCE: "2026-01-01T12:00:00Z"}}});
