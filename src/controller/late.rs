@@ -4,24 +4,27 @@
 //! counted from when it is first seen unschedulable. That time is put off while a VM seems to be on its way, up to `late.max`.
 
 use std::{
+    cell::LazyCell,
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
-use json_patch::Patch as JsonPatch;
+use futures_util::stream;
+use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, jsonptr::PointerBuf};
 use k8s_openapi::{
-    api::core::v1::{Namespace, ObjectReference},
+    api::core::v1::{Namespace, ObjectReference, Taint},
     jiff::Timestamp,
 };
 use kube::{Api, api::Patch};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{
     Context, each,
     observed::{Kept, Name, Node, Observed, OnVirtual, Waiting},
-    pods::{AT_ONCE, PodError, guarded, together, write},
+    pauses::Pauses,
+    pods::{PodError, guarded, together, write},
     reconcile::{Alarm, Outcome, repeat},
     room,
     taints::FULL,
@@ -42,6 +45,17 @@ const WITHHELD: Happening = Happening::wrong("LateWithheld");
 /// How long a VM that has just become Ready may take pods before these are let elsewhere: the scheduler needs a moment.
 const SETTLING: Duration = Duration::from_secs(15);
 
+/// What keeps pods from a node until it is set up (kubernetes `staging/src/k8s.io/api/core/v1/well_known_taints.go` and
+/// `staging/src/k8s.io/cloud-provider/api/well_known_taints.go`, kubernetes-sigs/karpenter `pkg/apis/v1/taints.go`). Those of pressure and
+/// shutdown are none of these: they say that a node takes nobody for as long as it likes.
+const TAINTS_OF_NEW_NODES: [&str; 5] = [
+    "node.kubernetes.io/not-ready",
+    "node.kubernetes.io/unreachable",
+    "node.kubernetes.io/network-unavailable",
+    "node.cloudprovider.kubernetes.io/uninitialized",
+    "karpenter.sh/unregistered",
+];
+
 /// The least time between two rounds in which pods are let onto virtual nodes. What may be let in a second is let in one round.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -61,9 +75,17 @@ enum LateError {
 pub(super) async fn run(context: &Context, observed: &Observed, cluster: &Cluster) {
     let alarm = Alarm::default();
     let changes = [each(observed.waiting.clone()), each(context.configuration.clone()), alarm.rings()];
-    let mut last = None;
-    let round = async || round(context, observed, cluster, &alarm, &mut last).await;
+    let mut memory = Memory::default();
+    let round = async || round(context, observed, cluster, &alarm, &mut memory).await;
     Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
+}
+
+/// What is known from one round to the next. A new leader begins without it.
+#[derive(Debug, Default)]
+struct Memory {
+    /// When pods were let onto virtual nodes last.
+    last: Option<Instant>,
+    pauses: Pauses,
 }
 
 async fn round(
@@ -71,23 +93,27 @@ async fn round(
     observed: &Observed,
     cluster: &Cluster,
     alarm: &Alarm,
-    last: &mut Option<tokio::time::Instant>,
+    Memory { last, pauses }: &mut Memory,
 ) -> Result<Outcome, LateError> {
     let configuration = context.configuration.borrow().clone();
     let is_too_soon = last.is_some_and(|last| last.elapsed() < BEAT);
     let plan = {
+        let waiting = observed.waiting.borrow();
+        pauses.retain(waiting.values().map(|pod| pod.owned.uid.as_str()));
         let seen = Seen {
             now: Timestamp::now(),
             configuration: &configuration,
             snapshot: &cluster.snapshot(),
-            waiting: &observed.waiting.borrow(),
+            waiting: &waiting,
             nodes: &observed.nodes.borrow(),
             on_virtual: &observed.on_virtual.borrow(),
             coming: &observed.coming.borrow(),
+            pauses,
             may_let: !is_too_soon,
         };
         plan(&seen)
     };
+    let Some(plan) = plan else { return Ok(Outcome::Early) };
     context.metrics.overflow.late(plan.counts);
     for withheld in plan.withheld {
         context.tally.note(withheld.owner, WITHHELD, withheld.note);
@@ -95,11 +121,11 @@ async fn round(
     if let Some(next) = plan.next {
         alarm.set(next);
     }
-    let clocks = start_clocks(context, plan.clocks).await?;
+    let clocks = start_clocks(context, plan.clocks, pauses).await?;
     if !plan.burst.is_empty() {
-        *last = Some(tokio::time::Instant::now());
+        *last = Some(Instant::now());
     }
-    let burst = let_go(context, &configuration, plan.burst).await?;
+    let burst = let_go(context, &configuration, plan.burst, pauses).await?;
     Ok(if clocks == Outcome::Changed { clocks } else { burst })
 }
 
@@ -112,6 +138,8 @@ struct Seen<'s> {
     nodes: &'s Kept<Node>,
     on_virtual: &'s OnVirtual,
     coming: &'s Kept<Timestamp>,
+    /// Pods that were tried in vain.
+    pauses: &'s Pauses,
     /// Whether pods may be let onto virtual nodes in this round.
     may_let: bool,
 }
@@ -120,7 +148,7 @@ struct Seen<'s> {
 #[derive(Debug, Default)]
 struct Plan {
     /// Pods that are seen unschedulable for the first time, and when.
-    clocks: Vec<(Name, Timestamp)>,
+    clocks: Vec<Clock>,
     /// Pods that get the toleration.
     burst: Vec<Due>,
     /// Pods that would get it, and why they do not, one an owner.
@@ -130,10 +158,20 @@ struct Plan {
     next: Option<Duration>,
 }
 
+/// A pod whose clock starts.
+#[derive(Debug, PartialEq)]
+struct Clock {
+    name: Name,
+    uid: String,
+    resource_version: String,
+    since: Timestamp,
+}
+
 /// A pod whose time has come.
 #[derive(Debug, Clone, PartialEq)]
 struct Due {
     name: Name,
+    uid: String,
     waited: Duration,
     resource_version: String,
     owner: ObjectReference,
@@ -160,71 +198,110 @@ enum Fate {
     Due { waited: Duration },
 }
 
-fn plan(seen: &Seen<'_>) -> Plan {
-    let mut plan = Plan::default();
-    // Without all nodes a VM that has just come would be overlooked.
-    if !seen.nodes.is_complete() || !seen.waiting.is_complete() {
-        return plan;
+impl Plan {
+    /// There will be something to do after this time.
+    fn ring(&mut self, after: Duration) {
+        self.next = Some(self.next.map_or(after, |next| next.min(after)));
     }
-    let young: Vec<_> = seen.nodes.values().filter(|node| is_settling(node, seen)).collect();
+}
+
+/// Whether everything has arrived. Without all nodes a VM that has just come would be overlooked, without what autoscalers have said
+/// one that is on its way, and without all pods on virtual nodes a cap.
+fn is_complete(seen: &Seen<'_>) -> bool {
+    let selector = &seen.configuration.virtual_nodes.selector;
+    let is_known = |node: &Node| seen.on_virtual.get(&node.name).is_some_and(Kept::is_complete);
+    seen.nodes.is_complete()
+        && seen.waiting.is_complete()
+        && seen.coming.is_complete()
+        && seen.nodes.values().filter(|node| node.is_virtual(selector)).all(is_known)
+}
+
+/// Nothing while not everything is known.
+fn plan(seen: &Seen<'_>) -> Option<Plan> {
+    if !is_complete(seen) {
+        return None;
+    }
+    let mut plan = Plan::default();
+    let coming: Vec<_> = seen.nodes.values().filter_map(|node| coming(node, seen)).collect();
     let mut due = Vec::new();
+    let now = Instant::now();
     for (name, pod) in seen.waiting.iter() {
-        match fate(name, pod, &young, seen) {
-            Fate::None => {}
-            Fate::Start => plan.clocks.push((name.clone(), seen.now)),
-            Fate::Wait { rest, is_coming } => {
+        let fate = fate(name, pod, &coming, seen);
+        // Before anybody is counted or cut off: those that are tried in vain keep no other waiting.
+        let pause = seen.pauses.rest(&pod.owned.uid, now);
+        match (fate, pause) {
+            (Fate::None, _) => {}
+            (Fate::Wait { rest, is_coming }, _) => {
                 plan.counts.waiting += u64::from(!is_coming);
                 plan.counts.coming += u64::from(is_coming);
-                plan.next = Some(plan.next.map_or(rest, |next| next.min(rest)));
+                plan.ring(rest);
             }
-            Fate::Due { waited } => due.push((waited, name, pod)),
+            (fate, Some(pause)) => {
+                plan.counts.paced += u64::from(fate != Fate::Start);
+                plan.ring(pause);
+            }
+            (Fate::Start, None) => {
+                let (uid, resource_version) = (pod.owned.uid.clone(), pod.resource_version.clone());
+                // The API server's clock may be ahead of ours.
+                let since = seen.now.max(pod.owned.created);
+                plan.clocks.push(Clock { name: name.clone(), uid, resource_version, since });
+            }
+            (Fate::Due { waited }, None) => due.push((waited, name, pod)),
         }
     }
     plan.clocks.truncate(CLOCKS);
     // Those that have waited longest go first.
     due.sort_by(|(one, a, _), (other, b, _)| other.cmp(one).then_with(|| a.cmp(b)));
     admit(due, seen, &mut plan);
-    plan
+    Some(plan)
 }
 
 /// Lets pods go as far as caps and pace permit.
 fn admit(due: Vec<(Duration, &Name, &Waiting)>, seen: &Seen<'_>, plan: &mut Plan) {
+    if due.is_empty() {
+        return;
+    }
     let nodes = &seen.configuration.virtual_nodes;
     let is_closed = is_closed(seen.nodes, nodes);
-    let mut on_virtual = overflowing(seen);
+    // Counted only where there is a cap.
+    let on_virtual = LazyCell::new(|| overflowing(seen));
+    let mut told = BTreeSet::new();
     let rate = seen.configuration.late_rate;
     let mut let_of = BTreeMap::<&str, u32>::new();
     for (waited, name, pod) in due {
         let namespace = name.0.as_str();
-        let count = on_virtual.entry(namespace).or_default();
+        let let_here = let_of.entry(namespace).or_default();
         let cap = settings(name, pod, seen).and_then(|settings| settings.max_pods);
+        let count = || on_virtual.get(namespace).copied().unwrap_or_default() + u64::from(*let_here);
         let why = if is_closed {
             plan.counts.closed += 1;
             Some("virtual nodes are closed, or there is none that is ready".to_owned())
-        } else if let Some(cap) = cap.filter(|cap| *count >= u64::from(*cap)) {
+        } else if let Some(cap) = cap.filter(|cap| count() >= u64::from(*cap)) {
             plan.counts.capped += 1;
+            let count = count();
             Some(format!("namespace {namespace} has {count} pods on virtual nodes, and maxPods is {cap}"))
         } else {
             None
         };
         if let Some(why) = why {
-            let note = format!("pod {} stays unschedulable: {why}", name.1);
-            plan.withheld.push(Withheld { owner: pod.owned.owner(), note });
+            let owner = pod.owned.owner();
+            if told.insert(owner.uid.clone()) {
+                let note = format!("pod {} stays unschedulable: {why}", name.1);
+                plan.withheld.push(Withheld { owner, note });
+            }
             continue;
         }
-        let let_here = let_of.entry(namespace).or_default();
         let is_in_time = plan.burst.len() < rate.total.get() as usize && *let_here < rate.per_namespace.get();
         if !seen.may_let || !is_in_time {
             plan.counts.paced += 1;
-            plan.next = Some(plan.next.map_or(BEAT, |next| next.min(BEAT)));
+            plan.ring(BEAT);
             continue;
         }
         let Some(patch) = patch(pod, nodes) else { continue };
         *let_here += 1;
-        *count += 1;
         let (owner, resource_version) = (pod.owned.owner(), pod.resource_version.clone());
-        let overrides = overrides(pod);
-        plan.burst.push(Due { name: name.clone(), waited, resource_version, owner, overrides, patch });
+        let (uid, overrides) = (pod.owned.uid.clone(), overrides(pod));
+        plan.burst.push(Due { name: name.clone(), uid, waited, resource_version, owner, overrides, patch });
     }
 }
 
@@ -242,7 +319,8 @@ fn settings<'s>(name: &Name, pod: &Waiting, seen: &Seen<'s>) -> Option<Settings<
     seen.configuration.settings(&namespace.profile, &namespace.overrides, &overrides(pod))
 }
 
-fn fate(name: &Name, pod: &Waiting, young: &[&Node], seen: &Seen<'_>) -> Fate {
+/// Pods are parsed only where that decides: all that wait come by here every second.
+fn fate(name: &Name, pod: &Waiting, coming: &[Node], seen: &Seen<'_>) -> Fate {
     let is_late = pod.annotation(DECISION) == Some(Mode::Late.as_str());
     if !is_late || !pod.is_unschedulable {
         return Fate::None;
@@ -250,20 +328,24 @@ fn fate(name: &Name, pod: &Waiting, young: &[&Node], seen: &Seen<'_>) -> Fate {
     let Some(settings) = settings(name, pod, seen).filter(|settings| settings.mode.value == Mode::Late) else {
         return Fate::None;
     };
+    let since = since(pod, seen.now);
+    let waited = since.and_then(|since| Duration::try_from(seen.now.duration_since(since)).ok()).unwrap_or_default();
+    let after = settings.late_after.value;
+    let due = after + jitter(&pod.owned.uid, after);
+    let rest = |until: Duration| until.saturating_sub(waited).max(Duration::from_millis(100));
+    if since.is_some() && waited < due {
+        return Fate::Wait { rest: rest(due), is_coming: false };
+    }
     let Some(view) = pod.pod() else { return Fate::None };
     if burst::late_toleration(&view, &seen.configuration.virtual_nodes).is_none() {
         return Fate::None;
     }
-    let Some(since) = since(pod, seen.now) else { return Fate::Start };
-    let waited = Duration::try_from(seen.now.duration_since(since)).unwrap_or_default();
-    let after = settings.late_after.value;
-    let due = after + jitter(&pod.owned.uid, after);
-    let rest = |until: Duration| until.saturating_sub(waited).max(Duration::from_millis(100));
-    if waited < due {
-        return Fate::Wait { rest: rest(due), is_coming: false };
+    if since.is_none() {
+        return Fate::Start;
     }
-    let has_said = seen.coming.get(name).is_some_and(|said| *said >= since);
-    let is_coming = pod.is_nominated || has_said || young.iter().any(|node| room::accepts(node, &view));
+    // By the API server's clock on both sides. What was said of an earlier pod of that name is older.
+    let has_said = seen.coming.get(name).is_some_and(|said| *said >= pod.owned.created);
+    let is_coming = pod.is_nominated || has_said || coming.iter().any(|node| room::accepts(node, &view));
     if is_coming && waited < settings.late_max {
         // What is coming may come to nothing long before.
         return Fate::Wait { rest: rest(settings.late_max).min(SETTLING), is_coming: true };
@@ -271,10 +353,12 @@ fn fate(name: &Name, pod: &Waiting, young: &[&Node], seen: &Seen<'_>) -> Fate {
     Fate::Due { waited }
 }
 
-/// Since when the pod has waited; nothing if nobody has written it, or nobody who can tell the time.
+/// Since when the pod has waited; nothing if nobody has written it, nobody who can tell the time, or somebody of an earlier pod that
+/// this one was made from.
 fn since(pod: &Waiting, now: Timestamp) -> Option<Timestamp> {
     let since: Timestamp = pod.annotation(UNSCHEDULABLE_SINCE)?.parse().ok()?;
-    (since <= now + SETTLING).then_some(since)
+    let created = pod.owned.created;
+    (since >= created && since <= created.max(now + SETTLING)).then_some(since)
 }
 
 /// Not all at the same moment: up to a tenth more, and always the same for the same pod.
@@ -286,10 +370,18 @@ fn jitter(uid: &str, after: Duration) -> Duration {
     LONGEST.min(after / 10) * permille / 1000
 }
 
-/// Whether a VM has become Ready so recently that its pods may still be on their way.
-fn is_settling(node: &Node, seen: &Seen<'_>) -> bool {
-    let selector = &seen.configuration.virtual_nodes.selector;
-    !node.is_virtual(selector) && node.ready_since.is_some_and(|since| seen.now < since + SETTLING)
+/// A VM that is about to take pods, as it will be then: one that has become Ready so recently that its pods may still be on their way,
+/// or that nobody has taken the taints of a new node from yet.
+fn coming(node: &Node, seen: &Seen<'_>) -> Option<Node> {
+    let is_settling = seen.now < node.ready_since? + SETTLING;
+    let is_new = |taint: &Taint| TAINTS_OF_NEW_NODES.contains(&taint.key.as_str());
+    let is_coming = is_settling || node.taints.iter().any(is_new);
+    if node.is_virtual(&seen.configuration.virtual_nodes.selector) || !is_coming {
+        return None;
+    }
+    let mut node = node.clone();
+    node.taints.retain(|taint| !is_new(taint));
+    Some(node)
 }
 
 /// Whether no virtual node takes a pod that comes with our toleration.
@@ -317,18 +409,34 @@ fn overflowing<'s>(seen: &Seen<'s>) -> BTreeMap<&'s str, u64> {
 }
 
 /// Writes since when pods have been unschedulable.
-async fn start_clocks(context: &Context, clocks: Vec<(Name, Timestamp)>) -> Result<Outcome, LateError> {
-    let writes = clocks.into_iter().map(|(name, since)| async move {
-        // In whole seconds, as the API server counts.
-        let since = Timestamp::from_second(since.as_second()).unwrap_or(since);
-        let patch = json!({"metadata": {"annotations": {UNSCHEDULABLE_SINCE: since.to_string()}}});
-        write(context, &name, "start_clock", &Patch::Merge(patch)).await.map_err(LateError::from)
-    });
-    together(stream::iter(writes).buffer_unordered(AT_ONCE).collect().await)
+async fn start_clocks(context: &Context, clocks: Vec<Clock>, pauses: &mut Pauses) -> Result<Outcome, LateError> {
+    let start_one = async |clock: Clock| {
+        let outcome = write(context, &clock.name, "start_clock", &Patch::Json(start(&clock))).await?;
+        if outcome == Outcome::Changed {
+            let (Clock { since, .. }, (namespace, name)) = (&clock, &clock.name);
+            tracing::debug!(namespace, pod = name, %since, "pod is seen unschedulable for the first time");
+        }
+        Ok(outcome)
+    };
+    let writes = clocks.into_iter().map(|clock| (clock.uid.clone(), start_one(clock)));
+    Ok(together(writes.collect(), pauses).await?)
+}
+
+/// Writes since when, in whole seconds as the API server counts, beside the decision, which the pod has.
+fn start(clock: &Clock) -> JsonPatch {
+    let since = Timestamp::from_second(clock.since.as_second()).unwrap_or(clock.since);
+    let path = PointerBuf::from_tokens(["metadata", "annotations", UNSCHEDULABLE_SINCE]);
+    let add = AddOperation { path, value: json!(since.to_string()) };
+    guarded(&clock.resource_version, JsonPatch(vec![PatchOperation::Add(add)]))
 }
 
 /// Lets pods onto virtual nodes whose namespaces still want that.
-async fn let_go(context: &Context, configuration: &Configuration, pods: Vec<Due>) -> Result<Outcome, LateError> {
+async fn let_go(
+    context: &Context,
+    configuration: &Configuration,
+    pods: Vec<Due>,
+    pauses: &mut Pauses,
+) -> Result<Outcome, LateError> {
     let names: BTreeSet<_> = pods.iter().map(|pod| pod.name.0.clone()).collect();
     let mut namespaces = BTreeMap::new();
     for name in names {
@@ -336,7 +444,7 @@ async fn let_go(context: &Context, configuration: &Configuration, pods: Vec<Due>
         namespaces.insert(name, namespace);
     }
     let namespaces = &namespaces;
-    let writes = pods.into_iter().map(|pod| async move {
+    let let_one = async |pod: Due| {
         let namespace = namespaces.get(&pod.name.0).and_then(Option::as_ref);
         let settings = namespace
             .and_then(|namespace| configuration.settings(&namespace.profile, &namespace.overrides, &pod.overrides));
@@ -352,8 +460,9 @@ async fn let_go(context: &Context, configuration: &Configuration, pods: Vec<Due>
             context.tally.note(pod.owner, BURST, note);
         }
         Ok(outcome)
-    });
-    together(stream::iter(writes).buffer_unordered(AT_ONCE).collect().await)
+    };
+    let writes = pods.into_iter().map(|pod| (pod.uid.clone(), let_one(pod)));
+    Ok(together(writes.collect(), pauses).await?)
 }
 
 /// A namespace as the API server has it now; nothing if it has not opted in, or is no more.
@@ -368,12 +477,18 @@ async fn read_again(context: &Context, name: &str) -> Result<Option<cluster::Nam
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1 as core;
+    use std::{convert::Infallible, sync::Arc};
 
+    use axum::http;
+    use k8s_openapi::api::core::v1 as core;
+    use kube::client::Body;
     use serde_json::Value;
 
-    use super::*;
-    use crate::config::parse;
+    use super::{
+        super::{events::Events, tally::Tally},
+        *,
+    };
+    use crate::{config::parse, telemetry::ControllerMetrics};
 
     fn now() -> Timestamp {
         "2026-01-01T12:00:00Z".parse().unwrap()
@@ -391,6 +506,7 @@ mod tests {
         nodes: Vec<Value>,
         on_virtual: Vec<Value>,
         coming: Vec<(Name, Timestamp)>,
+        pauses: Pauses,
         may_let: bool,
     }
 
@@ -407,6 +523,7 @@ mod tests {
                 nodes: vec![node("virtual", &json!({"type": "virtual-kubelet"}), 3600)],
                 on_virtual: Vec::new(),
                 coming: Vec::new(),
+                pauses: Pauses::default(),
                 may_let: true,
             }
         }
@@ -420,6 +537,7 @@ mod tests {
         fn pod(mut self, namespace: &str, name: &str, since: Option<u64>, change: impl FnOnce(&mut Value)) -> Self {
             let mut pod = json!({
                 "metadata": {"namespace": namespace, "name": name, "uid": name, "resourceVersion": "7",
+                    "creationTimestamp": before(since.unwrap_or_default()),
                     "annotations": {DECISION: "late", "spillway.dev/added": "affinity"},
                     "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "rs", "controller": true}]},
                 "spec": {"containers": [{"name": "c"}], "tolerations": []},
@@ -434,6 +552,11 @@ mod tests {
         }
 
         fn plan(&self) -> Plan {
+            self.plan_without("").unwrap()
+        }
+
+        /// What is planned while something is not known yet.
+        fn plan_without(&self, unknown: &str) -> Option<Plan> {
             let read = |(name, pod): (&Name, &Value)| {
                 let pod: core::Pod = serde_json::from_value(pod.clone()).unwrap();
                 Some((name.clone(), Waiting::read(pod)?))
@@ -447,7 +570,7 @@ mod tests {
                 let name = (pod.metadata.namespace.clone().unwrap(), pod.metadata.name.clone().unwrap());
                 (name, crate::controller::observed::VirtualPod::read(pod).unwrap())
             });
-            plan(&Seen {
+            let mut seen = Seen {
                 now: now(),
                 configuration: &self.configuration,
                 snapshot: &self.snapshot,
@@ -455,8 +578,21 @@ mod tests {
                 nodes: &nodes.collect(),
                 on_virtual: &[("virtual".to_owned(), there.collect())].into(),
                 coming: &self.coming.iter().cloned().collect(),
+                pauses: &self.pauses,
                 may_let: self.may_let,
-            })
+            };
+            let (waiting, nodes, coming, none) =
+                (Kept::default(), Kept::default(), Kept::default(), OnVirtual::default());
+            let half = OnVirtual::from([("virtual".to_owned(), Kept::default())]);
+            match unknown {
+                "waiting" => seen.waiting = &waiting,
+                "nodes" => seen.nodes = &nodes,
+                "the pods of a virtual node" => seen.on_virtual = &none,
+                "all of these" => seen.on_virtual = &half,
+                "coming" => seen.coming = &coming,
+                _ => {}
+            }
+            plan(&seen)
         }
 
         /// The names of the pods that get the toleration.
@@ -475,7 +611,8 @@ mod tests {
     #[test]
     fn the_clock_starts_when_a_pod_is_first_seen_unschedulable() {
         let plan = Cluster::new().pod("shop", "new", None, same).plan();
-        assert_eq!(plan.clocks, [(("shop".to_owned(), "new".to_owned()), now())]);
+        let clocks: Vec<_> = plan.clocks.iter().map(|clock| (clock.name.1.as_str(), clock.since)).collect();
+        assert_eq!(clocks, [("new", now())]);
         assert_eq!(plan.burst, []);
         for (condition, value) in [("reason", "SchedulingGated"), ("status", "True")] {
             let gated = |pod: &mut Value| pod["status"]["conditions"][0][condition] = value.into();
@@ -487,6 +624,37 @@ mod tests {
             let forged = |pod: &mut Value| pod["metadata"]["annotations"][UNSCHEDULABLE_SINCE] = wrong.into();
             assert_eq!(Cluster::new().pod("shop", "p", None, forged).plan().clocks.len(), 1, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_clock_is_written_to_the_version_of_the_pod_that_was_seen_and_to_nothing_else() {
+        let clock = Cluster::new().pod("shop", "new", None, same).plan().clocks.swap_remove(0);
+        let patch = start(&clock);
+        let mut pod = json!({"metadata": {"resourceVersion": "7", "annotations": {DECISION: "late"}}});
+        let expected = json!({"metadata": {"resourceVersion": "7",
+            "annotations": {DECISION: "late", UNSCHEDULABLE_SINCE: "2026-01-01T12:00:00Z"}}});
+        json_patch::patch(&mut pod, &patch).unwrap();
+        assert_eq!(pod, expected);
+        pod["metadata"]["resourceVersion"] = "8".into();
+        assert!(json_patch::patch(&mut pod, &patch).is_err(), "it has changed since");
+    }
+
+    #[test]
+    fn a_clock_that_is_older_than_its_pod_starts_anew_and_never_behind_the_pod() {
+        let created =
+            |at: Timestamp| move |pod: &mut Value| pod["metadata"]["creationTimestamp"] = json!(at.to_string());
+        let restored = Cluster::new().pod("shop", "p", Some(900), created(before(899))).plan();
+        assert_eq!((restored.burst.len(), restored.clocks.len()), (0, 1));
+        // Where our clock is behind the API server's, what we write is believed all the same.
+        let ahead = now() + Duration::from_secs(60);
+        let cluster = Cluster::new().pod("shop", "p", None, created(ahead));
+        let clock = cluster.plan().clocks.swap_remove(0);
+        assert_eq!(clock.since, ahead);
+        let started = |pod: &mut Value| {
+            created(ahead)(pod);
+            pod["metadata"]["annotations"][UNSCHEDULABLE_SINCE] = clock.since.to_string().into();
+        };
+        assert_eq!(Cluster::new().pod("shop", "p", None, started).plan().clocks, []);
     }
 
     #[test]
@@ -545,7 +713,7 @@ mod tests {
             assert!(plan.next.unwrap() <= Duration::from_secs(1), "{case}");
             assert_eq!(cluster(600).burst(), ["p"], "{case}");
         }
-        // What was announced for an earlier wait, a VM that is there for long, one that does not take the pod: none of these comes.
+        // What was announced for an earlier pod of that name, a VM that is there for long, one that does not take the pod: none of these comes.
         let mut cluster = Cluster::new().pod("shop", "p", Some(300), same);
         cluster.coming = vec![(("shop".to_owned(), "p".to_owned()), before(301))];
         cluster.nodes.push(node("old", &json!({}), 15));
@@ -553,6 +721,44 @@ mod tests {
         tainted["spec"] = json!({"taints": [{"key": "gpu", "effect": "NoSchedule"}]});
         cluster.nodes.push(tainted);
         assert_eq!(cluster.burst(), ["p"]);
+    }
+
+    #[test]
+    fn an_announcement_counts_from_the_creation_of_the_pod_whatever_our_clock_says() {
+        let old = |pod: &mut Value| pod["metadata"]["creationTimestamp"] = json!(before(310).to_string());
+        let mut cluster = Cluster::new().pod("shop", "p", Some(300), old);
+        cluster.coming = vec![(("shop".to_owned(), "p".to_owned()), before(305))];
+        assert_eq!(cluster.plan().counts.coming, 1);
+        cluster.coming[0].1 = before(311);
+        assert_eq!(cluster.burst(), ["p"]);
+    }
+
+    #[test]
+    fn a_vm_that_is_not_set_up_yet_is_on_its_way_and_one_that_takes_nobody_is_not() {
+        for (key, cordoned, expected) in [
+            ("node.cloudprovider.kubernetes.io/uninitialized", false, 1),
+            ("node.kubernetes.io/not-ready", false, 1),
+            ("node.kubernetes.io/not-ready", true, 0),
+            ("node.kubernetes.io/disk-pressure", false, 0),
+            ("gpu", false, 0),
+        ] {
+            let mut cluster = Cluster::new().pod("shop", "p", Some(300), same);
+            let mut vm = node("vm", &json!({}), 60);
+            vm["spec"] = json!({"unschedulable": cordoned, "taints": [{"key": key, "effect": "NoSchedule"}]});
+            cluster.nodes.push(vm);
+            assert_eq!(cluster.plan().counts.coming, expected, "{key} {cordoned}");
+        }
+    }
+
+    #[test]
+    fn an_owner_whose_pods_are_held_back_is_told_once_a_round() {
+        let mut cluster = Cluster::new();
+        cluster.nodes.clear();
+        for name in ["a", "b", "c"] {
+            cluster = cluster.pod("shop", name, Some(900), same);
+        }
+        let plan = cluster.plan();
+        assert_eq!((plan.counts.closed, plan.withheld.len()), (3, 1));
     }
 
     #[test]
@@ -572,6 +778,27 @@ mod tests {
         assert_eq!((plan.counts.paced, plan.next), (5, Some(BEAT)));
         cluster.may_let = false;
         assert_eq!(cluster.burst(), <[&str; 0]>::default(), "one beat at a time");
+    }
+
+    #[test]
+    fn pods_that_are_refused_again_and_again_keep_no_other_waiting() {
+        let mut cluster = Cluster::configured("lateRate: {total: 1, perNamespace: 1}")
+            .pod("shop", "refused", Some(900), same)
+            .pod("shop", "next", Some(300), same);
+        assert_eq!(cluster.burst(), ["refused"]);
+        cluster.pauses.tries("refused", Instant::now());
+        let plan = cluster.plan();
+        assert_eq!(plan.burst[0].name.1, "next");
+        assert_eq!(plan.counts.paced, 1);
+        assert!(plan.next.unwrap() > BEAT, "the alarm is for the end of the pause: {:?}", plan.next);
+        for number in 0..=CLOCKS {
+            let name = format!("a{number:03}");
+            cluster = cluster.pod("shop", &name, None, same);
+            if number < CLOCKS {
+                cluster.pauses.tries(&name, Instant::now());
+            }
+        }
+        assert_eq!(cluster.plan().clocks.len(), 1);
     }
 
     #[test]
@@ -612,18 +839,42 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_decided_before_all_nodes_and_pods_are_known() {
+    fn nothing_is_decided_before_nodes_pods_and_what_autoscalers_said_are_known() {
         let cluster = Cluster::new().pod("shop", "p", Some(900), same);
-        let plan = plan(&Seen {
-            now: now(),
-            configuration: &cluster.configuration,
-            snapshot: &cluster.snapshot,
-            waiting: &Kept::default(),
-            nodes: &Kept::default(),
-            on_virtual: &OnVirtual::default(),
-            coming: &Kept::default(),
-            may_let: true,
-        });
-        assert_eq!((plan.burst.len(), plan.clocks.len()), (0, 0));
+        for unknown in ["waiting", "nodes", "the pods of a virtual node", "all of these", "coming"] {
+            assert!(cluster.plan_without(unknown).is_none(), "{unknown}");
+        }
+        assert!(cluster.plan_without("").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_namespace_is_read_again_before_its_pods_go_wherever_the_watch_is() {
+        for (label, mode, expected) in [
+            ("autoscaled", "late", Outcome::Changed),
+            ("disabled", "late", Outcome::Right),
+            ("autoscaled", "off", Outcome::Right),
+        ] {
+            let answer = move |request: http::Request<Body>| async move {
+                let metadata = json!({"name": "shop", "labels": {"spillway.dev/burst": label}, "annotations": {"spillway.dev/mode": mode}});
+                let (kind, metadata) = match request.uri().path() {
+                    "/api/v1/namespaces/shop" => ("Namespace", metadata),
+                    _ => ("Pod", json!({"namespace": "shop", "name": "p"})),
+                };
+                let body = json!({"apiVersion": "v1", "kind": kind, "metadata": metadata}).to_string();
+                Ok::<_, Infallible>(http::Response::new(Body::from(body.into_bytes())))
+            };
+            let client = kube::Client::new(tower::service_fn(answer), "default");
+            let context = Context {
+                client: client.clone(),
+                namespace: "spillway-system".to_owned(),
+                configuration: tokio::sync::watch::Sender::new(Arc::default()).subscribe(),
+                events: Events::new(client, "test"),
+                tally: Tally::default(),
+                metrics: ControllerMetrics::default(),
+            };
+            let due = Cluster::new().pod("shop", "p", Some(900), same).plan().burst;
+            let outcome = let_go(&context, &Configuration::default(), due, &mut Pauses::default()).await.unwrap();
+            assert_eq!(outcome, expected, "{label} {mode}");
+        }
     }
 }

@@ -23,11 +23,13 @@ use kube::{
 };
 use plan::{Found, OptIn, Scheduled};
 use serde_json::Value;
+use tokio::time::Instant;
 
 use self::eviction::Evictions;
 use super::{
     Context, each,
     observed::{Name, Observed, Owned},
+    pauses::Pauses,
     pods::{AT_ONCE, PodError, guarded, together, write},
     reconcile::{Outcome, repeat},
     tally::Happening,
@@ -82,6 +84,7 @@ struct Memory {
     /// By which configuration that was judged.
     configuration: Option<Arc<Configuration>>,
     evictions: Evictions,
+    pauses: Pauses,
 }
 
 /// What would be decided on a pod that was missed.
@@ -89,7 +92,8 @@ struct Memory {
 struct Judged {
     /// For the metric; a closed set.
     word: &'static str,
-    may_burst: bool,
+    /// Whether it may be evicted to that end.
+    may_go: bool,
 }
 
 async fn round(
@@ -121,28 +125,38 @@ async fn round(
         let scope = scope.get(&(String::new(), CONFIGURATION.to_owned()));
         scope.map(|scope| plan::missed(scope, &waiting, &assigned, &memory.opted_in)).unwrap_or_default()
     };
-    let Found { mut waiting, scheduled, depends } = found;
+    let Found { waiting, scheduled, depends } = found;
     if let Some(condition) = depends {
         let note = format!(
             "nobody can tell which pods were missed: matchCondition {condition} is not the one of the manifests, and only the API server evaluates it"
         );
         context.tally.note(about_configuration(), UNKNOWN, note);
     }
-    let is_all_healed = waiting.len() <= PODS;
-    waiting.truncate(PODS);
     let decide = Decide { context, snapshot: &snapshot, configuration: &configuration };
-    let healed = stream::iter(waiting.iter().map(|name| decide.heal(name))).buffer_unordered(AT_ONCE).collect().await;
-    let healed = together(healed)?;
+    let pauses = &mut memory.pauses;
+    pauses.retain(waiting.iter().map(|pod| pod.uid.as_str()));
+    let (waiting, is_all_healed) = next(&waiting, pauses);
+    let heal = waiting.into_iter().map(|pod| (pod.uid.clone(), decide.heal(pod)));
+    let healed = together(heal.collect(), pauses).await?;
     let is_all_judged = decide.judge(&scheduled, &mut memory.judged).await?;
     let counts = plan::counts(&scheduled, |uid| memory.judged.get(uid).map(|judged| judged.word));
     context.metrics.overflow.missed(counts);
     if configuration.missed.evict {
         let judged = &memory.judged;
-        let may_go = scheduled.iter().filter(|pod| judged.get(&pod.owned.uid).is_some_and(|judged| judged.may_burst));
-        memory.evictions.evict(context, may_go).await?;
+        let may_go = scheduled.iter().filter(|pod| judged.get(&pod.owned.uid).is_some_and(|judged| judged.may_go));
+        memory.evictions.evict(context, may_go).await;
     }
     let is_done = is_all_read && is_all_healed && is_all_judged;
     Ok(if is_done { healed } else { Outcome::Changed })
+}
+
+/// The pods that are decided on in this round, and whether these are all that do not pause: those in vain keep nobody waiting.
+fn next<'p>(waiting: &'p [Owned], pauses: &Pauses) -> (Vec<&'p Owned>, bool) {
+    let now = Instant::now();
+    let mut next: Vec<_> = waiting.iter().filter(|pod| pauses.rest(&pod.uid, now).is_none()).collect();
+    let is_all = next.len() <= PODS;
+    next.truncate(PODS);
+    (next, is_all)
 }
 
 impl Memory {
@@ -203,7 +217,8 @@ impl Decide<'_> {
     }
 
     /// Decides on a pod that waits, and gives it what it can still be given.
-    async fn heal(&self, name: &Name) -> Result<Outcome, PodError> {
+    async fn heal(&self, owned: &Owned) -> Result<Outcome, PodError> {
+        let name = &(owned.namespace.clone(), owned.name.clone());
         let Some(pod) = self.read(name).await? else { return Ok(Outcome::Right) };
         let text = pod.to_string();
         let Ok(view) = from_json::<Pod<'_>>(&text) else { return Ok(Outcome::Right) };
@@ -242,7 +257,11 @@ impl Decide<'_> {
                 spec.remove("nodeName");
             }
             let text = pod.to_string();
-            let Ok(view) = from_json::<Pod<'_>>(&text) else { continue };
+            let Ok(view) = from_json::<Pod<'_>>(&text) else {
+                // No use in reading it again and again.
+                judged.insert(owned.uid.clone(), Judged { word: "unknown", may_go: false });
+                continue;
+            };
             let Some(decision) = self.decide(&owned.namespace, &view) else { continue };
             let (name, verdict) = (&owned.name, &decision.verdict);
             tracing::warn!(namespace = owned.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");
@@ -255,7 +274,8 @@ impl Decide<'_> {
                 Verdict::Stay(_) => "stay",
                 Verdict::OptedOut => "opted_out",
             };
-            judged.insert(owned.uid.clone(), Judged { word, may_burst: matches!(verdict, Verdict::Burst(_)) });
+            let may_go = matches!(verdict, Verdict::Burst(_)) && !eviction::is_protected(|key| view.annotation(key));
+            judged.insert(owned.uid.clone(), Judged { word, may_go });
         }
         Ok(is_all)
     }
@@ -274,5 +294,24 @@ fn about_configuration() -> ObjectReference {
         kind: Some("MutatingWebhookConfiguration".to_owned()),
         name: Some(CONFIGURATION.to_owned()),
         ..ObjectReference::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_that_nothing_can_be_done_about_keep_no_other_waiting() {
+        let pod = |number: usize| Owned { uid: number.to_string(), ..Owned::default() };
+        let waiting: Vec<_> = (0..=PODS).map(pod).collect();
+        let mut pauses = Pauses::default();
+        let (first, is_all) = super::next(&waiting, &pauses);
+        assert_eq!((first.len(), is_all), (PODS, false));
+        for pod in first {
+            pauses.tries(&pod.uid, Instant::now());
+        }
+        let (second, is_all) = super::next(&waiting, &pauses);
+        assert_eq!((second, is_all), (vec![&pod(PODS)], true));
     }
 }

@@ -14,6 +14,7 @@ mod late;
 mod lease;
 mod missed;
 mod observed;
+mod pauses;
 mod pods;
 mod reconcile;
 mod room;

@@ -1,5 +1,6 @@
 //! Writes to pods.
 
+use futures_util::{StreamExt, stream};
 use json_patch::{Patch as JsonPatch, PatchOperation, TestOperation, jsonptr::PointerBuf};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -8,7 +9,10 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Context, FIELD_MANAGER, is_conflict, observed::Name, reconcile::Outcome};
+use tokio::time::Instant;
+
+use super::{Context, FIELD_MANAGER, is_conflict, observed::Name, pauses::Pauses, reconcile::Outcome};
+use crate::telemetry::Causes;
 
 /// Requests that are under way at the same time.
 pub(super) const AT_ONCE: usize = 8;
@@ -27,6 +31,11 @@ pub(super) struct PodError {
 impl PodError {
     pub(super) fn new(verb: &'static str, (namespace, name): &Name, source: kube::Error) -> Self {
         Self { verb, namespace: namespace.clone(), name: name.clone(), source }
+    }
+
+    /// Whether there was no answer: then it is not about this pod, and the next will do no better.
+    fn is_of_all(&self) -> bool {
+        matches!(self.source, kube::Error::HyperError(_) | kube::Error::Service(_))
     }
 }
 
@@ -56,13 +65,89 @@ pub(super) fn guarded(resource_version: &str, patch: JsonPatch) -> JsonPatch {
     JsonPatch(std::iter::once(test).chain(patch.0).collect())
 }
 
-/// What a number of writes comes to. A conflict is no reason to look again at once: the change that caused it brings us back.
-pub(super) fn together<E>(outcomes: Vec<Result<Outcome, E>>) -> Result<Outcome, E> {
-    let mut all = Outcome::Right;
-    for outcome in outcomes {
-        if outcome? == Outcome::Changed {
-            all = Outcome::Changed;
+/// Does something about a number of pods, each with its uid; each pauses that was not changed. That a pod is refused, by the admission
+/// policy of somebody else, is logged and no reason to do less about the others. Nor is a conflict a reason to look again at once.
+///
+/// # Errors
+///
+/// If the API server does not answer.
+pub(super) async fn together<F: Future<Output = Result<Outcome, PodError>>>(
+    tries: Vec<(String, F)>,
+    pauses: &mut Pauses,
+) -> Result<Outcome, PodError> {
+    let now = Instant::now();
+    for (uid, _) in &tries {
+        pauses.tries(uid, now);
+    }
+    let tries = tries.into_iter().map(|(uid, attempt)| async move { (uid, attempt.await) });
+    let mut done = std::pin::pin!(stream::iter(tries).buffer_unordered(AT_ONCE));
+    let mut all = Ok(Outcome::Right);
+    while let Some((uid, outcome)) = done.next().await {
+        match outcome {
+            Ok(Outcome::Changed) => {
+                pauses.end(&uid);
+                all = all.map(|_| Outcome::Changed);
+            }
+            Ok(Outcome::Right | Outcome::Conflict | Outcome::Early) => {}
+            Err(error) if error.is_of_all() => {
+                pauses.end(&uid);
+                all = Err(error);
+            }
+            Err(error) => tracing::warn!(error = %Causes(&error), "will be tried again later"),
         }
     }
-    Ok(all)
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use kube::core::Status;
+
+    use super::*;
+
+    /// What comes of pods, and which of them pause then.
+    fn done(outcomes: Vec<(&str, Result<Outcome, kube::Error>)>) -> (Result<Outcome, PodError>, Vec<String>) {
+        let name = ("shop".to_owned(), "web".to_owned());
+        let mut pauses = Pauses::default();
+        let uids: Vec<_> = outcomes.iter().map(|(uid, _)| (*uid).to_owned()).collect();
+        let tries = outcomes.into_iter().map(|(uid, outcome)| {
+            let outcome = outcome.map_err(|error| PodError::new("write", &name, error));
+            (uid.to_owned(), std::future::ready(outcome))
+        });
+        let all = together(tries.collect(), &mut pauses).now_or_never().unwrap();
+        let now = Instant::now();
+        (all, uids.into_iter().filter(|uid| pauses.rest(uid, now).is_some()).collect())
+    }
+
+    fn answer(code: u16) -> kube::Error {
+        kube::Error::Api(Box::new(Status::failure("denied", "Forbidden").with_code(code)))
+    }
+
+    #[test]
+    fn a_pod_that_is_refused_pauses_and_is_no_failure_of_the_others() {
+        let (all, pausing) = done(vec![
+            ("denied", Err(answer(403))),
+            ("changed", Ok(Outcome::Changed)),
+            ("conflict", Ok(Outcome::Conflict)),
+            ("broken", Err(answer(500))),
+        ]);
+        assert_eq!(all.unwrap(), Outcome::Changed);
+        assert_eq!(pausing, ["denied", "conflict", "broken"]);
+    }
+
+    #[test]
+    fn where_the_api_server_does_not_answer_the_round_has_failed_and_no_pod_is_to_blame() {
+        let (all, pausing) = done(vec![("p", Err(kube::Error::Service("down".into())))]);
+        assert!(all.is_err());
+        assert_eq!(pausing, <[&str; 0]>::default());
+    }
+
+    #[test]
+    fn pods_whose_writes_never_end_pause_too() {
+        let mut pauses = Pauses::default();
+        let hangs = vec![("p".to_owned(), std::future::pending())];
+        assert!(together(hangs, &mut pauses).now_or_never().is_none());
+        assert!(pauses.rest("p", Instant::now()).is_some());
+    }
 }

@@ -175,4 +175,17 @@ fn where_it_is_asked_for_one_pod_of_an_owner_is_evicted_once_the_webhook_answers
     eventually("the budget to be met", || (controller.metric(&format!("{RESULT}\"blocked\"}}")) >= 1).then_some(()));
     assert!(pods(&shop, "held").iter().all(|pod| decision(pod).is_none()));
     eventually("the event", || events(&shop, "MissedPodEvicted").pop());
+    let rounds = || controller.metric("spillway_reconciles_total{reconciler=\"missed\",result=\"success\"}");
+    let (before, mut changes) = (rounds(), 0);
+    eventually("more rounds", || {
+        changes += 1;
+        shop.kubectl(&["label", "pods", "--all", "--overwrite", &format!("change={changes}")], "");
+        (rounds() >= before + 3).then_some(())
+    });
+    let of_web = || pods(&shop, "web").iter().filter(|pod| decision(pod) == Some("prefer")).count();
+    assert_eq!(of_web(), 1, "one of an owner in an hour, in whatever round");
+    drop(controller);
+    let next = Controller::start(plane, "missed-evict-next", &["--config", &volume.file()]);
+    eventually("a new leader to see that", || (next.metric(&format!("{RESULT}\"recent\"}}")) >= 1).then_some(()));
+    assert_eq!(of_web(), 1, "one of an owner in an hour, whoever leads");
 }

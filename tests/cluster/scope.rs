@@ -28,6 +28,11 @@ fn the_webhooks_are_registered_so_that_they_are_never_in_the_way() {
     }
     assert_eq!(webhooks[0]["rules"][0]["operations"], json!(["CREATE"]));
     assert_eq!(webhooks[1]["rules"][0]["operations"], json!(["UPDATE"]));
+    let conditions: Vec<_> =
+        webhooks[1]["matchConditions"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert_eq!(json!(conditions), json!(["not-the-controller", "tolerations-or-affinity-changed"]));
+    let controller = webhooks[1]["matchConditions"][0]["expression"].as_str().unwrap();
+    assert!(controller.contains("!= 'system:serviceaccount:spillway-system:spillway-controller'"), "{controller}");
     let rule = &webhooks[2]["rules"][0];
     assert_eq!((&rule["resources"], &rule["operations"]), (&json!(["pods/binding"]), &json!(["CREATE"])));
 }

@@ -5,20 +5,24 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    api::core::v1::Pod,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    jiff::Timestamp,
+};
 use kube::{
     Api,
-    api::{DeleteParams, DynamicObject, EvictParams, PostParams, Preconditions},
+    api::{DeleteParams, DynamicObject, EvictParams, ListParams, PostParams, Preconditions},
     core::ApiResource,
 };
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    super::{Context, FIELD_MANAGER, is_conflict, pods::PodError, tally::Happening},
+    super::{Context, FIELD_MANAGER, is_conflict, observed::Owned, pods::PodError, tally::Happening},
     plan::Scheduled,
 };
-use crate::burst::DECISION;
+use crate::{burst::DECISION, telemetry::Causes};
 
 const EVICTED: Happening = Happening::done("MissedPodEvicted");
 
@@ -28,24 +32,22 @@ const AGAIN: Duration = Duration::from_secs(60);
 
 /// How long an eviction may take, and how many there are in a round, which takes 10 s at the most.
 const PATIENCE: Duration = Duration::from_secs(1);
-const AT_ONCE: usize = 5;
+const AT_ONCE: usize = 3;
+
+/// Pods in a page of a list.
+const PAGE: u32 = 500;
 
 /// When pods of an owner may be evicted, by its uid.
 #[derive(Debug, Default)]
 pub(super) struct Evictions(HashMap<String, Instant>);
 
 impl Evictions {
-    /// Evicts at most one pod of each owner. Those without an owner would not come back.
-    pub(super) async fn evict<'p>(
-        &mut self,
-        context: &Context,
-        pods: impl Iterator<Item = &'p Scheduled>,
-    ) -> Result<(), PodError> {
+    /// Evicts at most one pod of each owner. Those without an owner would not come back. What cannot be done about one pod is a result
+    /// like any other, and keeps no other waiting.
+    pub(super) async fn evict<'p>(&mut self, context: &Context, pods: impl Iterator<Item = &'p Scheduled>) {
         for (owner, pod) in self.due(pods, Instant::now()) {
-            let result = attempt(context, pod).await?;
+            let result = self.one(owner, attempt(context, &owner.uid, pod)).await;
             context.metrics.overflow.acted("evict", result);
-            let pause = if result == "success" { EVERY } else { AGAIN };
-            self.0.insert(owner, Instant::now() + pause);
             let (namespace, name) = pod.name();
             tracing::info!(namespace, pod = name, result, "tried to evict a pod that the webhook had missed");
             if result == "success" {
@@ -53,53 +55,151 @@ impl Evictions {
                 context.tally.note(pod.owned.owner(), EVICTED, note);
             }
         }
-        Ok(())
     }
 
-    fn due<'p>(&mut self, pods: impl Iterator<Item = &'p Scheduled>, now: Instant) -> Vec<(String, &'p Scheduled)> {
+    /// Keeps the hour from before the attempt, which may never come back, unless it is certain that nobody was evicted.
+    async fn one(&mut self, owner: &OwnerReference, attempt: impl Future<Output = Attempt>) -> &'static str {
+        self.0.insert(owner.uid.clone(), Instant::now() + EVERY);
+        match attempt.await {
+            Attempt::Sent(result) => result,
+            Attempt::Nobody(result) => {
+                self.0.insert(owner.uid.clone(), Instant::now() + AGAIN);
+                result
+            }
+        }
+    }
+
+    fn due<'p>(
+        &mut self,
+        pods: impl Iterator<Item = &'p Scheduled>,
+        now: Instant,
+    ) -> Vec<(&'p OwnerReference, &'p Scheduled)> {
         self.0.retain(|_, until| *until > now);
-        let mut due: Vec<(String, &Scheduled)> = Vec::new();
+        let mut due: Vec<(&OwnerReference, &Scheduled)> = Vec::new();
         for pod in pods {
-            let Some(owner) = &pod.owned.controller else { continue };
-            let is_free = !self.0.contains_key(&owner.uid) && due.iter().all(|(uid, _)| *uid != owner.uid);
+            // To a Job an eviction is a failure, of which it bears `backoffLimit`.
+            let Some(owner) = pod.owned.controller.as_ref().filter(|owner| owner.kind != "Job") else { continue };
+            let is_free = !self.0.contains_key(&owner.uid) && due.iter().all(|(other, _)| other.uid != owner.uid);
             if is_free && due.len() < AT_ONCE {
-                due.push((owner.uid.clone(), pod));
+                due.push((owner, pod));
             }
         }
         due
     }
 }
 
-/// What came of it, for the metric.
-async fn attempt(context: &Context, pod: &Scheduled) -> Result<&'static str, PodError> {
+/// What came of an attempt, in the word of the metric.
+#[derive(Debug, PartialEq)]
+enum Attempt {
+    /// Nobody was evicted.
+    Nobody(&'static str),
+    /// The eviction was sent, and it has not been said for certain that nobody was evicted.
+    Sent(&'static str),
+}
+
+/// Whether a pod says of itself that it is not to be disrupted, as node autoscalers understand it (kubernetes/autoscaler
+/// `utils/drain/drain.go`; kubernetes-sigs/karpenter `pkg/apis/v1/labels.go`).
+pub(super) fn is_protected<'a>(annotation: impl Fn(&str) -> Option<&'a str>) -> bool {
+    annotation("cluster-autoscaler.kubernetes.io/safe-to-evict") == Some("false")
+        || annotation("karpenter.sh/do-not-disrupt") == Some("true")
+}
+
+async fn attempt(context: &Context, owner: &str, pod: &Scheduled) -> Attempt {
+    match prove(context, owner, pod).await {
+        Ok(None) => {}
+        Ok(Some(result)) => return Attempt::Nobody(result),
+        Err(error) => {
+            tracing::warn!(error = %Causes(&error), "a pod that the webhook had missed is not evicted");
+            return Attempt::Nobody("failed");
+        }
+    }
+    let typed: Api<Pod> = Api::namespaced(context.client.clone(), &pod.owned.namespace);
+    let evict = async |is_trial| {
+        let params = params(pod, is_trial);
+        timeout(PATIENCE, typed.evict(&pod.owned.name, &params)).await
+    };
+    // A PodDisruptionBudget answers 429, and kube's client tries again what is answered so (kube-client `client/retry.rs`): that
+    // it takes too long says the same, of a dry run.
+    match evict(true).await.map(judge) {
+        Err(_elapsed) => return Attempt::Nobody("blocked"),
+        Ok(Attempt::Nobody(result) | Attempt::Sent(result)) if result != "success" => return Attempt::Nobody(result),
+        Ok(_) => {}
+    }
+    // What takes too long now may have been done.
+    evict(false).await.map_or(Attempt::Sent("failed"), judge)
+}
+
+fn params(pod: &Scheduled, dry_run: bool) -> EvictParams {
+    let same = Preconditions { uid: Some(pod.owned.uid.clone()), resource_version: None };
+    let delete_options = DeleteParams { preconditions: Some(same), dry_run, ..DeleteParams::default() };
+    let post_options = PostParams { dry_run, ..PostParams::default() };
+    EvictParams { delete_options: Some(delete_options), post_options }
+}
+
+/// What the answer to an eviction says.
+fn judge<T>(answer: Result<T, kube::Error>) -> Attempt {
+    match answer {
+        Ok(_) => Attempt::Sent("success"),
+        Err(kube::Error::Api(status)) if status.code == 429 => Attempt::Nobody("blocked"),
+        Err(error) if is_conflict(&error) => Attempt::Nobody("gone"),
+        // Such as 500, where two PodDisruptionBudgets select it.
+        Err(error) => {
+            tracing::warn!(error = %Causes(&error), "a pod that the webhook had missed may not have been evicted");
+            Attempt::Sent("failed")
+        }
+    }
+}
+
+/// Why the pod is not to be evicted; nothing if it may be.
+async fn prove(context: &Context, owner: &str, pod: &Scheduled) -> Result<Option<&'static str>, PodError> {
     let failed = |verb, error| PodError::new(verb, &pod.name(), error);
     let resource = ApiResource::erase::<Pod>(&());
     let pods: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &pod.owned.namespace, &resource);
     let living = pods.get_opt(&pod.owned.name).await.map_err(|error| failed("read", error))?;
-    let Some(living) = living else { return Ok("gone") };
+    let Some(living) = living else { return Ok(Some("gone")) };
+    let annotations = living.metadata.annotations.clone().unwrap_or_default();
+    if is_protected(|key| annotations.get(key).map(String::as_str)) {
+        return Ok(Some("protected"));
+    }
+    if was_replaced(context, owner, pod).await.map_err(|error| failed("list the siblings of", error))? {
+        return Ok(Some("recent"));
+    }
     let trial = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.to_owned()) };
     let answer = match pods.create(&trial, &copy(&living)).await {
         Ok(answer) => answer,
         // It would not be let in again: a quota, another policy.
-        Err(kube::Error::Api(_)) => return Ok("refused"),
+        Err(kube::Error::Api(_)) => return Ok(Some("refused")),
         Err(error) => return Err(failed("try to create", error)),
     };
     let decision = answer.metadata.annotations.as_ref().and_then(|annotations| annotations.get(DECISION));
     if decision.is_none_or(|decision| decision.starts_with("stay")) {
-        return Ok("unproven");
+        return Ok(Some("unproven"));
     }
-    let same = Preconditions { uid: Some(pod.owned.uid.clone()), resource_version: None };
-    let delete_options = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
-    let params = EvictParams { delete_options: Some(delete_options), ..EvictParams::default() };
-    let typed: Api<Pod> = Api::namespaced(context.client.clone(), &pod.owned.namespace);
-    // A PodDisruptionBudget answers 429, and kube's client tries again what is answered so (kube-client `client/retry.rs`).
-    let Ok(evicted) = timeout(PATIENCE, typed.evict(&pod.owned.name, &params)).await else { return Ok("blocked") };
-    match evicted {
-        Ok(_) => Ok("success"),
-        Err(kube::Error::Api(status)) if status.code == 429 => Ok("blocked"),
-        Err(error) if is_conflict(&error) => Ok("gone"),
-        Err(error) => Err(failed("evict", error)),
+    Ok(None)
+}
+
+/// Whether the owner has made a pod with Spillway less than an hour ago: that may be in place of one that the leader before this one
+/// has evicted, which nothing else tells of.
+async fn was_replaced(context: &Context, owner: &str, pod: &Scheduled) -> Result<bool, kube::Error> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.owned.namespace);
+    let horizon = Timestamp::now() - EVERY;
+    let mut pages = ListParams::default().limit(PAGE);
+    loop {
+        let page = pods.list_metadata(&pages).await?;
+        if page.items.iter().any(|pod| is_recent(&pod.metadata, owner, horizon)) {
+            return Ok(true);
+        }
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => pages.continue_token = Some(token),
+            None => return Ok(false),
+        }
     }
+}
+
+fn is_recent(pod: &ObjectMeta, owner: &str, horizon: Timestamp) -> bool {
+    let is_decided = pod.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(DECISION));
+    let pod = Owned::read(pod);
+    is_decided && pod.created > horizon && pod.controller.is_some_and(|controller| controller.uid == owner)
 }
 
 /// The pod as its owner might create it anew, for a dry run: without what only a pod has that exists.
@@ -119,10 +219,10 @@ fn copy(pod: &DynamicObject) -> DynamicObject {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+    use futures_util::FutureExt;
+    use kube::core::Status;
 
     use super::*;
-    use crate::controller::observed::Owned;
 
     fn pod(name: &str, uid: Option<&str>) -> Scheduled {
         let controller = uid.map(|uid| OwnerReference { uid: uid.to_owned(), ..OwnerReference::default() });
@@ -141,6 +241,66 @@ mod tests {
         evictions.0.insert("web".to_owned(), start + EVERY);
         assert_eq!(names(&mut evictions, start + EVERY - AGAIN), ["c"]);
         assert_eq!(names(&mut evictions, start + EVERY), ["a", "c"]);
+    }
+
+    #[test]
+    fn pods_of_jobs_and_those_that_are_not_to_be_disrupted_are_left_alone() {
+        let mut of_job = pod("a", Some("job"));
+        of_job.owned.controller.as_mut().unwrap().kind = "Job".to_owned();
+        assert_eq!(Evictions::default().due([of_job].iter(), Instant::now()).len(), 0);
+        for (key, value, expected) in [
+            ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false", true),
+            ("cluster-autoscaler.kubernetes.io/safe-to-evict", "true", false),
+            ("karpenter.sh/do-not-disrupt", "true", true),
+            ("karpenter.sh/do-not-disrupt", "false", false),
+            ("other", "true", false),
+        ] {
+            assert_eq!(is_protected(|asked| (asked == key).then_some(value)), expected, "{key}={value}");
+        }
+    }
+
+    #[test]
+    fn the_hour_begins_before_the_attempt_and_is_cut_short_only_if_nobody_was_evicted() {
+        let answer = |code| kube::Error::Api(Box::new(Status::failure("", "").with_code(code)));
+        for (code, result, pause) in
+            [(429, "blocked", AGAIN), (404, "gone", AGAIN), (409, "gone", AGAIN), (500, "failed", EVERY)]
+        {
+            let (mut evictions, web) = (Evictions::default(), pod("a", Some("web")));
+            let owner = web.owned.controller.as_ref().unwrap();
+            let attempt = std::future::ready(judge::<()>(Err(answer(code))));
+            assert_eq!(evictions.one(owner, attempt).now_or_never(), Some(result));
+            let rest = evictions.0["web"] - Instant::now();
+            assert!(rest <= pause && rest + Duration::from_secs(30) > pause, "{code}: {rest:?}");
+        }
+        let (mut evictions, web) = (Evictions::default(), pod("a", Some("web")));
+        let owner = web.owned.controller.as_ref().unwrap();
+        assert_eq!(evictions.one(owner, std::future::pending()).now_or_never(), None);
+        assert!(evictions.0["web"] > Instant::now() + AGAIN, "who tried may never come back");
+        assert_eq!(judge(Ok(())), Attempt::Sent("success"));
+    }
+
+    #[test]
+    fn a_new_leader_evicts_nobody_whose_owner_has_made_a_pod_anew_within_the_hour() {
+        let sibling = |created: &str, owner: &str, decision: &str| -> ObjectMeta {
+            serde_json::from_value(json!({
+                "name": "b", "creationTimestamp": created, "annotations": {decision: "prefer"},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": owner, "controller": true}],
+            }))
+            .unwrap()
+        };
+        let horizon = "2026-01-01T12:00:00Z".parse().unwrap();
+        for (created, owner, decision, expected) in [
+            ("2026-01-01T12:00:01Z", "web", DECISION, true),
+            ("2026-01-01T12:00:00Z", "web", DECISION, false),
+            ("2026-01-01T12:00:01Z", "api", DECISION, false),
+            ("2026-01-01T12:00:01Z", "web", "missed-itself", false),
+        ] {
+            assert_eq!(
+                is_recent(&sibling(created, owner, decision), "web", horizon),
+                expected,
+                "{created} {owner} {decision}"
+            );
+        }
     }
 
     #[test]

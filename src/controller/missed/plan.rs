@@ -27,7 +27,7 @@ pub(super) struct OptIn {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Found {
     /// Those that no node has been found for.
-    pub(super) waiting: Vec<Name>,
+    pub(super) waiting: Vec<Owned>,
     /// Those that have one.
     pub(super) scheduled: Vec<Scheduled>,
     /// A matchCondition that nobody here can evaluate, where it decides.
@@ -103,7 +103,7 @@ pub(super) fn missed(
         match (scope.reaches(&namespace.labels, labels, annotations), node) {
             (Reach::NotCalled, _) => {}
             (Reach::Depends(condition), _) => found.depends = Some(condition),
-            (Reach::Called, None) => found.waiting.push((owned.namespace.clone(), owned.name.clone())),
+            (Reach::Called, None) => found.waiting.push(owned.clone()),
             (Reach::Called, Some(node)) => {
                 found.scheduled.push(Scheduled { owned: owned.clone(), node: node.to_owned() });
             }
@@ -191,7 +191,7 @@ mod tests {
         let on_vm = json!({"spec": {"nodeName": "vm"}, "metadata": {"uid": "u"}});
         let decided = json!({"spec": {"nodeName": "vm"}, "metadata": {"annotations": {DECISION: "prefer"}}});
         let found = found(&[pod("waits", &json!({})), pod("runs", &on_vm), pod("seen", &decided)]);
-        assert_eq!(found.waiting, [("shop".to_owned(), "waits".to_owned())]);
+        assert_eq!(found.waiting.iter().map(|pod| pod.name.as_str()).collect::<Vec<_>>(), ["waits"]);
         let [scheduled] = found.scheduled.as_slice() else { panic!("{found:?}") };
         assert_eq!((scheduled.owned.name.as_str(), scheduled.node.as_str()), ("runs", "vm"));
         assert_eq!(counts(&found.scheduled, |_| None), [("unknown", 1)].into());

@@ -33,6 +33,11 @@ impl<V> Default for Kept<V> {
 }
 
 impl<V> Kept<V> {
+    /// All of it has been put in. Whether that is news.
+    pub(super) fn complete(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_complete, true)
+    }
+
     /// Whether what is not here does not exist.
     pub(in crate::controller) fn is_complete(&self) -> bool {
         self.is_complete
@@ -148,8 +153,8 @@ impl<O: Watched, V> Source<'_, O, V> {
 }
 
 impl<O: Watched, K, V> Source<'_, O, (K, V)> {
-    /// Hands on each object that comes or changes.
-    pub(super) async fn each(self, put: impl Fn(K, V)) {
+    /// Hands on each object that comes or changes, and says when all that are there have come.
+    pub(super) async fn each(self, put: impl Fn(K, V), done: impl Fn()) {
         let Kind { plural, read } = self.kind;
         let mut events = std::pin::pin!(watcher(self.api, self.config).default_backoff());
         while let Some(event) = events.next().await {
@@ -159,7 +164,8 @@ impl<O: Watched, K, V> Source<'_, O, (K, V)> {
                         put(key, value);
                     }
                 }
-                Ok(Event::Init | Event::InitDone | Event::Delete(_)) => {}
+                Ok(Event::InitDone) => done(),
+                Ok(Event::Init | Event::Delete(_)) => {}
                 Err(error) => interrupted(plural, &error),
             }
         }

@@ -7,7 +7,10 @@ mod kept;
 mod node;
 mod pod;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use k8s_openapi::{
     api::{
@@ -149,15 +152,26 @@ fn names(nodes: &Kept<Node>, selector: &Selector) -> BTreeSet<String> {
 
 /// Follows what autoscalers say, by the pod that it is about.
 async fn keep_coming(client: &Client, publish: &watch::Sender<Kept<Timestamp>>) {
-    let said = |reason: &'static str| {
+    let are_listed = &COMING.map(|_| AtomicBool::new(false));
+    let follow = COMING.into_iter().zip(are_listed).map(|(reason, is_listed)| {
         let fields = format!("reason={reason},involvedObject.kind=Pod");
         let source = Source { kind: &SAID, api: Api::all(client.clone()), config: pages().fields(&fields) };
-        source.each(move |pod, at| {
-            publish.send_if_modified(|coming| coming.put(pod, Some(at)));
-        })
-    };
-    let [first, second] = COMING.map(said);
-    tokio::join!(first, second, forget_old(publish));
+        let put = move |pod, at| {
+            publish.send_if_modified(|coming| put_newest(coming, pod, at));
+        };
+        let done = move || {
+            is_listed.store(true, Ordering::Relaxed);
+            let are_all = are_listed.iter().all(|is_listed| is_listed.load(Ordering::Relaxed));
+            publish.send_if_modified(|coming| are_all && coming.complete());
+        };
+        source.each(put, done)
+    });
+    tokio::join!(futures_util::future::join_all(follow), forget_old(publish));
+}
+
+/// Several Events may name a pod, and they come in any order. Whether that is news.
+fn put_newest(coming: &mut Kept<Timestamp>, pod: Name, at: Timestamp) -> bool {
+    coming.get(&pod).is_none_or(|known| *known < at) && coming.put(pod, Some(at))
 }
 
 const SAID: Kind<core::Event, (Name, Timestamp)> = Kind { plural: "events of autoscalers", read: said };
@@ -179,5 +193,21 @@ async fn forget_old(publish: &watch::Sender<Kept<Timestamp>>) {
             coming.retain(|at| *at > horizon);
             false
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_autoscaler_said_last_counts_in_whatever_order_it_is_heard() {
+        let mut coming = Kept::default();
+        let pod = ("shop".to_owned(), "web".to_owned());
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let is_news = [10, 30, 20].map(|seconds| put_newest(&mut coming, pod.clone(), at(seconds)));
+        assert_eq!((is_news, coming.get(&pod)), ([true, true, false], Some(&at(30))));
+        assert!(!coming.is_complete(), "other Events may be on their way");
+        assert!(coming.complete() && !coming.complete() && coming.is_complete());
     }
 }
