@@ -124,7 +124,7 @@ fn pod(recorded: &Value, name: &str, node: Option<usize>) -> Value {
         spec.insert("serviceAccountName".to_owned(), "default".into());
         match node {
             Some(place) => spec.insert("nodeName".to_owned(), name_of(place).into()),
-            None => spec.insert("nodeSelector".to_owned(), json!({"nobody": "has this"})),
+            None => spec.insert("nodeSelector".to_owned(), json!({"nobody": "has-it"})),
         };
     }
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels, "annotations": annotations}, "spec": spec})

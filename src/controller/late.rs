@@ -395,7 +395,9 @@ fn is_closed(nodes: &Kept<Node>, settings: &VirtualNodes) -> bool {
 /// Namespace → how many of its pods are on virtual nodes, or may go there any moment.
 fn overflowing<'s>(seen: &Seen<'s>) -> BTreeMap<&'s str, u64> {
     let mut counts = BTreeMap::<&str, u64>::new();
-    let there = seen.on_virtual.values().flat_map(|pods| pods.iter().map(|((namespace, _), _)| namespace.as_str()));
+    // One that is over holds no place any more, although its failure still counts.
+    let there = seen.on_virtual.values().flat_map(Kept::iter).filter(|(_, pod)| !pod.is_over);
+    let there = there.map(|((namespace, _), _)| namespace.as_str());
     let nodes = &seen.configuration.virtual_nodes;
     let is_let = |pod: &Waiting| {
         pod.annotation(DECISION) == Some(Mode::Late.as_str())
@@ -827,6 +829,10 @@ mod tests {
         cluster = cluster.pod("shop", "let", Some(900), let_already);
         cluster.on_virtual =
             vec![json!({"metadata": {"namespace": "shop", "name": "there"}, "spec": {"containers": []}})];
+        cluster.on_virtual.push(json!({
+            "metadata": {"namespace": "shop", "name": "over"}, "spec": {"containers": []},
+            "status": {"phase": "Failed", "reason": "ProviderFailed"},
+        }));
         for name in ["a", "b"] {
             cluster = cluster.pod("shop", name, Some(900), same).pod("other", &format!("{name}-too"), Some(900), same);
         }
