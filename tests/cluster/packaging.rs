@@ -129,7 +129,7 @@ fn the_values_of_the_chart_arrive() {
     assert!(!rendered.keys().any(|name| name.starts_with("NetworkPolicy")));
     for (name, replicas, resources) in [
         ("webhook", 5, json!({"requests": {"cpu": "1", "memory": "32Mi"}, "limits": {"memory": "256Mi"}})),
-        ("controller", 4, json!({"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"memory": "1Gi"}})),
+        ("controller", 4, json!({"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "1Gi"}})),
     ] {
         let deployment = &rendered[&format!("Deployment spillway-{name}")]["spec"];
         let pod = &deployment["template"]["spec"];

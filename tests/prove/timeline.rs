@@ -43,8 +43,11 @@ impl Counts {
 pub(crate) struct Seen {
     pub(crate) node: Option<String>,
     pub(crate) is_unschedulable: bool,
-    /// Since when it tolerates virtual nodes.
+    /// How many tolerations of virtual nodes it has, and since when.
+    pub(crate) tolerations: usize,
     pub(crate) tolerates: Option<Instant>,
+    /// `spillway.dev/decision`
+    pub(crate) decision: Option<String>,
     pub(crate) bound: Option<Instant>,
 }
 
@@ -160,10 +163,13 @@ impl Record {
         let (now, seen) = (Instant::now(), self.pods.entry(pod.name_any()).or_default());
         let Some(spec) = &pod.spec else { return };
         seen.node.clone_from(&spec.node_name);
-        let mut tolerations = spec.tolerations.iter().flatten();
-        if tolerations.any(|toleration| toleration.key.as_deref() == Some("virtual-kubelet.io/provider")) {
+        let tolerations = spec.tolerations.iter().flatten();
+        let of_virtual_nodes = tolerations.filter(|one| one.key.as_deref() == Some("virtual-kubelet.io/provider"));
+        seen.tolerations = of_virtual_nodes.count();
+        if seen.tolerations > 0 {
             seen.tolerates.get_or_insert(now);
         }
+        seen.decision = pod.annotations().get("spillway.dev/decision").cloned();
         if seen.node.is_some() {
             seen.bound.get_or_insert(now);
         }
