@@ -192,6 +192,9 @@ fn the_api_server_takes_every_overlay_without_a_complaint() {
     let definitions: Vec<_> = definitions.iter().map(String::as_str).collect();
     plane.kubectl(&[&["wait", "--for=condition=Established"], &definitions[..]].concat());
     remove_everything(plane);
+    // Another test may have had helm make the namespace: that kubectl did not is a complaint of its first apply alone.
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+    plane.kubectl_with(&["apply", "-f", "-"], &namespace.to_string());
     for overlay in ["base", "overlays/azure", "overlays/cert-manager", "overlays/high-availability", "overlays/metrics"]
     {
         // Strict: an unknown field is an error; a warning, of Pod Security say, is one too.
