@@ -3,6 +3,7 @@
 use super::{Added, Outcome, Part, Step, Why};
 use crate::{
     config::{Mode, VirtualNodes},
+    eligibility::V2_LABEL,
     pod::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint},
 };
 
@@ -113,14 +114,14 @@ pub(super) fn forbids_in_a_term(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
 pub(super) fn is_pinned(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> bool {
     let selector = &nodes.selector;
     let chosen = |key, value| pod.spec.node_selector.as_ref().is_some_and(|s| s.get(key) == Some(value));
-    if chosen(&selector.key, &selector.value) || chosen("virtualization", "virtualnode2") {
+    if chosen(&selector.key, &selector.value) || chosen(V2_LABEL.0, V2_LABEL.1) {
         return true;
     }
     if our_expressions(pod, nodes, added).next().is_some() {
         return false;
     }
     let forces = |e: &NodeSelectorRequirement<'_>| {
-        e.says(&selector.key, "In", &selector.value) || e.says("virtualization", "In", "virtualnode2")
+        e.says(&selector.key, "In", &selector.value) || e.says(V2_LABEL.0, "In", V2_LABEL.1)
     };
     let terms = pod.required_node_affinity().map(|required| required.terms()).unwrap_or_default();
     !terms.is_empty() && terms.iter().all(|term| term.expressions().iter().any(forces))

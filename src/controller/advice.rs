@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Context, each,
-    observed::{Assigned, Kept, Node, Observed, OnVirtual, VirtualPod},
+    observed::{Assigned, Kept, Node, Observed, OnVirtual, VirtualPod, are_known},
     reconcile::{Outcome, repeat},
     room::{Room, hard_taints},
     tally::Happening,
@@ -132,9 +132,8 @@ struct Plan {
 fn plan(seen: &Seen<'_>) -> Option<Plan> {
     let Seen { nodes, assigned, on_virtual, configuration, .. } = *seen;
     let settings = &configuration.virtual_nodes;
-    let is_known = |node: &Node| on_virtual.get(&node.name).is_some_and(Kept::is_complete);
     let (virtual_nodes, vms): (Vec<_>, Vec<_>) = nodes.values().partition(|node| node.is_virtual(&settings.selector));
-    if !nodes.is_complete() || !assigned.is_complete() || !virtual_nodes.iter().all(|node| is_known(node)) {
+    if !assigned.is_complete() || !are_known(nodes, on_virtual, &settings.selector) {
         return None;
     }
     let (mut told, mut counts) = (Vec::new(), Advice::default());

@@ -14,9 +14,10 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{
     Context, each,
-    observed::{Kept, Node, Observed, OnVirtual, VirtualPod},
+    observed::{Kept, Node, Observed, OnVirtual, VirtualPod, are_known},
+    pauses::Pauses,
     reconcile::{Outcome, repeat},
-    taints::{FULL, Fights, TaintError},
+    taints::{FULL, TaintError},
     tally::Happening,
 };
 use crate::config::{Breaker, Configuration};
@@ -39,7 +40,7 @@ pub(super) async fn run(context: &Context, observed: &Observed) {
     let changes =
         [each(observed.nodes.clone()), each(observed.on_virtual.clone()), each(context.configuration.clone())];
     // Until the first round, what another leader has closed is closed for either reason.
-    let (mut closed, mut fights) = (None, Fights::default());
+    let (mut closed, mut fights) = (None, Pauses::default());
     let round = async || round(context, observed, &mut closed, &mut fights).await;
     Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
@@ -48,12 +49,12 @@ async fn round(
     context: &Context,
     observed: &Observed,
     closed: &mut Option<Closed>,
-    fights: &mut Fights,
+    fights: &mut Pauses,
 ) -> Result<Outcome, TaintError> {
     let configuration = context.configuration.borrow().clone();
     let plan = {
         let (nodes, on_virtual) = (observed.nodes.borrow(), observed.on_virtual.borrow());
-        fights.forget_all_but(&nodes);
+        fights.retain(nodes.values().map(|node| node.name.as_str()));
         plan(&nodes, &on_virtual, &configuration, *closed, Timestamp::now())
     };
     let Some(Plan { before, now, load, write, virtual_nodes }) = plan else { return Ok(Outcome::Early) };
@@ -109,8 +110,7 @@ fn plan(
 ) -> Option<Plan> {
     let settings = &configuration.virtual_nodes;
     let is_virtual = |node: &&Node| node.is_virtual(&settings.selector);
-    let is_known = |node: &Node| on_virtual.get(&node.name).is_some_and(Kept::is_complete);
-    if !nodes.is_complete() || !nodes.values().filter(is_virtual).all(is_known) {
+    if !are_known(nodes, on_virtual, &settings.selector) {
         return None;
     }
     let is_full = |node: &Node| node.has_taint(FULL.key, FULL.effect);

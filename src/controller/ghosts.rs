@@ -18,9 +18,10 @@ use tokio::time::Instant;
 use super::{
     Context, FIELD_MANAGER, each, is_conflict,
     observed::{Name, Node, Observed},
+    pauses::Pauses,
     pods::PodError,
     reconcile::{Outcome, repeat},
-    taints::{All, Fights, GHOST, TaintError},
+    taints::{All, GHOST, TaintError},
     tally::Happening,
 };
 
@@ -52,7 +53,7 @@ enum GhostError {
 /// Rounds, for as long as it is asked to.
 pub(super) async fn run(context: &Context, observed: &Observed) {
     let changes = stream::select(each(observed.nodes.clone()), each(context.configuration.clone()));
-    let (mut gone, mut fights) = (Gone::default(), Fights::default());
+    let (mut gone, mut fights) = (Gone::default(), Pauses::default());
     let round = async || round(context, observed, &mut gone, &mut fights).await;
     Box::pin(repeat(RECONCILER, &context.metrics, changes, round)).await;
 }
@@ -61,7 +62,7 @@ async fn round(
     context: &Context,
     observed: &Observed,
     gone: &mut Gone,
-    fights: &mut Fights,
+    fights: &mut Pauses,
 ) -> Result<Outcome, GhostError> {
     let settings = context.configuration.borrow().virtual_nodes.clone();
     let nodes: Vec<_> = {
@@ -69,7 +70,7 @@ async fn round(
         if !nodes.is_complete() {
             return Ok(Outcome::Early);
         }
-        fights.forget_all_but(&nodes);
+        fights.retain(nodes.values().map(|node| node.name.as_str()));
         nodes
             .values()
             .filter(|node| node.is_virtual(&settings.selector) || node.has_taint(GHOST.key, GHOST.effect))
@@ -91,7 +92,7 @@ async fn attend(
     node: &Node,
     may_cordon: bool,
     gone: &mut Gone,
-    fights: &mut Fights,
+    fights: &mut Pauses,
 ) -> Result<Outcome, GhostError> {
     let is_there = match infrastructure(node) {
         Some(pod) => exists(&context.client, &pod).await?,

@@ -12,8 +12,9 @@ use super::{
     Context, each,
     ghosts::cordon,
     observed::{Kept, Node, Observed},
+    pauses::Pauses,
     reconcile::{Outcome, repeat},
-    taints::{self, FULL, Fights, GHOST, LAST_RESORT, TaintError, Written},
+    taints::{self, FULL, GHOST, LAST_RESORT, TaintError, Written},
 };
 use crate::config::VirtualNodes;
 
@@ -22,15 +23,15 @@ const RECONCILER: &str = "last-resort";
 /// Rounds, for as long as it is asked to.
 pub(super) async fn run(context: &Context, observed: &Observed) {
     let changes = stream::select(each(observed.nodes.clone()), each(context.configuration.clone()));
-    let mut fights = Fights::default();
+    let mut fights = Pauses::default();
     Box::pin(repeat(RECONCILER, &context.metrics, changes, async || round(context, observed, &mut fights).await)).await;
 }
 
-async fn round(context: &Context, observed: &Observed, fights: &mut Fights) -> Result<Outcome, TaintError> {
+async fn round(context: &Context, observed: &Observed, fights: &mut Pauses) -> Result<Outcome, TaintError> {
     let configuration = context.configuration.borrow().clone();
     let plan = {
         let nodes = observed.nodes.borrow();
-        fights.forget_all_but(&nodes);
+        fights.retain(nodes.values().map(|node| node.name.as_str()));
         plan(&nodes, &configuration.virtual_nodes)
     };
     context.write_taints(LAST_RESORT, &plan, fights).await

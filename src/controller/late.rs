@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::{
     Context, each,
-    observed::{Kept, Name, Node, Observed, OnVirtual, Waiting},
+    observed::{Kept, Name, Node, Observed, OnVirtual, Waiting, are_known},
     pauses::Pauses,
     pods::{PodError, guarded, together, write},
     reconcile::{Alarm, Outcome, repeat},
@@ -209,11 +209,7 @@ impl Plan {
 /// one that is on its way, and without all pods on virtual nodes a cap.
 fn is_complete(seen: &Seen<'_>) -> bool {
     let selector = &seen.configuration.virtual_nodes.selector;
-    let is_known = |node: &Node| seen.on_virtual.get(&node.name).is_some_and(Kept::is_complete);
-    seen.nodes.is_complete()
-        && seen.waiting.is_complete()
-        && seen.coming.is_complete()
-        && seen.nodes.values().filter(|node| node.is_virtual(selector)).all(is_known)
+    seen.waiting.is_complete() && seen.coming.is_complete() && are_known(seen.nodes, seen.on_virtual, selector)
 }
 
 /// Nothing while not everything is known.

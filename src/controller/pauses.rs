@@ -1,10 +1,10 @@
-//! Growing pauses for what cannot be done: it is tried again more and more rarely, and keeps nobody else waiting.
+//! Growing pauses for what cannot be done, to a pod or to a node: it is tried again more and more rarely, and keeps nobody else waiting.
 
 use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// What was tried in vain, by uid, and when to try again. A new leader begins without it.
+/// What was tried in vain, by the uid of a pod or the name of a node, and when to try again. A new leader begins without it.
 #[derive(Debug, Default)]
 pub(super) struct Pauses(HashMap<String, (Instant, Duration)>);
 
@@ -18,10 +18,12 @@ impl Pauses {
         Some(next.saturating_duration_since(now)).filter(|rest| !rest.is_zero())
     }
 
-    /// It is about to be tried. That is in vain until the opposite is known: whoever tries may never come back.
-    pub(super) fn tries(&mut self, uid: &str, now: Instant) {
+    /// It is about to be tried, or was in vain. The first is as good as the second until the opposite is known: whoever tries may never
+    /// come back. Returns how long nothing is tried.
+    pub(super) fn tries(&mut self, uid: &str, now: Instant) -> Duration {
         let pause = self.0.get(uid).map_or(Self::FIRST, |(_, pause)| Self::LONGEST.min(*pause * 2));
         self.0.insert(uid.to_owned(), (now + pause, pause));
+        pause
     }
 
     /// It was not in vain, or says nothing.
@@ -47,8 +49,9 @@ mod tests {
     fn what_is_tried_in_vain_is_tried_ever_more_rarely_until_it_works_or_is_gone() {
         let (mut pauses, start) = (Pauses::default(), Instant::now());
         let mut tried = || {
-            pauses.tries("p", start);
-            pauses.rest("p", start).unwrap().as_secs()
+            let pause = pauses.tries("p", start);
+            assert_eq!(pauses.rest("p", start), Some(pause));
+            pause.as_secs()
         };
         let rests: Vec<_> = (0..9).map(|_| tried()).collect();
         assert_eq!(rests, [5, 10, 20, 40, 80, 160, 320, 600, 600]);
@@ -59,8 +62,8 @@ mod tests {
         assert!(pauses.rest("p", start).is_some());
         pauses.end("p");
         assert_eq!(pauses.rest("p", start), None);
-        pauses.tries("p", start);
+        assert_eq!(pauses.tries("p", start), Pauses::FIRST);
         pauses.retain(std::iter::empty());
-        assert!(pauses.0.is_empty());
+        assert!(pauses.0.is_empty(), "what comes back under its name is tried at once");
     }
 }

@@ -1,7 +1,5 @@
 //! The taints that Spillway keeps on virtual nodes: one is put on or taken off at a time, and nothing else of a node is touched.
 
-use std::{collections::HashMap, time::Duration};
-
 use json_patch::{
     AddOperation, Patch as JsonPatch, PatchOperation, RemoveOperation, TestOperation, jsonptr::PointerBuf,
 };
@@ -13,7 +11,7 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Context, FIELD_MANAGER, Outcome, is_conflict, observed, tally::Happening};
+use super::{Context, FIELD_MANAGER, Outcome, is_conflict, observed, pauses::Pauses, tally::Happening};
 use crate::config::{FULL_TAINT, LAST_RESORT_TAINT};
 
 /// Keeps pods that prefer VMs on VMs while these have room: the scheduler avoids a node with it, and no toleration of ours covers it.
@@ -127,7 +125,7 @@ impl Context {
         &self,
         taint: Kept,
         nodes: &[(observed::Node, bool)],
-        fights: &mut Fights,
+        fights: &mut Pauses,
     ) -> Result<Outcome, TaintError> {
         let mut all = All::default();
         for (node, wanted) in nodes {
@@ -143,9 +141,9 @@ impl Context {
         node: &observed::Node,
         taint: Kept,
         wanted: bool,
-        fights: &mut Fights,
+        fights: &mut Pauses,
     ) -> Result<Outcome, TaintError> {
-        if fights.is_pausing(&node.name, Instant::now()) {
+        if fights.rest(&node.name, Instant::now()).is_some() {
             return Ok(Outcome::Right);
         }
         let written = write(&Api::all(self.client.clone()), &node.name, taint, wanted).await;
@@ -159,11 +157,11 @@ impl Context {
         self.metrics.overflow.acted(if wanted { "add_taint" } else { "remove_taint" }, result);
         match written {
             Ok(Written::Changed) => {
-                fights.won(&node.name);
+                fights.end(&node.name);
                 self.tell_of_taint(node, taint, wanted);
             }
             Ok(Written::Stripped) => {
-                let pause = fights.lost(&node.name, Instant::now());
+                let pause = fights.tries(&node.name, Instant::now());
                 let told = format!(
                     "the answer to our own patch has {} otherwise than we wrote it: another admission webhook is at work; trying again in {pause:?}",
                     taint.key
@@ -211,34 +209,6 @@ impl<E> All<E> {
 
     pub(super) fn outcome(self) -> Result<Outcome, E> {
         self.0
-    }
-}
-
-/// The nodes on which another webhook takes our taint away, and when to try again.
-#[derive(Debug, Default)]
-pub(super) struct Fights(HashMap<String, (Instant, Duration)>);
-
-impl Fights {
-    const FIRST: Duration = Duration::from_secs(5);
-    const LONGEST: Duration = Duration::from_secs(600);
-
-    fn is_pausing(&self, node: &str, now: Instant) -> bool {
-        self.0.get(node).is_some_and(|(next, _)| now < *next)
-    }
-
-    /// Returns how long nothing is tried.
-    fn lost(&mut self, node: &str, now: Instant) -> Duration {
-        let pause = self.0.get(node).map_or(Self::FIRST, |(_, pause)| Self::LONGEST.min(*pause * 2));
-        self.0.insert(node.to_owned(), (now + pause, pause));
-        pause
-    }
-
-    fn won(&mut self, node: &str) {
-        self.0.remove(node);
-    }
-
-    pub(super) fn forget_all_but(&mut self, nodes: &observed::Kept<observed::Node>) {
-        self.0.retain(|name, _| nodes.get(&(String::new(), name.clone())).is_some());
     }
 }
 
@@ -292,19 +262,6 @@ mod tests {
         assert!(json_patch::patch(&mut newer, &patch).is_err());
     }
 
-    #[test]
-    fn a_fight_with_another_webhook_gets_rarer_and_ends_when_the_taint_stays() {
-        let (mut fights, start) = (Fights::default(), Instant::now());
-        let pauses: Vec<_> = (0..9).map(|_| fights.lost("n", start).as_secs()).collect();
-        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 320, 600, 600]);
-        assert!(fights.is_pausing("n", start + Duration::from_secs(599)));
-        assert!(!fights.is_pausing("n", start + Duration::from_secs(600)) && !fights.is_pausing("other", start));
-        fights.won("n");
-        assert_eq!(fights.lost("n", start), Fights::FIRST);
-        fights.forget_all_but(&observed::Kept::default());
-        assert!(fights.0.is_empty(), "a node that is recreated is tried at once");
-    }
-
     /// An API server whose nodes have no taints: `forbidden` cannot be written, and what is written to `stripped` is not kept.
     fn context() -> Context {
         let server = tower::service_fn(async |request: http::Request<Body>| {
@@ -333,7 +290,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_node_that_cannot_be_written_keeps_no_other_from_its_turn_and_what_is_done_and_undone_is_told() {
-        let (context, mut fights) = (context(), Fights::default());
+        let (context, mut fights) = (context(), Pauses::default());
         let node = |name: &str| (observed::Node { name: name.to_owned(), ..observed::Node::default() }, true);
         let nodes = ["forbidden", "stripped", "open"].map(node);
         let error = context.write_taints(LAST_RESORT, &nodes, &mut fights).await.unwrap_err();
@@ -344,8 +301,8 @@ mod tests {
         };
         let expected = [("open", "LastResortTaint"), ("stripped", "TaintStripped")];
         assert_eq!(told(&context), expected.map(|(node, reason)| (node.to_owned(), reason)));
-        assert!(fights.is_pausing("stripped", Instant::now()) && !fights.is_pausing("open", Instant::now()));
-        let (context, mut fights) = (self::context(), Fights::default());
+        assert!(fights.rest("stripped", Instant::now()).is_some() && fights.rest("open", Instant::now()).is_none());
+        let (context, mut fights) = (self::context(), Pauses::default());
         context.write_taints(FULL, &nodes[1..2], &mut fights).await.unwrap();
         assert_eq!(told(&context), [("stripped".to_owned(), "TaintStripped")], "whichever taint it is");
     }

@@ -29,7 +29,7 @@ pub use surroundings::{
     Surroundings, VirtualNode,
 };
 
-use surroundings::V2_LABEL;
+pub(crate) use surroundings::V2_LABEL;
 
 pub use self::kind::{is_companion, is_confidential, is_image_cache, is_mirror};
 use crate::pod::Pod;

@@ -14,7 +14,7 @@ pub enum Generation {
 }
 
 /// The label that only nodes of the second generation carry (microsoft/virtualnodesOnAzureContainerInstances README).
-pub(super) const V2_LABEL: (&str, &str) = ("virtualization", "virtualnode2");
+pub(crate) const V2_LABEL: (&str, &str) = ("virtualization", "virtualnode2");
 
 /// A set of generations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

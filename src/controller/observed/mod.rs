@@ -4,6 +4,7 @@
 //! VMs, a few fields are decoded and fewer are kept. Nothing keeps `managedFields`.
 
 mod kept;
+mod lean;
 mod node;
 mod pod;
 
@@ -42,6 +43,12 @@ const COMING: [&str; 2] = ["TriggeredScaleUp", "Nominated"];
 
 /// Virtual node → the pods on it.
 pub(super) type OnVirtual = BTreeMap<String, Kept<VirtualPod>>;
+
+/// Whether all nodes have arrived, and all pods on those that are virtual.
+pub(super) fn are_known(nodes: &Kept<Node>, on_virtual: &OnVirtual, selector: &Selector) -> bool {
+    let is_known = |node: &Node| on_virtual.get(&node.name).is_some_and(Kept::is_complete);
+    nodes.is_complete() && nodes.values().filter(|node| node.is_virtual(selector)).all(is_known)
+}
 
 /// The cluster as the reconcilers see it; it follows the cluster until it is dropped.
 pub(super) struct Observed {

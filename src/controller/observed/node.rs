@@ -1,19 +1,14 @@
 //! A node, as far as overflow is concerned.
 
-use std::borrow::Cow;
-
 use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
-use kube::{Resource, api::ObjectMeta};
 use serde::Deserialize;
 
-use super::Requests;
+use super::{Requests, lean};
 use crate::{
     config::Selector,
+    eligibility::V2_LABEL,
     pod::{NodeView, Quantity},
 };
-
-/// The label that only virtual nodes of the second generation carry (microsoft/virtualnodesOnAzureContainerInstances README.md).
-const SECOND_GENERATION: (&str, &str) = ("virtualization", "virtualnode2");
 
 /// A node.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -38,7 +33,7 @@ pub(in crate::controller) struct Node {
 
 impl Node {
     /// Nothing for one without a name.
-    pub(in crate::controller) fn read(Lean { metadata, spec, status }: Lean) -> Option<Self> {
+    pub(in crate::controller) fn read(Lean { metadata, spec, status, .. }: Lean) -> Option<Self> {
         let ready = status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
         let Allocatable { cpu, memory, pods } = status.allocatable;
         let amount = |amount: Option<String>| amount.and_then(|text| Quantity::parse(&text).ok()).unwrap_or_default();
@@ -63,7 +58,7 @@ impl Node {
 
     /// Whether it is a virtual node of the second generation, if it is one.
     pub(in crate::controller) fn is_second_generation(&self) -> bool {
-        self.label(SECOND_GENERATION.0) == Some(SECOND_GENERATION.1)
+        self.label(V2_LABEL.0) == Some(V2_LABEL.1)
     }
 
     /// The value of a label.
@@ -94,23 +89,16 @@ impl Node {
 }
 
 /// A node, decoded as far as it is read: most of one is the list of its images.
-#[derive(Debug, Clone, Deserialize)]
-pub(in crate::controller) struct Lean {
-    metadata: ObjectMeta,
-    #[serde(default)]
-    spec: LeanSpec,
-    #[serde(default)]
-    status: LeanStatus,
-}
+pub(in crate::controller) type Lean = lean::Lean<core::Node, LeanSpec, LeanStatus>;
 
 #[derive(Debug, Clone, Default, Deserialize)]
-struct LeanSpec {
+pub(in crate::controller) struct LeanSpec {
     taints: Option<Vec<core::Taint>>,
     unschedulable: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
-struct LeanStatus {
+pub(in crate::controller) struct LeanStatus {
     conditions: Option<Vec<Condition>>,
     #[serde(default)]
     allocatable: Allocatable,
@@ -130,35 +118,6 @@ struct Allocatable {
     cpu: Option<String>,
     memory: Option<String>,
     pods: Option<String>,
-}
-
-impl Resource for Lean {
-    type DynamicType = ();
-    type Scope = kube::core::ClusterResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        core::Node::kind(&())
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        core::Node::group(&())
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        core::Node::version(&())
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        core::Node::plural(&())
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
 }
 
 #[cfg(test)]

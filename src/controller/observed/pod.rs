@@ -1,6 +1,6 @@
 //! Pods, as far as overflow is concerned.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{self as core, ObjectReference},
@@ -10,6 +10,7 @@ use k8s_openapi::{
 use kube::api::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
+use super::lean;
 use crate::{
     burst::DECISION,
     pod::{Pod, Quantity, from_json},
@@ -210,18 +211,11 @@ struct Shown<'s> {
 }
 
 /// A pod, decoded as far as its requests: metadata alone would not tell how much room a VM has left.
-#[derive(Debug, Clone, Deserialize)]
-pub(in crate::controller) struct Lean {
-    metadata: ObjectMeta,
-    #[serde(default)]
-    spec: LeanSpec,
-    #[serde(default)]
-    status: LeanStatus,
-}
+pub(in crate::controller) type Lean = lean::Lean<core::Pod, LeanSpec, LeanStatus>;
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct LeanSpec {
+pub(in crate::controller) struct LeanSpec {
     node_name: Option<String>,
     containers: Option<Vec<LeanContainer>>,
     init_containers: Option<Vec<LeanContainer>>,
@@ -237,37 +231,8 @@ struct LeanContainer {
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
-struct LeanStatus {
+pub(in crate::controller) struct LeanStatus {
     phase: Option<String>,
-}
-
-impl kube::Resource for Lean {
-    type DynamicType = ();
-    type Scope = kube::core::NamespaceResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        core::Pod::kind(&())
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        core::Pod::group(&())
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        core::Pod::version(&())
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        core::Pod::plural(&())
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
 }
 
 /// A pod on a virtual node. One that is over is none, unless the provider has failed to run it; one that is on its way out is, for it
