@@ -98,9 +98,11 @@ impl Http {
     async fn handshake(&self, tls: TlsAcceptor, tcp: TcpStream) -> Option<TlsStream<TcpStream>> {
         // An answer is one small write; waiting to fill a segment costs up to 40 ms.
         let _ = tcp.set_nodelay(true);
-        match time::timeout(HANDSHAKE, tls.accept(tcp)).await {
+        // The socket outlives what is said of it: who sees it closed finds it counted.
+        let mut accept = std::pin::pin!(tls.accept(tcp).into_fallible());
+        match time::timeout(HANDSHAKE, accept.as_mut()).await {
             Ok(Ok(stream)) => Some(stream),
-            Ok(Err(error)) => {
+            Ok(Err((error, _tcp))) => {
                 self.metrics.failed(ConnectionError::Handshake);
                 tracing::debug!(%error, "handshake failed");
                 None
