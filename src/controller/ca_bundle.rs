@@ -4,7 +4,7 @@
 //! list of named entries, whoever applies one field of an entry owns the entry too, and a later manifest without that webhook would
 //! leave half of it behind, which the API server refuses.
 
-use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, TestOperation, jsonptr::PointerBuf};
+use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, jsonptr::PointerBuf};
 use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret};
 use kube::{
     Api,
@@ -13,7 +13,7 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    Context, FIELD_MANAGER, is_conflict,
+    Context, FIELD_MANAGER, guarded, is_conflict,
     reconcile::{Outcome, repeat},
 };
 use crate::certs::self_managed::{CONFIGURATION, SECRET, read};
@@ -67,16 +67,16 @@ fn plan(configuration: &MutatingWebhookConfiguration, bundle: &str) -> Option<Js
         .iter()
         .enumerate()
         .filter(|(_, webhook)| webhook.client_config.ca_bundle.as_ref().is_none_or(|live| live.0 != bundle.as_bytes()));
-    let operations = wrong.flat_map(|(index, webhook)| {
+    let operations = wrong.map(|(index, _)| {
         let index = index.to_string();
-        let path = |field: &[&str]| PointerBuf::from_tokens([&["webhooks", &index], field].concat());
-        let test = TestOperation { path: path(&["name"]), value: json!(webhook.name) };
+        let path = PointerBuf::from_tokens(["webhooks", &index, "clientConfig", "caBundle"]);
         let value = json!(k8s_openapi::ByteString(bundle.as_bytes().to_vec()));
-        let add = AddOperation { path: path(&["clientConfig", "caBundle"]), value };
-        [PatchOperation::Test(test), PatchOperation::Add(add)]
+        PatchOperation::Add(AddOperation { path, value })
     });
     let operations: Vec<_> = operations.collect();
-    (!operations.is_empty()).then_some(JsonPatch(operations))
+    // The list is patched by index: it has to be the one that was seen.
+    let version = configuration.metadata.resource_version.as_deref();
+    (!operations.is_empty()).then(|| guarded(version, JsonPatch(operations)))
 }
 
 #[cfg(test)]
@@ -92,19 +92,21 @@ mod tests {
             })
         };
         let webhooks: Vec<_> = bundles.iter().map(webhook).collect();
-        serde_json::from_value(json!({"metadata": {"name": "aci-spillway"}, "webhooks": webhooks})).unwrap()
+        serde_json::from_value(
+            json!({"metadata": {"name": "aci-spillway", "resourceVersion": "7"}, "webhooks": webhooks}),
+        )
+        .unwrap()
     }
 
     #[test]
-    fn only_wrong_bundles_are_written_and_only_to_webhooks_of_the_same_name() {
+    fn only_wrong_bundles_are_written_and_only_to_the_list_that_was_seen() {
         let live = configuration(&[("a", Some("wanted")), ("b", None), ("c", Some("other"))]);
         let patch = serde_json::to_value(plan(&live, "wanted").unwrap()).unwrap();
         assert_eq!(
             patch,
             json!([
-                {"op": "test", "path": "/webhooks/1/name", "value": "b"},
+                {"op": "replace", "path": "/metadata/resourceVersion", "value": "7"},
                 {"op": "add", "path": "/webhooks/1/clientConfig/caBundle", "value": "d2FudGVk"},
-                {"op": "test", "path": "/webhooks/2/name", "value": "c"},
                 {"op": "add", "path": "/webhooks/2/clientConfig/caBundle", "value": "d2FudGVk"},
             ])
         );

@@ -21,10 +21,10 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    Context, each,
+    Context, each, guarded,
     observed::{Kept, Name, Node, Observed, OnVirtual, Waiting, are_known},
     pauses::Pauses,
-    pods::{PodError, guarded, together, write},
+    pods::{PodError, together, write},
     reconcile::{Alarm, Outcome, repeat},
     room,
     taints::FULL,
@@ -425,7 +425,7 @@ fn start(clock: &Clock) -> JsonPatch {
     let since = Timestamp::from_second(clock.since.as_second()).unwrap_or(clock.since);
     let path = PointerBuf::from_tokens(["metadata", "annotations", UNSCHEDULABLE_SINCE]);
     let add = AddOperation { path, value: json!(since.to_string()) };
-    guarded(&clock.resource_version, JsonPatch(vec![PatchOperation::Add(add)]))
+    guarded(Some(&clock.resource_version), JsonPatch(vec![PatchOperation::Add(add)]))
 }
 
 /// Lets pods onto virtual nodes whose namespaces still want that.
@@ -450,7 +450,7 @@ async fn let_go(
             return Ok(Outcome::Right);
         }
         let outcome =
-            write(context, &pod.name, "burst", &Patch::Json(guarded(&pod.resource_version, pod.patch))).await?;
+            write(context, &pod.name, "burst", &Patch::Json(guarded(Some(&pod.resource_version), pod.patch))).await?;
         if outcome == Outcome::Changed {
             let ((namespace, name), seconds) = (&pod.name, pod.waited.as_secs());
             tracing::info!(namespace, pod = name, waited_seconds = seconds, "pod may go to virtual nodes now");
@@ -634,7 +634,8 @@ mod tests {
         json_patch::patch(&mut pod, &patch).unwrap();
         assert_eq!(pod, expected);
         pod["metadata"]["resourceVersion"] = "8".into();
-        assert!(json_patch::patch(&mut pod, &patch).is_err(), "it has changed since");
+        json_patch::patch(&mut pod, &patch).unwrap();
+        assert_eq!(pod["metadata"]["resourceVersion"], "7", "for the API server to refuse: it has changed since");
     }
 
     #[test]

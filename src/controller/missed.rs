@@ -27,10 +27,10 @@ use tokio::time::Instant;
 
 use self::eviction::Evictions;
 use super::{
-    Context, each,
+    Context, each, guarded,
     observed::{Name, Observed, Owned},
     pauses::Pauses,
-    pods::{AT_ONCE, PodError, guarded, together, write},
+    pods::{AT_ONCE, PodError, together, write},
     reconcile::{Outcome, repeat},
     tally::Happening,
 };
@@ -230,7 +230,7 @@ impl Decide<'_> {
         let patch =
             burst::living_patch(&view, &decision).and_then(|patch| serde_json::from_slice::<JsonPatch>(&patch).ok());
         let version = pod.pointer("/metadata/resourceVersion").and_then(Value::as_str);
-        let (Some(patch), Some(version)) = (patch, version) else { return Ok(Outcome::Right) };
+        let Some(patch) = patch else { return Ok(Outcome::Right) };
         let outcome = write(self.context, name, "heal", &Patch::Json(guarded(version, patch))).await?;
         if outcome == Outcome::Changed {
             let ((namespace, name), verdict) = (name, &decision.verdict);

@@ -26,6 +26,7 @@ use futures_util::{
     Stream, StreamExt, future,
     stream::{self, BoxStream},
 };
+use json_patch::{Patch as JsonPatch, PatchOperation, ReplaceOperation, jsonptr::PointerBuf};
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
     core::v1::{ObjectReference, Secret},
@@ -43,6 +44,7 @@ use lease::Election;
 pub use lease::Standing;
 use observed::Observed;
 pub use reconcile::Outcome;
+use serde_json::json;
 use tally::Tally;
 use tokio::sync::{mpsc, watch};
 
@@ -54,8 +56,8 @@ use crate::{
     telemetry::{Causes, ControllerMetrics},
 };
 
-/// The name under which the controller is known: its Lease, its events, its writes.
-const NAME: &str = "spillway-controller";
+/// The name under which the controller is known: its Lease, its events, its requests and writes.
+pub const NAME: &str = "spillway-controller";
 
 /// Who wrote a field, as the API server records it.
 const FIELD_MANAGER: &str = NAME;
@@ -112,10 +114,18 @@ fn changes<K>(
     changes.boxed()
 }
 
-/// Whether a conditional write met what it did not expect: an object that is there already, is gone, or has changed, or a JSON
-/// patch whose `test` failed.
+/// Whether a conditional write met what it did not expect: an object that is there already, is gone, or has changed.
 fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422))
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
+}
+
+/// A patch for this version of an object alone, which it was made for. To any other the answer is 409, as it is to an update with a
+/// `resourceVersion` (kubernetes.io/docs/reference/using-api/api-concepts); a `test` that fails is answered by 422, as what an admission
+/// policy or the validation refuses may be too.
+fn guarded(resource_version: Option<&str>, patch: JsonPatch) -> JsonPatch {
+    let path = PointerBuf::from_tokens(["metadata", "resourceVersion"]);
+    let same = PatchOperation::Replace(ReplaceOperation { path, value: json!(resource_version) });
+    JsonPatch(std::iter::once(same).chain(patch.0).collect())
 }
 
 /// The reconcilers, and what decides whether they run.

@@ -1,14 +1,12 @@
 //! Writes to pods.
 
 use futures_util::{StreamExt, stream};
-use json_patch::{Patch as JsonPatch, PatchOperation, TestOperation, jsonptr::PointerBuf};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use serde_json::{Value, json};
-
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{Context, FIELD_MANAGER, is_conflict, observed::Name, pauses::Pauses, reconcile::Outcome};
@@ -58,15 +56,9 @@ pub(super) async fn write(
     outcome
 }
 
-/// A patch that applies to this version of a pod alone, which it was made for.
-pub(super) fn guarded(resource_version: &str, patch: JsonPatch) -> JsonPatch {
-    let version = PointerBuf::from_tokens(["metadata", "resourceVersion"]);
-    let test = PatchOperation::Test(TestOperation { path: version, value: json!(resource_version) });
-    JsonPatch(std::iter::once(test).chain(patch.0).collect())
-}
-
-/// Does something about a number of pods, each with its uid; each pauses that was not changed. That a pod is refused, by the admission
-/// policy of somebody else, is logged and no reason to do less about the others. Nor is a conflict a reason to look again at once.
+/// Does something about a number of pods, each with its uid. One that is refused, by the admission policy of somebody else, pauses; that
+/// is logged and no reason to do less about the others. One that has changed meanwhile does not: what it is now comes by the watch, and
+/// is then looked at.
 ///
 /// # Errors
 ///
@@ -88,7 +80,8 @@ pub(super) async fn together<F: Future<Output = Result<Outcome, PodError>>>(
                 pauses.end(&uid);
                 all = all.map(|_| Outcome::Changed);
             }
-            Ok(Outcome::Right | Outcome::Conflict | Outcome::Early) => {}
+            Ok(Outcome::Conflict) => pauses.end(&uid),
+            Ok(Outcome::Right | Outcome::Early) => {}
             Err(error) if error.is_of_all() => {
                 pauses.end(&uid);
                 all = Err(error);
@@ -125,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_refused_pauses_and_is_no_failure_of_the_others() {
+    fn a_pod_that_is_refused_pauses_one_that_has_changed_does_not_and_neither_is_a_failure_of_the_others() {
         let (all, pausing) = done(vec![
             ("denied", Err(answer(403))),
             ("changed", Ok(Outcome::Changed)),
@@ -133,7 +126,7 @@ mod tests {
             ("broken", Err(answer(500))),
         ]);
         assert_eq!(all.unwrap(), Outcome::Changed);
-        assert_eq!(pausing, ["denied", "conflict", "broken"]);
+        assert_eq!(pausing, ["denied", "broken"]);
     }
 
     #[test]

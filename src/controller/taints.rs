@@ -1,8 +1,6 @@
 //! The taints that Spillway keeps on virtual nodes: one is put on or taken off at a time, and nothing else of a node is touched.
 
-use json_patch::{
-    AddOperation, Patch as JsonPatch, PatchOperation, RemoveOperation, TestOperation, jsonptr::PointerBuf,
-};
+use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, RemoveOperation, jsonptr::PointerBuf};
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::{
     Api,
@@ -11,7 +9,7 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Context, FIELD_MANAGER, Outcome, is_conflict, observed, pauses::Pauses, tally::Happening};
+use super::{Context, FIELD_MANAGER, Outcome, guarded, is_conflict, observed, pauses::Pauses, tally::Happening};
 use crate::config::{FULL_TAINT, LAST_RESORT_TAINT};
 
 /// Keeps pods that prefer VMs on VMs while these have room: the scheduler avoids a node with it, and no toleration of ours covers it.
@@ -94,11 +92,7 @@ impl Kept {
             }
         };
         // The list is patched by index: it has to be the one that was seen.
-        let version = TestOperation {
-            path: PointerBuf::from_tokens(["metadata", "resourceVersion"]),
-            value: json!(node.metadata.resource_version),
-        };
-        Some(JsonPatch(vec![PatchOperation::Test(version), change]))
+        Some(guarded(node.metadata.resource_version.as_deref(), JsonPatch(vec![change])))
     }
 }
 
@@ -259,7 +253,8 @@ mod tests {
     fn a_node_that_has_changed_since_is_not_written() {
         let patch = LAST_RESORT.plan(&node(None), true).unwrap();
         let mut newer = json!({"metadata": {"resourceVersion": "8"}, "spec": {}});
-        assert!(json_patch::patch(&mut newer, &patch).is_err());
+        json_patch::patch(&mut newer, &patch).unwrap();
+        assert_eq!(newer["metadata"]["resourceVersion"], "7", "for the API server to refuse");
     }
 
     /// An API server whose nodes have no taints: `forbidden` cannot be written, and what is written to `stripped` is not kept.
