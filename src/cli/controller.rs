@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use anyhow::Context;
 use tokio::sync::{mpsc, watch};
 
-use super::{Ended, pod::PodArgs, print_out, process};
+use super::{Ended, cluster, pod::PodArgs, print_out, process};
 use crate::{
     admin::{self, AdminArgs},
-    controller::{Controller, Standing, last_resort},
+    controller::{self, Controller, Standing, last_resort},
     telemetry::{self, ControllerMetrics, logs},
 };
 
@@ -72,8 +72,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
 }
 
 async fn client() -> anyhow::Result<kube::Client> {
-    let cluster = kube::Config::infer().await.context("cannot find a cluster")?;
-    kube::Client::try_from(cluster).context("cannot make a client of the cluster")
+    kube::Client::try_from(cluster::find(None, controller::NAME).await?).context("cannot make a client of the cluster")
 }
 
 async fn clean_up() -> anyhow::Result<Ended> {

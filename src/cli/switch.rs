@@ -79,7 +79,7 @@ struct Switch {
 
 impl Switch {
     async fn connect(Args { namespace, context, dry_run: _ }: &Args) -> anyhow::Result<Self> {
-        let client = Client::try_from(cluster::find(context.as_deref()).await?)?;
+        let client = Client::try_from(cluster::find(context.as_deref(), FIELD_MANAGER).await?)?;
         // Not typed: a field that this program does not know must come back too.
         let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration");
         let resource = ApiResource::from_gvk_with_plural(&kind, "mutatingwebhookconfigurations");

@@ -8,7 +8,7 @@ use clap::builder::BoolishValueParser;
 use kube::Client;
 use time::OffsetDateTime;
 
-use super::{Ended, pod::PodArgs, process};
+use super::{Ended, cluster, pod::PodArgs, process};
 use crate::{
     background::again_after_panic,
     certs::{self, KeyPairFiles, Leaf, Serving},
@@ -58,8 +58,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
         let source = certificate.source()?;
         let serving = Serving::default();
         let bound = webhook::bind(listen, serving.clone(), &mut registry).await?;
-        let cluster = kube::Config::infer().await.context("cannot find a cluster")?;
-        let client = Client::try_from(cluster).context("cannot make a client of the cluster")?;
+        let client = Client::try_from(cluster::find(None, "spillway-webhook").await?)
+            .context("cannot make a client of the cluster")?;
         let keeper = Keeper {
             configuration: configuration.clone(),
             client: client.clone(),

@@ -75,7 +75,7 @@ pub(super) struct Live {
 impl Live {
     /// Connects with a kubeconfig's context, or with the current one.
     pub(super) async fn connect(context: Option<&str>, namespace: Option<&str>) -> anyhow::Result<Self> {
-        let config = cluster::find(context).await?;
+        let config = cluster::find(context, "spillway").await?;
         let namespace = namespace.map_or_else(|| config.default_namespace.clone(), str::to_owned);
         Ok(Self { client: Client::try_from(config)?, namespace })
     }

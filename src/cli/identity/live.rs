@@ -38,7 +38,7 @@ pub(super) struct Live {
 pub(super) async fn live(args: &Args) -> anyhow::Result<Live> {
     let config = file::load(args.config.as_deref())?.identity;
     let cloud = args.cloud(&config);
-    let client = Client::try_from(cluster::find(args.context.as_deref()).await?)?;
+    let client = Client::try_from(cluster::find(args.context.as_deref(), "spillway").await?)?;
     let cluster = cluster(&client, args.namespace.as_deref()).await?;
     let token = match (&args.namespace, &args.service_account, args.token) {
         (Some(namespace), Some(name), true) => {
