@@ -1,21 +1,57 @@
-//! An object of the API, decoded as far as it is read.
+//! An object of the API, decoded as far as it is read: of a large cluster, most of what comes is skipped as it comes.
 
-use std::{borrow::Cow, marker::PhantomData};
+use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::{Resource, api::ObjectMeta};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
-/// An object of kind `K`. What `Spec` and `Status` do not name is skipped as it comes.
+/// An object of kind `K`. What `Spec` and `Status` do not name is skipped, and so is `managedFields`, which is often most of an object.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(bound(deserialize = "Spec: Default + Deserialize<'de>, Status: Default + Deserialize<'de>"))]
-pub(in crate::controller) struct Lean<K, Spec, Status> {
-    pub(super) metadata: ObjectMeta,
+pub struct Lean<K, Spec, Status> {
+    /// `metadata`
+    #[serde(default, deserialize_with = "metadata")]
+    pub metadata: ObjectMeta,
+    /// `spec`
     #[serde(default)]
-    pub(super) spec: Spec,
+    pub spec: Spec,
+    /// `status`
     #[serde(default)]
-    pub(super) status: Status,
+    pub status: Status,
     #[serde(skip)]
-    pub(super) kind: PhantomData<K>,
+    kind: PhantomData<K>,
+}
+
+/// What is read of `metadata`.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+    creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
+    owner_references: Option<Vec<OwnerReference>>,
+}
+
+fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    let read = Option::<Metadata>::deserialize(deserializer)?.unwrap_or_default();
+    Ok(ObjectMeta {
+        name: read.name,
+        namespace: read.namespace,
+        uid: read.uid,
+        resource_version: read.resource_version,
+        creation_timestamp: read.creation_timestamp,
+        deletion_timestamp: read.deletion_timestamp,
+        labels: read.labels,
+        annotations: read.annotations,
+        owner_references: read.owner_references,
+        ..ObjectMeta::default()
+    })
 }
 
 impl<K: Resource<DynamicType = ()>, Spec, Status> Resource for Lean<K, Spec, Status> {
@@ -44,5 +80,37 @@ impl<K: Resource<DynamicType = ()>, Spec, Status> Resource for Lean<K, Spec, Sta
 
     fn meta_mut(&mut self) -> &mut ObjectMeta {
         &mut self.metadata
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use serde::de::IgnoredAny;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_read_of_metadata_is_what_the_api_has_and_managed_fields_are_skipped() {
+        let meta = json!({
+            "name": "web-1", "namespace": "shop", "uid": "u", "resourceVersion": "7",
+            "creationTimestamp": "2026-01-01T12:00:00Z", "deletionTimestamp": "2026-01-01T12:00:30Z",
+            "labels": {"a": "b"}, "annotations": {"c": "d"},
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "r", "controller": true}],
+        });
+        let typed: ObjectMeta = serde_json::from_value(meta.clone()).unwrap();
+        let mut pod = json!({"metadata": meta, "spec": {"a": 1}, "status": [2]});
+        pod["metadata"]["managedFields"] = json!("not even a list");
+        let lean: Lean<Pod, IgnoredAny, IgnoredAny> = serde_json::from_value(pod).unwrap();
+        assert_eq!(lean.metadata, typed);
+    }
+
+    #[test]
+    fn an_object_without_metadata_is_one_without_a_name() {
+        for bare in [json!({}), json!({"metadata": null})] {
+            let lean: Lean<Pod, (), ()> = serde_json::from_value(bare).unwrap();
+            assert_eq!(lean.metadata, ObjectMeta::default());
+        }
     }
 }

@@ -26,6 +26,7 @@ pub mod config;
 pub mod controller;
 pub mod eligibility;
 pub mod identity;
+mod lean;
 pub mod pod;
 pub mod reload;
 pub mod telemetry;

@@ -67,12 +67,12 @@ impl PodTemplate {
         pod
     }
 
-    /// The pod as it is written, as the type of the API.
+    /// The pod as it is written, as a type of the API.
     ///
     /// # Errors
     ///
-    /// When a field has a type that the API does not give it; named by file, object and path.
-    pub(super) fn typed(&self) -> anyhow::Result<k8s_openapi::api::core::v1::Pod> {
+    /// When a field that is read has a type that the API does not give it; named by file, object and path.
+    pub(super) fn typed<'t, T: Deserialize<'t>>(&'t self) -> anyhow::Result<T> {
         typed(&self.pod, &self.path).map_err(|error| anyhow!("{}: {error}", self.label))
     }
 

@@ -9,6 +9,7 @@ use k8s_openapi::api::{
     rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Subject},
 };
 use kube::api::ObjectMeta;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     finding::{AccountName, Object},
@@ -22,7 +23,77 @@ use crate::{
     burst,
     config::{BURST_LABEL, DISABLED},
     eligibility::{Generation, VirtualNode},
+    lean::Lean,
 };
+
+/// A Pod of the API, decoded as far as identities are concerned.
+pub type LeanPod = Lean<core::Pod, Option<PodSpec>, PodStatus>;
+
+/// `spec` of a Pod.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSpec {
+    service_account_name: Option<String>,
+    service_account: Option<String>,
+    host_network: Option<bool>,
+    node_name: Option<String>,
+    init_containers: Option<Vec<PodContainer>>,
+    containers: Option<Vec<PodContainer>>,
+    volumes: Option<Vec<Volume>>,
+}
+
+/// `status` of a Pod.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct PodStatus {
+    phase: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodContainer {
+    #[serde(default)]
+    name: String,
+    env: Option<Vec<EnvVar>>,
+    volume_mounts: Option<Vec<VolumeMount>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct EnvVar {
+    name: String,
+    value: Option<String>,
+    value_from: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct VolumeMount {
+    #[serde(default)]
+    mount_path: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Volume {
+    projected: Option<Projected>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Projected {
+    sources: Option<Vec<VolumeProjection>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct VolumeProjection {
+    service_account_token: Option<ServiceAccountToken>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct ServiceAccountToken {
+    audience: Option<String>,
+    #[serde(default)]
+    path: String,
+}
 
 fn meant(map: Option<&BTreeMap<String, String>>) -> Keys {
     let entries = map.into_iter().flatten().filter(|(key, _)| keys::is_meant(key));
@@ -56,8 +127,8 @@ impl Bearer {
 
 impl Pod {
     /// A pod of the cluster; nothing for one that has ended or is about to.
-    pub fn running(pod: &core::Pod) -> Option<Self> {
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    pub fn running(pod: &LeanPod) -> Option<Self> {
+        let phase = pod.status.phase.as_deref();
         let has_ended = matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some();
         let spec = pod.spec.as_ref().filter(|_| !has_ended)?;
         let name = pod.metadata.name.clone().unwrap_or_default();
@@ -65,11 +136,11 @@ impl Pod {
     }
 
     /// What the pods will look like that come of a workload, or of a pod that is still a manifest.
-    pub fn template(maker: Object, meta: &ObjectMeta, spec: &core::PodSpec) -> Self {
+    pub fn template(maker: Object, meta: &ObjectMeta, spec: &PodSpec) -> Self {
         Self::of(maker, meta, spec)
     }
 
-    fn of(maker: Object, meta: &ObjectMeta, spec: &core::PodSpec) -> Self {
+    fn of(maker: Object, meta: &ObjectMeta, spec: &PodSpec) -> Self {
         let account = spec.service_account_name.as_deref().filter(|name| !name.is_empty());
         let old = spec.service_account.as_deref().filter(|name| !name.is_empty());
         let added = meta.annotations.iter().flatten().find(|(key, _)| *key == burst::ADDED);
@@ -84,7 +155,12 @@ impl Pod {
             is_labelled_by_us: added.is_some_and(|(_, names)| names.split(',').any(|name| name == "identity-label")),
             host_network: spec.host_network == Some(true),
             node: spec.node_name.clone().filter(|name| !name.is_empty()),
-            containers: spec.init_containers.iter().flatten().chain(&spec.containers).map(container).collect(),
+            containers: [&spec.init_containers, &spec.containers]
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(container)
+                .collect(),
             tokens: spec.volumes.iter().flatten().flat_map(tokens).collect(),
         }
     }
@@ -105,9 +181,9 @@ fn maker(meta: &ObjectMeta) -> Object {
     }
 }
 
-fn container(container: &core::Container) -> Container {
+fn container(container: &PodContainer) -> Container {
     let env = container.env.iter().flatten().filter(|variable| keys::ENV.contains(&variable.name.as_str()));
-    let value = |variable: &core::EnvVar| match variable.value_from {
+    let value = |variable: &EnvVar| match variable.value_from {
         Some(_) => EnvValue::Elsewhere,
         None => EnvValue::Plain(variable.value.clone().unwrap_or_default()),
     };
@@ -118,7 +194,7 @@ fn container(container: &core::Container) -> Container {
     }
 }
 
-fn tokens(volume: &core::Volume) -> impl Iterator<Item = Token> {
+fn tokens(volume: &Volume) -> impl Iterator<Item = Token> {
     let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
     sources.filter_map(|source| {
         let token = source.service_account_token.as_ref()?;

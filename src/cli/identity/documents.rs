@@ -9,7 +9,7 @@ use std::{
 use anyhow::anyhow;
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
-    core::v1::{Endpoints, Node, Pod},
+    core::v1::{Endpoints, Node},
     discovery::v1::EndpointSlice,
     rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
@@ -18,7 +18,7 @@ use kube::api::ObjectMeta;
 use crate::{
     cli::manifest::Document,
     identity::{
-        Object, grants, is_v1_virtual_node, ready_endpoints,
+        LeanPod, Object, grants, is_v1_virtual_node, ready_endpoints,
         seen::{self, Bearer, Cluster, ServiceAccount, WebhookConfiguration},
     },
 };
@@ -111,7 +111,7 @@ impl Documents {
         if template.kind != "Pod" && document.has_controller() {
             return Ok(());
         }
-        let mut pod: Pod = template.typed()?;
+        let mut pod: LeanPod = template.typed()?;
         let namespace = template.namespace.clone().unwrap_or_else(|| self.namespace.clone());
         pod.metadata.namespace = Some(namespace.clone());
         let maker = Object::namespaced(&template.kind, &namespace, &template.name);

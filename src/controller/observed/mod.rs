@@ -4,7 +4,6 @@
 //! VMs, a few fields are decoded and fewer are kept. Nothing keeps `managedFields`.
 
 mod kept;
-mod lean;
 mod node;
 mod pod;
 

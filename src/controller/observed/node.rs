@@ -3,10 +3,11 @@
 use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde::Deserialize;
 
-use super::{Requests, lean};
+use super::Requests;
 use crate::{
     config::Selector,
     eligibility::V2_LABEL,
+    lean,
     pod::{NodeView, Quantity},
 };
 

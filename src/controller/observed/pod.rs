@@ -10,9 +10,9 @@ use k8s_openapi::{
 use kube::api::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
-use super::lean;
 use crate::{
     burst::DECISION,
+    lean,
     pod::{Pod, Quantity, from_json},
 };
 

@@ -6,7 +6,7 @@ use kube::{Api, Resource, api::ListParams};
 use serde::de::DeserializeOwned;
 
 /// Objects in one page of a list. What is not read of them is gone before the next page comes.
-pub(super) const PAGE: u32 = 500;
+pub(super) const PAGE: u32 = 250;
 
 /// How often a list is begun anew because it took longer than the API server remembers
 /// (kubernetes.io/docs/reference/using-api/api-concepts, 410 Gone).

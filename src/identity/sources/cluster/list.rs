@@ -137,7 +137,7 @@ mod tests {
         assert!(cluster.is_whole && refused.is_empty());
         let asked = asked.lock().unwrap();
         assert_eq!(asked.iter().filter(|ask| ask.starts_with("/api/v1/serviceaccounts?")).count(), 4);
-        assert!(asked.iter().all(|ask| ask.contains("limit=500")), "{asked:?}");
+        assert!(asked.iter().all(|ask| ask.contains("limit=250")), "{asked:?}");
         assert!(!asked.iter().any(|ask| ask.contains("endpointslices") || ask.contains("rbac")), "{asked:?}");
     }
 

@@ -23,6 +23,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 use crate::identity::{
+    LeanPod,
     azure::Unread,
     is_v1_virtual_node, ready_endpoints,
     seen::{Namespace, Pod, ServiceAccount, WebhookConfiguration},
@@ -55,7 +56,7 @@ const ACCOUNTS: Kind<Meta<core::ServiceAccount>, ServiceAccount> = Kind {
     slot: |known| &mut known.accounts,
 };
 
-const PODS: Kind<core::Pod, Pod> =
+const PODS: Kind<LeanPod, Pod> =
     Kind { plural: "pods", labels: None, read: Pod::running, slot: |known| &mut known.pods };
 
 const NAMESPACES: Kind<Meta<core::Namespace>, Namespace> = Kind {
