@@ -49,6 +49,7 @@ use tally::Tally;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
+    background::again_after_panic,
     certs::self_managed::{CONFIGURATION, SECRET},
     cluster::Cluster,
     config::CertificateSource,
@@ -117,6 +118,11 @@ fn changes<K>(
 /// Whether a conditional write met what it did not expect: an object that is there already, is gone, or has changed.
 fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
+}
+
+/// Whether there was no answer: then it is not about what was asked for, and the next request will do no better.
+fn is_unanswered(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::HyperError(_) | kube::Error::Service(_))
 }
 
 /// A patch for this version of an object alone, which it was made for. To any other the answer is 409, as it is to an update with a
@@ -198,14 +204,14 @@ async fn reconcile_all(context: &Context) {
     tokio::join!(
         authority::run(context),
         ca_bundle::run(context),
-        identity::run(context),
+        again_after_panic(async || identity::run(context).await),
         last_resort::run(context, &observed),
         late::run(context, &observed, &cluster),
         capacity::run(context, &observed),
         missed::run(context, &observed, &cluster),
         ghosts::run(context, &observed),
         advice::run(context, &observed, &cluster),
-        context.tally.tell(&context.events),
+        again_after_panic(async || context.tally.tell(&context.events).await),
     );
 }
 

@@ -9,7 +9,7 @@ use kube::{
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Context, FIELD_MANAGER, is_conflict, observed::Name, pauses::Pauses, reconcile::Outcome};
+use super::{Context, FIELD_MANAGER, is_conflict, is_unanswered, observed::Name, pauses::Pauses, reconcile::Outcome};
 use crate::telemetry::Causes;
 
 /// Requests that are under way at the same time.
@@ -31,9 +31,9 @@ impl PodError {
         Self { verb, namespace: namespace.clone(), name: name.clone(), source }
     }
 
-    /// Whether there was no answer: then it is not about this pod, and the next will do no better.
-    fn is_of_all(&self) -> bool {
-        matches!(self.source, kube::Error::HyperError(_) | kube::Error::Service(_))
+    /// Whether it is not about this pod.
+    pub(super) fn is_of_all(&self) -> bool {
+        is_unanswered(&self.source)
     }
 }
 

@@ -1,10 +1,10 @@
 //! The rhythm of a reconciler: a round whenever something changed and every half minute, never faster than it is good for the API
 //! server, and later and later while it fails.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::{
-    Stream, StreamExt,
+    FutureExt, Stream, StreamExt,
     stream::{self, BoxStream},
 };
 use tokio::{
@@ -74,7 +74,8 @@ impl Alarm {
     }
 }
 
-/// Does round after round, for as long as it is asked to. Ends when `changes` does.
+/// Does round after round, for as long as it is asked to. Ends when `changes` does. A round that panics has failed: what one pod brings
+/// about must not end the other reconcilers. The panic itself is counted and logged where all are.
 pub(super) async fn repeat<E: Error + 'static>(
     reconciler: &'static str,
     metrics: &ControllerMetrics,
@@ -85,15 +86,19 @@ pub(super) async fn repeat<E: Error + 'static>(
     let mut backoff = PAUSE;
     loop {
         let began = Instant::now();
-        let outcome = match timeout(PATIENCE, round()).await {
-            Ok(Ok(outcome)) => {
+        let outcome = match timeout(PATIENCE, AssertUnwindSafe(round()).catch_unwind()).await {
+            Ok(Ok(Ok(outcome))) => {
                 if outcome == Outcome::Conflict {
                     tracing::info!(reconciler, "the API server has something else than was seen, looking again");
                 }
                 Some(outcome)
             }
-            Ok(Err(error)) => {
+            Ok(Ok(Err(error))) => {
                 tracing::warn!(reconciler, error = %Causes(&error), "reconciler failed, trying again");
+                None
+            }
+            Ok(Err(_panic)) => {
+                tracing::warn!(reconciler, "reconciler panicked, trying again");
                 None
             }
             Err(_elapsed) => {
@@ -147,7 +152,7 @@ mod tests {
         assert!(four_a_second.contains(&rounds(stream::repeat(()), || Ok(Outcome::Right)).await));
         // What was changed is looked at again at once, for it may not be the last thing to do.
         assert!(four_a_second.contains(&rounds(stream::pending(), || Ok(Outcome::Changed)).await));
-        for outcome in [|| Ok(Outcome::Conflict), || Err(io::Error::other("down"))] {
+        for outcome in [|| Ok(Outcome::Conflict), || Err(io::Error::other("down")), || panic!("a bug")] {
             let in_vain = rounds(stream::repeat(()), outcome).await;
             assert!((6..=8).contains(&in_vain), "{in_vain}");
         }
