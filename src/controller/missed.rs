@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use self::eviction::Evictions;
 use super::{
-    Context, each, guarded,
+    Context, each, guarded, is_unanswered,
     observed::{Name, Observed, Owned},
     pauses::Pauses,
     pods::{AT_ONCE, PodError, together, write},
@@ -39,7 +39,9 @@ use crate::{
     certs::self_managed::CONFIGURATION,
     cluster::{Cluster, Snapshot, opted_in_since},
     config::{Configuration, Overrides},
+    eligibility::VirtualNode,
     pod::{Pod, from_json},
+    telemetry::Causes,
 };
 
 const RECONCILER: &str = "missed";
@@ -81,8 +83,8 @@ struct Memory {
     opted_in: HashMap<String, OptIn>,
     /// The uids of scheduled pods that were missed, and what would be decided on them.
     judged: HashMap<String, Judged>,
-    /// By which configuration that was judged.
-    configuration: Option<Arc<Configuration>>,
+    /// By which configuration that was judged, and with which virtual nodes.
+    basis: Option<(Arc<Configuration>, Vec<VirtualNode>)>,
     evictions: Evictions,
     pauses: Pauses,
 }
@@ -90,6 +92,7 @@ struct Memory {
 /// What would be decided on a pod that was missed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Judged {
+    namespace: String,
     /// For the metric; a closed set.
     word: &'static str,
     /// Whether it may be evicted to that end.
@@ -109,14 +112,20 @@ async fn round(
     if !is_complete || !cluster.unsynced().is_empty() {
         return Ok(Outcome::Early);
     }
-    memory.judge_by(&configuration);
+    memory.judge_by(&configuration, snapshot.virtual_nodes());
     let unread = {
         let (waiting, assigned) = (observed.waiting.borrow(), observed.assigned.borrow());
         plan::unread(&waiting, &assigned, &snapshot, &memory.opted_in)
     };
     let is_all_read = unread.len() <= NAMESPACES;
     for name in unread.into_iter().take(NAMESPACES) {
-        memory.read_namespace(context, &snapshot, name).await?;
+        match memory.read_namespace(context, &snapshot, &name).await {
+            Ok(()) => {}
+            Err(error) if is_unanswered(&error) => return Err(MissedError::Namespace(name, error)),
+            Err(error) => {
+                tracing::warn!(namespace = name, error = %Causes(&error), "nobody knows whether its pods were missed")
+            }
+        }
     }
     memory.opted_in.retain(|name, _| snapshot.namespace(name).is_some());
     let found = {
@@ -141,13 +150,18 @@ async fn round(
     let is_all_judged = decide.judge(&scheduled, &mut memory.judged).await?;
     let counts = plan::counts(&scheduled, |uid| memory.judged.get(uid).map(|judged| judged.word));
     context.metrics.overflow.missed(counts);
+    if !(is_all_read && is_all_healed && is_all_judged) {
+        return Ok(Outcome::Changed);
+    }
+    // Last, so that an attempt, which takes long, has the time of a round.
     if configuration.missed.evict {
         let judged = &memory.judged;
         let may_go = scheduled.iter().filter(|pod| judged.get(&pod.owned.uid).is_some_and(|judged| judged.may_go));
-        memory.evictions.evict(context, may_go).await;
+        if memory.evictions.evict(context, may_go).await {
+            return Ok(Outcome::Changed);
+        }
     }
-    let is_done = is_all_read && is_all_healed && is_all_judged;
-    Ok(if is_done { healed } else { Outcome::Changed })
+    Ok(healed)
 }
 
 /// The pods that are decided on in this round, and whether these are all that do not pause: those in vain keep nobody waiting.
@@ -160,29 +174,32 @@ fn next<'p>(waiting: &'p [Owned], pauses: &Pauses) -> (Vec<&'p Owned>, bool) {
 }
 
 impl Memory {
-    /// What was judged by another configuration is judged anew.
-    fn judge_by(&mut self, configuration: &Arc<Configuration>) {
-        let is_same = self.configuration.as_ref().is_some_and(|before| Arc::ptr_eq(before, configuration));
+    /// What was judged by another configuration, or with other virtual nodes, is judged anew.
+    fn judge_by(&mut self, configuration: &Arc<Configuration>, virtual_nodes: &[VirtualNode]) {
+        let is_same = self
+            .basis
+            .as_ref()
+            .is_some_and(|(before, nodes)| Arc::ptr_eq(before, configuration) && nodes == virtual_nodes);
         if !is_same {
             self.judged.clear();
-            self.configuration = Some(configuration.clone());
+            self.basis = Some((configuration.clone(), virtual_nodes.to_vec()));
         }
     }
 
-    async fn read_namespace(
-        &mut self,
-        context: &Context,
-        snapshot: &Snapshot,
-        name: String,
-    ) -> Result<(), MissedError> {
-        let Some(seen) = snapshot.namespace(&name) else { return Ok(()) };
+    /// It is about to be known since when, and how, a namespace has opted in. What was judged by what it said before is judged anew.
+    fn opt_in(&mut self, name: String, opt_in: OptIn) {
+        self.judged.retain(|_, judged| judged.namespace != name);
+        self.opted_in.insert(name, opt_in);
+    }
+
+    async fn read_namespace(&mut self, context: &Context, snapshot: &Snapshot, name: &str) -> kube::Result<()> {
+        let Some(seen) = snapshot.namespace(name) else { return Ok(()) };
         let namespaces: Api<Namespace> = Api::all(context.client.clone());
-        let read = namespaces.get_metadata_opt(&name).await;
-        let Some(read) = read.map_err(|error| MissedError::Namespace(name.clone(), error))? else { return Ok(()) };
+        let Some(read) = namespaces.get_metadata_opt(name).await? else { return Ok(()) };
         // Where nobody is recorded, it counts from now on.
         let since = opted_in_since(&read.metadata).unwrap_or_else(Timestamp::now);
         let labels = read.metadata.labels.unwrap_or_default();
-        self.opted_in.insert(name, OptIn { seen, since, labels });
+        self.opt_in(name.to_owned(), OptIn { seen, since, labels });
         Ok(())
     }
 }
@@ -248,20 +265,27 @@ impl Decide<'_> {
         let mut new: Vec<_> = scheduled.iter().filter(|pod| !judged.contains_key(&pod.owned.uid)).collect();
         let is_all = new.len() <= PODS;
         new.truncate(PODS);
-        let reads = new.into_iter().map(|pod| async move { Ok::<_, PodError>((pod, self.read(&pod.name()).await?)) });
+        let reads = new.into_iter().map(|pod| async move { (pod, self.read(&pod.name()).await) });
         let read: Vec<_> = stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
-        for read in read {
-            let (Scheduled { owned, node }, Some(mut pod)) = read? else { continue };
+        for (Scheduled { owned, node }, read) in read {
+            let read = match read {
+                Err(error) if error.is_of_all() => return Err(error.into()),
+                Err(error) => {
+                    tracing::warn!(error = %Causes(&error), "nobody knows what would be decided on it");
+                    judged.insert(owned.uid.clone(), unknown(owned));
+                    continue;
+                }
+                Ok(read) => read,
+            };
+            let Some(mut pod) = read else { continue };
             // The scheduler's, not its author's: created anew, it has none.
             if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
                 spec.remove("nodeName");
             }
+            // Whatever comes of it, there is no use in reading it again and again.
+            judged.insert(owned.uid.clone(), unknown(owned));
             let text = pod.to_string();
-            let Ok(view) = from_json::<Pod<'_>>(&text) else {
-                // No use in reading it again and again.
-                judged.insert(owned.uid.clone(), Judged { word: "unknown", may_go: false });
-                continue;
-            };
+            let Ok(view) = from_json::<Pod<'_>>(&text) else { continue };
             let Some(decision) = self.decide(&owned.namespace, &view) else { continue };
             let (name, verdict) = (&owned.name, &decision.verdict);
             tracing::warn!(namespace = owned.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");
@@ -274,11 +298,15 @@ impl Decide<'_> {
                 Verdict::Stay(_) => "stay",
                 Verdict::OptedOut => "opted_out",
             };
-            let may_go = matches!(verdict, Verdict::Burst(_)) && !eviction::is_protected(|key| view.annotation(key));
-            judged.insert(owned.uid.clone(), Judged { word, may_go });
+            let may_go = matches!(verdict, Verdict::Burst(_)) && eviction::may_go(&pod, |key| view.annotation(key));
+            judged.insert(owned.uid.clone(), Judged { word, may_go, ..unknown(owned) });
         }
         Ok(is_all)
     }
+}
+
+fn unknown(pod: &Owned) -> Judged {
+    Judged { namespace: pod.namespace.clone(), word: "unknown", may_go: false }
 }
 
 /// Who manages a pod, or the pod.
@@ -300,6 +328,33 @@ fn about_configuration() -> ObjectReference {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_judged_is_judged_anew_when_what_it_rests_on_is_another() {
+        let judged = |namespace: &str| {
+            (namespace.to_owned(), unknown(&Owned { namespace: namespace.to_owned(), ..Owned::default() }))
+        };
+        let snapshot = Snapshot::of_namespaces(&[("shop", "enabled"), ("bar", "enabled")]);
+        let configuration = Arc::<Configuration>::default();
+        let node = VirtualNode::new("v".to_owned(), Vec::new());
+        let mut memory = Memory::default();
+        let judge = |memory: &mut Memory| {
+            memory.judged = ["shop", "bar"].map(judged).into();
+        };
+        let left = |memory: &Memory| memory.judged.keys().cloned().collect::<Vec<_>>();
+        memory.judge_by(&configuration, &[]);
+        judge(&mut memory);
+        memory.judge_by(&configuration, &[]);
+        assert_eq!(left(&memory).len(), 2);
+        let seen = snapshot.namespace("shop").unwrap();
+        memory.opt_in("shop".to_owned(), OptIn { seen, since: Timestamp::UNIX_EPOCH, labels: [].into() });
+        assert_eq!(left(&memory), ["bar"], "its namespace says something else now");
+        memory.judge_by(&configuration, &[node.clone()]);
+        assert!(left(&memory).is_empty(), "there is another virtual node");
+        judge(&mut memory);
+        memory.judge_by(&Arc::default(), &[node]);
+        assert!(left(&memory).is_empty(), "another configuration");
+    }
 
     #[test]
     fn pods_that_nothing_can_be_done_about_keep_no_other_waiting() {

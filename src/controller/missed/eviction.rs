@@ -30,9 +30,9 @@ const EVICTED: Happening = Happening::done("MissedPodEvicted");
 const EVERY: Duration = Duration::from_secs(3600);
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// How long an eviction may take, and how many there are in a round, which takes 10 s at the most.
+/// How long an eviction may take, and all that is asked before: there is one in a round, which takes 10 s at the most.
 const PATIENCE: Duration = Duration::from_secs(1);
-const AT_ONCE: usize = 3;
+const PATIENCE_BEFORE: Duration = Duration::from_secs(5);
 
 /// Pods in a page of a list.
 const PAGE: u32 = 500;
@@ -42,19 +42,19 @@ const PAGE: u32 = 500;
 pub(super) struct Evictions(HashMap<String, Instant>);
 
 impl Evictions {
-    /// Evicts at most one pod of each owner. Those without an owner would not come back. What cannot be done about one pod is a result
-    /// like any other, and keeps no other waiting.
-    pub(super) async fn evict<'p>(&mut self, context: &Context, pods: impl Iterator<Item = &'p Scheduled>) {
-        for (owner, pod) in self.due(pods, Instant::now()) {
-            let result = self.one(owner, attempt(context, &owner.uid, pod)).await;
-            context.metrics.overflow.acted("evict", result);
-            let (namespace, name) = pod.name();
-            tracing::info!(namespace, pod = name, result, "tried to evict a pod that the webhook had missed");
-            if result == "success" {
-                let note = format!("pod {name} was created without Spillway and has been evicted, to be created anew");
-                context.tally.note(pod.owned.owner(), EVICTED, note);
-            }
+    /// Tries to evict the next pod, and returns whether there was one. Those without an owner would not come back. What cannot be done
+    /// about one pod is a result like any other, and keeps no other waiting.
+    pub(super) async fn evict<'p>(&mut self, context: &Context, pods: impl Iterator<Item = &'p Scheduled>) -> bool {
+        let Some((owner, pod)) = self.next(pods, Instant::now()) else { return false };
+        let result = self.one(owner, attempt(context, &owner.uid, pod)).await;
+        context.metrics.overflow.acted("evict", result);
+        let (namespace, name) = pod.name();
+        tracing::info!(namespace, pod = name, result, "tried to evict a pod that the webhook had missed");
+        if result == "success" {
+            let note = format!("pod {name} was created without Spillway and has been evicted, to be created anew");
+            context.tally.note(pod.owned.owner(), EVICTED, note);
         }
+        true
     }
 
     /// Keeps the hour from before the attempt, which may never come back, unless it is certain that nobody was evicted.
@@ -69,22 +69,14 @@ impl Evictions {
         }
     }
 
-    fn due<'p>(
+    fn next<'p>(
         &mut self,
         pods: impl Iterator<Item = &'p Scheduled>,
         now: Instant,
-    ) -> Vec<(&'p OwnerReference, &'p Scheduled)> {
+    ) -> Option<(&'p OwnerReference, &'p Scheduled)> {
         self.0.retain(|_, until| *until > now);
-        let mut due: Vec<(&OwnerReference, &Scheduled)> = Vec::new();
-        for pod in pods {
-            // To a Job an eviction is a failure, of which it bears `backoffLimit`.
-            let Some(owner) = pod.owned.controller.as_ref().filter(|owner| owner.kind != "Job") else { continue };
-            let is_free = !self.0.contains_key(&owner.uid) && due.iter().all(|(other, _)| other.uid != owner.uid);
-            if is_free && due.len() < AT_ONCE {
-                due.push((owner, pod));
-            }
-        }
-        due
+        let mut owned = pods.filter_map(|pod| Some((pod.owned.controller.as_ref()?, pod)));
+        owned.find(|(owner, _)| !self.0.contains_key(&owner.uid))
     }
 }
 
@@ -97,19 +89,30 @@ enum Attempt {
     Sent(&'static str),
 }
 
+/// Whether a pod, as the API server has it, is one that may be evicted: it is made anew as it was, and does not say that it is not to be
+/// disrupted. To what runs to an end, a Job or the run of a pipeline, an eviction is a failure.
+pub(super) fn may_go<'a>(pod: &Value, annotation: impl Fn(&str) -> Option<&'a str>) -> bool {
+    let policy = pod.pointer("/spec/restartPolicy").and_then(Value::as_str);
+    policy.is_none_or(|policy| policy == "Always") && !is_protected(annotation)
+}
+
 /// Whether a pod says of itself that it is not to be disrupted, as node autoscalers understand it (kubernetes/autoscaler
 /// `utils/drain/drain.go`; kubernetes-sigs/karpenter `pkg/apis/v1/labels.go`).
-pub(super) fn is_protected<'a>(annotation: impl Fn(&str) -> Option<&'a str>) -> bool {
+fn is_protected<'a>(annotation: impl Fn(&str) -> Option<&'a str>) -> bool {
     annotation("cluster-autoscaler.kubernetes.io/safe-to-evict") == Some("false")
         || annotation("karpenter.sh/do-not-disrupt") == Some("true")
 }
 
 async fn attempt(context: &Context, owner: &str, pod: &Scheduled) -> Attempt {
-    match prove(context, owner, pod).await {
-        Ok(None) => {}
-        Ok(Some(result)) => return Attempt::Nobody(result),
-        Err(error) => {
+    match timeout(PATIENCE_BEFORE, prove(context, owner, pod)).await {
+        Ok(Ok(None)) => {}
+        Ok(Ok(Some(result))) => return Attempt::Nobody(result),
+        Ok(Err(error)) => {
             tracing::warn!(error = %Causes(&error), "a pod that the webhook had missed is not evicted");
+            return Attempt::Nobody("failed");
+        }
+        Err(_elapsed) => {
+            tracing::warn!("no answer within {PATIENCE_BEFORE:?}: a pod that the webhook had missed is not evicted");
             return Attempt::Nobody("failed");
         }
     }
@@ -234,20 +237,22 @@ mod tests {
     fn one_pod_of_an_owner_is_evicted_in_an_hour_and_none_that_would_not_come_back() {
         let pods = [pod("a", Some("web")), pod("b", Some("web")), pod("c", Some("api")), pod("bare", None)];
         let (mut evictions, start) = (Evictions::default(), Instant::now());
-        let names = |evictions: &mut Evictions, at| {
-            evictions.due(pods.iter(), at).into_iter().map(|(_, pod)| pod.owned.name.clone()).collect::<Vec<_>>()
-        };
-        assert_eq!(names(&mut evictions, start), ["a", "c"]);
+        let next =
+            |evictions: &mut Evictions, at| evictions.next(pods.iter(), at).map(|(_, pod)| pod.owned.name.as_str());
+        assert_eq!(next(&mut evictions, start), Some("a"));
         evictions.0.insert("web".to_owned(), start + EVERY);
-        assert_eq!(names(&mut evictions, start + EVERY - AGAIN), ["c"]);
-        assert_eq!(names(&mut evictions, start + EVERY), ["a", "c"]);
+        assert_eq!(next(&mut evictions, start), Some("c"));
+        evictions.0.insert("api".to_owned(), start + EVERY + AGAIN);
+        assert_eq!(next(&mut evictions, start + EVERY - AGAIN), None);
+        assert_eq!(next(&mut evictions, start + EVERY), Some("a"));
     }
 
     #[test]
-    fn pods_of_jobs_and_those_that_are_not_to_be_disrupted_are_left_alone() {
-        let mut of_job = pod("a", Some("job"));
-        of_job.owned.controller.as_mut().unwrap().kind = "Job".to_owned();
-        assert_eq!(Evictions::default().due([of_job].iter(), Instant::now()).len(), 0);
+    fn pods_that_run_to_an_end_and_those_that_are_not_to_be_disrupted_are_left_alone() {
+        for (policy, expected) in [("Always", true), ("Never", false), ("OnFailure", false)] {
+            assert_eq!(may_go(&json!({"spec": {"restartPolicy": policy}}), |_| None), expected, "{policy}");
+        }
+        assert!(!may_go(&json!({}), |key| (key == "karpenter.sh/do-not-disrupt").then_some("true")));
         for (key, value, expected) in [
             ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false", true),
             ("cluster-autoscaler.kubernetes.io/safe-to-evict", "true", false),

@@ -190,7 +190,8 @@ mod tests {
     fn those_that_have_a_node_are_told_apart_and_counted_by_what_would_be_decided() {
         let on_vm = json!({"spec": {"nodeName": "vm"}, "metadata": {"uid": "u"}});
         let decided = json!({"spec": {"nodeName": "vm"}, "metadata": {"annotations": {DECISION: "prefer"}}});
-        let found = found(&[pod("waits", &json!({})), pod("runs", &on_vm), pod("seen", &decided)]);
+        let going = json!({"spec": {"nodeName": "vm"}, "metadata": {"deletionTimestamp": "2026-01-01T12:06:00Z"}});
+        let found = found(&[pod("waits", &json!({})), pod("runs", &on_vm), pod("seen", &decided), pod("goes", &going)]);
         assert_eq!(found.waiting.iter().map(|pod| pod.name.as_str()).collect::<Vec<_>>(), ["waits"]);
         let [scheduled] = found.scheduled.as_slice() else { panic!("{found:?}") };
         assert_eq!((scheduled.owned.name.as_str(), scheduled.node.as_str()), ("runs", "vm"));

@@ -159,7 +159,7 @@ pub(in crate::controller) struct Assigned {
     pub(in crate::controller) node: Box<str>,
     /// What it asks for.
     pub(in crate::controller) requests: Requests,
-    /// Who it is, its labels, and its annotations of interest, if the webhook has not seen it.
+    /// Who it is, its labels, and its annotations of interest, if the webhook has not seen it and it is not on its way out.
     pub(in crate::controller) undecided: Option<Box<Undecided>>,
 }
 
@@ -179,7 +179,8 @@ impl Assigned {
         if matches!(lean.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
             return None;
         }
-        let undecided = (!has_decision(&lean.metadata)).then(|| {
+        let is_going = lean.metadata.deletion_timestamp.is_some();
+        let undecided = (!is_going && !has_decision(&lean.metadata)).then(|| {
             Box::new(Undecided {
                 owned: Owned::read(&lean.metadata),
                 labels: lean.metadata.labels.clone().unwrap_or_default(),
