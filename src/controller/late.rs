@@ -5,7 +5,7 @@
 
 use std::{
     cell::LazyCell,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
     time::Duration,
 };
@@ -21,7 +21,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    Context, each, guarded,
+    Context, each, guarded, is_unanswered,
     observed::{Kept, Name, Node, Observed, OnVirtual, Waiting, are_known},
     pauses::Pauses,
     pods::{PodError, together, write},
@@ -34,7 +34,7 @@ use crate::{
     burst::{self, DECISION, UNSCHEDULABLE_SINCE},
     cluster::{self, Cluster, Snapshot},
     config::{Configuration, DISABLED, Mode, Overrides, Settings, VirtualNodes},
-    telemetry::Late,
+    telemetry::{Causes, Late},
 };
 
 const RECONCILER: &str = "late";
@@ -58,6 +58,10 @@ const TAINTS_OF_NEW_NODES: [&str; 5] = [
 
 /// The least time between two rounds in which pods are let onto virtual nodes. What may be let in a second is let in one round.
 const BEAT: Duration = Duration::from_secs(1);
+
+/// How long a pod that was let go and waits no longer counts as on its way to a virtual node: that it has left and that it has arrived
+/// is heard by two watches.
+const ARRIVAL: Duration = Duration::from_secs(5);
 
 /// Clocks that are started in one round.
 const CLOCKS: usize = 200;
@@ -85,7 +89,23 @@ pub(super) async fn run(context: &Context, observed: &Observed, cluster: &Cluste
 struct Memory {
     /// When pods were let onto virtual nodes last.
     last: Option<Instant>,
+    on_their_way: OnTheirWay,
     pauses: Pauses,
+}
+
+/// Pods that were let onto virtual nodes and have not been seen there, and when they were last seen waiting.
+#[derive(Debug, Default)]
+struct OnTheirWay(HashMap<Name, Instant>);
+
+impl OnTheirWay {
+    fn look(&mut self, waiting: &Kept<Waiting>, on_virtual: &OnVirtual, now: Instant) {
+        self.0.retain(|name, seen| {
+            if waiting.get(name).is_some() {
+                *seen = now;
+            }
+            now.duration_since(*seen) < ARRIVAL && on_virtual.values().all(|pods| pods.get(name).is_none())
+        });
+    }
 }
 
 async fn round(
@@ -93,20 +113,23 @@ async fn round(
     observed: &Observed,
     cluster: &Cluster,
     alarm: &Alarm,
-    Memory { last, pauses }: &mut Memory,
+    Memory { last, on_their_way, pauses }: &mut Memory,
 ) -> Result<Outcome, LateError> {
     let configuration = context.configuration.borrow().clone();
     let is_too_soon = last.is_some_and(|last| last.elapsed() < BEAT);
     let plan = {
         let waiting = observed.waiting.borrow();
+        let on_virtual = observed.on_virtual.borrow();
         pauses.retain(waiting.values().map(|pod| pod.owned.uid.as_str()));
+        on_their_way.look(&waiting, &on_virtual, Instant::now());
         let seen = Seen {
             now: Timestamp::now(),
             configuration: &configuration,
             snapshot: &cluster.snapshot(),
             waiting: &waiting,
             nodes: &observed.nodes.borrow(),
-            on_virtual: &observed.on_virtual.borrow(),
+            on_virtual: &on_virtual,
+            on_their_way,
             coming: &observed.coming.borrow(),
             pauses,
             may_let: !is_too_soon,
@@ -115,7 +138,7 @@ async fn round(
     };
     let Some(plan) = plan else { return Ok(Outcome::Early) };
     context.metrics.overflow.late(plan.counts);
-    for withheld in plan.withheld {
+    for withheld in plan.withheld.into_values() {
         context.tally.note(withheld.owner, WITHHELD, withheld.note);
     }
     if let Some(next) = plan.next {
@@ -123,7 +146,9 @@ async fn round(
     }
     let clocks = start_clocks(context, plan.clocks, pauses).await?;
     if !plan.burst.is_empty() {
-        *last = Some(Instant::now());
+        let now = Instant::now();
+        *last = Some(now);
+        on_their_way.0.extend(plan.burst.iter().map(|pod| (pod.name.clone(), now)));
     }
     let burst = let_go(context, &configuration, plan.burst, pauses).await?;
     Ok(if clocks == Outcome::Changed { clocks } else { burst })
@@ -137,6 +162,7 @@ struct Seen<'s> {
     waiting: &'s Kept<Waiting>,
     nodes: &'s Kept<Node>,
     on_virtual: &'s OnVirtual,
+    on_their_way: &'s OnTheirWay,
     coming: &'s Kept<Timestamp>,
     /// Pods that were tried in vain.
     pauses: &'s Pauses,
@@ -151,8 +177,8 @@ struct Plan {
     clocks: Vec<Clock>,
     /// Pods that get the toleration.
     burst: Vec<Due>,
-    /// Pods that would get it, and why they do not, one an owner.
-    withheld: Vec<Withheld>,
+    /// Pods that would get it, and why they do not, one an owner, by its uid.
+    withheld: BTreeMap<String, Withheld>,
     counts: Late,
     /// How long it is until there will be something to do, without any change.
     next: Option<Duration>,
@@ -199,6 +225,15 @@ enum Fate {
 }
 
 impl Plan {
+    /// A pod whose time has come gets nothing. One of an owner is told of.
+    fn withhold(&mut self, name: &Name, pod: &Waiting, why: &str) {
+        let owner = pod.owned.owner();
+        self.withheld.entry(owner.uid.clone().unwrap_or_default()).or_insert_with(|| {
+            let note = format!("pod {} stays unschedulable: {why}", name.1);
+            Withheld { owner, note }
+        });
+    }
+
     /// There will be something to do after this time.
     fn ring(&mut self, after: Duration) {
         self.next = Some(self.next.map_or(after, |next| next.min(after)));
@@ -233,8 +268,15 @@ fn plan(seen: &Seen<'_>) -> Option<Plan> {
                 plan.ring(rest);
             }
             (fate, Some(pause)) => {
-                plan.counts.paced += u64::from(fate != Fate::Start);
                 plan.ring(pause);
+                if fate != Fate::Start {
+                    plan.counts.refused += 1;
+                    plan.withhold(
+                        name,
+                        pod,
+                        "the API server has not taken the toleration, and the controller's log says why",
+                    );
+                }
             }
             (Fate::Start, None) => {
                 let (uid, resource_version) = (pod.owned.uid.clone(), pod.resource_version.clone());
@@ -261,7 +303,6 @@ fn admit(due: Vec<(Duration, &Name, &Waiting)>, seen: &Seen<'_>, plan: &mut Plan
     let is_closed = is_closed(seen.nodes, nodes);
     // Counted only where there is a cap.
     let on_virtual = LazyCell::new(|| overflowing(seen));
-    let mut told = BTreeSet::new();
     let rate = seen.configuration.late_rate;
     let mut let_of = BTreeMap::<&str, u32>::new();
     for (waited, name, pod) in due {
@@ -280,11 +321,7 @@ fn admit(due: Vec<(Duration, &Name, &Waiting)>, seen: &Seen<'_>, plan: &mut Plan
             None
         };
         if let Some(why) = why {
-            let owner = pod.owned.owner();
-            if told.insert(owner.uid.clone()) {
-                let note = format!("pod {} stays unschedulable: {why}", name.1);
-                plan.withheld.push(Withheld { owner, note });
-            }
+            plan.withhold(name, pod, &why);
             continue;
         }
         let is_in_time = plan.burst.len() < rate.total.get() as usize && *let_here < rate.per_namespace.get();
@@ -400,7 +437,9 @@ fn overflowing<'s>(seen: &Seen<'s>) -> BTreeMap<&'s str, u64> {
             && pod.pod().is_some_and(|view| burst::late_toleration(&view, nodes).is_none())
     };
     let on_their_way = seen.waiting.iter().filter(|(_, pod)| is_let(pod)).map(|((namespace, _), _)| namespace.as_str());
-    for namespace in there.chain(on_their_way) {
+    // Whoever still waits is counted as such.
+    let between = seen.on_their_way.0.keys().filter(|name| seen.waiting.get(name).is_none());
+    for namespace in there.chain(on_their_way).chain(between.map(|(namespace, _)| namespace.as_str())) {
         *counts.entry(namespace).or_default() += 1;
     }
     counts
@@ -438,8 +477,19 @@ async fn let_go(
     let names: BTreeSet<_> = pods.iter().map(|pod| pod.name.0.clone()).collect();
     let mut namespaces = BTreeMap::new();
     for name in names {
-        let namespace = read_again(context, &name).await?;
-        namespaces.insert(name, namespace);
+        match read_again(context, &name).await {
+            Ok(namespace) => {
+                namespaces.insert(name, namespace);
+            }
+            Err(error) if is_unanswered(&error) => return Err(LateError::Namespace(name, error)),
+            Err(error) => {
+                tracing::warn!(namespace = name, error = %Causes(&error), "its pods are not let onto virtual nodes")
+            }
+        }
+    }
+    let (pods, unread): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| namespaces.contains_key(&pod.name.0));
+    for pod in unread {
+        pauses.tries(&pod.uid, Instant::now());
     }
     let namespaces = &namespaces;
     let let_one = async |pod: Due| {
@@ -464,10 +514,9 @@ async fn let_go(
 }
 
 /// A namespace as the API server has it now; nothing if it has not opted in, or is no more.
-async fn read_again(context: &Context, name: &str) -> Result<Option<cluster::Namespace>, LateError> {
+async fn read_again(context: &Context, name: &str) -> kube::Result<Option<cluster::Namespace>> {
     let namespaces: Api<Namespace> = Api::all(context.client.clone());
-    let read = namespaces.get_metadata_opt(name).await;
-    let read = read.map_err(|error| LateError::Namespace(name.to_owned(), error))?;
+    let read = namespaces.get_metadata_opt(name).await?;
     let metadata = read.map(|namespace| namespace.metadata).unwrap_or_default();
     let (labels, annotations) = (metadata.labels.unwrap_or_default(), metadata.annotations.unwrap_or_default());
     Ok(cluster::Namespace::read(labels, annotations).filter(|namespace| namespace.profile != DISABLED))
@@ -483,7 +532,7 @@ mod tests {
     use serde_json::Value;
 
     use super::{
-        super::{events::Events, tally::Tally},
+        super::{events::Events, observed::VirtualPod, tally::Tally},
         *,
     };
     use crate::{config::parse, telemetry::ControllerMetrics};
@@ -503,6 +552,7 @@ mod tests {
         waiting: BTreeMap<Name, Value>,
         nodes: Vec<Value>,
         on_virtual: Vec<Value>,
+        on_their_way: OnTheirWay,
         coming: Vec<(Name, Timestamp)>,
         pauses: Pauses,
         may_let: bool,
@@ -520,6 +570,7 @@ mod tests {
                 waiting: BTreeMap::new(),
                 nodes: vec![node("virtual", &json!({"type": "virtual-kubelet"}), 3600)],
                 on_virtual: Vec::new(),
+                on_their_way: OnTheirWay::default(),
                 coming: Vec::new(),
                 pauses: Pauses::default(),
                 may_let: true,
@@ -566,7 +617,7 @@ mod tests {
             let there = self.on_virtual.iter().map(|pod| {
                 let pod: core::Pod = serde_json::from_value(pod.clone()).unwrap();
                 let name = (pod.metadata.namespace.clone().unwrap(), pod.metadata.name.clone().unwrap());
-                (name, crate::controller::observed::VirtualPod::read(pod).unwrap())
+                (name, VirtualPod::read(pod).unwrap())
             });
             let mut seen = Seen {
                 now: now(),
@@ -575,6 +626,7 @@ mod tests {
                 waiting: &self.waiting.iter().filter_map(read).collect(),
                 nodes: &nodes.collect(),
                 on_virtual: &[("virtual".to_owned(), there.collect())].into(),
+                on_their_way: &self.on_their_way,
                 coming: &self.coming.iter().cloned().collect(),
                 pauses: &self.pauses,
                 may_let: self.may_let,
@@ -788,7 +840,8 @@ mod tests {
         cluster.pauses.tries("refused", Instant::now());
         let plan = cluster.plan();
         assert_eq!(plan.burst[0].name.1, "next");
-        assert_eq!(plan.counts.paced, 1);
+        assert_eq!((plan.counts.refused, plan.counts.paced), (1, 0));
+        assert!(plan.withheld["rs"].note.starts_with("pod refused stays"), "{:?}", plan.withheld);
         assert!(plan.next.unwrap() > BEAT, "the alarm is for the end of the pause: {:?}", plan.next);
         for number in 0..=CLOCKS {
             let name = format!("a{number:03}");
@@ -813,7 +866,7 @@ mod tests {
             change(&mut cluster.nodes[0]);
             let plan = cluster.plan();
             assert_eq!((plan.burst.len(), plan.counts.closed), (0, 1));
-            assert!(plan.withheld[0].note.contains("closed"), "{:?}", plan.withheld);
+            assert!(plan.withheld["rs"].note.contains("closed"), "{:?}", plan.withheld);
         }
     }
 
@@ -838,7 +891,26 @@ mod tests {
         burst.sort_unstable();
         assert_eq!(burst, ["a", "a-too", "b-too"]);
         assert_eq!(plan.counts.capped, 1);
-        assert!(plan.withheld[0].note.contains("maxPods is 3"), "{:?}", plan.withheld);
+        assert!(plan.withheld["rs"].note.contains("maxPods is 3"), "{:?}", plan.withheld);
+    }
+
+    #[test]
+    fn a_pod_between_two_watches_has_its_place_of_the_cap() {
+        let mut cluster = Cluster::configured("profiles: {autoscaled: {maxPods: 1}}").pod("shop", "a", Some(900), same);
+        let (name, start) = (("shop".to_owned(), "let".to_owned()), Instant::now());
+        let there = |names: &[&str]| {
+            let pods = names.iter().map(|name| (("shop".to_owned(), (*name).to_owned()), VirtualPod::default()));
+            OnVirtual::from([("virtual".to_owned(), pods.collect())])
+        };
+        let mut look = |after: Duration, names: &[&str]| {
+            let mut way = OnTheirWay([(name.clone(), start)].into());
+            way.look(&Kept::default(), &there(names), start + after);
+            cluster.on_their_way = way;
+            cluster.burst().len()
+        };
+        assert_eq!(look(Duration::from_secs(4), &["another"]), 0, "it has left and not been seen to arrive");
+        assert_eq!(look(Duration::from_secs(4), &["let"]), 1, "the watch of the virtual node counts it from now on");
+        assert_eq!(look(ARRIVAL, &[]), 1, "it has gone elsewhere");
     }
 
     #[test]

@@ -20,7 +20,7 @@ const ACTIONS: [(&[&str], &[&str]); 4] = [
     (&["add_taint", "remove_taint"], &["success", "conflict", "stripped", "failure"]),
     (&["cordon", "uncordon"], &["success", "conflict", "failure"]),
     (&["start_clock", "burst", "heal"], &["success", "conflict", "failure"]),
-    (&["evict"], &["success", "gone", "refused", "unproven", "blocked"]),
+    (&["evict"], &["success", "gone", "protected", "recent", "refused", "unproven", "blocked", "failed"]),
 ];
 
 /// What may be decided on a pod that was missed.
@@ -39,6 +39,8 @@ pub struct Late {
     pub capped: u64,
     /// It has, and they are next.
     pub paced: u64,
+    /// It has, but the API server has not taken the toleration; they are tried again more and more rarely.
+    pub refused: u64,
 }
 
 /// Metrics of the overflow.
@@ -77,7 +79,7 @@ impl OverflowMetrics {
         r.register("actions", "What the controller has done to nodes and pods, by result", metrics.actions.clone());
         r.register(
             "late_pods",
-            "Unschedulable pods of mode late, by state: waiting, coming (a VM is on its way), closed, capped, paced",
+            "Unschedulable pods of mode late, by state: waiting, coming (a VM is on its way), closed, capped, paced, refused",
             metrics.late.clone(),
         );
         r.register(
@@ -174,9 +176,15 @@ impl OverflowMetrics {
     }
 
     /// Pods of mode `late`, as they are now.
-    pub fn late(&self, Late { waiting, coming, closed, capped, paced }: Late) {
-        let states =
-            [("waiting", waiting), ("coming", coming), ("closed", closed), ("capped", capped), ("paced", paced)];
+    pub fn late(&self, Late { waiting, coming, closed, capped, paced, refused }: Late) {
+        let states = [
+            ("waiting", waiting),
+            ("coming", coming),
+            ("closed", closed),
+            ("capped", capped),
+            ("paced", paced),
+            ("refused", refused),
+        ];
         for (state, count) in states {
             self.late.get_or_create(&StateLabels { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
