@@ -133,7 +133,7 @@ fn rich() -> Value {
 async fn of_pods_the_controller_may_write_tolerations_and_its_own_annotations() {
     let turn = sandbox();
     let controller = Account::unleashed(turn.plane, CONTROLLER).await;
-    let namespace = turn.plane.namespace(None);
+    let namespace = turn.plane.namespace(Some("enabled"));
     namespace.create(&rich());
     let bare = namespace.create(&pod("bare", &json!({})));
     assert!(bare["metadata"]["annotations"].is_null() && bare["metadata"]["labels"].is_null(), "{bare:#}");
@@ -168,7 +168,7 @@ async fn of_pods_the_controller_may_write_tolerations_and_its_own_annotations() 
 async fn of_pods_the_controller_may_write_nothing_else() {
     let turn = sandbox();
     let controller = Account::unleashed(turn.plane, CONTROLLER).await;
-    let namespace = turn.plane.namespace(Some("disabled"));
+    let namespace = turn.plane.namespace(Some("enabled"));
     let rich = namespace.create(&rich());
     let pod_path = path(&namespace, "rich");
     let spec = "of a pod's spec Spillway may change its tolerations only";
@@ -231,7 +231,7 @@ async fn of_pods_the_controller_may_write_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_controller_evicts_only_in_namespaces_that_opted_in() {
+async fn the_controller_changes_and_evicts_pods_only_in_namespaces_that_opted_in() {
     let turn = sandbox();
     let controller = Account::unleashed(turn.plane, CONTROLLER).await;
     let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "web"}});
@@ -239,11 +239,15 @@ async fn the_controller_evicts_only_in_namespaces_that_opted_in() {
     {
         let namespace = turn.plane.namespace(profile);
         namespace.create(&pod("web", &json!({})));
-        let path = format!("{}/eviction", path(&namespace, "web"));
-        if allowed {
-            controller.may("POST", &path, eviction.clone()).await;
-        } else {
-            controller.must_not("POST", &path, eviction.clone(), "namespaces that have opted in").await;
+        let web = path(&namespace, "web");
+        let toleration = json!({"key": "virtual-kubelet.io/provider", "operator": "Exists", "effect": "NoSchedule"});
+        let add = json!([{"op": "add", "path": "/spec/tolerations/-", "value": toleration}]);
+        for (method, path, body) in [("PATCH", web.clone(), &add), ("POST", format!("{web}/eviction"), &eviction)] {
+            if allowed {
+                controller.may(method, &path, body.clone()).await;
+            } else {
+                controller.must_not(method, &path, body.clone(), "namespaces that have opted in").await;
+            }
         }
     }
 }
