@@ -22,7 +22,7 @@ use crate::{
     burst::DECISION,
     cluster::{Cluster, Snapshot},
     config::{Configuration, Mode, Overrides, PREFIX, VirtualNodes},
-    pod::Taint,
+    pod::{Pod, Taint},
     telemetry::Advice,
 };
 
@@ -175,13 +175,14 @@ fn untolerated(node: &Node, settings: &VirtualNodes) -> Option<String> {
 }
 
 /// How many pods on virtual nodes VMs would have room for, as they are now: how far "VMs first" has come undone since. Only pods that
-/// came through Spillway count.
+/// Spillway lets there count.
 fn while_vms_have_room(vms: &[&Node], assigned: &Kept<Assigned>, on_virtual: &OnVirtual) -> u64 {
     let mut room = Room::of(vms.iter().copied(), assigned);
     let pods = on_virtual.values().flat_map(Kept::values);
+    let is_let = |view: &Pod<'_>| view.annotation(DECISION).is_some_and(|decision| !decision.starts_with("stay"));
     let fits = pods
         .filter(|pod| !pod.is_going && !pod.is_over && !pod.has_pod_affinity)
-        .filter(|pod| pod.pod().is_some_and(|view| view.annotation(DECISION).is_some() && room.put(&view).is_some()));
+        .filter(|pod| pod.pod().is_some_and(|view| is_let(&view) && room.put(&view).is_some()));
     fits.count() as u64
 }
 
@@ -358,6 +359,8 @@ mod tests {
         assert_eq!(count(pods(3, &json!({}))), 3);
         assert_eq!(count(pods(6, &json!({}))), 4, "a VM of four CPUs");
         assert_eq!(count(pods(3, &json!({"metadata": {"annotations": null}}))), 0, "not ours");
+        let stays = json!({"metadata": {"annotations": {DECISION: "stay: HostPath"}}});
+        assert_eq!(count(pods(3, &stays)), 0, "not let there by us");
         assert_eq!(
             count(pods(3, &json!({"spec": {"nodeSelector": {"type": "virtual-kubelet"}}}))),
             0,

@@ -150,7 +150,12 @@ fn is_open(failing: usize, Breaker { failures }: Breaker, was: bool) -> bool {
     failures > 0 && (failing >= failures || (was && failing * 2 > failures))
 }
 
+/// Pods of DaemonSets do not count: nobody lets them onto virtual nodes, which run none (learn.microsoft.com/azure/aks/virtual-nodes,
+/// limitations); those that tolerate every taint come there whether or not these are closed, and would keep them so.
 fn has_failed(pod: &VirtualPod, now: Timestamp) -> bool {
+    if pod.owned.controller.as_ref().is_some_and(|owner| owner.kind == "DaemonSet") {
+        return false;
+    }
     let since = Duration::try_from(now.duration_since(pod.bound)).unwrap_or_default();
     !pod.is_going && since < MEMORY && (pod.is_failed || (!pod.has_started && since >= PATIENCE))
 }
@@ -179,6 +184,7 @@ fn told(before: Closed, now: Closed, load: Load, configuration: &Configuration) 
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
     use serde_json::{Value, json};
 
     use super::*;
@@ -273,6 +279,12 @@ mod tests {
             !failed(1800, json!({"phase": "Pending", "reason": "ProviderFailed"})),
             "the next pods tell how it is now"
         );
+        let (_, mut of_a_daemon_set) = pod("p", 300, &json!({"phase": "Pending"}));
+        let owner = |kind: &str| Some(OwnerReference { kind: kind.to_owned(), ..OwnerReference::default() });
+        of_a_daemon_set.owned.controller = owner("ReplicaSet");
+        assert!(has_failed(&of_a_daemon_set, now()));
+        of_a_daemon_set.owned.controller = owner("DaemonSet");
+        assert!(!has_failed(&of_a_daemon_set, now()), "nobody has let it there");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::{
     observed::{Name, Node, Observed},
     pauses::Pauses,
     pods::PodError,
-    reconcile::{Outcome, repeat},
+    reconcile::{Alarm, Outcome, repeat},
     taints::{All, GHOST, TaintError},
     tally::Happening,
 };
@@ -35,8 +35,7 @@ const BACK: Happening = Happening::done("GhostNodeBack");
 const POD_NAME: &str = "microsoft.containerinstance.virtualnode.podname";
 const POD_NAMESPACE: &str = "microsoft.containerinstance.virtualnode.podns";
 
-/// For how long it must be gone: a StatefulSet replaces its pod under the same name within seconds. Without a change nobody looks again
-/// before half a minute is over.
+/// For how long it must be gone: a StatefulSet replaces its pod under the same name within seconds.
 const GONE: Duration = Duration::from_secs(25);
 
 /// Why a round failed.
@@ -52,15 +51,17 @@ enum GhostError {
 
 /// Rounds, for as long as it is asked to.
 pub(super) async fn run(context: &Context, observed: &Observed) {
-    let changes = stream::select(each(observed.nodes.clone()), each(context.configuration.clone()));
+    let alarm = Alarm::default();
+    let changes = [each(observed.nodes.clone()), each(context.configuration.clone()), alarm.rings()];
     let (mut gone, mut fights) = (Gone::default(), Pauses::default());
-    let round = async || round(context, observed, &mut gone, &mut fights).await;
-    Box::pin(repeat(RECONCILER, &context.metrics, changes, round)).await;
+    let round = async || round(context, observed, &alarm, &mut gone, &mut fights).await;
+    Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
 async fn round(
     context: &Context,
     observed: &Observed,
+    alarm: &Alarm,
     gone: &mut Gone,
     fights: &mut Pauses,
 ) -> Result<Outcome, GhostError> {
@@ -82,7 +83,11 @@ async fn round(
     for node in &nodes {
         all.add(attend(context, node, settings.cordon_ghosts, gone, fights).await);
     }
-    context.metrics.overflow.ghosts(gone.ghosts(Instant::now()));
+    let now = Instant::now();
+    context.metrics.overflow.ghosts(gone.ghosts(now));
+    if let Some(next) = gone.next(now) {
+        alarm.set(next);
+    }
     all.outcome()
 }
 
@@ -159,6 +164,12 @@ impl Gone {
         self.0.values().filter(|since| now.duration_since(**since) >= GONE).count()
     }
 
+    /// How long it is until the next will be one, if its pod stays away.
+    fn next(&self, now: Instant) -> Option<Duration> {
+        let rests = self.0.values().map(|since| (*since + GONE).saturating_duration_since(now));
+        rests.filter(|rest| !rest.is_zero()).min()
+    }
+
     fn forget_all_but(&mut self, nodes: &[Node]) {
         self.0.retain(|name, _| nodes.iter().any(|node| node.name == *name));
     }
@@ -225,6 +236,7 @@ mod tests {
         let (mut gone, start) = (Gone::default(), Instant::now());
         assert!(!gone.look("v", false, start) && !gone.look("v", false, start + GONE / 2));
         assert_eq!(gone.ghosts(start + GONE / 2), 0);
+        assert_eq!((gone.next(start + GONE / 2), gone.next(start + GONE)), (Some(GONE / 2), None));
         assert!(gone.look("v", false, start + GONE));
         assert_eq!(gone.ghosts(start + GONE), 1);
         assert!(!gone.look("v", true, start + GONE) && !gone.look("v", false, start + GONE), "it was there in between");

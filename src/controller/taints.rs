@@ -51,13 +51,15 @@ const ATTEMPTS: usize = 5;
 /// What the API server answers, but for conflicts.
 pub(super) async fn write(nodes: &Api<Node>, name: &str, taint: Kept, wanted: bool) -> Result<Written, kube::Error> {
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    for _ in 0..ATTEMPTS {
+    for attempt in 1..=ATTEMPTS {
         let Some(node) = nodes.get_opt(name).await? else { return Ok(Written::Right) };
         let Some(patch) = taint.plan(&node, wanted) else { return Ok(Written::Right) };
         match nodes.patch(name, &params, &Patch::Json::<()>(patch)).await {
             Ok(node) if taint.is_on(&node) == wanted => return Ok(Written::Changed),
             Ok(_) => return Ok(Written::Stripped),
             Err(error) if is_conflict(&error) => {}
+            // A patch of a place in a list that has become shorter, which is answered so before the version is compared.
+            Err(kube::Error::Api(status)) if status.code == 422 && attempt < ATTEMPTS => {}
             Err(error) => return Err(error),
         }
     }
@@ -157,7 +159,7 @@ impl Context {
             Ok(Written::Stripped) => {
                 let pause = fights.tries(&node.name, Instant::now());
                 let told = format!(
-                    "the answer to our own patch has {} otherwise than we wrote it: another admission webhook is at work; trying again in {pause:?}",
+                    "the answer to our own patch has {} otherwise than we wrote it: another admission webhook is at work; not trying again within {pause:?}",
                     taint.key
                 );
                 tracing::warn!(node = node.name, taint = taint.key, ?pause, "another webhook undoes what we write");
@@ -208,7 +210,10 @@ impl<E> All<E> {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
+    use std::{
+        convert::Infallible,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
 
     use axum::http;
     use kube::{Client, client::Body};
@@ -300,6 +305,30 @@ mod tests {
         let (context, mut fights) = (self::context(), Pauses::default());
         context.write_taints(FULL, &nodes[1..2], &mut fights).await.unwrap();
         assert_eq!(told(&context), [("stripped".to_owned(), "TaintStripped")], "whichever taint it is");
+    }
+
+    #[tokio::test]
+    async fn a_patch_of_a_list_that_has_become_shorter_is_made_anew_a_few_times() {
+        for (refusals, expected) in [(ATTEMPTS - 1, Ok(Written::Changed)), (ATTEMPTS, Err(422))] {
+            let patches = AtomicUsize::new(0);
+            let server = tower::service_fn(move |request: http::Request<Body>| {
+                let is_patch = request.method() == http::Method::PATCH;
+                let taints = if is_patch { json!([{"key": FULL.key, "effect": FULL.effect}]) } else { json!([]) };
+                let (status, body) = if is_patch && patches.fetch_add(1, Ordering::Relaxed) < refusals {
+                    (422, json!({"status": "Failure", "reason": "Invalid", "code": 422}))
+                } else {
+                    (200, json!({"metadata": {"name": "n", "resourceVersion": "7"}, "spec": {"taints": taints}}))
+                };
+                let answer = http::Response::builder().status(status).body(Body::from(body.to_string().into_bytes()));
+                std::future::ready(Ok::<_, Infallible>(answer.unwrap()))
+            });
+            let nodes = Api::all(Client::new(server, "default"));
+            let written = write(&nodes, "n", FULL, true).await.map_err(|error| match error {
+                kube::Error::Api(status) => status.code,
+                _ => 0,
+            });
+            assert_eq!(written, expected, "{refusals}");
+        }
     }
 
     #[test]

@@ -81,7 +81,9 @@ impl Seen<'_> {
                 format!("it was unschedulable since {since} and was let onto virtual nodes late; scheduled{when}")
             }
             (Some(_), _) if self.is_ours && is_last_resort => {
-                format!("VMs come first, and none had room for it when it was scheduled{when}")
+                format!(
+                    "VMs come first, and none had room for it when it was scheduled{when}, if the last-resort taint was there then"
+                )
             }
             (Some(_), _) if self.is_ours => format!(
                 "it may overflow, and it was scheduled{when}; the node has no last-resort taint, so VMs may have had room"
@@ -172,7 +174,7 @@ mod tests {
                 &prefer,
                 "vn",
                 Some(true),
-                "VMs come first, and none had room for it when it was scheduled at 2026-01-01T12:00:00Z",
+                "VMs come first, and none had room for it when it was scheduled at 2026-01-01T12:00:00Z, if the last-resort taint was there then",
             ),
             (&prefer, "bare", Some(true), "no last-resort taint"),
             (&prefer, "vm", Some(false), "VMs come first, and this one had room for it"),
