@@ -1,7 +1,8 @@
 //! How much memory the controller takes in a large cluster: 500 nodes and 10,000 pods on the real API server, played by KWOK.
 //!
-//! `make bench-controller` runs this. 9,000 pods are on VMs, 500 on virtual nodes, 500 wait in mode `late`; pods have the size of the
-//! recorded `review.json`, nodes as many images as a kubelet reports. Fails above the memory limit of the Deployment.
+//! `make bench-controller` runs this. 9,000 pods are on VMs, half of them in namespaces that have not opted in; 500 are on virtual nodes,
+//! 500 wait in mode `late`. Pods have the size of the recorded `review.json`, nodes as many images as a kubelet reports. Fails above the
+//! goal.
 
 #![allow(clippy::print_stdout)]
 
@@ -10,38 +11,47 @@
 #[path = "../tests/cluster/harness/mod.rs"]
 mod harness;
 
-use std::{fs, time::Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use harness::{Controller, control_plane, eventually, install};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::{Api, Client, api::PostParams};
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+};
 use serde_json::{Value, json};
 
 const REVIEW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/review.json");
 
 const VMS: usize = 490;
 const VIRTUAL_NODES: usize = 10;
+/// Of these, every second one has opted in.
 const NAMESPACES: usize = 20;
 const ON_VMS: usize = 9_000;
 const ON_VIRTUAL_NODES: usize = 500;
 const WAITING: usize = 500;
 const GOAL_MIB: f64 = 60.0;
-/// What the Deployment lets it have.
-const LIMIT_MIB: f64 = 256.0;
+/// How long the scheduler may take for the pods that wait.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 fn main() -> anyhow::Result<()> {
     let plane = control_plane();
     install(plane);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let namespaces: Vec<_> = (0..NAMESPACES).map(|_| plane.namespace(Some("autoscaled")).name).collect();
+    let profile = |place: usize| is_opted_in(place).then_some("autoscaled");
+    let namespaces: Vec<_> = (0..NAMESPACES).map(|place| plane.namespace(profile(place)).name).collect();
     runtime.block_on(async {
         let client = plane.client().await;
         println!("creating {} nodes", VMS + VIRTUAL_NODES);
         create(&Api::<Node>::all(client.clone()), (0..VMS + VIRTUAL_NODES).map(node)).await?;
         println!("creating {} pods", ON_VMS + ON_VIRTUAL_NODES + WAITING);
-        pods(&client, &namespaces).await
+        pods(&client, &namespaces).await?;
+        until_unschedulable(&client).await
     })?;
 
     let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-controller");
@@ -59,8 +69,30 @@ fn main() -> anyhow::Result<()> {
     let [resident, peak] = ["VmRSS:", "VmHWM:"].map(|field| mib(&controller.pid(), field));
     let (resident, peak) = (resident?, peak?);
     println!("RSS {resident:.1} MiB, at most {peak:.1} MiB; goal {GOAL_MIB} MiB");
-    ensure!(peak < LIMIT_MIB, "the controller took {peak:.1} MiB: more than its Deployment lets it have");
+    ensure!(peak < GOAL_MIB, "the controller took {peak:.1} MiB");
     Ok(())
+}
+
+fn is_opted_in(place: usize) -> bool {
+    place.is_multiple_of(2)
+}
+
+/// The scheduler, not the controller, is what takes its time with so many nodes.
+async fn until_unschedulable(client: &Client) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let waiting = ListParams::default().fields("spec.nodeName=");
+    let is_so = |pod: &Pod| {
+        let conditions = pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
+        conditions.into_iter().any(|condition| condition.reason.as_deref() == Some("Unschedulable"))
+    };
+    loop {
+        let pods = Api::<Pod>::all(client.clone()).list(&waiting).await?;
+        if pods.iter().filter(|pod| is_so(pod)).count() >= WAITING {
+            return Ok(());
+        }
+        ensure!(began.elapsed() < PATIENCE, "the scheduler has not looked at all pods");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 async fn create<K>(api: &Api<K>, objects: impl Iterator<Item = Value>) -> anyhow::Result<()>
@@ -109,21 +141,23 @@ async fn pods(client: &Client, namespaces: &[String]) -> anyhow::Result<()> {
     let review: Value = serde_json::from_slice(&fs::read(REVIEW)?)?;
     let recorded = review.pointer("/request/object").context("a pod in review.json")?;
     for (place, namespace) in namespaces.iter().enumerate() {
+        let is_opted_in = is_opted_in(place);
         let share = |all: usize| all / NAMESPACES;
+        let opted_in = |all: usize| if is_opted_in { 2 * share(all) } else { 0 };
         let on_vms = (0..share(ON_VMS)).map(|i| Some(VIRTUAL_NODES + (place * share(ON_VMS) + i) % VMS));
-        let on_virtual = (0..share(ON_VIRTUAL_NODES)).map(|i| Some(i % VIRTUAL_NODES));
-        let waiting = (0..share(WAITING)).map(|_| None);
+        let on_virtual = (0..opted_in(ON_VIRTUAL_NODES)).map(|i| Some(i % VIRTUAL_NODES));
+        let waiting = (0..opted_in(WAITING)).map(|_| None);
         let all = on_vms.chain(on_virtual).chain(waiting).enumerate();
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-        create(&pods, all.map(|(i, node)| pod(recorded, &format!("web-{i}"), node))).await?;
+        create(&pods, all.map(|(i, node)| pod(recorded, &format!("web-{i}"), node, is_opted_in))).await?;
     }
     Ok(())
 }
 
 /// The recorded pod on this node, or one that no node is large enough for.
-fn pod(recorded: &Value, name: &str, node: Option<usize>) -> Value {
+fn pod(recorded: &Value, name: &str, node: Option<usize>, is_decided: bool) -> Value {
     let mut spec = recorded.get("spec").cloned().unwrap_or_default();
-    let annotations = json!({"spillway.dev/decision": "late", "spillway.dev/added": "affinity"});
+    let annotations = is_decided.then(|| json!({"spillway.dev/decision": "late", "spillway.dev/added": "affinity"}));
     let labels = recorded.pointer("/metadata/labels").cloned().unwrap_or_default();
     if let Some(spec) = spec.as_object_mut() {
         spec.insert("serviceAccountName".to_owned(), "default".into());

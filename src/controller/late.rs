@@ -527,7 +527,6 @@ mod tests {
     use std::{convert::Infallible, sync::Arc};
 
     use axum::http;
-    use k8s_openapi::api::core::v1 as core;
     use kube::client::Body;
     use serde_json::Value;
 
@@ -607,17 +606,15 @@ mod tests {
         /// What is planned while something is not known yet.
         fn plan_without(&self, unknown: &str) -> Option<Plan> {
             let read = |(name, pod): (&Name, &Value)| {
-                let pod: core::Pod = serde_json::from_value(pod.clone()).unwrap();
-                Some((name.clone(), Waiting::read(pod)?))
+                Some((name.clone(), Waiting::read(serde_json::from_value(pod.clone()).unwrap())?))
             };
             let nodes = self.nodes.iter().map(|node| {
                 let node = Node::read(serde_json::from_value(node.clone()).unwrap()).unwrap();
                 ((String::new(), node.name.clone()), node)
             });
             let there = self.on_virtual.iter().map(|pod| {
-                let pod: core::Pod = serde_json::from_value(pod.clone()).unwrap();
-                let name = (pod.metadata.namespace.clone().unwrap(), pod.metadata.name.clone().unwrap());
-                (name, VirtualPod::read(pod).unwrap())
+                let pod = VirtualPod::read(serde_json::from_value(pod.clone()).unwrap()).unwrap();
+                ((pod.owned.namespace.clone(), pod.owned.name.clone()), pod)
             });
             let mut seen = Seen {
                 now: now(),

@@ -23,8 +23,8 @@ pub(super) use kept::{Kept, Name};
 use kept::{Kind, Source};
 use kube::{Api, Client, runtime::watcher::Config};
 pub(super) use node::Node;
-use pod::Lean;
 pub(super) use pod::{Assigned, Owned, Requests, Undecided, VirtualPod, Waiting};
+use pod::{Lean, Whole};
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
@@ -96,9 +96,9 @@ impl Observed {
 }
 
 const NODES: Kind<node::Lean, Node> = Kind { plural: "nodes", read: Node::read };
-const WAITING: Kind<core::Pod, Waiting> = Kind { plural: "unscheduled pods", read: Waiting::read };
+const WAITING: Kind<Whole, Waiting> = Kind { plural: "unscheduled pods", read: Waiting::read };
 const ASSIGNED: Kind<Lean, Assigned> = Kind { plural: "scheduled pods", read: Assigned::read };
-const ON_VIRTUAL: Kind<core::Pod, VirtualPod> = Kind { plural: "pods on virtual nodes", read: VirtualPod::read };
+const ON_VIRTUAL: Kind<Whole, VirtualPod> = Kind { plural: "pods on virtual nodes", read: VirtualPod::read };
 
 const SCOPE: Kind<MutatingWebhookConfiguration, Scope> =
     Kind { plural: "the webhook configuration", read: |configuration| Some(Scope::read(configuration)) };

@@ -117,7 +117,7 @@ pub(in crate::controller) struct Waiting {
 }
 
 impl Waiting {
-    pub(in crate::controller) fn read(pod: core::Pod) -> Option<Self> {
+    pub(in crate::controller) fn read(pod: Whole) -> Option<Self> {
         let is_going = pod.metadata.deletion_timestamp.is_some();
         let status = pod.status.as_ref();
         let is_over = matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
@@ -211,6 +211,9 @@ struct Shown<'s> {
     spec: &'s LeanSpec,
 }
 
+/// A pod of which all but metadata is decoded whole.
+pub(in crate::controller) type Whole = lean::Lean<core::Pod, Option<core::PodSpec>, Option<core::PodStatus>>;
+
 /// A pod, decoded as far as its requests: metadata alone would not tell how much room a VM has left.
 pub(in crate::controller) type Lean = lean::Lean<core::Pod, LeanSpec, LeanStatus>;
 
@@ -264,7 +267,7 @@ pub(in crate::controller) struct VirtualPod {
 }
 
 impl VirtualPod {
-    pub(in crate::controller) fn read(pod: core::Pod) -> Option<Self> {
+    pub(in crate::controller) fn read(pod: Whole) -> Option<Self> {
         let status = pod.status.as_ref();
         let phase = status.and_then(|status| status.phase.as_deref());
         let is_failed = status.and_then(|status| status.reason.as_deref()) == Some(PROVIDER_FAILED);
@@ -311,17 +314,16 @@ fn has_started(status: &core::PodStatus) -> bool {
 }
 
 /// Whether it requires other pods to be near. The view of a pod, which the webhook reads too, does not have that.
-fn has_pod_affinity(pod: &core::Pod) -> bool {
+fn has_pod_affinity(pod: &Whole) -> bool {
     let affinity = pod.spec.as_ref().and_then(|spec| spec.affinity.as_ref()?.pod_affinity.as_ref());
     let required = affinity.and_then(|terms| terms.required_during_scheduling_ignored_during_execution.as_ref());
     required.is_some_and(|terms| !terms.is_empty())
 }
 
 /// The pod as JSON, as far as scheduling is concerned.
-fn text(mut pod: core::Pod) -> Box<str> {
-    let meta = std::mem::take(&mut pod.metadata);
-    pod.metadata.annotations = Some(annotations(&meta));
-    pod.status = None;
+fn text(pod: Whole) -> Box<str> {
+    let metadata = ObjectMeta { annotations: Some(annotations(&pod.metadata)), ..ObjectMeta::default() };
+    let mut pod = core::Pod { metadata, spec: pod.spec, status: None };
     if let Some(spec) = &mut pod.spec {
         spec.volumes = None;
         let containers = spec.containers.iter_mut();
