@@ -113,11 +113,13 @@ fn virtual_nodes_stay_the_last_resort_whatever_becomes_of_the_taint() {
     });
     assert!(controller.metric("spillway_actions_total{action=\"add_taint\",result=\"success\"}") >= 3);
     eventually("the event", || {
-        let events: Value =
-            serde_json::from_str(&plane.kubectl(&["get", "events.events.k8s.io", "-o", "json"])).unwrap();
+        let events = plane.kubectl(&["get", "events.events.k8s.io", "--show-managed-fields", "-o", "json"]);
+        let events: Value = serde_json::from_str(&events).unwrap();
         let mut events = events["items"].as_array().unwrap().iter();
-        let is_it = |event: &Value| event["reason"] == "LastResortTaint" && event["regarding"]["name"] == node.name;
-        events.any(is_it).then_some(())
+        let is_it = |event: &&Value| event["reason"] == "LastResortTaint" && event["regarding"]["name"] == node.name;
+        let event = events.find(is_it)?;
+        assert_eq!(event["metadata"]["managedFields"][0]["manager"], "spillway-controller", "{event:#}");
+        Some(())
     });
 
     volume.publish("virtualNodes: {lastResortTaint: false}");
