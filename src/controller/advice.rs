@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Context, each,
+    events::reference,
     observed::{Assigned, Kept, Node, Observed, OnVirtual, VirtualPod, are_known},
     reconcile::{Outcome, repeat},
     room::{Room, hard_taints},
@@ -226,13 +227,7 @@ fn about_prefer(seen: &Seen<'_>, told: &mut Vec<(ObjectReference, Happening, Str
 }
 
 fn about_namespace(name: &str) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Namespace".to_owned()),
-        name: Some(name.to_owned()),
-        namespace: Some(name.to_owned()),
-        ..ObjectReference::default()
-    }
+    reference("v1", "Namespace", Some(name), name)
 }
 
 #[cfg(test)]

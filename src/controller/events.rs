@@ -14,7 +14,7 @@
 //! | `IdentityHealed`: it is there no more | the same | Normal |
 //! | `IdentityManyFindings`: more than have events of their own | ConfigMap `spillway-config` | Warning, Normal |
 //! | `LateBurst`: a pod of mode `late` may go to virtual nodes now | owner | Normal, gathered for a minute |
-//! | `LateWithheld`: its time has come, but virtual nodes are closed, or its namespace is at `maxPods` | owner | Warning, an hour |
+//! | `LateWithheld`: its time has come, but virtual nodes are closed, its namespace is at `maxPods`, or the toleration is refused | owner | Warning, an hour |
 //! | `MissedPodHealed`: a waiting pod that the webhook had not seen was decided on | owner | Normal, a minute |
 //! | `PodMissed`: a pod that the webhook had not seen has a node already | owner | Warning, an hour |
 //! | `MissedPodEvicted`: it was evicted, to be created anew | owner | Normal, a minute |
@@ -69,6 +69,17 @@ impl Events {
         if let Err(error) = self.0.publish(&event, about).await {
             tracing::warn!(error = %Causes(&error), reason = event.reason, "cannot write an event");
         }
+    }
+}
+
+/// An object, for events about it, as far as it is known without reading it.
+pub(super) fn reference(api_version: &str, kind: &str, namespace: Option<&str>, name: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(api_version.to_owned()),
+        kind: Some(kind.to_owned()),
+        namespace: namespace.map(str::to_owned),
+        name: Some(name.to_owned()),
+        ..ObjectReference::default()
     }
 }
 

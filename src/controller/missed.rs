@@ -27,7 +27,9 @@ use tokio::time::Instant;
 
 use self::eviction::Evictions;
 use super::{
-    Context, each, guarded, is_unanswered,
+    Context, each,
+    events::reference,
+    guarded, is_unanswered,
     observed::{Name, Observed, Owned},
     pauses::Pauses,
     pods::{AT_ONCE, PodError, together, write},
@@ -139,7 +141,8 @@ async fn round(
         let note = format!(
             "nobody can tell which pods were missed: matchCondition {condition} is not the one of the manifests, and only the API server evaluates it"
         );
-        context.tally.note(about_configuration(), UNKNOWN, note);
+        let about = reference("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration", None, CONFIGURATION);
+        context.tally.note(about, UNKNOWN, note);
     }
     let decide = Decide { context, snapshot: &snapshot, configuration: &configuration };
     let pauses = &mut memory.pauses;
@@ -314,15 +317,6 @@ fn owner(namespace: &str, pod: &Value) -> ObjectReference {
     let metadata = pod.get("metadata").cloned().unwrap_or_default();
     let metadata = serde_json::from_value(metadata).unwrap_or_default();
     ObjectReference { namespace: Some(namespace.to_owned()), ..Owned::read(&metadata).owner() }
-}
-
-fn about_configuration() -> ObjectReference {
-    ObjectReference {
-        api_version: Some("admissionregistration.k8s.io/v1".to_owned()),
-        kind: Some("MutatingWebhookConfiguration".to_owned()),
-        name: Some(CONFIGURATION.to_owned()),
-        ..ObjectReference::default()
-    }
 }
 
 #[cfg(test)]

@@ -21,16 +21,13 @@ mod room;
 mod taints;
 mod tally;
 
-use events::Events;
+use events::{Events, reference};
 use futures_util::{
     Stream, StreamExt, future,
     stream::{self, BoxStream},
 };
 use json_patch::{Patch as JsonPatch, PatchOperation, ReplaceOperation, jsonptr::PointerBuf};
-use k8s_openapi::api::{
-    admissionregistration::v1::MutatingWebhookConfiguration,
-    core::v1::{ObjectReference, Secret},
-};
+use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret};
 use kube::{
     Api, Client,
     api::PartialObjectMeta,
@@ -217,13 +214,7 @@ async fn reconcile_all(context: &Context) {
 
 /// Writes an event when the configuration file has become unusable, and when it is mended. Every replica says what it reads.
 async fn tell_of_configuration(context: &Context, mut refusals: mpsc::Receiver<Option<String>>) {
-    let about = ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("ConfigMap".to_owned()),
-        name: Some(CONFIG_MAP.to_owned()),
-        namespace: Some(context.namespace.clone()),
-        ..ObjectReference::default()
-    };
+    let about = reference("v1", "ConfigMap", Some(&context.namespace), CONFIG_MAP);
     let mut is_invalid = false;
     while let Some(refusal) = refusals.recv().await {
         let was_invalid = std::mem::replace(&mut is_invalid, refusal.is_some());

@@ -28,7 +28,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{CONFIG_MAP, Context, FIELD_MANAGER};
+use super::{CONFIG_MAP, Context, FIELD_MANAGER, events::reference};
 use crate::{
     config::Identity,
     identity::{
@@ -294,14 +294,7 @@ impl Watch<'_> {
             Some(AccountName { namespace, name }) => ("ServiceAccount", namespace, name),
             None => ("ConfigMap", self.context.namespace.clone(), CONFIG_MAP.to_owned()),
         };
-        let about = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some(kind.to_owned()),
-            namespace: Some(namespace),
-            name: Some(name),
-            uid,
-            ..ObjectReference::default()
-        };
+        let about = ObjectReference { uid, ..reference("v1", kind, Some(&namespace), &name) };
         let type_ = if is_warning { EventType::Warning } else { EventType::Normal };
         // An event is worth no more than that: it is in the report too.
         if timeout(PATIENCE, self.context.events.publish(&about, type_, &reason, note)).await.is_err() {

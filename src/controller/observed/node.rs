@@ -3,7 +3,7 @@
 use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde::Deserialize;
 
-use super::Requests;
+use super::{super::events::reference, Requests};
 use crate::{
     config::Selector,
     eligibility::V2_LABEL,
@@ -79,13 +79,7 @@ impl Node {
 
     /// For events.
     pub(in crate::controller) fn reference(&self) -> core::ObjectReference {
-        core::ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Node".to_owned()),
-            name: Some(self.name.clone()),
-            uid: self.uid.clone(),
-            ..core::ObjectReference::default()
-        }
+        core::ObjectReference { uid: self.uid.clone(), ..reference("v1", "Node", None, &self.name) }
     }
 }
 

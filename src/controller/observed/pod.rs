@@ -10,6 +10,7 @@ use k8s_openapi::{
 use kube::api::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
+use super::super::events::reference;
 use crate::{
     burst::DECISION,
     lean,
@@ -75,14 +76,7 @@ impl Owned {
             Some(owner) => (owner.api_version.as_str(), owner.kind.as_str(), &owner.name, &owner.uid),
             None => ("v1", "Pod", &self.name, &self.uid),
         };
-        ObjectReference {
-            api_version: Some(api_version.to_owned()),
-            kind: Some(kind.to_owned()),
-            namespace: Some(self.namespace.clone()),
-            name: Some(name.clone()),
-            uid: Some(uid.clone()),
-            ..ObjectReference::default()
-        }
+        ObjectReference { uid: Some(uid.clone()), ..reference(api_version, kind, Some(&self.namespace), name) }
     }
 }
 
