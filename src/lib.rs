@@ -4,10 +4,14 @@
 //! kube-apiserver ── AdmissionReview (HTTPS) ─▶ webhook ─▶ admission::parse ─▶ pod view ─┐
 //!                                                                                      ▼
 //!     cluster snapshot (namespaces, service accounts,  ─▶ burst::decide(pod, settings, facts)
-//!     virtual nodes, network policies)                                                 │ Decision
+//!     virtual nodes, network policies)                                                 │ Decision {verdict, steps, notes}
 //! kube-apiserver ◀─ AdmissionReview ◀─ admission::allow ◀─ burst::json_patch ◀──────────┘
 //!
-//! kube-apiserver ◀─ watch, patch ─▶ controller, one elected replica: certificate authority · caBundle
+//! kube-apiserver ── Binding to a virtual node ─▶ webhook ─▶ one read of the pod ─▶ burst::binding_patch ─▶ kube-apiserver
+//!
+//! kube-apiserver ◀─ watch, patch, evict ─▶ controller, one elected replica:
+//!     of nodes: last-resort taint · caps and breaker · ghosts          of pods: late burst · missed pods (the same burst::decide)
+//!     told only: advice · identity                                     of certificates: authority · caBundle
 //!
 //! a person ─▶ cli: explain · identity check · config · certs      (the same burst::decide, burst::json_patch and identity::check)
 //! ```
