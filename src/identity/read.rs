@@ -187,11 +187,11 @@ fn container(container: &PodContainer) -> Container {
         Some(_) => EnvValue::Elsewhere,
         None => EnvValue::Plain(variable.value.clone().unwrap_or_default()),
     };
-    Container {
-        name: container.name.clone(),
-        env: env.map(|variable| (variable.name.clone(), value(variable))).collect(),
-        mounts: container.volume_mounts.iter().flatten().map(|mount| mount.mount_path.clone()).collect(),
-    }
+    let env: Vec<_> = env.map(|variable| (variable.name.clone(), value(variable))).collect();
+    let mounts =
+        container.volume_mounts.iter().flatten().filter(|_| env.iter().any(|(name, _)| name == keys::ENV_TOKEN_FILE));
+    let mounts = mounts.map(|mount| mount.mount_path.clone()).collect();
+    Container { name: container.name.clone(), env, mounts }
 }
 
 fn tokens(volume: &Volume) -> impl Iterator<Item = Token> {

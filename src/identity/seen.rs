@@ -153,7 +153,7 @@ pub struct Container {
     pub name: String,
     /// The environment variables that concern identities; the last of a name counts.
     pub env: Vec<(String, EnvValue)>,
-    /// `volumeMounts[*].mountPath`
+    /// `volumeMounts[*].mountPath`, where a variable says that a token is in one of them.
     pub mounts: Vec<String>,
 }
 
