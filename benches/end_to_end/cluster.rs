@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     REVIEW,
-    harness::{ControlPlane, Webhook, control_plane, install, register_spillway},
+    harness::{ControlPlane, Webhook, control_plane, install, installed_configuration, register_spillway},
     report::{Admission, Creation},
 };
 
@@ -114,7 +114,7 @@ pub(crate) fn creation(webhook: &Webhook) -> anyhow::Result<Creation> {
     const TURNS: u32 = 2;
     for _ in 0..TURNS {
         println!("creating {PODS} pods with the webhook");
-        register_spillway(plane, webhook.address, &webhook.ca);
+        register_spillway(plane, &installed_configuration(plane, webhook.address), &webhook.ca);
         let before = Admission::of_api_server(plane)?;
         with += in_a_namespace(plane, |namespace| {
             let per_minute = pods_per_minute(plane, namespace)?;

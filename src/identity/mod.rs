@@ -293,7 +293,7 @@ mod tests {
         let count = |id: &str| findings.iter().filter(|finding| finding.check.id == id).count();
         assert_eq!((count("F2"), count("F4"), count("F11")), (1_000, 4_000, 500));
         assert!(count("S1") > 1_000 && count("P1") > 1_000, "{} {}", count("S1"), count("P1"));
-        assert!(took.as_secs() < 10, "{took:?}");
+        assert!(took.as_secs() < 60, "{took:?}");
         println!("{} findings in {took:?}", findings.len());
     }
 

@@ -102,11 +102,11 @@ impl ConfigurationFile {
                     told(Ok(()));
                 }
                 Err(error) => {
-                    self.metrics.failed();
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
                         "configuration kept: the file cannot be used"
                     );
+                    self.metrics.failed();
                     told(Err(&error));
                 }
             }

@@ -275,7 +275,7 @@ mod tests {
         let answer = client.get("/").await.unwrap();
         assert!(!answer.to_lowercase().contains("connection: close"), "{answer}");
         let after = client.closed_after().await;
-        assert!(seconds(120..126).contains(&after), "{after:?}");
+        assert!(seconds(119..126).contains(&after), "{after:?}");
         assert_eq!(served.metric(NO_REQUEST), 0);
     }
 

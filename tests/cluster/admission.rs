@@ -47,7 +47,7 @@ const TOLERATION: &str = r#"{"effect":"NoSchedule","key":"virtual-kubelet.io/pro
 fn the_four_changes_arrive() {
     spillway();
     let namespace = control_plane().namespace(Some("high-scale"));
-    namespace.identity("web");
+    namespace.known_identity("web");
     let created = namespace.create(&pod("web", &json!({"spec": {"serviceAccountName": "web"}})));
 
     let tolerations = created["spec"]["tolerations"].as_array().unwrap();
@@ -91,7 +91,7 @@ fn settings_come_from_profile_namespace_and_pod() {
 fn a_dry_run_shows_what_a_create_does_and_leaves_nothing_behind() {
     spillway();
     let namespace = control_plane().namespace(Some("high-scale"));
-    namespace.identity("web");
+    namespace.known_identity("web");
     for (name, more) in [
         ("plain", json!({})),
         ("identity", json!({"spec": {"serviceAccountName": "web"}})),
@@ -221,7 +221,7 @@ fn a_namespace_that_changes_its_mind_is_followed() {
 fn a_service_account_that_is_gone_leaves_nothing_behind() {
     let webhook = spillway();
     let namespace = control_plane().namespace(Some("enabled"));
-    namespace.identity("web");
+    namespace.known_identity("web");
     let as_web = pod("web", &json!({"spec": {"serviceAccountName": "web"}}));
     let label = |pod: &Value| pod["metadata"]["labels"]["azure.workload.identity/use"].clone();
     assert_eq!(label(&namespace.dry_run(&as_web)), "true");

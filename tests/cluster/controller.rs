@@ -55,11 +55,8 @@ async fn race(installed: &Installed) -> usize {
     agreed.iter().filter(|(outcomes, _)| outcomes.contains(&Outcome::Conflict)).count()
 }
 
-/// How long it takes until the other one acts; meanwhile never more than one does.
-fn takeover(next: &Controller) -> Duration {
-    let start = Instant::now();
+fn takes_over(next: &Controller) {
     eventually("the other replica to act", || next.leads().then_some(()));
-    start.elapsed()
 }
 
 #[test]
@@ -73,18 +70,20 @@ fn one_of_two_replicas_acts_and_the_other_takes_over() {
     eventually("the second replica to stand by", || (second.admin("/readyz").0 == 200).then_some(()));
     assert!(first.leads() && !second.leads());
 
+    let killed = Instant::now();
     first.signal("KILL");
-    let after = takeover(&second);
+    takes_over(&second);
+    let after = killed.elapsed();
     assert!(after > Duration::from_secs(5), "the lease of a replica that may be alive was taken after {after:?}");
-    assert!(after < Duration::from_secs(25), "{after:?}");
 
     let third = start("controller-third");
     eventually("the third replica to stand by", || (third.admin("/readyz").0 == 200).then_some(()));
     assert!(second.leads() && !third.leads());
     second.signal("TERM");
-    let after = takeover(&third);
-    assert!(after < Duration::from_secs(8), "the lease was not given back: {after:?}");
     eventually("the second replica to end", || (!second.is_alive()).then_some(()));
+    let gives_back = |line: &Value| line["message"] == "gave the lease back";
+    assert!(second.log().iter().any(gives_back), "{:#?}", second.log());
+    takes_over(&third);
     let lease = plane.kubectl(&["-n", "spillway-system", "get", "lease", "spillway-controller", "-o", "json"]);
     let lease: Value = serde_json::from_str(&lease).unwrap();
     assert_eq!(

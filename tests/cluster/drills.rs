@@ -19,7 +19,9 @@ use kube::{
 use serde_json::json;
 use tokio::{task::JoinSet, time};
 
-use crate::harness::{Namespace, Pair, Sandbox, Service, Webhook, eventually, install, register_spillway, sandbox};
+use crate::harness::{
+    Namespace, Pair, Sandbox, Service, Webhook, eventually, install, register_spillway, sandbox, webhook_configuration,
+};
 
 /// Every drill creates at least so many pods, and goes on until what it tries is over.
 const PODS: usize = 500;
@@ -45,15 +47,21 @@ impl Drill {
         let namespace = sandbox.plane.namespace(Some("enabled"));
         let drill = Self { sandbox, service, pair, namespace };
         let replicas = [drill.replica(&format!("{name}-a")), drill.replica(&format!("{name}-b"))];
-        register_spillway(drill.sandbox.plane, drill.service.address, &drill.pair.ca);
+        drill.register(&drill.pair.ca);
         (drill, replicas)
+    }
+
+    /// Tells the API server where the service is, and whom to trust.
+    fn register(&self, ca: &str) {
+        let plane = self.sandbox.plane;
+        register_spillway(plane, &webhook_configuration(plane, self.service.address), ca);
     }
 
     /// A new replica, once it gets connections. It drains faster than one in a cluster has to, for the service here follows faster.
     fn replica(&self, name: &str) -> Webhook {
         let plane = self.sandbox.plane;
         let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-webhook");
-        let arguments = ["--drain-grace", "1s", "--drain-deadline", "5s"];
+        let arguments = ["--drain-grace", "5s", "--drain-deadline", "20s"];
         let replica = Webhook::start_replica(plane, name, &kubeconfig, &self.pair, &arguments);
         self.service.add(&replica);
         eventually("the service to send to the replica", || self.service.sends_to(replica.address).then_some(()));
@@ -128,10 +136,14 @@ impl Created {
     }
 }
 
-/// The API server is restarting: nobody has looked at the pod, and its creator tries again.
+/// The API server is restarting: nobody has looked at the pod, and its creator tries again. Just started, it may refuse what comes before
+/// its admission plugins have heard of the cluster.
 fn is_out_of_reach(error: &kube::Error) -> bool {
     match error {
-        kube::Error::Api(status) => matches!(status.code, 429 | 503),
+        kube::Error::Api(status) => {
+            matches!(status.code, 429 | 503)
+                || (status.code == 403 && status.message.contains("not yet ready to handle request"))
+        }
         _ => true,
     }
 }
@@ -229,7 +241,7 @@ async fn a_certificate_that_is_swapped_loses_no_pod_and_neither_does_one_that_is
         // The API server trusts both authorities before the first replica changes.
         let before = replicas[0].metric("spillway_certificate_expiry_timestamp_seconds");
         let next = Pair::make(&drill.pair.dir.with_file_name("swapped-pair-next"));
-        register_spillway(drill.sandbox.plane, drill.service.address, &format!("{}{}", drill.pair.ca, next.ca));
+        drill.register(&format!("{}{}", drill.pair.ca, next.ca));
         drill.pair.replace(|dir| {
             for file in ["tls.crt", "tls.key"] {
                 std::fs::copy(next.dir.join(file), dir.join(file)).unwrap();

@@ -52,7 +52,7 @@ fn shapes() -> Vec<(&'static str, Value)> {
 async fn explain_prints_the_patch_that_the_webhook_sends() {
     let webhook = spillway();
     let namespace = control_plane().namespace(Some("high-scale"));
-    namespace.identity("web");
+    namespace.known_identity("web");
     let account = control_plane().dir.join("account.json");
     let text = namespace.kubectl(&["get", "serviceaccounts", "-o", "json"], "");
     std::fs::write(&account, text).unwrap();

@@ -29,7 +29,7 @@ async fn every_patch_applies_on_the_api_server_and_loses_nothing() {
     let plane = control_plane();
     let (plain, opted_in) = (plane.namespace(None), plane.namespace(Some("high-scale")));
     plain.identity("web");
-    opted_in.identity("web");
+    opted_in.known_identity("web");
     let client = plane.client().await;
     let pods = |namespace: &str| -> Api<DynamicObject> {
         Api::namespaced_with(client.clone(), namespace, &ApiResource::erase::<Pod>(&()))

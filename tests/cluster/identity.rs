@@ -15,9 +15,8 @@ fn label(pod: &Value) -> &Value {
 fn the_label_follows_the_service_account() {
     spillway();
     let namespace = control_plane().namespace(Some("enabled"));
-    namespace.identity("web");
+    namespace.known_identity("web");
     let as_web = json!({"spec": {"serviceAccountName": "web"}});
-    // The account is a moment old: whether it has reached the cache or is read, the label must be there.
     assert_eq!(label(&namespace.dry_run(&pod("a", &as_web))), "true");
     assert_eq!(*label(&namespace.dry_run(&pod("b", &json!({})))), Value::Null);
 

@@ -356,8 +356,8 @@ fn a_thousand_service_accounts_cost_few_events_and_few_passes() {
         memory.collect::<Vec<_>>().join(", ")
     );
     assert!(passes <= took.as_secs() + 2, "{passes} passes in {took:?}");
-    assert!((1..=passes * 20).contains(&said), "{said} events in {passes} passes");
-    plane.kubectl(&["delete", "namespace", &namespace.name, "--wait=false"]);
+    // The report and the events of a pass are written before it is counted.
+    assert!((1..=(passes + 1) * 20).contains(&said), "{said} events in {passes} passes");
 }
 
 /// How many events there are about service accounts of a namespace, each as often as it was written.

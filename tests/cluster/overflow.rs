@@ -25,6 +25,7 @@ fn nodes() {
     ));
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
     control_plane().kubectl_with(&["apply", "-f", "-"], &list.to_string());
+    control_plane().nodes_are_ready("test=overflow");
 }
 
 fn deploy(namespace: &Namespace) {

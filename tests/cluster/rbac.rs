@@ -187,7 +187,9 @@ fn webhook_with(turn: &Sandbox, name: &str, rights: &[&Right]) -> Webhook {
 /// An account with these rights.
 fn kubeconfig_with(plane: &ControlPlane, name: &str, rights: &[&Right]) -> PathBuf {
     // Roles of one namespace do as well in the whole cluster: the names in them are ours alone.
-    let rules: Vec<Value> = rights.iter().map(|right| serde_json::from_str(&right.rule).unwrap()).collect();
+    let mut rules: Vec<Value> = rights.iter().map(|right| serde_json::from_str(&right.rule).unwrap()).collect();
+    // Whoever may ask for this has all the others, too: the authorizer hears of a role after it was made.
+    rules.push(json!({"nonResourceURLs": ["/known"], "verbs": ["get"]}));
     let group = "rbac.authorization.k8s.io";
     let items = json!([
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": "default"}},
@@ -197,6 +199,10 @@ fn kubeconfig_with(plane: &ControlPlane, name: &str, rights: &[&Right]) -> PathB
             "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}]},
     ]);
     plane.kubectl_with(&["apply", "-f", "-"], &json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
+    let account = format!("--as=system:serviceaccount:default:{name}");
+    eventually("the rights to be known", || {
+        plane.try_kubectl(&["auth", "can-i", "get", "/known", &account], "").status.success().then_some(())
+    });
     plane.kubeconfig_for("default", name)
 }
 
@@ -432,7 +438,7 @@ fn without_any_one_of_its_rights_the_controller_cannot_keep_overflow_in_order() 
     let of_controller: Vec<_> = rights.iter().filter(|right| right.account == "spillway-controller").collect();
     // Each finds a taint to write, a pod to let onto virtual nodes, one to evict, and a node whose pod is gone.
     let controller = |name: &str, rights: &[&Right]| {
-        plane.kubectl(&["-n", "spillway-system", "delete", "--ignore-not-found", "lease/spillway-controller"]);
+        installed.clear_lease();
         plane.try_kubectl(&["taint", "node", STRANGE, "spillway.dev/last-resort-"], "");
         let large = json!([{"name": "c", "image": "registry.example/c", "resources": {"requests": {"cpu": "20"}}}]);
         late.create(&pod(name, &json!({"spec": {"containers": large}})));

@@ -89,7 +89,7 @@ fn explain_reads_workload_and_surroundings_from_the_cluster() {
     spillway();
     let plane = control_plane();
     let namespace = plane.namespace(Some("high-scale"));
-    namespace.identity("web");
+    namespace.known_identity("web");
     namespace.kubectl(&["create", "service", "clusterip", "orders", "--tcp=80"], "");
     namespace.create(&json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},

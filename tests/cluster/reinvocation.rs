@@ -78,7 +78,7 @@ fn sidecar() -> Value {
 async fn azure_workload_identity_is_called_for_our_label() {
     spillway();
     let namespace = control_plane().namespace(Some("enabled"));
-    namespace.identity("web");
+    namespace.known_identity("web");
     let token = json!({"name": "azure-identity-token", "projected": {"sources": [{"serviceAccountToken": {
         "audience": "api://AzureADTokenExchange", "expirationSeconds": 3600, "path": "azure-identity-token"}}]}});
     let (stub, calls) = injector(json!([
@@ -105,7 +105,7 @@ async fn azure_workload_identity_is_called_for_our_label() {
 async fn what_a_later_webhook_makes_unfit_is_withdrawn() {
     spillway();
     let namespace = control_plane().namespace(Some("high-scale"));
-    namespace.identity("web");
+    namespace.known_identity("web");
     let (stub, calls) = injector(sidecar()).await;
     let _registered = stub.register_like("zz-injector", &settings(&namespace, "Never"));
 

@@ -25,18 +25,7 @@ fn nodes(test: &str) {
     items.push(node(format!("{test}-virtual"), labels, taints, "1000"));
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
     control_plane().kubectl_with(&["apply", "-f", "-"], &list.to_string());
-    // A node starts as not ready. If one was ready before the others, pods would go there for that alone.
-    eventually("the nodes to be ready", || {
-        let keys = control_plane().kubectl(&[
-            "get",
-            "nodes",
-            "-l",
-            &format!("test={test}"),
-            "-o",
-            "jsonpath={.items[*].spec.taints[*].key}",
-        ]);
-        (!keys.contains("not-ready")).then_some(())
-    });
+    control_plane().nodes_are_ready(&format!("test={test}"));
 }
 
 fn deploy(namespace: &Namespace, test: &str, replicas: u32, annotations: &Value) {
@@ -68,6 +57,12 @@ fn placed(pods: &[Value], test: &str) -> [usize; 4] {
         .map(|node| pods.iter().filter(|pod| pod["spec"]["nodeName"] == format!("{test}-{node}")).count())
 }
 
+/// Of a pod: what it costs to delete it, and where it says that it is.
+fn marks(pod: &Value) -> (Option<&str>, Option<&str>) {
+    let annotations = &pod["metadata"]["annotations"];
+    (annotations[COST].as_str(), annotations["spillway.dev/placed-on"].as_str())
+}
+
 fn is_on_virtual(pod: &Value) -> bool {
     pod["spec"]["nodeName"].as_str().is_some_and(|node| node.ends_with("-virtual"))
 }
@@ -79,13 +74,21 @@ fn the_pods_on_virtual_nodes_go_first_when_a_replica_set_scales_in() {
     nodes(TEST);
     let namespace = control_plane().namespace(Some("enabled"));
     deploy(&namespace, TEST, 30, &json!({}));
-    let pods = running(&namespace, 30);
+    // A binding is not held up for a pod that cannot be read at once, as on a busy machine: such a pod is made anew.
+    let pods = eventually("all pods on the virtual node to be marked", || {
+        let pods = running(&namespace, 30);
+        let mut unmarked = pods.iter().filter(|pod| is_on_virtual(pod) && marks(pod) == (None, None)).peekable();
+        if unmarked.peek().is_none() {
+            return Some(pods);
+        }
+        let names: Vec<_> = unmarked.map(|pod| pod["metadata"]["name"].as_str().unwrap()).collect();
+        namespace.kubectl(&[&["delete", "pod"], &names[..]].concat(), "");
+        None
+    });
     assert_eq!(placed(&pods, TEST), [6, 8, 8, 8]);
     for pod in &pods {
-        let annotations = &pod["metadata"]["annotations"];
-        let found = (annotations[COST].as_str(), annotations["spillway.dev/placed-on"].as_str());
         let expected = if is_on_virtual(pod) { (Some("-100"), Some("virtual")) } else { (None, None) };
-        assert_eq!(found, expected, "{pod:#}");
+        assert_eq!(marks(pod), expected, "{pod:#}");
     }
     namespace.kubectl(&["scale", "deployment", "web", "--replicas=24"], "");
     assert_eq!(placed(&running(&namespace, 24), TEST), [0, 8, 8, 8]);
@@ -107,13 +110,17 @@ fn a_pod_that_has_a_deletion_cost_or_wants_nothing_of_spillway_is_bound_as_it_is
         pod["metadata"]["name"] = name.into();
         namespace.create(&pod);
     };
-    pod("own", json!({"annotations": {COST: "7"}}));
     pod("out", json!({"labels": {"spillway.dev/burst": "disabled"}}));
-    let pods = running(&namespace, 2);
-    let annotations =
-        |name: &str| &pods.iter().find(|pod| pod["metadata"]["name"] == name).unwrap()["metadata"]["annotations"];
-    let own = annotations("own");
-    assert_eq!((&own[COST], &own["spillway.dev/placed-on"]), (&"7".into(), &"virtual".into()));
-    let out = annotations("out");
-    assert_eq!((&out[COST], &out["spillway.dev/placed-on"]), (&Value::Null, &Value::Null));
+    assert_eq!(marks(&running(&namespace, 1)[0]), (None, None));
+    eventually("a pod to be read in time at its binding", || {
+        pod("own", json!({"annotations": {COST: "7"}}));
+        let pods = running(&namespace, 2);
+        let own = marks(pods.iter().find(|pod| pod["metadata"]["name"] == "own").unwrap());
+        if own == (Some("7"), Some("virtual")) {
+            return Some(());
+        }
+        assert_eq!(own, (Some("7"), None));
+        namespace.kubectl(&["delete", "pod", "own"], "");
+        None
+    });
 }

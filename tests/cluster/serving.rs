@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -42,49 +45,59 @@ async fn tls(webhook: &Webhook) -> TlsStream<TcpStream> {
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap()
 }
 
+/// Sends the head of a review and then its body, a byte at a time; returns the head of the answer.
+async fn trickle(mut client: TlsStream<TcpStream>) -> String {
+    let head =
+        "POST /mutate-v1-pod HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9000\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    let (mut read, mut write) = tokio::io::split(client);
+    let trickle = async {
+        while write.write_all(b" ").await.is_ok() && write.flush().await.is_ok() {
+            sleep(Duration::from_millis(50)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut answer = [0; 64];
+    tokio::select! {
+        () = trickle => unreachable!(),
+        read = read.read(&mut answer) => String::from_utf8_lossy(&answer[..read.unwrap_or_default()]).into_owned(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_trickle_are_cut_off_and_do_not_hold_up_others() {
+    const CLIENTS: usize = 50;
+    const REVIEWS: u32 = 20;
     let (kubeconfig, namespace) = place();
-    let webhook = Webhook::start("trickled", &kubeconfig).ready();
+    let webhook = Arc::new(Webhook::start("trickled", &kubeconfig).ready());
+    let is_over = Arc::new(AtomicBool::new(false));
     let mut slow = JoinSet::new();
-    for _ in 0..50 {
-        let mut client = tls(&webhook).await;
+    for _ in 0..CLIENTS {
+        let (webhook, is_over, first) = (webhook.clone(), is_over.clone(), tls(&webhook).await);
         slow.spawn(async move {
-            let head = "POST /mutate-v1-pod HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9000\r\n\r\n";
-            client.write_all(head.as_bytes()).await.unwrap();
-            let (mut read, mut write) = tokio::io::split(client);
-            let trickle = async {
-                while write.write_all(b" ").await.is_ok() && write.flush().await.is_ok() {
-                    sleep(Duration::from_millis(50)).await;
-                }
-                std::future::pending::<()>().await;
-            };
-            let mut answer = [0; 64];
-            tokio::select! {
-                () = trickle => unreachable!(),
-                read = read.read(&mut answer) => String::from_utf8_lossy(&answer[..read.unwrap_or_default()]).into_owned(),
+            let mut answers = vec![trickle(first).await];
+            while !is_over.load(Ordering::Relaxed) {
+                answers.push(trickle(tls(&webhook).await).await);
             }
+            answers
         });
     }
     let https = webhook.https();
+    let start = Instant::now();
     let mut decided = 0;
-    let others = async {
-        loop {
-            let start = Instant::now();
-            let (_, answer) = https.review(review(&namespace).to_string()).await;
-            assert!(is_decided(&answer));
-            // So long would the API server wait; a few milliseconds is what it takes.
-            assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-            decided += 1;
-        }
-    };
-    let answers = tokio::select! {
-        answers = slow.join_all() => answers,
-        () = others => unreachable!(),
-    };
-    assert!(decided > 0);
+    while decided < REVIEWS {
+        let (status, answer) = https.review(review(&namespace).to_string()).await;
+        // A machine that stalls makes anybody slow.
+        assert!(is_decided(&answer) || status == 408, "{status}");
+        decided += u32::from(is_decided(&answer));
+        // A slow client is there for a second: so long each would take in line behind one, and a few milliseconds is what it takes.
+        assert!(start.elapsed() < REVIEWS * Duration::from_secs(1), "{decided} in {:?}", start.elapsed());
+    }
+    is_over.store(true, Ordering::Relaxed);
+    let answers = slow.join_all().await.concat();
     assert!(answers.iter().all(|answer| answer.starts_with("HTTP/1.1 408")), "{answers:?}");
-    assert_eq!(webhook.metric(r#"spillway_unusable_requests_total{reason="slow_body"}"#), 50);
+    let cut_off = webhook.metric(r#"spillway_unusable_requests_total{reason="slow_body"}"#);
+    assert!(cut_off >= answers.len() as u64, "{cut_off} of {}", answers.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -214,15 +227,15 @@ async fn a_webhook_that_starts_before_its_certificate_waits_for_it_and_takes_the
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_webhook_that_is_asked_to_end_is_unready_at_once_and_serves_on_for_the_grace_time() {
     let (kubeconfig, namespace) = place();
-    let mut webhook = Webhook::start_with("ending", &kubeconfig, &["--drain-grace=3s"]).ready();
-    webhook.terminate();
+    let mut webhook = Webhook::start_with("ending", &kubeconfig, &["--drain-grace=10s"]).ready();
     let start = Instant::now();
+    webhook.terminate();
     let unready = (503, "not ready: shutting down\n".to_owned());
     eventually("the webhook to be unready", || (webhook.admin("/readyz") == unready).then_some(()));
     let (_, answer) = webhook.https().review(review(&namespace).to_string()).await;
     assert!(is_decided(&answer));
     assert_eq!(webhook.exit_code(), 0);
-    assert!(start.elapsed() >= Duration::from_millis(2900), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
 #[test]

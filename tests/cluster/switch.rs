@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::symlink,
     path::Path,
     process::{Command, Output},
+    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -184,10 +185,12 @@ fn what_somebody_writes_at_that_very_moment_is_kept_too() {
     for _ in 0..3 {
         install(plane, &[]);
         let last = thread::scope(|scope| {
-            let writer = scope.spawn(|| {
+            let (begun, first) = mpsc::channel();
+            let writer = scope.spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(write_until_it_is_gone(plane))
+                runtime.block_on(write_until_it_is_gone(plane, &begun))
             });
+            first.recv().unwrap();
             expect(plane, &["off"], 0, &["Switched off"]);
             writer.join().unwrap()
         });
@@ -197,17 +200,23 @@ fn what_somebody_writes_at_that_very_moment_is_kept_too() {
     }
 }
 
-/// Changes the configuration again and again; returns the last write that succeeded.
-async fn write_until_it_is_gone(plane: &ControlPlane) -> u32 {
+/// Changes the configuration again and again, and tells of the first time; returns the last write that succeeded. It pauses ever
+/// longer, so that `off` gets between two writes within its attempts however slow the machine is.
+async fn write_until_it_is_gone(plane: &ControlPlane, begun: &mpsc::Sender<()>) -> u32 {
     let api: Api<MutatingWebhookConfiguration> = Api::all(plane.client().await);
+    let mut last = None;
     for write in 0.. {
         let label = json!({"metadata": {"labels": {"example.com/write": write.to_string()}}});
-        if api.patch(NAME, &PatchParams::default(), &Patch::Merge(label)).await.is_err() {
-            return write - 1;
+        match api.patch(NAME, &PatchParams::default(), &Patch::Merge(label)).await {
+            Ok(_) if last.is_none() => begun.send(()).unwrap(),
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => break,
+            Err(error) => panic!("{error}"),
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        last = Some(write);
+        tokio::time::sleep(Duration::from_millis(10 << write.min(10))).await;
     }
-    unreachable!()
+    last.expect("a write before the configuration is gone")
 }
 
 /// The two steps of each command, cut off after the first: by an account that may not do the next one.

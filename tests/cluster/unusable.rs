@@ -136,10 +136,11 @@ async fn huge_bodies_do_not_cost_huge_memory() {
     let padding = Bytes::from(vec![b' '; 10 * 1024 * 1024]);
     let mut refused = 0;
     for _ in 0..50 {
-        // The server answers before it has read everything, and closes: a client that is still writing may miss the answer.
+        // The server answers before it has read everything, and closes: a client that is still writing may miss the answer. On a busy
+        // machine a body may be given up for its slowness before it is too large.
         if let Some((status, _)) = https.send("/mutate-v1-pod", "application/json", padding.clone()).await {
-            assert_eq!(status, 413);
-            refused += 1;
+            assert!(status == 408 || status == 413, "{status}");
+            refused += u64::from(status == 413);
         }
     }
     let counted = webhook.metric(r#"spillway_unusable_requests_total{reason="too_large"}"#);

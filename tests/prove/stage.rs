@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{
-        ControlPlane, Controller, Namespace, Sandbox, Webhook, control_plane, eventually, install, sandbox,
-        webhook_configuration,
+        ControlPlane, Controller, Namespace, Sandbox, Webhook, control_plane, eventually, install,
+        installed_configuration, sandbox,
     },
     timeline::Timeline,
 };
@@ -96,7 +96,7 @@ impl Stage {
     pub(crate) fn start_webhook(&mut self) {
         let name = self.name("webhook");
         let webhook = Webhook::start_self_managed(self.spillway, &name, &[]);
-        let configuration = webhook_configuration(self.spillway, webhook.address);
+        let configuration = installed_configuration(self.spillway, webhook.address);
         self.spillway.kubectl_with(&["apply", "-f", "-"], &configuration);
         self.webhook = Some(webhook.ready());
         decides(&self.spillway.namespace(Some("enabled")));

@@ -9,6 +9,7 @@ use std::{
         Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
 };
 
 use kube::{
@@ -18,6 +19,9 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::eventually;
+
+/// How the names of the tests' namespaces begin.
+const PREFIX: &str = "test-";
 
 pub(crate) struct ControlPlane {
     pub(crate) program: PathBuf,
@@ -34,10 +38,33 @@ pub(crate) fn control_plane() -> &'static ControlPlane {
     SHARED.get_or_init(|| ControlPlane::start(""))
 }
 
-/// A control plane in which one test at a time installs, changes and removes what is there once in a cluster.
+/// A control plane in which one test at a time installs, changes and removes what is there once in a cluster. The namespaces that it has
+/// made go with its turn, and so do their pods: whoever comes next finds room on the nodes, and nothing that waits.
 pub(crate) struct Sandbox {
     pub(crate) plane: &'static ControlPlane,
     _turn: MutexGuard<'static, ()>,
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let run = |args: &[&str]| {
+            let output = self.plane.try_kubectl(args, "");
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() || thread::panicking(), "kubectl {args:?} failed: {stderr}");
+            String::from_utf8(output.stdout).unwrap_or_default()
+        };
+        let of_tests = ["--field-selector=status.phase=Active", "-o", "jsonpath={.items[*].metadata.name}"];
+        let names = run(&[&["get", "namespaces"], &of_tests[..]].concat());
+        let names: Vec<_> = names.split_whitespace().filter(|name| name.starts_with(PREFIX)).collect();
+        if names.is_empty() {
+            return;
+        }
+        // Nothing can be created in a namespace that is on its way out, so no ReplicaSet makes its pods anew.
+        run(&[&["delete", "namespace", "--wait=false"], &names[..]].concat());
+        for name in names {
+            run(&["delete", "--raw", &format!("/api/v1/namespaces/{name}/pods?gracePeriodSeconds=0")]);
+        }
+    }
 }
 
 /// Waits for its turn, and finds the cluster as the test before has left it.
@@ -126,7 +153,7 @@ impl ControlPlane {
             .unwrap();
         let mut pipe = child.stdin.take().unwrap();
         let text = stdin.to_owned();
-        let writer = std::thread::spawn(move || drop(pipe.write_all(text.as_bytes())));
+        let writer = thread::spawn(move || drop(pipe.write_all(text.as_bytes())));
         let output = child.wait_with_output().unwrap();
         writer.join().unwrap();
         output
@@ -153,6 +180,16 @@ impl ControlPlane {
         eventually("the API server to be back", || ready(self).then_some(()));
     }
 
+    /// Waits until the nodes with these labels are ready. A node starts as not ready: if one was ready before the others, pods would go
+    /// there for that alone.
+    pub(crate) fn nodes_are_ready(&self, selector: &str) {
+        eventually("the nodes to be ready", || {
+            let keys = ["-o", "jsonpath={.items[*].spec.taints[*].key}"];
+            let keys = self.kubectl(&[&["get", "nodes", "-l", selector], &keys[..]].concat());
+            (!keys.contains("not-ready")).then_some(())
+        });
+    }
+
     /// A kubeconfig for a service account, so that a test runs with that account's permissions.
     pub(crate) fn kubeconfig_for(&self, namespace: &str, account: &str) -> PathBuf {
         let token = self.kubectl(&["-n", namespace, "create", "token", account, "--duration=6h"]);
@@ -175,7 +212,7 @@ impl ControlPlane {
     /// The same with annotations.
     pub(crate) fn annotated_namespace(&'static self, profile: Option<&str>, annotations: &Value) -> Namespace {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("test-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("{PREFIX}{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let mut labels = json!({});
         if let Some(profile) = profile {
             labels["spillway.dev/burst"] = profile.into();
@@ -213,6 +250,19 @@ impl Namespace {
     /// What `kubectl apply --dry-run=server` shows.
     pub(crate) fn dry_run(&self, object: &Value) -> Value {
         parse(&self.kubectl(&["apply", "--dry-run=server", "-o", "json", "-f", "-"], &object.to_string()))
+    }
+
+    /// A service account with a client ID that the webhook of all tests knows of: while it does not, it gives a read of the account so
+    /// little time that a busy machine may take longer.
+    pub(crate) fn known_identity(&self, name: &str) {
+        self.identity(name);
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"},
+            "spec": {"serviceAccountName": name, "containers": [{"name": "c", "image": "registry.example/c"}]},
+        });
+        eventually("the webhook to know the service account", || {
+            (self.dry_run(&pod)["metadata"]["labels"]["azure.workload.identity/use"] == "true").then_some(())
+        });
     }
 
     /// A service account with a client ID.

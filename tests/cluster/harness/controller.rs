@@ -1,7 +1,7 @@
 //! The real controller: the program itself, with the permissions of its own service account.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     ControlPlane, eventually,
-    webhook::{get, lines, metric},
+    webhook::{child, get, lines, metric},
 };
 
 /// A running controller; it ends with the test, or with the test process.
@@ -80,8 +80,7 @@ impl Controller {
 
     /// The process id of the program.
     pub(crate) fn pid(&self) -> String {
-        let children = format!("/proc/{0}/task/{0}/children", self.tether.id());
-        fs::read_to_string(children).unwrap().trim().to_owned()
+        child(&self.tether)
     }
 
     pub(crate) fn is_alive(&mut self) -> bool {

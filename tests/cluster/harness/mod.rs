@@ -19,9 +19,11 @@ pub(crate) use control_plane::{ControlPlane, Namespace, Sandbox, control_plane, 
 pub(crate) use controller::Controller;
 pub(crate) use service::Service;
 pub(crate) use stub::{Stub, allowed, in_namespace, register_url};
+#[allow(unused_imports)] // what is not about tests installs it as it is
+pub(crate) use webhook::installed_configuration;
 pub(crate) use webhook::{
-    Pair, Webhook, directory, install, manifest_webhooks, register_spillway, spillway, spillway_command,
-    webhook_configuration,
+    PATIENCE, Pair, Webhook, directory, install, manifest_webhooks, patient, register_spillway, spillway,
+    spillway_command, webhook_configuration,
 };
 
 /// Waits for a condition, and gives up after a time that no healthy machine needs.

@@ -16,6 +16,9 @@ use tokio::{
 
 use super::Webhook;
 
+/// How long a replica may take to say that it is ready.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// A replica behind the service: where it serves, and where it says whether it is ready.
 #[derive(Clone, Copy)]
 struct Replica {
@@ -33,7 +36,7 @@ pub(crate) struct Service {
 #[derive(Default)]
 struct State {
     replicas: Vec<Replica>,
-    ready: Vec<SocketAddr>,
+    ready: Vec<Replica>,
     turn: usize,
 }
 
@@ -55,7 +58,7 @@ impl Service {
 
     /// Whether a replica gets new connections.
     pub(crate) fn sends_to(&self, address: SocketAddr) -> bool {
-        lock(&self.state).ready.contains(&address)
+        lock(&self.state).ready.iter().any(|replica| replica.address == address)
     }
 }
 
@@ -76,8 +79,8 @@ async fn probe(state: Arc<Mutex<State>>) {
         let replicas = lock(&state).replicas.clone();
         let mut ready = Vec::new();
         for replica in replicas {
-            if timeout(Duration::from_millis(500), is_ready(replica.admin)).await == Ok(Some(true)) {
-                ready.push(replica.address);
+            if is_ready(replica).await {
+                ready.push(replica);
             }
         }
         lock(&state).ready = ready;
@@ -85,25 +88,41 @@ async fn probe(state: Arc<Mutex<State>>) {
     }
 }
 
-async fn is_ready(admin: SocketAddr) -> Option<bool> {
-    let mut tcp = TcpStream::connect(admin).await.ok()?;
-    tcp.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").await.ok()?;
-    let mut answer = Vec::new();
-    tcp.read_to_end(&mut answer).await.ok()?;
-    Some(answer.starts_with(b"HTTP/1.0 200"))
+async fn is_ready(replica: Replica) -> bool {
+    let answer = async {
+        let mut tcp = TcpStream::connect(replica.admin).await.ok()?;
+        tcp.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").await.ok()?;
+        let mut answer = Vec::new();
+        tcp.read_to_end(&mut answer).await.ok()?;
+        Some(answer.starts_with(b"HTTP/1.0 200"))
+    };
+    timeout(PATIENCE, answer).await == Ok(Some(true))
+}
+
+/// To the first that is ready still: on a busy machine what the last probe found may be older than a replica's grace time.
+async fn connect(replicas: &[Replica]) -> Option<TcpStream> {
+    for &replica in replicas {
+        if is_ready(replica).await
+            && let Ok(connected) = TcpStream::connect(replica.address).await
+        {
+            return Some(connected);
+        }
+    }
+    None
 }
 
 async fn accept(listener: TcpListener, state: Arc<Mutex<State>>) {
     while let Ok((mut client, _)) = listener.accept().await {
-        let next = {
+        let in_order = {
             let mut state = lock(&state);
             state.turn = state.turn.wrapping_add(1);
-            state.ready.get(state.turn % state.ready.len().max(1)).copied()
+            let (turn, mut ready) = (state.turn % state.ready.len().max(1), state.ready.clone());
+            ready.rotate_left(turn);
+            ready
         };
         tokio::spawn(async move {
             // Nobody is ready: the client sees a closed connection, where a cluster would refuse it.
-            let Some(address) = next else { return };
-            let Ok(mut replica) = TcpStream::connect(address).await else { return };
+            let Some(mut replica) = connect(&in_order).await else { return };
             let _ = (client.set_nodelay(true), replica.set_nodelay(true));
             let _ = copy_bidirectional(&mut client, &mut replica).await;
         });

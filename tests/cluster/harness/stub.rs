@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use super::control_plane;
+use super::{PATIENCE, control_plane, manifest_webhooks};
 
 pub(crate) struct Stub {
     pub(crate) address: SocketAddr,
@@ -81,9 +81,10 @@ pub(crate) fn allowed(body: &[u8]) -> Response {
     Response::builder().header("content-type", "application/json").body(Body::from(answer.to_string())).unwrap()
 }
 
-/// The pod webhook of the manifest, for the pods of one namespace whether it has opted in or not.
+/// The pod webhook of the manifest, but patient, for the pods of one namespace whether it has opted in or not.
 pub(crate) fn in_namespace(namespace: &str) -> Value {
-    let mut webhook = super::manifest_webhooks().swap_remove(0);
+    let mut webhook = manifest_webhooks().swap_remove(0);
+    webhook["timeoutSeconds"] = PATIENCE.into();
     webhook["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": namespace}});
     webhook
 }

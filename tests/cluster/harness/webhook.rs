@@ -194,8 +194,7 @@ impl Webhook {
     }
 
     pub(crate) fn pid(&self) -> String {
-        let children = format!("/proc/{0}/task/{0}/children", self.tether.id());
-        fs::read_to_string(children).unwrap().trim().to_owned()
+        child(&self.tether)
     }
 
     /// Sends a signal to the program.
@@ -212,6 +211,16 @@ impl Webhook {
 /// Where a webhook's files are: its certificate, its log.
 pub(crate) fn directory(name: &str) -> PathBuf {
     control_plane().dir.join(name)
+}
+
+/// The process id of the program that a tether runs. A child hangs under the thread that started it, which need not be the main one.
+pub(super) fn child(tether: &Child) -> String {
+    let threads = format!("/proc/{}/task", tether.id());
+    eventually("the tether to have a child", || {
+        let threads = fs::read_dir(&threads).unwrap().flatten();
+        let children = threads.flat_map(|thread| fs::read_to_string(thread.path().join("children")));
+        children.map(|children| children.trim().to_owned()).find(|children| !children.is_empty())
+    })
 }
 
 /// What a GET on an admin port answers: status and body.
@@ -249,11 +258,10 @@ pub(crate) fn install(plane: &ControlPlane) {
     plane.kubectl_with(&["apply", "-f", "-"], &manifests(plane, |document| !is_webhook(document)));
 }
 
-/// Tells the API server where the webhook is, and waits until it is called for pods of a namespace that opted in.
-pub(crate) fn register_spillway(plane: &'static ControlPlane, address: SocketAddr, ca: &str) {
+/// Tells the API server where the webhook is, by a configuration, and waits until it is called for pods of a namespace that opted in.
+pub(crate) fn register_spillway(plane: &'static ControlPlane, configuration: &str, ca: &str) {
     let bundle = format!("caBundle: {}", STANDARD.encode(ca));
-    let configuration = webhook_configuration(plane, address).replace("caBundle: Cg==", &bundle);
-    plane.kubectl_with(&["apply", "-f", "-"], &configuration);
+    plane.kubectl_with(&["apply", "-f", "-"], &configuration.replace("caBundle: Cg==", &bundle));
     let probe = plane.namespace(Some("enabled"));
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"},
@@ -264,9 +272,23 @@ pub(crate) fn register_spillway(plane: &'static ControlPlane, address: SocketAdd
     });
 }
 
-/// The manifest `aci-spillway` for a webhook at this address, with an empty line for a bundle.
+/// The manifest `aci-spillway` for a webhook at this address, with an empty line for a bundle, but patient.
 pub(crate) fn webhook_configuration(plane: &ControlPlane, address: SocketAddr) -> String {
+    patient(&installed_configuration(plane, address))
+}
+
+/// The same as it is installed.
+pub(crate) fn installed_configuration(plane: &ControlPlane, address: SocketAddr) -> String {
     manifests(plane, is_webhook).replace("127.0.0.1:9443", &address.to_string())
+}
+
+/// How many seconds the API server waits for a webhook in tests that are not about that: so long no answer takes, however busy the machine.
+pub(crate) const PATIENCE: u64 = 30;
+
+/// A manifest of webhooks with that patience.
+pub(crate) fn patient(manifest: &str) -> String {
+    let seconds = |seconds: u64| format!("timeoutSeconds: {seconds}");
+    manifest.replace(&seconds(1), &seconds(PATIENCE)).replace(&seconds(2), &seconds(PATIENCE))
 }
 
 fn is_webhook(document: &str) -> bool {
@@ -288,15 +310,16 @@ pub(crate) fn spillway() -> &'static Webhook {
         install(plane);
         let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-webhook");
         let webhook = Webhook::start("spillway", &kubeconfig).ready();
-        register_spillway(plane, webhook.address, &webhook.ca);
+        register_spillway(plane, &webhook_configuration(plane, webhook.address), &webhook.ca);
         webhook
     })
 }
 
-/// The webhooks of the manifest `aci-spillway`, as the API server has them.
+/// The webhooks of the manifest `aci-spillway`, as the API server has them where it is installed.
 pub(crate) fn manifest_webhooks() -> Vec<Value> {
-    spillway();
-    let text = control_plane().kubectl(&["get", "mutatingwebhookconfiguration", "aci-spillway", "-o", "json"]);
+    let plane = control_plane();
+    let configuration = installed_configuration(plane, spillway().address);
+    let text = plane.kubectl_with(&["apply", "--dry-run=server", "-o", "json", "-f", "-"], &configuration);
     let configuration: Value = serde_json::from_str(&text).unwrap();
     configuration["webhooks"].as_array().unwrap().clone()
 }

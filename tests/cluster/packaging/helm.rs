@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use super::{NAMESPACE, manifests, remove_everything};
 use crate::{
     admission::pod,
-    harness::{ControlPlane, Webhook, eventually, sandbox},
+    harness::{ControlPlane, Webhook, eventually, patient, sandbox},
 };
 
 /// A copy of the chart in which the webhooks are registered a little differently.
@@ -52,7 +52,7 @@ pub(crate) fn chart_with(plane: &ControlPlane, change: impl Fn(&str) -> String) 
     copy.to_str().unwrap().to_owned()
 }
 
-/// The manifest of the webhooks, with an address of this machine in place of the Service.
+/// The manifest of the webhooks, with an address of this machine in place of the Service, but patient.
 fn at(address: std::net::SocketAddr) -> impl Fn(&str) -> String {
     move |text| {
         let service = |path: &str| {
@@ -61,7 +61,7 @@ fn at(address: std::net::SocketAddr) -> impl Fn(&str) -> String {
                  path: {path}\n      port: 443\n"
             )
         };
-        ["/mutate-v1-pod", "/mutate-v1-binding"].iter().fold(text.to_owned(), |text, path| {
+        ["/mutate-v1-pod", "/mutate-v1-binding"].iter().fold(patient(text), |text, path| {
             assert!(text.contains(&service(path)), "{text}");
             text.replace(&service(path), &format!("    url: https://{address}{path}\n"))
         })
@@ -213,7 +213,13 @@ async fn no_request_is_refused_or_missed_while_helm_installs_upgrades_and_remove
     controller.abort();
     assert_eq!(failed_open(plane, &namespace.name), before, "the webhook was called when it was gone");
 
-    let order: BTreeMap<u64, String> = order.lock().unwrap().iter().cloned().collect();
+    // Three creations and three deletions, each told of by a watch of its own.
+    let order = eventually("the watches to have told of all", || {
+        let order: BTreeMap<u64, String> = order.lock().unwrap().iter().cloned().collect();
+        let ours =
+            order.values().filter(|noted| noted.ends_with(" aci-spillway") || noted.ends_with(" spillway-webhook"));
+        (ours.count() >= 6).then_some(order)
+    });
     let position =
         |event: &str| order.values().position(|noted| noted == event).unwrap_or_else(|| panic!("{event}: {order:?}"));
     let configuration = "MutatingWebhookConfiguration aci-spillway";
