@@ -430,7 +430,7 @@ async fn the_webhook_writes_nothing() {
 async fn the_greatest_pods_can_be_changed_too() {
     let turn = sandbox();
     let controller = Account::unleashed(turn.plane, CONTROLLER).await;
-    let namespace = turn.plane.namespace(None);
+    let namespace = turn.plane.namespace(Some("enabled"));
     let annotations: serde_json::Map<_, _> =
         (0..2000).map(|i| (format!("example.com/annotation-{i}"), json!("x".repeat(90)))).collect();
     let labels: serde_json::Map<_, _> = (0..500).map(|i| (format!("example.com/label-{i}"), json!("x"))).collect();
@@ -462,7 +462,7 @@ async fn the_greatest_pods_can_be_changed_too() {
 async fn a_policy_that_is_broken_stops_nobody_else() {
     let turn = sandbox();
     let controller = Account::unleashed(turn.plane, CONTROLLER).await;
-    let namespace = turn.plane.namespace(None);
+    let namespace = turn.plane.namespace(Some("enabled"));
     let text = turn.plane.kubectl(&["get", "validatingadmissionpolicy", "spillway-pods", "-o", "json"]);
     let mut policy: Value = serde_json::from_str(&text).unwrap();
     let expression = "dyn(object).there.is.no.such.field == dyn(oldObject).nor.this";
