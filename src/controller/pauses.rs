@@ -18,6 +18,12 @@ impl Pauses {
         Some(next.saturating_duration_since(now)).filter(|rest| !rest.is_zero())
     }
 
+    /// How long it is until anything may be tried again that may not be now.
+    pub(super) fn next(&self, now: Instant) -> Option<Duration> {
+        let rests = self.0.values().map(|(next, _)| next.saturating_duration_since(now));
+        rests.filter(|rest| !rest.is_zero()).min()
+    }
+
     /// It is about to be tried, or was in vain. The first is as good as the second until the opposite is known: whoever tries may never
     /// come back. Returns how long nothing is tried.
     pub(super) fn tries(&mut self, uid: &str, now: Instant) -> Duration {
@@ -58,6 +64,8 @@ mod tests {
         assert!(pauses.rest("p", start + Duration::from_secs(599)).is_some());
         assert_eq!(pauses.rest("p", start + Duration::from_secs(600)), None);
         assert_eq!(pauses.rest("other", start), None);
+        assert_eq!(pauses.next(start), Some(Pauses::LONGEST));
+        assert_eq!(pauses.next(start + Pauses::LONGEST), None);
         pauses.retain(["p"].into_iter());
         assert!(pauses.rest("p", start).is_some());
         pauses.end("p");
