@@ -430,7 +430,7 @@ async fn the_webhook_writes_nothing() {
 async fn the_greatest_pods_can_be_changed_too() {
     let turn = sandbox();
     let controller = Account::unleashed(turn.plane, CONTROLLER).await;
-    let namespace = turn.plane.namespace(None);
+    let namespace = turn.plane.namespace(Some("enabled"));
     let annotations: serde_json::Map<_, _> =
         (0..2000).map(|i| (format!("example.com/annotation-{i}"), json!("x".repeat(90)))).collect();
     let labels: serde_json::Map<_, _> = (0..500).map(|i| (format!("example.com/label-{i}"), json!("x"))).collect();
@@ -462,7 +462,7 @@ async fn the_greatest_pods_can_be_changed_too() {
 async fn a_policy_that_is_broken_stops_nobody_else() {
     let turn = sandbox();
     let controller = Account::unleashed(turn.plane, CONTROLLER).await;
-    let namespace = turn.plane.namespace(None);
+    let namespace = turn.plane.namespace(Some("enabled"));
     let text = turn.plane.kubectl(&["get", "validatingadmissionpolicy", "spillway-pods", "-o", "json"]);
     let mut policy: Value = serde_json::from_str(&text).unwrap();
     let expression = "dyn(object).there.is.no.such.field == dyn(oldObject).nor.this";
@@ -472,6 +472,7 @@ async fn a_policy_that_is_broken_stops_nobody_else() {
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
         "metadata": {"name": "broken"}, "spec": {"policyName": "broken", "validationActions": ["Deny"]},
     });
+    let broken = Broken(turn.plane);
     turn.plane.kubectl_with(
         &["create", "-f", "-"],
         &json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]}).to_string(),
@@ -490,7 +491,25 @@ async fn a_policy_that_is_broken_stops_nobody_else() {
     namespace.kubectl(&["label", "pod", "web", "a=b"], "");
     namespace.create(&pod("another", &json!({})));
     namespace.kubectl(&["delete", "pod", "another", "--now"], "");
-    turn.plane.kubectl(&["delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", "broken"]);
+    drop(broken);
+    // The API server hears of that a moment later; whoever comes next must not meet the policy.
+    for attempt in 0.. {
+        if controller.send("PATCH", &path, &own).await.is_ok() {
+            break;
+        }
+        assert!(attempt < 600, "the broken policy does not go");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The policy of the test above; gone whatever becomes of that.
+struct Broken(&'static ControlPlane);
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        let delete = ["delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", "broken"];
+        self.0.try_kubectl(&delete, "");
+    }
 }
 
 #[test]
