@@ -95,9 +95,6 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         self.plane.try_kubectl(&["delete", "clusterrolebinding", "unleashed"], "");
-        // Whatever becomes of its test: it would stop everything after it.
-        let broken = "validatingadmissionpolicy,validatingadmissionpolicybinding";
-        self.plane.try_kubectl(&["delete", broken, "broken", "--ignore-not-found"], "");
     }
 }
 
@@ -475,6 +472,7 @@ async fn a_policy_that_is_broken_stops_nobody_else() {
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
         "metadata": {"name": "broken"}, "spec": {"policyName": "broken", "validationActions": ["Deny"]},
     });
+    let broken = Broken(turn.plane);
     turn.plane.kubectl_with(
         &["create", "-f", "-"],
         &json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]}).to_string(),
@@ -493,6 +491,25 @@ async fn a_policy_that_is_broken_stops_nobody_else() {
     namespace.kubectl(&["label", "pod", "web", "a=b"], "");
     namespace.create(&pod("another", &json!({})));
     namespace.kubectl(&["delete", "pod", "another", "--now"], "");
+    drop(broken);
+    // The API server hears of that a moment later; whoever comes next must not meet the policy.
+    for attempt in 0.. {
+        if controller.send("PATCH", &path, &own).await.is_ok() {
+            break;
+        }
+        assert!(attempt < 600, "the broken policy does not go");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The policy of the test above; gone whatever becomes of that.
+struct Broken(&'static ControlPlane);
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        let delete = ["delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", "broken"];
+        self.0.try_kubectl(&delete, "");
+    }
 }
 
 #[test]
