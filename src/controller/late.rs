@@ -483,7 +483,7 @@ async fn let_go(
             }
             Err(error) if is_unanswered(&error) => return Err(LateError::Namespace(name, error)),
             Err(error) => {
-                tracing::warn!(namespace = name, error = %Causes(&error), "its pods are not let onto virtual nodes")
+                tracing::warn!(namespace = name, error = %Causes(&error), "its pods are not let onto virtual nodes");
             }
         }
     }

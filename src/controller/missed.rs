@@ -125,7 +125,7 @@ async fn round(
             Ok(()) => {}
             Err(error) if is_unanswered(&error) => return Err(MissedError::Namespace(name, error)),
             Err(error) => {
-                tracing::warn!(namespace = name, error = %Causes(&error), "nobody knows whether its pods were missed")
+                tracing::warn!(namespace = name, error = %Causes(&error), "nobody knows whether its pods were missed");
             }
         }
     }
@@ -343,7 +343,7 @@ mod tests {
         let seen = snapshot.namespace("shop").unwrap();
         memory.opt_in("shop".to_owned(), OptIn { seen, since: Timestamp::UNIX_EPOCH, labels: [].into() });
         assert_eq!(left(&memory), ["bar"], "its namespace says something else now");
-        memory.judge_by(&configuration, &[node.clone()]);
+        memory.judge_by(&configuration, std::slice::from_ref(&node));
         assert!(left(&memory).is_empty(), "there is another virtual node");
         judge(&mut memory);
         memory.judge_by(&Arc::default(), &[node]);

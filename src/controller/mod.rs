@@ -126,8 +126,8 @@ fn is_unanswered(error: &kube::Error) -> bool {
 /// `resourceVersion` (kubernetes.io/docs/reference/using-api/api-concepts); a `test` that fails is answered by 422, as what an admission
 /// policy or the validation refuses may be too.
 fn guarded(resource_version: Option<&str>, patch: JsonPatch) -> JsonPatch {
-    let path = PointerBuf::from_tokens(["metadata", "resourceVersion"]);
-    let same = PatchOperation::Replace(ReplaceOperation { path, value: json!(resource_version) });
+    let version = PointerBuf::from_tokens(["metadata", "resourceVersion"]);
+    let same = PatchOperation::Replace(ReplaceOperation { path: version, value: json!(resource_version) });
     JsonPatch(std::iter::once(same).chain(patch.0).collect())
 }
 
