@@ -165,10 +165,12 @@ pub(super) fn service_account(meta: &ObjectMeta) -> ServiceAccount {
     ServiceAccount::of_annotations(annotations.map(|(key, value)| (key.as_str(), value.as_str())))
 }
 
+/// In the order of their names: nodes are written all the time, and what has not changed is the same list.
 pub(super) fn put_node(nodes: &mut Vec<VirtualNode>, meta: ObjectMeta) {
     remove_node(nodes, &meta);
     let Some(name) = meta.name else { return };
-    nodes.push(VirtualNode::new(name, meta.labels.unwrap_or_default().into_iter().collect()));
+    let place = nodes.partition_point(|node| node.name < name);
+    nodes.insert(place, VirtualNode::new(name, meta.labels.unwrap_or_default().into_iter().collect()));
 }
 
 pub(super) fn remove_node(nodes: &mut Vec<VirtualNode>, meta: &ObjectMeta) {
@@ -226,6 +228,19 @@ mod tests {
             annotations: pairs(),
             ..ObjectMeta::default()
         }
+    }
+
+    #[test]
+    fn a_node_that_is_written_without_a_change_leaves_the_list_as_it_is() {
+        let mut nodes = Vec::new();
+        for name in ["b", "a", "c"] {
+            put_node(&mut nodes, meta(name, "type", "virtual-kubelet"));
+        }
+        let before = nodes.clone();
+        put_node(&mut nodes, meta("a", "type", "virtual-kubelet"));
+        assert_eq!(nodes, before);
+        put_node(&mut nodes, meta("a", "type", "another"));
+        assert_ne!(nodes, before);
     }
 
     #[test]

@@ -43,7 +43,6 @@ use crate::{
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
     pod::{Pod, from_json},
-    telemetry::Causes,
 };
 
 const RECONCILER: &str = "missed";
@@ -119,14 +118,16 @@ async fn round(
         let (waiting, assigned) = (observed.waiting.borrow(), observed.assigned.borrow());
         plan::unread(&waiting, &assigned, &snapshot, &memory.opted_in)
     };
-    let is_all_read = unread.len() <= NAMESPACES;
+    // One that cannot be read fails the round, and keeps no other from being looked at.
+    let (is_all_read, mut failure) = (unread.is_empty(), None);
     for name in unread.into_iter().take(NAMESPACES) {
-        match memory.read_namespace(context, &snapshot, &name).await {
-            Ok(()) => {}
-            Err(error) if is_unanswered(&error) => return Err(MissedError::Namespace(name, error)),
-            Err(error) => {
-                tracing::warn!(namespace = name, error = %Causes(&error), "nobody knows whether its pods were missed");
+        if let Err(error) = memory.read_namespace(context, &snapshot, &name).await {
+            let is_unanswered = is_unanswered(&error);
+            let error = MissedError::Namespace(name, error);
+            if is_unanswered {
+                return Err(error);
             }
+            failure.get_or_insert(error);
         }
     }
     memory.opted_in.retain(|name, _| snapshot.namespace(name).is_some());
@@ -147,16 +148,21 @@ async fn round(
     let decide = Decide { context, snapshot: &snapshot, configuration: &configuration };
     let pauses = &mut memory.pauses;
     pauses.retain(waiting.iter().map(|pod| pod.uid.as_str()));
-    let (waiting, is_all_healed) = next(&waiting, pauses);
+    let waiting = next(&waiting, pauses);
+    let is_all_healed = waiting.is_empty();
     let heal = waiting.into_iter().map(|pod| (pod.uid.clone(), decide.heal(pod)));
     let healed = together(heal.collect(), pauses).await?;
-    let is_all_judged = decide.judge(&scheduled, &mut memory.judged).await?;
+    let judged = decide.judge(&scheduled, &mut memory.judged).await;
     let counts = plan::counts(&scheduled, |uid| memory.judged.get(uid).map(|judged| judged.word));
     context.metrics.overflow.missed(counts);
+    let is_all_judged = judged?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    // An attempt, which takes long, has the time of a round in which there is nothing else to do.
     if !(is_all_read && is_all_healed && is_all_judged) {
         return Ok(Outcome::Changed);
     }
-    // Last, so that an attempt, which takes long, has the time of a round.
     if configuration.missed.evict {
         let judged = &memory.judged;
         let may_go = scheduled.iter().filter(|pod| judged.get(&pod.owned.uid).is_some_and(|judged| judged.may_go));
@@ -167,13 +173,10 @@ async fn round(
     Ok(healed)
 }
 
-/// The pods that are decided on in this round, and whether these are all that do not pause: those in vain keep nobody waiting.
-fn next<'p>(waiting: &'p [Owned], pauses: &Pauses) -> (Vec<&'p Owned>, bool) {
+/// The pods that are decided on in this round: those that were tried in vain keep nobody waiting.
+fn next<'p>(waiting: &'p [Owned], pauses: &Pauses) -> Vec<&'p Owned> {
     let now = Instant::now();
-    let mut next: Vec<_> = waiting.iter().filter(|pod| pauses.rest(&pod.uid, now).is_none()).collect();
-    let is_all = next.len() <= PODS;
-    next.truncate(PODS);
-    (next, is_all)
+    waiting.iter().filter(|pod| pauses.rest(&pod.uid, now).is_none()).take(PODS).collect()
 }
 
 impl Memory {
@@ -250,7 +253,7 @@ impl Decide<'_> {
         let patch =
             burst::living_patch(&view, &decision).and_then(|patch| serde_json::from_slice::<JsonPatch>(&patch).ok());
         let version = pod.pointer("/metadata/resourceVersion").and_then(Value::as_str);
-        let Some(patch) = patch else { return Ok(Outcome::Right) };
+        let (Some(patch), Some(version)) = (patch, version) else { return Ok(Outcome::Right) };
         let outcome = write(self.context, name, "heal", &Patch::Json(guarded(version, patch))).await?;
         if outcome == Outcome::Changed {
             let ((namespace, name), verdict) = (name, &decision.verdict);
@@ -261,21 +264,22 @@ impl Decide<'_> {
         Ok(outcome)
     }
 
-    /// Decides on pods that have a node, to tell of them. Returns whether all have been judged.
+    /// Decides on pods that have a node, to tell of them. Returns whether there were none. One that cannot be read keeps no other from
+    /// its turn.
     async fn judge(&self, scheduled: &[Scheduled], judged: &mut HashMap<String, Judged>) -> Result<bool, MissedError> {
         let still: HashSet<_> = scheduled.iter().map(|pod| pod.owned.uid.as_str()).collect();
         judged.retain(|uid, _| still.contains(uid.as_str()));
         let mut new: Vec<_> = scheduled.iter().filter(|pod| !judged.contains_key(&pod.owned.uid)).collect();
-        let is_all = new.len() <= PODS;
+        let is_all = new.is_empty();
         new.truncate(PODS);
+        let mut failure = None;
         let reads = new.into_iter().map(|pod| async move { (pod, self.read(&pod.name()).await) });
         let read: Vec<_> = stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
         for (Scheduled { owned, node }, read) in read {
             let read = match read {
                 Err(error) if error.is_of_all() => return Err(error.into()),
                 Err(error) => {
-                    tracing::warn!(error = %Causes(&error), "nobody knows what would be decided on it");
-                    judged.insert(owned.uid.clone(), unknown(owned));
+                    failure.get_or_insert(error);
                     continue;
                 }
                 Ok(read) => read,
@@ -304,7 +308,10 @@ impl Decide<'_> {
             let may_go = matches!(verdict, Verdict::Burst(_)) && eviction::may_go(&pod, |key| view.annotation(key));
             judged.insert(owned.uid.clone(), Judged { word, may_go, ..unknown(owned) });
         }
-        Ok(is_all)
+        match failure {
+            None => Ok(is_all),
+            Some(error) => Err(error.into()),
+        }
     }
 }
 
@@ -355,12 +362,11 @@ mod tests {
         let pod = |number: usize| Owned { uid: number.to_string(), ..Owned::default() };
         let waiting: Vec<_> = (0..=PODS).map(pod).collect();
         let mut pauses = Pauses::default();
-        let (first, is_all) = super::next(&waiting, &pauses);
-        assert_eq!((first.len(), is_all), (PODS, false));
+        let first = super::next(&waiting, &pauses);
+        assert_eq!(first.len(), PODS);
         for pod in first {
             pauses.tries(&pod.uid, Instant::now());
         }
-        let (second, is_all) = super::next(&waiting, &pauses);
-        assert_eq!((second, is_all), (vec![&pod(PODS)], true));
+        assert_eq!(super::next(&waiting, &pauses), [&pod(PODS)]);
     }
 }

@@ -42,8 +42,8 @@ const PAGE: u32 = 500;
 pub(super) struct Evictions(HashMap<String, Instant>);
 
 impl Evictions {
-    /// Tries to evict the next pod, and returns whether there was one. Those without an owner would not come back. What cannot be done
-    /// about one pod is a result like any other, and keeps no other waiting.
+    /// Tries to evict the next pod, and returns whether the one after it may be tried at once: where nothing comes of it, that has time.
+    /// Those without an owner would not come back. What cannot be done about one pod is a result like any other.
     pub(super) async fn evict<'p>(&mut self, context: &Context, pods: impl Iterator<Item = &'p Scheduled>) -> bool {
         let Some((owner, pod)) = self.next(pods, Instant::now()) else { return false };
         let result = self.one(owner, attempt(context, &owner.uid, pod)).await;
@@ -54,7 +54,7 @@ impl Evictions {
             let note = format!("pod {name} was created without Spillway and has been evicted, to be created anew");
             context.tally.note(pod.owned.owner(), EVICTED, note);
         }
-        true
+        matches!(result, "success" | "gone")
     }
 
     /// Keeps the hour from before the attempt, which may never come back, unless it is certain that nobody was evicted.
