@@ -75,7 +75,7 @@ fn plan(configuration: &MutatingWebhookConfiguration, bundle: &str) -> Option<Js
     });
     let operations: Vec<_> = operations.collect();
     // The list is patched by index: it has to be the one that was seen.
-    let version = configuration.metadata.resource_version.as_deref();
+    let version = configuration.metadata.resource_version.as_deref()?;
     (!operations.is_empty()).then(|| guarded(version, JsonPatch(operations)))
 }
 

@@ -93,18 +93,25 @@ struct Memory {
     pauses: Pauses,
 }
 
-/// Pods that were let onto virtual nodes and have not been seen there, and when they were last seen waiting.
+/// Pods that were let onto virtual nodes and have not been seen there, and since when they wait no more.
 #[derive(Debug, Default)]
-struct OnTheirWay(HashMap<Name, Instant>);
+struct OnTheirWay(HashMap<Name, Option<Instant>>);
 
 impl OnTheirWay {
     fn look(&mut self, waiting: &Kept<Waiting>, on_virtual: &OnVirtual, now: Instant) {
-        self.0.retain(|name, seen| {
+        self.0.retain(|name, left| {
             if waiting.get(name).is_some() {
-                *seen = now;
+                *left = None;
+                return true;
             }
-            now.duration_since(*seen) < ARRIVAL && on_virtual.values().all(|pods| pods.get(name).is_none())
+            let left = *left.get_or_insert(now);
+            now.duration_since(left) < ARRIVAL && on_virtual.values().all(|pods| pods.get(name).is_none())
         });
+    }
+
+    /// Those that wait no more.
+    fn between(&self) -> impl Iterator<Item = &Name> {
+        self.0.iter().filter(|(_, left)| left.is_some()).map(|(name, _)| name)
     }
 }
 
@@ -143,9 +150,8 @@ async fn round(
     }
     let clocks = start_clocks(context, plan.clocks, pauses).await?;
     if !plan.burst.is_empty() {
-        let now = Instant::now();
-        *last = Some(now);
-        on_their_way.0.extend(plan.burst.iter().map(|pod| (pod.name.clone(), now)));
+        *last = Some(Instant::now());
+        on_their_way.0.extend(plan.burst.iter().map(|pod| (pod.name.clone(), None)));
     }
     let burst = let_go(context, &configuration, plan.burst, pauses).await?;
     // Of those that were tried just now, some may have been in vain.
@@ -271,11 +277,7 @@ fn plan(seen: &Seen<'_>) -> Option<Plan> {
             (fate, Some(_)) => {
                 if fate != Fate::Start {
                     plan.counts.refused += 1;
-                    plan.withhold(
-                        name,
-                        pod,
-                        "the API server has not taken the toleration, and the controller's log says why",
-                    );
+                    plan.withhold(name, pod, "the toleration could not be written, and the controller's log says why");
                 }
             }
             (Fate::Start, None) => {
@@ -315,6 +317,9 @@ fn admit(due: Vec<(Duration, &Name, &Waiting)>, seen: &Seen<'_>, plan: &mut Plan
             Some("virtual nodes are closed, or there is none that is ready".to_owned())
         } else if let Some(cap) = cap.filter(|cap| count() >= u64::from(*cap)) {
             plan.counts.capped += 1;
+            if seen.on_their_way.between().next().is_some() {
+                plan.ring(ARRIVAL);
+            }
             let count = count();
             Some(format!("namespace {namespace} has {count} pods on virtual nodes, and maxPods is {cap}"))
         } else {
@@ -437,9 +442,8 @@ fn overflowing<'s>(seen: &Seen<'s>) -> BTreeMap<&'s str, u64> {
             && pod.pod().is_some_and(|view| burst::late_toleration(&view, nodes).is_none())
     };
     let on_their_way = seen.waiting.iter().filter(|(_, pod)| is_let(pod)).map(|((namespace, _), _)| namespace.as_str());
-    // Whoever still waits is counted as such.
-    let between = seen.on_their_way.0.keys().filter(|name| seen.waiting.get(name).is_none());
-    for namespace in there.chain(on_their_way).chain(between.map(|(namespace, _)| namespace.as_str())) {
+    let between = seen.on_their_way.between().map(|(namespace, _)| namespace.as_str());
+    for namespace in there.chain(on_their_way).chain(between) {
         *counts.entry(namespace).or_default() += 1;
     }
     counts
@@ -464,7 +468,7 @@ fn start(clock: &Clock) -> JsonPatch {
     let since = Timestamp::from_second(clock.since.as_second()).unwrap_or(clock.since);
     let path = PointerBuf::from_tokens(["metadata", "annotations", UNSCHEDULABLE_SINCE]);
     let add = AddOperation { path, value: json!(since.to_string()) };
-    guarded(Some(&clock.resource_version), JsonPatch(vec![PatchOperation::Add(add)]))
+    guarded(&clock.resource_version, JsonPatch(vec![PatchOperation::Add(add)]))
 }
 
 /// Lets pods onto virtual nodes whose namespaces still want that.
@@ -496,11 +500,12 @@ async fn let_go(
         let namespace = namespaces.get(&pod.name.0).and_then(Option::as_ref);
         let settings = namespace
             .and_then(|namespace| configuration.settings(&namespace.profile, &namespace.overrides, &pod.overrides));
+        // Something else than was seen: that is on its way to us too.
         if settings.is_none_or(|settings| settings.mode.value != Mode::Late) {
-            return Ok(Outcome::Right);
+            return Ok(Outcome::Conflict);
         }
         let outcome =
-            write(context, &pod.name, "burst", &Patch::Json(guarded(Some(&pod.resource_version), pod.patch))).await?;
+            write(context, &pod.name, "burst", &Patch::Json(guarded(&pod.resource_version, pod.patch))).await?;
         if outcome == Outcome::Changed {
             let ((namespace, name), seconds) = (&pod.name, pod.waited.as_secs());
             tracing::info!(namespace, pod = name, waited_seconds = seconds, "pod may go to virtual nodes now");
@@ -900,7 +905,7 @@ mod tests {
             OnVirtual::from([("virtual".to_owned(), pods.collect())])
         };
         let mut look = |after: Duration, names: &[&str]| {
-            let mut way = OnTheirWay([(name.clone(), start)].into());
+            let mut way = OnTheirWay([(name.clone(), Some(start))].into());
             way.look(&Kept::default(), &there(names), start + after);
             cluster.on_their_way = way;
             cluster.burst().len()
@@ -908,6 +913,9 @@ mod tests {
         assert_eq!(look(Duration::from_secs(4), &["another"]), 0, "it has left and not been seen to arrive");
         assert_eq!(look(Duration::from_secs(4), &["let"]), 1, "the watch of the virtual node counts it from now on");
         assert_eq!(look(ARRIVAL, &[]), 1, "it has gone elsewhere");
+        let mut way = OnTheirWay([(name.clone(), None)].into());
+        way.look(&Kept::default(), &there(&[]), start);
+        assert_eq!(way.between().collect::<Vec<_>>(), [&name], "however long it had waited before it left");
     }
 
     #[test]

@@ -125,7 +125,7 @@ fn is_unanswered(error: &kube::Error) -> bool {
 /// A patch for this version of an object alone, which it was made for. To any other the answer is 409, as it is to an update with a
 /// `resourceVersion` (kubernetes.io/docs/reference/using-api/api-concepts); a `test` that fails is answered by 422, as what an admission
 /// policy or the validation refuses may be too.
-fn guarded(resource_version: Option<&str>, patch: JsonPatch) -> JsonPatch {
+fn guarded(resource_version: &str, patch: JsonPatch) -> JsonPatch {
     let version = PointerBuf::from_tokens(["metadata", "resourceVersion"]);
     let same = PatchOperation::Replace(ReplaceOperation { path: version, value: json!(resource_version) });
     JsonPatch(std::iter::once(same).chain(patch.0).collect())

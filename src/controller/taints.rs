@@ -94,7 +94,7 @@ impl Kept {
             }
         };
         // The list is patched by index: it has to be the one that was seen.
-        Some(guarded(node.metadata.resource_version.as_deref(), JsonPatch(vec![change])))
+        Some(guarded(node.metadata.resource_version.as_deref()?, JsonPatch(vec![change])))
     }
 }
 

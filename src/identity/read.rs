@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// A Pod of the API, decoded as far as identities are concerned.
-pub type LeanPod = Lean<core::Pod, Option<PodSpec>, PodStatus>;
+pub type LeanPod = Lean<core::Pod, Option<PodSpec>, Option<PodStatus>>;
 
 /// `spec` of a Pod.
 #[derive(Debug, Clone, Deserialize)]
@@ -43,7 +43,7 @@ pub struct PodSpec {
 }
 
 /// `status` of a Pod.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct PodStatus {
     phase: Option<String>,
 }
@@ -60,6 +60,7 @@ struct PodContainer {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct EnvVar {
+    #[serde(default)]
     name: String,
     value: Option<String>,
     value_from: Option<IgnoredAny>,
@@ -128,7 +129,7 @@ impl Bearer {
 impl Pod {
     /// A pod of the cluster; nothing for one that has ended or is about to.
     pub fn running(pod: &LeanPod) -> Option<Self> {
-        let phase = pod.status.phase.as_deref();
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         let has_ended = matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some();
         let spec = pod.spec.as_ref().filter(|_| !has_ended)?;
         let name = pod.metadata.name.clone().unwrap_or_default();
