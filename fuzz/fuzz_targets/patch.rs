@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use lost::lost;
 use serde_json::Value;
-use spillway::{
+use spillway_core::{
     burst::{self, Facts, ServiceAccount, Verdict},
     config::{Configuration, Mode, Overrides},
     eligibility::VirtualNode,
