@@ -1,11 +1,12 @@
 //! Node affinity and the other constraints on where a pod may go, with the scheduler's semantics.
 
+use bounded_static::ToStatic;
 use serde::Deserialize;
 
 use super::{StringMap, Text};
 
 /// `spec.affinity`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct Affinity<'a> {
     /// `nodeAffinity`
@@ -17,7 +18,7 @@ pub struct Affinity<'a> {
 }
 
 /// `spec.affinity.nodeAffinity`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 pub struct NodeAffinity<'a> {
     /// `requiredDuringSchedulingIgnoredDuringExecution`
     #[serde(borrow, rename = "requiredDuringSchedulingIgnoredDuringExecution")]
@@ -28,7 +29,7 @@ pub struct NodeAffinity<'a> {
 }
 
 /// The required node affinity: one of its terms must match.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeSelector<'a> {
     /// `nodeSelectorTerms`
@@ -37,7 +38,7 @@ pub struct NodeSelector<'a> {
 }
 
 /// A weighted term of the preferred node affinity.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 pub struct PreferredSchedulingTerm<'a> {
     /// `weight`, from 1 to 100.
     pub weight: Option<i64>,
@@ -47,7 +48,7 @@ pub struct PreferredSchedulingTerm<'a> {
 }
 
 /// A term: all of its expressions and all of its fields must match.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeSelectorTerm<'a> {
     /// Requirements on labels of the node.
@@ -59,7 +60,7 @@ pub struct NodeSelectorTerm<'a> {
 }
 
 /// One requirement of a term.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 pub struct NodeSelectorRequirement<'a> {
     /// The label's key.
     #[serde(borrow)]
@@ -73,7 +74,7 @@ pub struct NodeSelectorRequirement<'a> {
 }
 
 /// `spec.affinity.podAntiAffinity`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 pub struct PodAntiAffinity<'a> {
     /// `requiredDuringSchedulingIgnoredDuringExecution`
     #[serde(borrow, rename = "requiredDuringSchedulingIgnoredDuringExecution")]
@@ -81,7 +82,7 @@ pub struct PodAntiAffinity<'a> {
 }
 
 /// A term of the pod anti-affinity; whom it keeps apart is not read.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct PodAffinityTerm<'a> {
     /// `topologyKey`
@@ -90,7 +91,7 @@ pub struct PodAffinityTerm<'a> {
 }
 
 /// An entry of `spec.topologySpreadConstraints`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct TopologySpreadConstraint<'a> {
     /// `topologyKey`

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bounded_static::ToStatic;
 use serde::{
     Deserialize, Deserializer,
     de::{Error, Visitor},
@@ -15,7 +16,7 @@ use super::{
 };
 
 /// An entry of `spec.containers` or `spec.initContainers`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct Container<'a> {
     /// `name`
@@ -56,7 +57,7 @@ pub struct Container<'a> {
 }
 
 /// An entry of `ports`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerPort<'a> {
     /// `name`, which a probe may refer to.
@@ -69,7 +70,7 @@ pub struct ContainerPort<'a> {
 }
 
 /// An entry of `env`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct EnvVar<'a> {
     /// `name`
@@ -81,7 +82,7 @@ pub struct EnvVar<'a> {
 }
 
 /// `valueFrom` of an environment variable.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct EnvVarSource<'a> {
     /// `fieldRef`
@@ -92,7 +93,7 @@ pub struct EnvVarSource<'a> {
 }
 
 /// `fieldRef`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectFieldSelector<'a> {
     /// Such as `status.podIP`.
@@ -101,7 +102,7 @@ pub struct ObjectFieldSelector<'a> {
 }
 
 /// An entry of `volumeMounts`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeMount<'a> {
     /// `mountPath`
@@ -119,7 +120,7 @@ pub struct VolumeMount<'a> {
 }
 
 /// `lifecycle`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct Lifecycle {
     /// `postStart`
@@ -129,7 +130,7 @@ pub struct Lifecycle {
 }
 
 /// A liveness, readiness or startup probe.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct Probe<'a> {
     /// `httpGet`
@@ -142,7 +143,7 @@ pub struct Probe<'a> {
 }
 
 /// `httpGet` of a probe.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpGet<'a> {
     /// `port`: a number, or the name of a port.
@@ -156,7 +157,7 @@ pub struct HttpGet<'a> {
 }
 
 /// A number or a name, as `IntOrString` of the API.
-#[derive(Debug)]
+#[derive(Debug, ToStatic)]
 pub enum IntOrString<'a> {
     /// A port number.
     Int(i64),
@@ -204,7 +205,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for IntOrString<'a> {
 }
 
 /// `securityContext` of a container.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerSecurityContext {
     /// `privileged`
@@ -218,7 +219,7 @@ pub struct ContainerSecurityContext {
 }
 
 /// `capabilities`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 pub struct Capabilities {
     /// `add`
     pub add: Option<Vec<Present>>,

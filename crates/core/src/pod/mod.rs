@@ -21,6 +21,7 @@ pub use affinity::{
     PodAntiAffinity, PreferredSchedulingTerm, TopologySpreadConstraint, requirement_matches,
 };
 pub use binding::{Binding, BindingTarget};
+use bounded_static::ToStatic;
 pub use container::{
     Capabilities, Container, ContainerPort, ContainerSecurityContext, EnvVar, EnvVarSource, HttpGet, IntOrString,
     Lifecycle, ObjectFieldSelector, Probe, VolumeMount,
@@ -41,7 +42,7 @@ pub use volume::{
 /// The parts of a `v1.Pod` that a decision rests on.
 ///
 /// `metadata` and `spec` are required: the API server always sends both, and something without them is not a pod.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 pub struct Pod<'a> {
     /// `metadata`
     #[serde(borrow)]
@@ -52,7 +53,7 @@ pub struct Pod<'a> {
 }
 
 /// The parts of `metadata` that are read.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata<'a> {
     /// `metadata.name`; absent when the API server has yet to generate one.
@@ -73,7 +74,7 @@ pub struct Metadata<'a> {
 }
 
 /// One entry of `metadata.ownerReferences`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 pub struct OwnerReference<'a> {
     /// The owner's kind, such as `ReplicaSet`.
     #[serde(borrow)]
@@ -83,7 +84,7 @@ pub struct OwnerReference<'a> {
 }
 
 /// The parts of `spec` that are read.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct Spec<'a> {
     /// `spec.nodeName`: set when the pod is bound already.
@@ -151,7 +152,7 @@ pub struct Spec<'a> {
 }
 
 /// `spec.securityContext`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSecurityContext {
     /// `runAsUser`
@@ -165,7 +166,7 @@ pub struct PodSecurityContext {
 }
 
 /// `spec.os`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 pub struct PodOs<'a> {
     /// `linux` or `windows`.
     #[serde(borrow)]
@@ -240,5 +241,25 @@ impl Pod<'_> {
             Some(name) if !name.is_empty() => name,
             _ => "default",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bounded_static::IntoBoundedStatic;
+
+    use super::*;
+
+    /// A pod in which every field of the view has a value.
+    const FULL_POD: &str = include_str!("json/pod.json");
+
+    #[test]
+    fn an_owned_view_says_the_same_as_the_borrowed_one() {
+        let owned: Pod<'static> = {
+            let text = FULL_POD.to_owned();
+            serde_json::from_str::<Pod<'_>>(&text).unwrap().into_static()
+        };
+        let borrowed: Pod<'_> = serde_json::from_str(FULL_POD).unwrap();
+        assert_eq!(format!("{owned:?}"), format!("{borrowed:?}"));
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{fmt, iter, ops::Add};
 
+use bounded_static::ToStatic;
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
@@ -19,13 +20,13 @@ const MILLI: i128 = 1_000_000;
 ///
 /// Amounts with binary suffixes end at 2^63-1 units, as they do in apimachinery. All others are exact up to 2^127-1 nanos, some
 /// 10^29 units, and larger ones count as that much; apimachinery has no such limit, and no node has as much of anything.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, ToStatic)]
 pub struct Quantity {
     nanos: i128,
 }
 
 /// Why a text is not a quantity. The text itself is not kept: who reads it knows it, and names the field beside it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToStatic, thiserror::Error)]
 pub enum QuantityError {
     /// No number in front.
     #[error("expected a number with or without a suffix, such as 2, 500m or 1.5Gi")]
@@ -193,7 +194,7 @@ fn magnitude(whole: &str, fraction: &str, power: i32, factor: u128) -> Option<u1
 /// A quantity that cannot be read must not make the whole pod unreadable. The API server sends only quantities in their
 /// canonical form, as strings. People also write numbers, and mistakes: those are kept as the reason why, for whoever needs
 /// the value to deal with. `null` is zero, as Go decodes it; an `Option` around this tells it from an amount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToStatic)]
 pub struct MaybeQuantity(pub Result<Quantity, QuantityError>);
 
 impl<'de> Deserialize<'de> for MaybeQuantity {

@@ -2,6 +2,7 @@
 
 use std::{fmt, marker::PhantomData};
 
+use bounded_static::ToStatic;
 use serde::{
     Deserialize, Deserializer,
     de::{SeqAccess, Visitor},
@@ -9,7 +10,7 @@ use serde::{
 
 /// The entries of a list that a rule could find fault with. The others are dropped while they are read: most pods have many
 /// variables and mounts, and none of this kind, and then the list costs nothing.
-#[derive(Debug)]
+#[derive(Debug, ToStatic)]
 pub struct Relevant<T>(Vec<T>);
 
 impl<T> Default for Relevant<T> {

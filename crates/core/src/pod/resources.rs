@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bounded_static::ToStatic;
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
@@ -10,7 +11,7 @@ use serde::{
 use super::{MaybeQuantity, Pod, Present, Quantity, Text};
 
 /// `resources` of a container or of a pod.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 pub struct ResourceRequirements<'a> {
     /// `requests`
     #[serde(borrow)]
@@ -23,7 +24,7 @@ pub struct ResourceRequirements<'a> {
 }
 
 /// Amounts by resource. The two that nearly every container has stand by themselves, so that it needs no list.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, ToStatic)]
 pub struct ResourceList<'a> {
     cpu: Option<MaybeQuantity>,
     memory: Option<MaybeQuantity>,

@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, fmt, ops::Deref};
 
+use bounded_static::ToStatic;
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
@@ -11,7 +12,7 @@ use serde::{
 ///
 /// A newtype, because serde's `borrow` does not reach into `Option<Cow<str>>` or `Vec<Cow<str>>`, and because a plain
 /// `&str` fails at run time on any escaped string.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, ToStatic)]
 #[serde(transparent)]
 pub struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -30,7 +31,7 @@ impl Deref for Text<'_> {
 }
 
 /// A map of strings such as labels or annotations, in the order of the document.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, ToStatic)]
 pub struct StringMap<'a>(Vec<(Text<'a>, Text<'a>)>);
 
 impl<'a> StringMap<'a> {

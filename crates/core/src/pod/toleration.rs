@@ -1,11 +1,12 @@
 //! Tolerations as the scheduler understands them.
 
+use bounded_static::ToStatic;
 use serde::Deserialize;
 
 use super::Text;
 
 /// One entry of `spec.tolerations`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 pub struct Toleration<'a> {
     /// Empty or absent, with operator `Exists`, means every key.
     #[serde(borrow)]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bounded_static::ToStatic;
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, Visitor},
@@ -10,7 +11,7 @@ use serde::{
 use super::{StringMap, Text, present::Present};
 
 /// An entry of `spec.volumes`.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, ToStatic)]
 pub struct Volume<'a> {
     /// `name`
     pub name: Option<Text<'a>>,
@@ -19,7 +20,7 @@ pub struct Volume<'a> {
 }
 
 /// Where a volume's content comes from.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, ToStatic)]
 pub enum VolumeSource<'a> {
     /// `azureFile`, in line.
     AzureFile,
@@ -47,7 +48,7 @@ pub enum VolumeSource<'a> {
 }
 
 /// `csi`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct CsiVolume<'a> {
     /// Such as `file.csi.azure.com`.
@@ -59,7 +60,7 @@ pub struct CsiVolume<'a> {
 }
 
 /// `projected`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 pub struct ProjectedVolume<'a> {
     /// `sources`
     #[serde(borrow)]
@@ -67,7 +68,7 @@ pub struct ProjectedVolume<'a> {
 }
 
 /// An entry of the sources of a projected volume.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeProjection<'a> {
     /// `serviceAccountToken`
@@ -85,7 +86,7 @@ pub struct VolumeProjection<'a> {
 }
 
 /// `secret` or `configMap`, as a volume or in a projected one.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 pub struct KeysProjection {
     /// `items`; without them, all keys.
     pub items: Option<Vec<Present>>,
@@ -94,7 +95,7 @@ pub struct KeysProjection {
 }
 
 /// `serviceAccountToken`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAccountTokenProjection<'a> {
     /// `audience`; empty or absent means the API server.
