@@ -101,7 +101,7 @@ fn decide(pod: &Value, circumstances: &Circumstances) -> Option<(Verdict, Option
     let namespace = Overrides::read([("spillway.dev/mode", mode.as_str())].into_iter());
     let settings = CONFIGURATION.settings(profile, &namespace, &Overrides::read(view.annotations()));
     let decision =
-        burst::decide(&view, settings.as_ref(), &Facts { virtual_nodes, namespace: "shop", ..Facts::only(*account) });
+        burst::decide(&view, &settings, &Facts { virtual_nodes, namespace: "shop", ..Facts::only(*account) });
     let patch = burst::json_patch(&view, &decision);
     Some((decision.verdict, patch))
 }

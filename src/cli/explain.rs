@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     burst::{self, Decision, Outcome, Part, Verdict, reasons},
-    config::{Configuration, GenerationSetting, Overrides, Settings},
+    config::{Configuration, GenerationSetting, Overrides, PodSettings, Settings},
     eligibility::Finding,
 };
 
@@ -244,13 +244,14 @@ fn explain<'a>(
     let settings = profile
         .as_ref()
         .ok()
-        .and_then(|profile| configuration.settings(profile, &of_namespace, &Overrides::read(pod.annotations())));
+        .map(|profile| configuration.settings(profile, &of_namespace, &Overrides::read(pod.annotations())));
     let policies = facts.policies(&name);
     let account = facts.service_account(&name, pod.service_account());
-    let decision = match &profile {
-        Err(_) => Decision::opted_out(),
-        Ok(_) => burst::decide(&pod, settings.as_ref(), &facts.around(&name, namespace, account, &policies)),
+    let decision = match &settings {
+        None => Decision::opted_out(),
+        Some(settings) => burst::decide(&pod, settings, &facts.around(&name, namespace, account, &policies)),
     };
+    let settings = settings.and_then(PodSettings::known);
     let patch = burst::json_patch(&pod, &decision);
     let opts_out = matches!(decision.outcome(Part::KubeProxy), Outcome::Added | Outcome::Kept);
     let services = if opts_out { facts.cluster_ips(&name) } else { Vec::new() };

@@ -236,7 +236,7 @@ impl Decide<'_> {
         let settings = self.configuration.settings(&known.profile, &known.overrides, &overrides);
         let account = self.snapshot.service_account(namespace, pod.service_account());
         let facts = self.snapshot.facts(namespace, &known, account.unwrap_or(ServiceAccount::Unknown));
-        Some(burst::decide(pod, settings.as_ref(), &facts))
+        Some(burst::decide(pod, &settings, &facts))
     }
 
     /// Decides on a pod that waits, and gives it what it can still be given.

@@ -81,12 +81,12 @@ fn decide_again(pod: &Value) -> Option<String> {
     let (text, configuration) = (pod.to_string(), Configuration::default());
     let view = serde_json::from_str(&text).unwrap();
     let overrides = Overrides::read(annotations(&view));
-    let settings = configuration.settings("high-scale", &Overrides::default(), &overrides).unwrap();
+    let settings = configuration.settings("high-scale", &Overrides::default(), &overrides);
     let labels = [("type", "virtual-kubelet"), ("virtualization", "virtualnode2"), ("kubernetes.io/os", "linux")];
     let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let nodes = [VirtualNode::new("virtualnode-0".to_owned(), labels)];
     let facts = Facts { virtual_nodes: &nodes, ..Facts::only(ServiceAccount::WithClientId) };
-    let decision = burst::decide(&view, Some(&settings), &facts);
+    let decision = burst::decide(&view, &settings, &facts);
     burst::json_patch(&view, &decision).map(|patch| String::from_utf8(patch).unwrap())
 }
 

@@ -22,7 +22,7 @@ fn decide_in(mode: &str, pod: &Value, profile: &str, account: ServiceAccount) ->
     let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let nodes = [VirtualNode::new("virtualnode-0".to_owned(), labels)];
     let facts = Facts { virtual_nodes: &nodes, ..Facts::only(account) };
-    let decision = burst::decide(&view, settings.as_ref(), &facts);
+    let decision = burst::decide(&view, &settings, &facts);
     let patch: Option<Value> = burst::json_patch(&view, &decision).map(|patch| serde_json::from_slice(&patch).unwrap());
     let mut after = pod.clone();
     if let Some(patch) = &patch {
@@ -259,8 +259,8 @@ fn admitted(configuration: &str, pod: &Value) -> Value {
     let json = pod.to_string();
     let view: Pod<'_> = from_json(&json).unwrap();
     let none = Overrides::default();
-    let settings = configuration.settings("high-scale", &none, &none).unwrap();
-    let decision = burst::decide(&view, Some(&settings), &Facts::only(ServiceAccount::Unknown));
+    let settings = configuration.settings("high-scale", &none, &none);
+    let decision = burst::decide(&view, &settings, &Facts::only(ServiceAccount::Unknown));
     let patch = burst::json_patch(&view, &decision).unwrap();
     let mut after = pod.clone();
     json_patch::patch(&mut after, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();

@@ -37,10 +37,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        burst::{ADDED, DECISION, Facts, ServiceAccount, decide},
+        burst::decide,
         config::{Configuration, Overrides},
-        eligibility::VirtualNode,
+        eligibility::{ClusterContext, VirtualNode},
+        keys::{ADDED, DECISION},
         pod::from_json,
+        workload_identity::ServiceAccount,
     };
 
     fn after(profile: &str, pod: &Value) -> Option<Value> {
@@ -50,8 +52,9 @@ mod tests {
         let labels = [("type", "virtual-kubelet"), ("virtualization", "virtualnode2")];
         let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let virtual_nodes = [VirtualNode::new("v".to_owned(), labels)];
-        let facts = Facts { virtual_nodes: &virtual_nodes, ..Facts::only(ServiceAccount::WithClientId) };
-        let decision = decide(&view, settings.as_ref(), &facts);
+        let cluster =
+            ClusterContext { virtual_nodes: &virtual_nodes, ..ClusterContext::only(ServiceAccount::WithClientId) };
+        let decision = decide(&view, &settings, &cluster);
         let patch = living_patch(&view, &decision)?;
         let mut pod = pod.clone();
         json_patch::patch(&mut pod, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();

@@ -12,12 +12,13 @@ use serde::Serialize;
 use self::operations::Field;
 pub(super) use self::operations::{Escaped, Patch};
 use super::{
-    ADDED, Added, DECISION, Decision, Outcome, Part, Verdict, identity_label, network,
+    ADDED, Added, DECISION, Decision, Outcome, Part, Verdict, network,
     placement::{self, Form},
 };
 use crate::{
     config::VirtualNodes,
     pod::{NodeSelectorTerm, Pod},
+    workload_identity::{USE, USE_VALUE},
 };
 
 pub(super) const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
@@ -30,7 +31,7 @@ pub fn json_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<Vec<u8>> {
     }
     let (mut patch, record) = (Patch::new(), Added::read(pod));
     let is_labelled = decision.outcome(Part::IdentityLabel) == Outcome::Added;
-    let label = is_labelled.then_some((identity_label::KEY, identity_label::VALUE));
+    let label = is_labelled.then_some((USE, USE_VALUE));
     patch.set_entries("/metadata/labels", pod.metadata.labels.as_ref(), label.into_iter());
     set_annotations(&mut patch, pod, decision, &record);
     if let Some(nodes) = decision.virtual_nodes {

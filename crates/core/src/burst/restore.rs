@@ -5,19 +5,22 @@
 //! grow and its affinity cannot change.
 
 use super::{
-    ADDED, Added, DECISION, Part, identity_label, network,
+    ADDED, Added, DECISION, Part, network,
     patch::{Expression, PREFERRED, Patch, REQUIRED, add_node_affinity_field, add_required_term, preferred_term},
     placement,
 };
-use crate::{config::VirtualNodes, pod::Pod};
+use crate::{
+    config::VirtualNodes,
+    pod::Pod,
+    workload_identity::{USE, USE_VALUE},
+};
 
 /// The patch that puts back into `new` what `spillway.dev/added` names and `old` has; nothing when it is all there.
 pub fn restore(new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes) -> Option<Vec<u8>> {
     let added = Added::read(old);
     let mut patch = Patch::new();
-    let label = added.has(Part::IdentityLabel) && old.label(identity_label::KEY) == Some(identity_label::VALUE);
-    let label =
-        (label && new.label(identity_label::KEY).is_none()).then_some((identity_label::KEY, identity_label::VALUE));
+    let label = added.has(Part::IdentityLabel) && old.label(USE) == Some(USE_VALUE);
+    let label = (label && new.label(USE).is_none()).then_some((USE, USE_VALUE));
     patch.set_entries("/metadata/labels", new.metadata.labels.as_ref(), label.into_iter());
 
     let lost =
