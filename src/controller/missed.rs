@@ -12,7 +12,6 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use json_patch::Patch as JsonPatch;
 use k8s_openapi::{
     api::core::v1::{Namespace, ObjectReference, Pod as ApiPod},
     jiff::Timestamp,
@@ -250,8 +249,7 @@ impl Decide<'_> {
             return Ok(Outcome::Right);
         }
         let Some(decision) = self.decide(&name.0, &view) else { return Ok(Outcome::Right) };
-        let patch =
-            burst::living_patch(&view, &decision).and_then(|patch| serde_json::from_slice::<JsonPatch>(&patch).ok());
+        let patch = burst::living_patch(&view, &decision);
         let version = pod.pointer("/metadata/resourceVersion").and_then(Value::as_str);
         let (Some(patch), Some(version)) = (patch, version) else { return Ok(Outcome::Right) };
         let outcome = write(self.context, name, "heal", &Patch::Json(guarded(version, patch))).await?;

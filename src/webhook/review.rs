@@ -52,7 +52,7 @@ async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
     let snapshot = app.cluster.snapshot();
     let facts = snapshot.facts(&request.namespace, &namespace, service_account);
     let decision = burst::decide(pod, &settings, &facts);
-    let patch = burst::json_patch(pod, &decision);
+    let patch = burst::json_patch(pod, &decision).as_ref().map(admission::encode);
     report(app, request, settings.as_known(), &decision);
     app.metrics.patched(patch.as_deref());
     admission::allow(&request.uid, patch.as_deref(), &remarks(request, settings.as_known(), &decision))
@@ -74,6 +74,7 @@ fn answer_update(app: &App, configuration: &Configuration, request: &Request<'_>
         dry_run = request.dry_run,
         "pod restored",
     );
+    let patch = admission::encode(&patch);
     app.metrics.patched(Some(&patch));
     let remarks = Remarks { warnings: Vec::new(), audit: vec![("restored", added)] };
     admission::allow(&request.uid, Some(&patch), &remarks)

@@ -11,6 +11,7 @@ use proptest::{
 };
 use serde_json::Value;
 use spillway::{
+    admission,
     burst::{self, Facts, ServiceAccount},
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
@@ -87,7 +88,7 @@ fn decide_again(pod: &Value) -> Option<String> {
     let nodes = [VirtualNode::new("virtualnode-0".to_owned(), labels)];
     let facts = Facts { virtual_nodes: &nodes, ..Facts::only(ServiceAccount::WithClientId) };
     let decision = burst::decide(&view, &settings, &facts);
-    burst::json_patch(&view, &decision).map(|patch| String::from_utf8(patch).unwrap())
+    burst::json_patch(&view, &decision).map(|patch| String::from_utf8(admission::encode(&patch)).unwrap())
 }
 
 fn annotations<'v>(pod: &'v spillway::pod::Pod<'_>) -> impl Iterator<Item = (&'v str, &'v str)> {

@@ -229,7 +229,7 @@ impl Candidate<'_> {
             resource_version: self.pod.resource_version.clone(),
             owner: self.pod.owned.owner(),
             overrides: overrides(self.pod),
-            patch: serde_json::from_slice(&patch).ok()?,
+            patch,
         })
     }
 }
