@@ -249,7 +249,7 @@ impl Decide<'_> {
             return Ok(Outcome::Right);
         }
         let Some(decision) = self.decide(&name.0, &view) else { return Ok(Outcome::Right) };
-        let patch = burst::living_patch(&view, &decision);
+        let patch = burst::existing_pod_patch(&view, &decision);
         let version = pod.pointer("/metadata/resourceVersion").and_then(Value::as_str);
         let (Some(patch), Some(version)) = (patch, version) else { return Ok(Outcome::Right) };
         let outcome = write(self.context, name, "heal", &Patch::Json(guarded(version, patch))).await?;

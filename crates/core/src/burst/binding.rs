@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_on_a_virtual_node_costs_least_unless_it_has_a_cost_of_its_own() {
+    fn a_pod_on_a_virtual_node_gets_the_lowest_cost_unless_it_has_one() {
         let bare = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "v"}});
         let annotations = |binding: Value| binding["metadata"]["annotations"].clone();
         assert_eq!(annotations(after(&bare, false, -100)), json!({DELETION_COST: "-100", PLACED_ON: "virtual"}));
@@ -57,7 +57,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_binding_takes_the_patch_keeps_what_it_has_and_is_right_after_it(
+        fn every_binding_keeps_its_own_annotations(
             own in proptest::option::of(btree_map(select(vec![DELETION_COST, PLACED_ON, "a/b", "~", "x"]), "[a-z\"\\\\]{0,4}", 0..4)),
             pod_has_cost: bool, cost: i32,
         ) {

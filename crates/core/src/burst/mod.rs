@@ -5,9 +5,9 @@
 
 mod binding;
 mod decision;
+mod existing_pod;
 mod identity_label;
 mod late;
-mod living;
 mod network;
 mod patch;
 mod placement;
@@ -16,9 +16,9 @@ mod restore;
 
 pub use binding::{DELETION_COST, binding_patch};
 pub use decision::{Added, Decision, Outcome, Part, Step, Verdict, Why};
+pub use existing_pod::existing_pod_patch;
 pub use identity_label::needs_service_account;
 pub use late::late_toleration;
-pub use living::living_patch;
 pub use patch::json_patch;
 pub use restore::restore;
 

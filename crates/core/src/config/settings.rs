@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pod_beats_its_namespace_beats_the_profile_beats_the_file_beats_the_default() {
+    fn precedence_is_pod_namespace_profile_file_default() {
         const LEVELS: [Origin; 5] = [Origin::Pod, Origin::Namespace, Origin::Profile, Origin::File, Origin::Default];
         let settings: [Setting; 4] = [
             (MODE, |value| format!("mode: {value}"), "prefer", ["late", "off"]),
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_never_waits_less_for_a_vm_that_comes_than_for_one_that_does_not() {
+    fn late_max_is_never_below_late_after() {
         let none = Overrides::default();
         let max = |text: &str, pod: &Overrides| {
             let late = file(text);

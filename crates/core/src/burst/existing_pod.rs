@@ -13,7 +13,7 @@ use crate::pod::Pod;
 /// Of an existing pod, tolerations can be added and annotations changed (kubernetes `pkg/apis/core/validation/validation.go`,
 /// `ValidatePodUpdate`). Its affinity cannot. The identity label could be, but nothing is injected any more: the label alone would
 /// say of a pod without an identity that it has one.
-pub fn living_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<JsonPatch> {
+pub fn existing_pod_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<JsonPatch> {
     if decision.verdict == Verdict::OptedOut {
         return None;
     }
@@ -57,14 +57,14 @@ mod tests {
         let cluster =
             ClusterContext { virtual_nodes: &virtual_nodes, ..ClusterContext::only(ServiceAccount::WithClientId) };
         let decision = decide(&view, &settings, &cluster);
-        let patch = living_patch(&view, &decision)?;
+        let patch = existing_pod_patch(&view, &decision)?;
         let mut pod = pod.clone();
         json_patch::patch(&mut pod, &patch).unwrap();
         Some(pod)
     }
 
     #[test]
-    fn a_living_pod_gets_what_can_still_be_given_and_the_record_says_so() {
+    fn an_existing_pod_gets_only_what_can_still_change() {
         let ours = json!({"key": "virtual-kubelet.io/provider", "operator": "Exists", "effect": "NoSchedule"});
         let own = json!({"key": "x", "operator": "Exists"});
         let pod = json!({
