@@ -30,6 +30,7 @@ pub mod config;
 pub mod controller;
 pub mod eligibility;
 pub mod identity;
+mod kubernetes;
 mod lean;
 pub mod pod;
 pub mod reload;

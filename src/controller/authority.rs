@@ -16,7 +16,6 @@ use super::{
     Context, FIELD_MANAGER, NAME,
     clock::{ClockError, server_time},
     events::Events,
-    is_conflict,
     reconcile::{Outcome, repeat},
 };
 use crate::{
@@ -25,6 +24,7 @@ use crate::{
         self_managed::{CONFIGURATION, SECRET, read},
         trusted::Trusted,
     },
+    kubernetes::is_conflict,
     telemetry::{Causes, ControllerMetrics},
 };
 

@@ -13,10 +13,13 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    Context, FIELD_MANAGER, guarded, is_conflict,
+    Context, FIELD_MANAGER,
     reconcile::{Outcome, repeat},
 };
-use crate::certs::self_managed::{CONFIGURATION, SECRET, read};
+use crate::{
+    certs::self_managed::{CONFIGURATION, SECRET, read},
+    kubernetes::{conditional_patch, is_conflict},
+};
 
 /// Why a round failed.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +79,7 @@ fn plan(configuration: &MutatingWebhookConfiguration, bundle: &str) -> Option<Js
     let operations: Vec<_> = operations.collect();
     // The list is patched by index: it has to be the one that was seen.
     let version = configuration.metadata.resource_version.as_deref()?;
-    (!operations.is_empty()).then(|| guarded(version, JsonPatch(operations)))
+    (!operations.is_empty()).then(|| conditional_patch(version, JsonPatch(operations)))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use kube::{
 use tokio::time::Instant;
 
 use super::{
-    Context, FIELD_MANAGER, each, is_conflict,
+    Context, FIELD_MANAGER, each,
     observed::{Name, Node, Observed},
     pauses::Pauses,
     pods::PodError,
@@ -24,6 +24,7 @@ use super::{
     taints::{All, GHOST, TaintError},
     tally::Happening,
 };
+use crate::kubernetes::is_conflict;
 
 const RECONCILER: &str = "ghosts";
 

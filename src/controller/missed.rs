@@ -29,7 +29,6 @@ use self::eviction::Evictions;
 use super::{
     Context, each,
     events::reference,
-    guarded, is_unanswered,
     observed::{Name, Observed, Owned},
     pauses::Pauses,
     pods::{AT_ONCE, PodError, together, write},
@@ -42,6 +41,7 @@ use crate::{
     cluster::{Cluster, Snapshot, opted_in_since},
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
+    kubernetes::{conditional_patch, is_unanswered},
     pod::{Pod, from_json},
 };
 
@@ -254,7 +254,7 @@ impl Decide<'_> {
             burst::living_patch(&view, &decision).and_then(|patch| serde_json::from_slice::<JsonPatch>(&patch).ok());
         let version = pod.pointer("/metadata/resourceVersion").and_then(Value::as_str);
         let (Some(patch), Some(version)) = (patch, version) else { return Ok(Outcome::Right) };
-        let outcome = write(self.context, name, "heal", &Patch::Json(guarded(version, patch))).await?;
+        let outcome = write(self.context, name, "heal", &Patch::Json(conditional_patch(version, patch))).await?;
         if outcome == Outcome::Changed {
             let ((namespace, name), verdict) = (name, &decision.verdict);
             tracing::info!(namespace, pod = name, decision = %verdict, "decided on a pod that the webhook had missed");

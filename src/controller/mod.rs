@@ -11,7 +11,6 @@ mod ghosts;
 mod identity;
 pub mod last_resort;
 mod late;
-mod lease;
 mod missed;
 mod observed;
 mod pauses;
@@ -26,7 +25,6 @@ use futures_util::{
     Stream, StreamExt, future,
     stream::{self, BoxStream},
 };
-use json_patch::{Patch as JsonPatch, PatchOperation, ReplaceOperation, jsonptr::PointerBuf};
 use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret};
 use kube::{
     Api, Client,
@@ -37,19 +35,18 @@ use kube::{
         watcher::{Error as WatchError, watch_object},
     },
 };
-use lease::Election;
-pub use lease::Standing;
 use observed::Observed;
 pub use reconcile::Outcome;
-use serde_json::json;
 use tally::Tally;
 use tokio::sync::{mpsc, watch};
 
+pub use crate::kubernetes::Leadership;
 use crate::{
     background::again_after_panic,
     certs::self_managed::{CONFIGURATION, SECRET},
     cluster::Cluster,
     config::CertificateSource,
+    kubernetes::LeaderElector,
     reload::configuration::InForce,
     telemetry::{Causes, ControllerMetrics},
 };
@@ -112,30 +109,11 @@ fn changes<K>(
     changes.boxed()
 }
 
-/// Whether a conditional write met what it did not expect: an object that is there already, is gone, or has changed.
-fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
-}
-
-/// Whether there was no answer: then it is not about what was asked for, and the next request will do no better.
-fn is_unanswered(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::HyperError(_) | kube::Error::Service(_))
-}
-
-/// A patch for this version of an object alone, which it was made for. To any other the answer is 409, as it is to an update with a
-/// `resourceVersion` (kubernetes.io/docs/reference/using-api/api-concepts); a `test` that fails is answered by 422, as what an admission
-/// policy or the validation refuses may be too.
-fn guarded(resource_version: &str, patch: JsonPatch) -> JsonPatch {
-    let version = PointerBuf::from_tokens(["metadata", "resourceVersion"]);
-    let same = PatchOperation::Replace(ReplaceOperation { path: version, value: json!(resource_version) });
-    JsonPatch(std::iter::once(same).chain(patch.0).collect())
-}
-
 /// The reconcilers, and what decides whether they run.
 pub struct Controller {
     context: Context,
-    election: Election,
-    standing: watch::Sender<Standing>,
+    elector: LeaderElector,
+    leadership: watch::Sender<Leadership>,
 }
 
 impl Controller {
@@ -148,48 +126,48 @@ impl Controller {
         metrics: ControllerMetrics,
     ) -> Self {
         let events = Events::new(client.clone(), pod_name);
-        let election = Election::new(client.clone(), namespace, pod_name);
+        let elector = LeaderElector::new(client.clone(), namespace, NAME, pod_name);
         let (namespace, tally) = (namespace.to_owned(), Tally::default());
         let context = Context { client, namespace, configuration, events, tally, metrics };
-        Self { context, election, standing: watch::Sender::new(Standing::Unknown) }
+        Self { context, elector, leadership: watch::Sender::new(Leadership::Unknown) }
     }
 
-    /// Whether this replica acts, from now on.
-    pub fn standing(&self) -> watch::Receiver<Standing> {
-        self.standing.subscribe()
+    /// The role of this replica, as it changes.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
     }
 
-    /// Takes part in the election, and reconciles while it has won it. Ends when `stop` does, and gives the lease back.
+    /// Takes part in the election, and reconciles while this replica leads. Ends when `stop` does, and releases the Lease.
     ///
-    /// `refusals` brings what is wrong with the configuration file each time that it changes, or that nothing is.
+    /// `refusals` brings the error of the configuration file each time that the file changes, or nothing if the file is valid.
     pub async fn run(self, stop: impl Future<Output = ()>, refusals: mpsc::Receiver<Option<String>>) {
         tokio::select! {
             () = stop => {}
             () = Box::pin(self.lead_when_elected()) => {}
             () = tell_of_configuration(&self.context, refusals) => {}
         }
-        // Whatever was under way has been dropped: from here on nothing is written.
-        self.stand(Standing::StandingBy);
-        self.election.give_back().await;
+        // All reconcilers have been dropped: nothing is written from here on.
+        self.set_leadership(Leadership::StandingBy);
+        self.elector.release().await;
     }
 
     async fn lead_when_elected(&self) {
         loop {
-            let tenure = self.election.win(|| self.stand(Standing::StandingBy)).await;
-            self.stand(Standing::Leading);
+            let term = self.elector.acquire(|| self.set_leadership(Leadership::StandingBy)).await;
+            self.set_leadership(Leadership::Leading);
             tokio::select! {
-                lost = tenure.lost() => tracing::warn!(?lost, "standing by"),
+                reason = term.lost() => tracing::warn!(?reason, "lost leadership"),
                 () = reconcile_all(&self.context) => {}
             }
-            self.stand(Standing::StandingBy);
+            self.set_leadership(Leadership::StandingBy);
         }
     }
 
-    fn stand(&self, standing: Standing) {
-        let is_new = self.standing.send_if_modified(|old| std::mem::replace(old, standing) != standing);
-        if is_new {
-            tracing::info!(?standing, "the lease was seen");
-            self.context.metrics.leads(standing == Standing::Leading);
+    fn set_leadership(&self, leadership: Leadership) {
+        let has_changed = self.leadership.send_if_modified(|old| std::mem::replace(old, leadership) != leadership);
+        if has_changed {
+            tracing::info!(?leadership, "leadership changed");
+            self.context.metrics.leads(leadership == Leadership::Leading);
         }
     }
 }

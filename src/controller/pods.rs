@@ -9,8 +9,11 @@ use kube::{
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Context, FIELD_MANAGER, is_conflict, is_unanswered, observed::Name, pauses::Pauses, reconcile::Outcome};
-use crate::telemetry::Causes;
+use super::{Context, FIELD_MANAGER, observed::Name, pauses::Pauses, reconcile::Outcome};
+use crate::{
+    kubernetes::{is_conflict, is_unanswered},
+    telemetry::Causes,
+};
 
 /// Requests that are under way at the same time.
 pub(super) const AT_ONCE: usize = 8;

@@ -9,8 +9,11 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Context, FIELD_MANAGER, Outcome, guarded, is_conflict, observed, pauses::Pauses, tally::Happening};
-use crate::config::{FULL_TAINT, LAST_RESORT_TAINT};
+use super::{Context, FIELD_MANAGER, Outcome, observed, pauses::Pauses, tally::Happening};
+use crate::{
+    config::{FULL_TAINT, LAST_RESORT_TAINT},
+    kubernetes::{conditional_patch, is_conflict},
+};
 
 /// Keeps pods that prefer VMs on VMs while these have room: the scheduler avoids a node with it, and no toleration of ours covers it.
 pub(super) const LAST_RESORT: Kept = Kept { key: LAST_RESORT_TAINT, effect: "PreferNoSchedule" };
@@ -94,7 +97,7 @@ impl Kept {
             }
         };
         // The list is patched by index: it has to be the one that was seen.
-        Some(guarded(node.metadata.resource_version.as_deref()?, JsonPatch(vec![change])))
+        Some(conditional_patch(node.metadata.resource_version.as_deref()?, JsonPatch(vec![change])))
     }
 }
 

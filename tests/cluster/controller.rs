@@ -81,8 +81,8 @@ fn one_of_two_replicas_acts_and_the_other_takes_over() {
     assert!(second.leads() && !third.leads());
     second.signal("TERM");
     eventually("the second replica to end", || (!second.is_alive()).then_some(()));
-    let gives_back = |line: &Value| line["message"] == "gave the lease back";
-    assert!(second.log().iter().any(gives_back), "{:#?}", second.log());
+    let releases = |line: &Value| line["message"] == "released the lease";
+    assert!(second.log().iter().any(releases), "{:#?}", second.log());
     takes_over(&third);
     let lease = plane.kubectl(&["-n", "spillway-system", "get", "lease", "spillway-controller", "-o", "json"]);
     let lease: Value = serde_json::from_str(&lease).unwrap();

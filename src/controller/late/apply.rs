@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        Context, guarded, is_unanswered,
+        Context,
         pauses::Pauses,
         pods::{PodError, together, write},
         reconcile::Outcome,
@@ -23,6 +23,7 @@ use crate::{
     burst::UNSCHEDULABLE_SINCE,
     cluster,
     config::{Configuration, DISABLED, Mode},
+    kubernetes::{conditional_patch, is_unanswered},
     telemetry::Causes,
 };
 
@@ -51,7 +52,7 @@ fn clock_patch(clock: &ClockStart) -> JsonPatch {
     let since = Timestamp::from_second(clock.since.as_second()).unwrap_or(clock.since);
     let path = PointerBuf::from_tokens(["metadata", "annotations", UNSCHEDULABLE_SINCE]);
     let add = AddOperation { path, value: json!(since.to_string()) };
-    guarded(&clock.resource_version, JsonPatch(vec![PatchOperation::Add(add)]))
+    conditional_patch(&clock.resource_version, JsonPatch(vec![PatchOperation::Add(add)]))
 }
 
 /// Gives the toleration to pods whose namespaces are still in mode `late`. Reads the namespaces again: the watch may be behind.
@@ -81,7 +82,7 @@ pub(super) async fn apply_tolerations(
 }
 
 async fn apply_toleration(context: &Context, pod: DuePod) -> Result<Outcome, PodError> {
-    let patch = Patch::Json(guarded(&pod.resource_version, pod.patch));
+    let patch = Patch::Json(conditional_patch(&pod.resource_version, pod.patch));
     let outcome = write(context, &pod.name, "burst", &patch).await?;
     if outcome == Outcome::Changed {
         let ((namespace, name), seconds) = (&pod.name, pod.waited.as_secs());

@@ -19,10 +19,10 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    super::{Context, FIELD_MANAGER, is_conflict, observed::Owned, pods::PodError, tally::Happening},
+    super::{Context, FIELD_MANAGER, observed::Owned, pods::PodError, tally::Happening},
     plan::Scheduled,
 };
-use crate::{burst::DECISION, telemetry::Causes};
+use crate::{burst::DECISION, kubernetes::is_conflict, telemetry::Causes};
 
 const EVICTED: Happening = Happening::done("MissedPodEvicted");
 
