@@ -1,5 +1,5 @@
-//! The controller: what one elected replica keeps right in the cluster. One reconciler a file, each in rounds of observe, plan, apply
-//! and report; [`Controller::run`] names them all.
+//! The controller: reconcilers that one elected replica runs. Each has a file or folder of its own, and runs in rounds: observe, plan,
+//! apply, report. [`reconcile_all`] lists them.
 
 mod advice;
 pub mod authority;
@@ -7,20 +7,18 @@ mod ca_bundle;
 mod capacity;
 mod clock;
 pub mod events;
+mod free_capacity;
 mod ghosts;
 mod identity;
 pub mod last_resort;
 mod late;
 mod missed;
 mod observed;
-mod pauses;
 mod pods;
 mod reconcile;
-mod room;
 mod taints;
-mod tally;
 
-use events::{Events, reference};
+use events::{EventAggregator, EventRecorder, reference};
 use futures_util::{
     Stream, StreamExt, future,
     stream::{self, BoxStream},
@@ -37,7 +35,6 @@ use kube::{
 };
 use observed::Observed;
 pub use reconcile::Outcome;
-use tally::Tally;
 use tokio::sync::{mpsc, watch};
 
 pub use crate::kubernetes::Leadership;
@@ -51,51 +48,53 @@ use crate::{
     telemetry::{Causes, ControllerMetrics},
 };
 
-/// The name under which the controller is known: its Lease, its events, its requests and writes.
+/// The name of the controller: of its Lease, in its events, and as user agent and field manager.
 pub const NAME: &str = "spillway-controller";
 
-/// Who wrote a field, as the API server records it.
+/// The field manager of all writes.
 const FIELD_MANAGER: &str = NAME;
 
 /// The ConfigMap that the configuration file comes from.
 const CONFIG_MAP: &str = "spillway-config";
 
-/// What every reconciler needs.
+/// Dependencies of the reconcilers.
 struct Context {
     client: Client,
     namespace: String,
     configuration: InForce,
-    events: Events,
-    tally: Tally,
+    events: EventRecorder,
+    event_aggregator: EventAggregator,
     metrics: ControllerMetrics,
 }
 
 impl Context {
-    /// Whether the certificates are ours to keep.
+    /// Returns whether Spillway manages its certificates.
     fn is_self_managed(&self) -> bool {
         self.configuration.borrow().certificates.source == CertificateSource::SelfManaged
     }
 
-    /// An item for each change of what certificates rest on: the authority's Secret, the webhook configuration, the configuration.
+    /// An item for each change of an input of the certificates: the authority's Secret, the webhook configuration, the configuration.
     fn certificate_changes(&self) -> impl Stream<Item = ()> {
         let secrets: Api<PartialObjectMeta<Secret>> = Api::namespaced(self.client.clone(), &self.namespace);
         let webhooks: Api<PartialObjectMeta<MutatingWebhookConfiguration>> = Api::all(self.client.clone());
-        let secret = changes("Secret", watch_object(secrets, SECRET).default_backoff());
-        let webhook = changes("MutatingWebhookConfiguration", watch_object(webhooks, CONFIGURATION).default_backoff());
-        stream::select(stream::select(secret, webhook), each(self.configuration.clone()))
+        let secret = watch_changes("Secret", watch_object(secrets, SECRET).default_backoff());
+        let webhook =
+            watch_changes("MutatingWebhookConfiguration", watch_object(webhooks, CONFIGURATION).default_backoff());
+        stream::select(stream::select(secret, webhook), changes_of(self.configuration.clone()))
     }
 }
 
-/// An item for each change of what is watched.
-fn each<T: Send + Sync + 'static>(watched: watch::Receiver<T>) -> BoxStream<'static, ()> {
-    let changes = stream::unfold(watched, async |mut watched| {
-        watched.changed().await.ok()?;
-        Some(((), watched))
+/// An item for each change of a value.
+fn changes_of<T: Send + Sync + 'static>(value: watch::Receiver<T>) -> BoxStream<'static, ()> {
+    let changes = stream::unfold(value, async |mut value| {
+        value.changed().await.ok()?;
+        Some(((), value))
     });
     changes.boxed()
 }
 
-fn changes<K>(
+/// An item for each event of a watch.
+fn watch_changes<K>(
     kind: &'static str,
     watched: impl Stream<Item = Result<K, WatchError>> + Send + 'static,
 ) -> BoxStream<'static, ()> {
@@ -109,7 +108,7 @@ fn changes<K>(
     changes.boxed()
 }
 
-/// The reconcilers, and what decides whether they run.
+/// The reconcilers, and the election that decides which replica runs them.
 pub struct Controller {
     context: Context,
     elector: LeaderElector,
@@ -117,7 +116,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// A controller that has not begun. `pod_name` is its identity among the replicas.
+    /// A controller that has not started. `pod_name` is its identity among the replicas.
     pub fn new(
         client: Client,
         namespace: &str,
@@ -125,10 +124,11 @@ impl Controller {
         configuration: InForce,
         metrics: ControllerMetrics,
     ) -> Self {
-        let events = Events::new(client.clone(), pod_name);
+        let events = EventRecorder::new(client.clone(), pod_name);
         let elector = LeaderElector::new(client.clone(), namespace, NAME, pod_name);
-        let (namespace, tally) = (namespace.to_owned(), Tally::default());
-        let context = Context { client, namespace, configuration, events, tally, metrics };
+        let event_aggregator = EventAggregator::default();
+        let context =
+            Context { client, namespace: namespace.to_owned(), configuration, events, event_aggregator, metrics };
         Self { context, elector, leadership: watch::Sender::new(Leadership::Unknown) }
     }
 
@@ -144,7 +144,7 @@ impl Controller {
         tokio::select! {
             () = stop => {}
             () = Box::pin(self.lead_when_elected()) => {}
-            () = tell_of_configuration(&self.context, refusals) => {}
+            () = report_configuration(&self.context, refusals) => {}
         }
         // All reconcilers have been dropped: nothing is written from here on.
         self.set_leadership(Leadership::StandingBy);
@@ -172,7 +172,7 @@ impl Controller {
     }
 }
 
-/// Every reconciler.
+/// Runs all reconcilers.
 async fn reconcile_all(context: &Context) {
     let observed = Observed::start(&context.client, &context.configuration);
     let cluster = Cluster::follow(context.client.clone(), context.configuration.clone(), &context.metrics.caches);
@@ -186,12 +186,12 @@ async fn reconcile_all(context: &Context) {
         missed::run(context, &observed, &cluster),
         ghosts::run(context, &observed),
         advice::run(context, &observed, &cluster),
-        again_after_panic(async || context.tally.tell(&context.events).await),
+        again_after_panic(async || context.event_aggregator.publish(&context.events).await),
     );
 }
 
-/// Writes an event when the configuration file has become unusable, and when it is mended. Every replica says what it reads.
-async fn tell_of_configuration(context: &Context, mut refusals: mpsc::Receiver<Option<String>>) {
+/// Writes an event when the configuration file becomes invalid, and when it is valid again. Each replica reports its own file.
+async fn report_configuration(context: &Context, mut refusals: mpsc::Receiver<Option<String>>) {
     let about = reference("v1", "ConfigMap", Some(&context.namespace), CONFIG_MAP);
     let mut is_invalid = false;
     while let Some(refusal) = refusals.recv().await {
@@ -203,6 +203,6 @@ async fn tell_of_configuration(context: &Context, mut refusals: mpsc::Receiver<O
         };
         context.events.publish(&about, type_, reason, note).await;
     }
-    // Without a file there is nothing to tell.
+    // Without a file there is nothing to report.
     std::future::pending::<()>().await;
 }
