@@ -1,4 +1,4 @@
-//! Whatever becomes of a decision, its request is answered in time, and the object is admitted.
+//! Fail open: every request gets a response in time, and a failed decision admits the object unchanged.
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
@@ -10,21 +10,21 @@ use futures_util::FutureExt;
 use tokio::time::{self, Instant};
 
 use crate::{
-    admission::{self, Remarks},
+    admission::{self, ResponseExtras},
     telemetry::{Admission, Resource},
 };
 
-/// From the end of a request's head to its answer. The API server waits two seconds (`timeoutSeconds`), and counts from before it
-/// connects: half a second is left for the way here, a handshake and the way back.
+/// Time from the end of a request's head to its response. The API server waits two seconds (`timeoutSeconds`), which
+/// starts before it connects. Half a second remains for the network and a handshake.
 ///
-/// Of this, the body takes one second at most. The decision then waits at most 100 ms each for a namespace and for a service account.
-pub(super) const BUDGET: Duration = Duration::from_millis(1500);
+/// Reading the body takes at most one second of this. The decision waits at most 100 ms each for a namespace and for a
+/// service account.
+pub(super) const POD_REVIEW_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// The answer that a decision comes to, or that the object is admitted unchanged, if it panics or is not there by the deadline.
+/// Returns the response of `decision`. If it panics or misses the deadline, the response admits the object unchanged.
 ///
-/// A panic costs this request only: nothing that requests share is left half changed by one, as they only read the caches, and what
-/// they count is atomic.
-pub(super) async fn answered(
+/// A panic affects only its own request. Requests share caches that they only read, and atomic counters.
+pub(super) async fn respond_in_time(
     metrics: &Admission,
     resource: Resource,
     body: &[u8],
@@ -38,24 +38,24 @@ pub(super) async fn answered(
     };
     metrics.decided(resource, failure);
     let uid = admission::recover_uid(body);
-    tracing::error!(uid = uid.as_deref().map(shown), failure, "no decision, object admitted unchanged");
+    tracing::error!(uid = uid.as_deref().map(truncate_uid), failure, "decision failed, admitting the object unchanged");
     match uid {
-        Some(uid) => unchanged(&uid),
+        Some(uid) => allow_unchanged(&uid),
         None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-/// The answer that admits an object as it is.
-pub(super) fn unchanged(uid: &str) -> Response {
-    json(admission::allow(uid, None, &Remarks::default()))
+/// Returns the response that admits an object unchanged.
+pub(super) fn allow_unchanged(uid: &str) -> Response {
+    json_response(admission::allow(uid, None, &ResponseExtras::default()))
 }
 
-pub(super) fn json(body: Vec<u8>) -> Response {
+pub(super) fn json_response(body: Vec<u8>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-/// A UID for the log. It has 36 characters; what a stranger sends may have millions.
-pub(super) fn shown(uid: &str) -> &str {
+/// Returns a UID for the log. A UID has 36 characters, but an untrusted client may send millions.
+pub(super) fn truncate_uid(uid: &str) -> &str {
     let end = uid.char_indices().nth(64).map_or(uid.len(), |(end, _)| end);
     uid.get(..end).unwrap_or_default()
 }
@@ -80,19 +80,19 @@ mod tests {
     }
 
     fn soon() -> Instant {
-        Instant::now() + BUDGET
+        Instant::now() + POD_REVIEW_TIMEOUT
     }
 
     #[tokio::test]
-    async fn a_panic_costs_one_request_which_is_admitted() {
+    async fn a_request_whose_decision_panics_is_admitted() {
         let mut registry = crate::telemetry::registry();
         let metrics = Admission::new(&mut registry);
         let panics = async { panic!("a bug") };
-        assert_eq!(body(answered(&metrics, Resource::Pods, REVIEW, soon(), panics).await).await, admitted());
-        let works = async { unchanged("u-1") };
-        assert_eq!(body(answered(&metrics, Resource::Pods, REVIEW, soon(), works).await).await, admitted());
+        assert_eq!(body(respond_in_time(&metrics, Resource::Pods, REVIEW, soon(), panics).await).await, admitted());
+        let works = async { allow_unchanged("u-1") };
+        assert_eq!(body(respond_in_time(&metrics, Resource::Pods, REVIEW, soon(), works).await).await, admitted());
         assert_eq!(
-            body(answered(&metrics, Resource::Pods, b"{", soon(), async { panic!("a bug") }).await).await.0,
+            body(respond_in_time(&metrics, Resource::Pods, b"{", soon(), async { panic!("a bug") }).await).await.0,
             500
         );
         let text = crate::telemetry::encode(&registry);
@@ -100,20 +100,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_decision_that_never_comes_is_not_waited_for() {
+    async fn a_decision_that_takes_too_long_is_abandoned() {
         let mut registry = crate::telemetry::registry();
         let metrics = Admission::new(&mut registry);
         let start = Instant::now();
         let never = std::future::pending();
-        assert_eq!(body(answered(&metrics, Resource::Pods, REVIEW, start + BUDGET, never).await).await, admitted());
-        assert_eq!(start.elapsed(), BUDGET);
+        assert_eq!(
+            body(respond_in_time(&metrics, Resource::Pods, REVIEW, start + POD_REVIEW_TIMEOUT, never).await).await,
+            admitted()
+        );
+        assert_eq!(start.elapsed(), POD_REVIEW_TIMEOUT);
         let text = crate::telemetry::encode(&registry);
         assert!(text.contains(r#"admission_requests_total{resource="pods",decision="timeout"} 1"#), "{text}");
     }
 
     #[test]
-    fn what_a_stranger_sends_as_a_uid_does_not_flood_the_log() {
-        assert_eq!(shown("u-1"), "u-1");
-        assert_eq!(shown(&"ü".repeat(1_000_000)), "ü".repeat(64).as_str());
+    fn long_uids_are_truncated_in_the_log() {
+        assert_eq!(truncate_uid("u-1"), "u-1");
+        assert_eq!(truncate_uid(&"ü".repeat(1_000_000)), "ü".repeat(64).as_str());
     }
 }
