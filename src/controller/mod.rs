@@ -50,7 +50,7 @@ use crate::{
     certs::self_managed::{CONFIGURATION, SECRET},
     cluster::Cluster,
     config::CertificateSource,
-    reload::configuration::InForce,
+    reload::configuration::ConfigReceiver,
     telemetry::{Causes, ControllerMetrics},
 };
 
@@ -67,7 +67,7 @@ const CONFIG_MAP: &str = "spillway-config";
 struct Context {
     client: Client,
     namespace: String,
-    configuration: InForce,
+    configuration: ConfigReceiver,
     events: Events,
     tally: Tally,
     metrics: ControllerMetrics,
@@ -144,7 +144,7 @@ impl Controller {
         client: Client,
         namespace: &str,
         pod_name: &str,
-        configuration: InForce,
+        configuration: ConfigReceiver,
         metrics: ControllerMetrics,
     ) -> Self {
         let events = Events::new(client.clone(), pod_name);

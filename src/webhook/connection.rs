@@ -32,7 +32,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::drain::Draining;
-use crate::telemetry::{ConnectionError, Connections};
+use crate::telemetry::{ConnectionError, ConnectionMetrics};
 
 /// Time for the TLS handshake, which takes a millisecond of CPU and two round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,11 +66,11 @@ pub(super) struct ConnectionHandler {
     draining: Draining,
     /// One permit for each connection. [`super::connection_limiter`] acquires and releases them.
     slots: Arc<Semaphore>,
-    metrics: Connections,
+    metrics: ConnectionMetrics,
 }
 
 impl ConnectionHandler {
-    pub(super) fn new(routes: Router, draining: Draining, slots: Arc<Semaphore>, metrics: Connections) -> Self {
+    pub(super) fn new(routes: Router, draining: Draining, slots: Arc<Semaphore>, metrics: ConnectionMetrics) -> Self {
         let mut http1 = http1::Builder::new();
         // hyper's own timeout for heads also runs while a connection is idle. One value would be too long for
         // one of the two.

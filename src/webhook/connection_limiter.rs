@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{connection::ConnectionHandler, tls::CurrentTls};
-use crate::telemetry::{ConnectionError, Connections};
+use crate::telemetry::{ConnectionError, ConnectionMetrics};
 
 /// Delay before the next accept after one failed for a local reason, such as too many open files.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -20,11 +20,16 @@ pub(super) struct ConnectionLimiter {
     listener: TcpListener,
     slots: Arc<Semaphore>,
     tls: CurrentTls,
-    metrics: Connections,
+    metrics: ConnectionMetrics,
 }
 
 impl ConnectionLimiter {
-    pub(super) fn new(listener: TcpListener, slots: Arc<Semaphore>, tls: CurrentTls, metrics: Connections) -> Self {
+    pub(super) fn new(
+        listener: TcpListener,
+        slots: Arc<Semaphore>,
+        tls: CurrentTls,
+        metrics: ConnectionMetrics,
+    ) -> Self {
         Self { listener, slots, tls, metrics }
     }
 

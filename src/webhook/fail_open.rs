@@ -11,7 +11,7 @@ use tokio::time::{self, Instant};
 
 use crate::{
     admission::{self, ResponseExtras},
-    telemetry::{Admission, Resource},
+    telemetry::{AdmissionMetrics, Resource},
 };
 
 /// Time from the end of a request's head to its response. The API server waits two seconds (`timeoutSeconds`), which
@@ -25,7 +25,7 @@ pub(super) const POD_REVIEW_TIMEOUT: Duration = Duration::from_millis(1500);
 ///
 /// A panic affects only its own request. Requests share caches that they only read, and atomic counters.
 pub(super) async fn respond_in_time(
-    metrics: &Admission,
+    metrics: &AdmissionMetrics,
     resource: Resource,
     body: &[u8],
     deadline: Instant,
@@ -86,7 +86,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_whose_decision_panics_is_admitted() {
         let mut registry = crate::telemetry::registry();
-        let metrics = Admission::new(&mut registry);
+        let metrics = AdmissionMetrics::new(&mut registry);
         let panics = async { panic!("a bug") };
         assert_eq!(body(respond_in_time(&metrics, Resource::Pods, REVIEW, soon(), panics).await).await, admitted());
         let works = async { allow_unchanged("u-1") };
@@ -102,7 +102,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_decision_that_takes_too_long_is_abandoned() {
         let mut registry = crate::telemetry::registry();
-        let metrics = Admission::new(&mut registry);
+        let metrics = AdmissionMetrics::new(&mut registry);
         let start = Instant::now();
         let never = std::future::pending();
         assert_eq!(

@@ -31,24 +31,24 @@ use crate::{
     certs::Serving,
     cluster::Cluster,
     config::Settings,
-    reload::configuration::InForce,
-    telemetry::Admission,
+    reload::configuration::ConfigReceiver,
+    telemetry::AdmissionMetrics,
 };
 
 /// State that all requests share.
 pub struct App {
     /// The current configuration.
-    pub configuration: InForce,
+    pub configuration: ConfigReceiver,
     /// The cache of cluster objects.
     pub cluster: Cluster,
     /// The metrics of requests.
-    pub metrics: Admission,
+    pub metrics: AdmissionMetrics,
     large_body_permits: Semaphore,
 }
 
 impl App {
     /// Creates the state of a new server.
-    pub fn new(configuration: InForce, cluster: Cluster, metrics: Admission) -> Self {
+    pub fn new(configuration: ConfigReceiver, cluster: Cluster, metrics: AdmissionMetrics) -> Self {
         Self { configuration, cluster, metrics, large_body_permits: Semaphore::new(body::LARGE_BODY_PERMITS) }
     }
 }

@@ -176,7 +176,7 @@ mod tests {
     };
     use crate::{
         cluster::Cluster,
-        telemetry::{Admission, Caches},
+        telemetry::{AdmissionMetrics, Caches},
     };
 
     /// Returns an app whose API server never responds, and its routes.
@@ -187,7 +187,7 @@ mod tests {
         let (_, configuration) = watch::channel(Arc::default());
         let client = kube::Client::new(never, "default");
         let cluster = Cluster::follow(client, configuration.clone(), &Caches::default());
-        let app = Arc::new(App::new(configuration, cluster, Admission::default()));
+        let app = Arc::new(App::new(configuration, cluster, AdmissionMetrics::default()));
         (app.clone(), super::super::routes(app))
     }
 

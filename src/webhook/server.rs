@@ -13,7 +13,7 @@ use super::{
     drain::{DrainArgs, Draining},
     tls::{ReloadableTls, TlsArgs, TlsError},
 };
-use crate::{certs::Serving, telemetry::Connections};
+use crate::{certs::Serving, telemetry::ConnectionMetrics};
 
 /// Options of the HTTPS server.
 #[derive(Debug, Clone, clap::Parser)]
@@ -64,7 +64,7 @@ pub struct Server {
     slots: Arc<Semaphore>,
     drain: DrainArgs,
     draining: Draining,
-    metrics: Connections,
+    metrics: ConnectionMetrics,
 }
 
 impl Server {
@@ -83,7 +83,7 @@ impl Server {
             slots: Arc::new(Semaphore::new(*max_connections as usize)),
             drain: drain.clone(),
             draining: Draining::default(),
-            metrics: Connections::new(registry),
+            metrics: ConnectionMetrics::new(registry),
         })
     }
 
