@@ -7,6 +7,7 @@ use axum::{
     extract::{self, State},
     response::Response,
 };
+use json_patch::Patch as JsonPatch;
 
 use super::{App, body, fail_open::json_response};
 use crate::{
@@ -34,12 +35,13 @@ pub(super) async fn mutate_binding(State(app): State<Arc<App>>, request: extract
 async fn respond(app: &App, request: &BindingRequest<'_>) -> Vec<u8> {
     let (decision, patch) = decide_binding(app, request).await;
     app.metrics.decided(Resource::Bindings, decision);
+    let patch = patch.as_ref().map(admission::encode);
     app.metrics.patched(patch.as_deref());
     admission::allow(&request.uid, patch.as_deref(), &ResponseExtras::default())
 }
 
 /// Returns the `decision` label of the metric, and the patch.
-async fn decide_binding(app: &App, request: &BindingRequest<'_>) -> (&'static str, Option<Vec<u8>>) {
+async fn decide_binding(app: &App, request: &BindingRequest<'_>) -> (&'static str, Option<JsonPatch>) {
     let BindingRequest { uid, namespace, pod, dry_run, binding } = request;
     let snapshot = app.cluster.snapshot();
     let node = binding.node().filter(|node| snapshot.virtual_nodes().iter().any(|known| known.name == *node));

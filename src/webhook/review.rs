@@ -54,14 +54,14 @@ async fn respond(app: &App, request: &Request<'_>) -> Vec<u8> {
     let pod = &request.pod;
     let overrides = Overrides::read(pod.annotations());
     let settings = configuration.settings(&namespace.profile, &namespace.overrides, &overrides);
-    let service_account = look_up_service_account(app, request, settings.as_ref()).await;
+    let service_account = look_up_service_account(app, request, settings.as_known()).await;
     let snapshot = app.cluster.snapshot();
     let facts = snapshot.facts(&request.namespace, &namespace, service_account);
-    let decision = burst::decide(pod, settings.as_ref(), &facts);
-    let patch = burst::json_patch(pod, &decision);
-    record_decision(app, request, settings.as_ref(), &decision);
+    let decision = burst::decide(pod, &settings, &facts);
+    let patch = burst::json_patch(pod, &decision).as_ref().map(admission::encode);
+    record_decision(app, request, settings.as_known(), &decision);
     app.metrics.patched(patch.as_deref());
-    admission::allow(&request.uid, patch.as_deref(), &response_extras(request, settings.as_ref(), &decision))
+    admission::allow(&request.uid, patch.as_deref(), &response_extras(request, settings.as_known(), &decision))
 }
 
 /// Restores the fields that a second `kubectl apply` of a bare pod has dropped.
@@ -80,6 +80,7 @@ fn respond_to_update(app: &App, configuration: &Configuration, request: &Request
         dry_run = request.dry_run,
         "pod restored",
     );
+    let patch = admission::encode(&patch);
     app.metrics.patched(Some(&patch));
     let extras = ResponseExtras { warnings: Vec::new(), audit_annotations: vec![("restored", added)] };
     admission::allow(&request.uid, Some(&patch), &extras)
