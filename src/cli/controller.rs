@@ -46,7 +46,7 @@ const TOLD: usize = 8;
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let Args { config, cleanup, admin, pod, runtime, logs } = args;
-    let filter = logs::start(logs).context("cannot start logging")?;
+    let logs = logs::start(logs);
     if *cleanup {
         return runtime.start()?.block_on(clean_up());
     }
@@ -54,9 +54,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     runtime.start()?.block_on(async {
         let mut registry = telemetry::registry();
         telemetry::count_panics(&mut registry);
+        logs.register(&mut registry);
         let (tell, told) = mpsc::channel(TOLD);
         let tell = move |change: Result<(), &_>| drop(tell.try_send(change.err().map(ToString::to_string)));
-        let configuration = process::configuration(config.as_deref(), filter, &mut registry, tell).await?;
+        let configuration = process::configuration(config.as_deref(), logs, &mut registry, tell).await?;
         let admin = admin::bind(admin).await?;
         let client = client().await?;
         let metrics = ControllerMetrics::new(&mut registry);

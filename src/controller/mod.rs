@@ -44,7 +44,7 @@ use crate::{
     cluster::Cluster,
     config::CertificateSource,
     kubernetes::LeaderElector,
-    reload::configuration::InForce,
+    reload::configuration::ConfigReceiver,
     telemetry::{Causes, ControllerMetrics},
 };
 
@@ -61,7 +61,7 @@ const CONFIG_MAP: &str = "spillway-config";
 struct Context {
     client: Client,
     namespace: String,
-    configuration: InForce,
+    configuration: ConfigReceiver,
     events: EventRecorder,
     event_aggregator: EventAggregator,
     metrics: ControllerMetrics,
@@ -121,7 +121,7 @@ impl Controller {
         client: Client,
         namespace: &str,
         pod_name: &str,
-        configuration: InForce,
+        configuration: ConfigReceiver,
         metrics: ControllerMetrics,
     ) -> Self {
         let events = EventRecorder::new(client.clone(), pod_name);

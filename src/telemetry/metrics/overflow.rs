@@ -1,4 +1,4 @@
-//! What is counted of the overflow to virtual nodes, by the controller.
+//! Metrics of the overflow to virtual nodes, which the controller sets.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ labels!(CauseLabels { cause });
 labels!(DecisionLabels { decision });
 labels!(ProblemLabels { problem });
 
-/// What may be done, and what may come of it.
+/// The actions of the controller, and their results.
 const ACTIONS: [(&[&str], &[&str]); 4] = [
     (&["add_taint", "remove_taint"], &["success", "conflict", "stripped", "failure"]),
     (&["cordon", "uncordon"], &["success", "conflict", "failure"]),
@@ -23,23 +23,23 @@ const ACTIONS: [(&[&str], &[&str]); 4] = [
     (&["evict"], &["success", "gone", "protected", "recent", "refused", "unproven", "blocked", "failed"]),
 ];
 
-/// What may be decided on a pod that was missed.
+/// The decisions on missed pods.
 const DECISIONS: [&str; 7] = ["prefer", "late", "bridge", "require", "stay", "opted_out", "unknown"];
 
-/// How many pods marked `late` are unschedulable, by what becomes of them.
+/// Number of unschedulable pods in mode `late`, by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Late {
-    /// Their time has not come.
+    /// `late-after` has not passed yet.
     pub waiting: u64,
-    /// It has, but a VM seems to be on its way.
+    /// `late-after` has passed, but the node autoscaler seems to add a VM.
     pub coming: u64,
-    /// It has, but virtual nodes take nobody.
+    /// `late-after` has passed, but virtual nodes are closed.
     pub closed: u64,
-    /// It has, but their namespace has as many on virtual nodes as it may.
+    /// `late-after` has passed, but the namespace has reached its maximum of pods on virtual nodes.
     pub capped: u64,
-    /// It has, and they are next.
+    /// `late-after` has passed, and the pods overflow next.
     pub paced: u64,
-    /// It has, but the API server has not taken the toleration; they are tried again more and more rarely.
+    /// `late-after` has passed, but the API server refused the toleration. The controller retries with backoff.
     pub refused: u64,
 }
 
@@ -57,23 +57,23 @@ pub struct OverflowMetrics {
     while_vms_have_room: Gauge,
 }
 
-/// What people should know of.
+/// Counts of conditions that need attention.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Advice {
-    /// Virtual nodes with a taint that our toleration does not cover.
+    /// Virtual nodes with a taint that Spillway's toleration does not match.
     pub not_tolerated: u64,
-    /// Virtual nodes with nearly as many pods as they run.
+    /// Virtual nodes that are close to their maximum number of pods.
     pub nearly_full: u64,
-    /// Pods on virtual nodes beside which a kube-proxy runs.
+    /// Pods on virtual nodes with a kube-proxy.
     pub with_kube_proxy: u64,
-    /// Namespaces in mode `prefer` where there is a node autoscaler.
+    /// Namespaces in mode `prefer` in a cluster with a node autoscaler.
     pub prefer_drains: u64,
-    /// Pods on virtual nodes that VMs would have room for.
+    /// Pods on virtual nodes that would fit on VMs.
     pub while_vms_have_room: u64,
 }
 
 impl OverflowMetrics {
-    /// Registered, and all at zero.
+    /// Registers the metrics, all at zero.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
         r.register("actions", "What the controller has done to nodes and pods, by result", metrics.actions.clone());
@@ -124,12 +124,12 @@ impl OverflowMetrics {
                 }
             }
         }
-        metrics.forget();
+        metrics.reset();
         metrics
     }
 
-    /// What only a leader knows is not known here: zero, as before it led.
-    pub fn forget(&self) {
+    /// Sets everything that only a leader knows to zero.
+    pub fn reset(&self) {
         self.late(Late::default());
         self.closed(false, false, 0);
         self.missed(BTreeMap::new());
@@ -137,12 +137,12 @@ impl OverflowMetrics {
         self.advice(Advice::default());
     }
 
-    /// Virtual nodes that nobody runs.
+    /// Sets the number of ghosts: virtual nodes without a virtual kubelet.
     pub fn ghosts(&self, count: usize) {
         self.problem("ghost", count as u64);
     }
 
-    /// What people should know of, as it is now.
+    /// Sets the counts of conditions that need attention.
     pub fn advice(&self, advice: Advice) {
         let Advice { not_tolerated, nearly_full, with_kube_proxy, prefer_drains, while_vms_have_room } = advice;
         self.problem("taint_not_tolerated", not_tolerated);
@@ -159,7 +159,8 @@ impl OverflowMetrics {
         self.problems.get_or_create(&ProblemLabels { problem }).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// Scheduled pods that the webhook has missed, by what would be decided on them; the words are of a closed set.
+    /// Sets the number of scheduled pods that the webhook has missed, by decision. The decisions come from a closed
+    /// set.
     pub fn missed(&self, mut counts: BTreeMap<&'static str, u64>) {
         for decision in DECISIONS {
             let count = counts.remove(decision).unwrap_or_default();
@@ -167,7 +168,7 @@ impl OverflowMetrics {
         }
     }
 
-    /// Whether virtual nodes are closed, and how many pods fail to start there.
+    /// Sets whether virtual nodes are closed, and how many pods fail to start there.
     pub fn closed(&self, by_cap: bool, by_breaker: bool, failing: usize) {
         for (cause, is_closed) in [("cap", by_cap), ("breaker", by_breaker)] {
             self.closed.get_or_create(&CauseLabels { cause }).set(is_closed.into());
@@ -175,7 +176,7 @@ impl OverflowMetrics {
         self.failing.set(i64::try_from(failing).unwrap_or(i64::MAX));
     }
 
-    /// Pods of mode `late`, as they are now.
+    /// Sets the number of unschedulable pods in mode `late`.
     pub fn late(&self, Late { waiting, coming, closed, capped, paced, refused }: Late) {
         let states = [
             ("waiting", waiting),
@@ -190,7 +191,7 @@ impl OverflowMetrics {
         }
     }
 
-    /// Something was done to a node or a pod, or could not be; both words are of closed sets.
+    /// Counts an action on a node or a pod. Both labels come from closed sets.
     pub fn acted(&self, action: &'static str, result: &'static str) {
         self.actions.get_or_create(&ActionLabels { action, result }).inc();
     }
@@ -221,7 +222,7 @@ mod tests {
         metrics.ghosts(1);
         metrics.advice(Advice { nearly_full: 1, with_kube_proxy: 1, ..Advice::default() });
         assert!(crate::telemetry::encode(&registry).contains(r#"spillway_missed_pods{decision="stay"} 2"#));
-        metrics.forget();
+        metrics.reset();
         let samples = |text: &str| text.lines().map(ToOwned::to_owned).collect::<std::collections::BTreeSet<_>>();
         assert_eq!(samples(&crate::telemetry::encode(&registry)), samples(&fresh));
     }

@@ -1,4 +1,4 @@
-//! A server on a real socket, and a client that does what a test tells it.
+//! A server on a real socket, and a client for tests.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -26,23 +26,23 @@ use crate::{
     telemetry,
 };
 
-pub(super) struct Served {
+pub(super) struct TestServer {
     pub(super) address: SocketAddr,
     pub(super) ca: String,
     registry: Registry,
-    /// One permit for each request to `/slow` that has come.
-    pub(super) asked: Arc<Semaphore>,
-    /// Each permit lets one request to `/slow` finish.
-    pub(super) gate: Arc<Semaphore>,
+    /// One permit for each request to `/slow` that has arrived.
+    pub(super) slow_requests: Arc<Semaphore>,
+    /// Each permit completes one request to `/slow`.
+    pub(super) slow_responses: Arc<Semaphore>,
     stop: Option<oneshot::Sender<()>>,
-    pub(super) server: JoinHandle<()>,
+    pub(super) task: JoinHandle<()>,
 }
 
 pub(super) fn certificates() -> DevCertificates {
     certs::generate(&[], OffsetDateTime::now_utc()).unwrap()
 }
 
-impl Served {
+impl TestServer {
     pub(super) async fn start(flags: &[&str]) -> Self {
         let args = ["server", "--bind=127.0.0.1:0"].iter().chain(flags);
         let made = certificates();
@@ -52,9 +52,9 @@ impl Served {
         let mut registry = telemetry::registry();
         let server = Server::bind(&ServerArgs::parse_from(args), serving, &mut registry).await.unwrap();
         let address = server.address().unwrap();
-        let gate = Arc::new(Semaphore::new(0));
-        let asked = Arc::new(Semaphore::new(0));
-        let (asks, waits) = (asked.clone(), gate.clone());
+        let slow_responses = Arc::new(Semaphore::new(0));
+        let slow_requests = Arc::new(Semaphore::new(0));
+        let (asks, waits) = (slow_requests.clone(), slow_responses.clone());
         let slow = async move || {
             asks.add_permits(1);
             waits.acquire().await.unwrap().forget();
@@ -62,15 +62,15 @@ impl Served {
         };
         let routes = Router::new().route("/", get(async || "ok\n")).route("/slow", get(slow));
         let (stop, stopped) = oneshot::channel();
-        let server = tokio::spawn(server.serve(routes, async { drop(stopped.await) }));
-        Self { address, ca: made.ca, registry, asked, gate, stop: Some(stop), server }
+        let task = tokio::spawn(server.serve(routes, async { drop(stopped.await) }));
+        Self { address, ca: made.ca, registry, slow_requests, slow_responses, stop: Some(stop), task }
     }
 
     pub(super) fn stop(&mut self) {
         let _ = self.stop.take().unwrap().send(());
     }
 
-    /// The value of a metric; 0 if it has not been counted yet.
+    /// Returns the value of a metric, or 0 if the metric has no such sample.
     pub(super) fn metric(&self, name: &str) -> u64 {
         let text = telemetry::encode(&self.registry);
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -81,18 +81,18 @@ impl Served {
         TcpStream::connect(self.address).await.unwrap()
     }
 
-    /// Who calls; its fields say how.
-    pub(super) fn caller(&self) -> Caller {
+    /// Returns the options of a client of this server.
+    pub(super) fn client_options(&self) -> ClientOptions {
         let (address, ca) = (self.address, self.ca.clone());
-        Caller { address, ca, versions: rustls::ALL_VERSIONS, certificate: None, protocol: b"http/1.1" }
+        ClientOptions { address, ca, versions: rustls::ALL_VERSIONS, certificate: None, protocol: b"http/1.1" }
     }
 
     pub(super) async fn client(&self) -> Client {
-        self.caller().connect().await.unwrap()
+        self.client_options().connect().await.unwrap()
     }
 }
 
-pub(super) struct Caller {
+pub(super) struct ClientOptions {
     pub(super) address: SocketAddr,
     pub(super) ca: String,
     pub(super) versions: &'static [&'static SupportedProtocolVersion],
@@ -100,7 +100,7 @@ pub(super) struct Caller {
     pub(super) protocol: &'static [u8],
 }
 
-impl Caller {
+impl ClientOptions {
     pub(super) async fn connect(self) -> std::io::Result<Client> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca.as_bytes()).unwrap()).unwrap();
@@ -123,22 +123,22 @@ impl Caller {
     }
 }
 
-/// One connection.
+/// A client with one connection.
 #[derive(Debug)]
 pub(super) struct Client(pub(super) TlsStream<TcpStream>);
 
 impl Client {
-    /// Asks, and returns the whole answer; nothing when the connection was closed instead.
+    /// Sends a request and returns the whole response. Returns nothing if the server closes the connection.
     pub(super) async fn get(&mut self, path: &str) -> Option<String> {
         self.send(path).await?;
-        self.answer().await
+        self.read_response().await
     }
 
     pub(super) async fn send(&mut self, path: &str) -> Option<()> {
         self.0.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).await.ok()
     }
 
-    pub(super) async fn answer(&mut self) -> Option<String> {
+    pub(super) async fn read_response(&mut self) -> Option<String> {
         let mut answer = String::new();
         loop {
             let mut bytes = [0; 1024];
@@ -152,16 +152,16 @@ impl Client {
         }
     }
 
-    /// How long until the other side closes. On a clock that runs ahead as soon as nobody has anything to do.
-    pub(super) async fn closed_after(&mut self) -> Duration {
-        closed_after(&mut self.0).await
+    /// Returns the time until the server closes the connection. The paused clock advances while all tasks are idle.
+    pub(super) async fn time_until_closed(&mut self) -> Duration {
+        time_until_closed(&mut self.0).await
     }
 }
 
-pub(super) async fn closed_after(stream: &mut (impl AsyncReadExt + Unpin)) -> Duration {
+pub(super) async fn time_until_closed(stream: &mut (impl AsyncReadExt + Unpin)) -> Duration {
     let start = Instant::now();
     tokio::time::pause();
-    // An alert may come first.
+    // The server may send an alert first.
     let closed = async { while stream.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {} };
     timeout(Duration::from_secs(600), closed).await.expect("closed in time");
     tokio::time::resume();

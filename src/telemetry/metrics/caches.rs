@@ -1,4 +1,4 @@
-//! What is counted of the caches that follow the cluster.
+//! Metrics of the caches of cluster objects.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -9,7 +9,7 @@ use super::{labels, now};
 
 labels!(CacheLabels { cache });
 
-/// Metrics of the caches.
+/// Metrics of all caches.
 #[derive(Debug, Clone, Default)]
 pub struct Caches {
     synced: Family<CacheLabels, Gauge>,
@@ -26,7 +26,7 @@ pub struct CacheMetrics {
 }
 
 impl Caches {
-    /// Registered, and without any cache.
+    /// Registers the metrics, without any cache.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
         r.register("cache_synced", "Whether a cache has been filled", metrics.synced.clone());
@@ -40,13 +40,13 @@ impl Caches {
         metrics
     }
 
-    /// The caches are given up. Interruptions stay counted.
-    pub fn forget(&self) {
+    /// Removes the caches from the metrics. The count of watch errors stays.
+    pub fn reset(&self) {
         self.synced.clear();
         self.last_event.clear();
     }
 
-    /// The metrics of one cache, at zero at first; its name is of a closed set.
+    /// Returns the metrics of one cache, which start at zero. The name comes from a closed set.
     pub fn of(&self, cache: &'static str) -> CacheMetrics {
         let labels = CacheLabels { cache };
         CacheMetrics {
@@ -58,13 +58,13 @@ impl Caches {
 }
 
 impl CacheMetrics {
-    /// A list is complete.
+    /// The initial list is complete.
     pub fn filled(&self) {
         self.synced.set(1);
         self.heard();
     }
 
-    /// An object came, changed or went.
+    /// An object was added, changed or deleted.
     pub fn heard(&self) {
         self.last_event.set(now());
     }

@@ -1,4 +1,4 @@
-//! What is known of the serving certificate.
+//! Metrics of the serving certificate.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -12,14 +12,14 @@ labels!(ResultLabels { result });
 
 /// Metrics of the serving certificate.
 #[derive(Debug, Clone, Default)]
-pub struct Certificates {
+pub struct CertificateMetrics {
     expiry: Gauge,
     reloads: Family<ResultLabels, Counter>,
     last_reload_failed: Gauge,
 }
 
-impl Certificates {
-    /// Registered; nothing is served yet.
+impl CertificateMetrics {
+    /// Registers the metrics. No certificate is served yet.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
         r.register_with_unit(
@@ -41,15 +41,15 @@ impl Certificates {
         metrics
     }
 
-    /// A certificate is served from now on.
-    pub fn put_in_force(&self, not_after: OffsetDateTime) {
+    /// A new certificate is served.
+    pub fn loaded(&self, not_after: OffsetDateTime) {
         self.expiry.set(not_after.unix_timestamp());
         self.last_reload_failed.set(0);
         self.reloads.get_or_create(&ResultLabels { result: "success" }).inc();
     }
 
-    /// A certificate could not be put in force.
-    pub fn refused(&self) {
+    /// A new certificate could not be used.
+    pub fn load_failed(&self) {
         self.last_reload_failed.set(1);
         self.reloads.get_or_create(&ResultLabels { result: "failure" }).inc();
     }
@@ -64,9 +64,9 @@ mod tests {
     #[test]
     fn the_expiry_is_that_of_the_certificate_in_force() {
         let mut registry = crate::telemetry::registry();
-        let metrics = Certificates::new(&mut registry);
-        metrics.put_in_force(datetime!(2026-01-02 00:00 UTC));
-        metrics.refused();
+        let metrics = CertificateMetrics::new(&mut registry);
+        metrics.loaded(datetime!(2026-01-02 00:00 UTC));
+        metrics.load_failed();
         let text = crate::telemetry::encode(&registry);
         for line in [
             "spillway_certificate_expiry_timestamp_seconds 1767312000",
@@ -76,7 +76,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
-        metrics.put_in_force(datetime!(2026-01-02 00:00 UTC));
+        metrics.loaded(datetime!(2026-01-02 00:00 UTC));
         assert!(crate::telemetry::encode(&registry).contains("spillway_certificate_last_reload_failed 0"));
     }
 }

@@ -1,4 +1,4 @@
-//! What is counted of identity checks.
+//! Metrics of the identity checks.
 
 use std::{
     collections::BTreeMap,
@@ -18,24 +18,24 @@ use prometheus_client::{
 
 use super::{labels, now};
 
-/// The namespace is that of the service account or object, empty for the cluster as a whole: as many as there are namespaces with
-/// findings.
+/// Labels of a finding. The namespace is that of the service account or object, and empty for cluster-wide findings.
+/// The number of namespaces with findings bounds the number of samples.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 pub struct FindingLabels {
     /// The check.
     pub id: &'static str,
-    /// How bad it is.
+    /// The severity.
     pub severity: &'static str,
-    /// Where.
+    /// The namespace.
     pub namespace: String,
 }
 
 labels!(SourceLabels { source });
 
-/// A family of one: absent until it is known.
+/// Labels of a family with one sample, which is absent until the value is known.
 type Known = Vec<(&'static str, &'static str)>;
 
-/// Metrics of the identity checks; only the leader has them.
+/// Metrics of the identity checks. Only the leader sets them.
 #[derive(Debug, Clone)]
 pub struct IdentityMetrics {
     findings: Family<FindingLabels, Gauge>,
@@ -59,7 +59,7 @@ impl Default for IdentityMetrics {
 }
 
 impl IdentityMetrics {
-    /// Registered, and without anything that only a leader knows.
+    /// Registers the metrics, without the samples that only a leader has.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
         r.register(
@@ -87,7 +87,7 @@ impl IdentityMetrics {
         metrics
     }
 
-    /// How many findings there are now. What there are none of any more is gone.
+    /// Sets the number of findings, and removes the samples of findings that are gone.
     pub fn found(&self, counts: BTreeMap<FindingLabels, i64>) {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         for gone in counted.keys().filter(|labels| !counts.contains_key(labels)) {
@@ -99,7 +99,7 @@ impl IdentityMetrics {
         *counted = counts;
     }
 
-    /// A pass is done.
+    /// Records a finished pass.
     pub fn passed(&self, took: Duration, is_full: bool) {
         self.pass.observe(took.as_secs_f64());
         if is_full {
@@ -107,13 +107,13 @@ impl IdentityMetrics {
         }
     }
 
-    /// Whether a source could be read; its name is of a closed set.
+    /// Sets whether a source could be read. Its name comes from a closed set.
     pub fn source(&self, source: &'static str, is_up: bool) {
         self.sources.get_or_create(&SourceLabels { source }).set(is_up.into());
     }
 
-    /// Nothing is known any more.
-    pub fn forget(&self) {
+    /// Removes all samples.
+    pub fn reset(&self) {
         self.found(BTreeMap::new());
         self.last_full_pass.clear();
         self.sources.clear();
@@ -143,7 +143,7 @@ mod tests {
             assert!(text.contains(line), "{line}\n{text}");
         }
         assert!(!text.contains("F2"), "{text}");
-        metrics.forget();
+        metrics.reset();
         let text = crate::telemetry::encode(&registry);
         assert!(
             !text.contains("F3") && !text.contains("pass_timestamp_seconds{") && !text.contains("issuer\""),

@@ -1,4 +1,4 @@
-//! What is counted of the connections to the webhook's port.
+//! Metrics of the connections to the webhook's port.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -11,23 +11,23 @@ labels!(ReasonLabels { reason });
 
 /// Metrics of the connections.
 #[derive(Debug, Clone, Default)]
-pub struct Connections {
+pub struct ConnectionMetrics {
     open: Gauge,
     errors: Family<ReasonLabels, Counter>,
 }
 
-/// Why a connection came to nothing.
+/// Why a connection failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionError {
-    /// It could not be accepted, for a reason of our own, such as no descriptors left.
+    /// It could not be accepted for a local reason, such as too many open files.
     Accept,
     /// The TLS handshake failed.
     Handshake,
-    /// The TLS handshake took too long.
+    /// The TLS handshake timed out.
     HandshakeTimeout,
     /// No request came after the handshake.
     NoRequest,
-    /// What came was no HTTP.
+    /// The client did not send valid HTTP.
     Protocol,
 }
 
@@ -45,11 +45,11 @@ impl ConnectionError {
     }
 }
 
-impl Connections {
-    /// Registered, and all at zero.
+impl ConnectionMetrics {
+    /// Registers the metrics, all at zero.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
-        // There from the start, or an alert would not see the first.
+        // Alerts need every sample from the start: they would miss the first increase otherwise.
         for why in ConnectionError::ALL {
             let _ = metrics.errors.get_or_create(&ReasonLabels { reason: why.as_str() });
         }
@@ -58,29 +58,29 @@ impl Connections {
         metrics
     }
 
-    /// A connection is open for as long as the value lives.
-    pub fn opened(&self) -> Open {
-        Open::one_more(&self.open)
+    /// Counts a connection as open until the guard is dropped.
+    pub fn opened(&self) -> GaugeGuard {
+        GaugeGuard::increment(&self.open)
     }
 
-    /// A connection came to nothing.
+    /// Counts a failed connection.
     pub fn failed(&self, why: ConnectionError) {
         self.errors.get_or_create(&ReasonLabels { reason: why.as_str() }).inc();
     }
 }
 
-/// One of those that a gauge counts, for as long as this value lives.
+/// Adds one to a gauge until it is dropped.
 #[derive(Debug)]
-pub struct Open(Gauge);
+pub struct GaugeGuard(Gauge);
 
-impl Open {
-    pub(super) fn one_more(gauge: &Gauge) -> Self {
+impl GaugeGuard {
+    pub(super) fn increment(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
 }
 
-impl Drop for Open {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -1,10 +1,10 @@
-//! Panics: each is one line in the log, and is counted.
+//! Panics: each is counted, and logged with one line.
 
 use std::panic::{self, PanicHookInfo};
 
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 
-/// From now on every panic is counted and logged, wherever in the program it happens.
+/// Counts and logs every panic of the process from now on.
 pub fn count_panics(r: &mut Registry) {
     let panics = Counter::default();
     r.register("panics", "Panics, each of which is a bug", panics.clone());
@@ -28,7 +28,7 @@ mod tests {
         let mut registry = crate::telemetry::registry();
         let others = panic::take_hook();
         count_panics(&mut registry);
-        // The other tests of this process want to be heard too.
+        // Other tests in this process also need their panic hook.
         let ours = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
             ours(panic);

@@ -1,4 +1,4 @@
-//! What is counted of the controller.
+//! Metrics of the controller.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -13,7 +13,8 @@ labels!(ReconcilerLabels { reconciler });
 labels!(StateLabels { state });
 labels!(ResultLabels { result });
 
-/// A family of one: absent until it is known, for an alert must not take a 0 for an expiry.
+/// Labels of a family with one sample. The sample is absent until the value is known: an alert must not see an expiry
+/// of 0.
 type Known = Vec<(&'static str, &'static str)>;
 
 /// Metrics of the controller.
@@ -25,16 +26,16 @@ pub struct ControllerMetrics {
     ca_expiry: Family<Known, Gauge>,
     ca_certificates: Family<StateLabels, Gauge>,
     ca_bundle_writes: Family<ResultLabels, Counter>,
-    /// Those of the identity checks.
+    /// Metrics of the identity checks.
     pub identity: IdentityMetrics,
-    /// Those of the overflow to virtual nodes.
+    /// Metrics of the overflow to virtual nodes.
     pub overflow: OverflowMetrics,
-    /// Those of what is known of the cluster.
+    /// Metrics of the caches of cluster objects.
     pub caches: Caches,
 }
 
 impl ControllerMetrics {
-    /// Registered, and all at zero.
+    /// Registers the metrics, all at zero.
     pub fn new(r: &mut Registry) -> Self {
         let (identity, overflow, caches) = (IdentityMetrics::new(r), OverflowMetrics::new(r), Caches::new(r));
         let metrics = Self { identity, overflow, caches, ..Self::default() };
@@ -65,19 +66,19 @@ impl ControllerMetrics {
         metrics
     }
 
-    /// This replica acts, or no longer. What only a leader knows is forgotten then.
+    /// Sets whether this replica is the leader. A replica that stops leading resets what only a leader knows.
     pub fn leads(&self, leads: bool) {
         self.leader.set(leads.into());
         if !leads {
             self.ca_expiry.clear();
             self.ca_certificates.clear();
-            self.identity.forget();
-            self.overflow.forget();
-            self.caches.forget();
+            self.identity.reset();
+            self.overflow.reset();
+            self.caches.reset();
         }
     }
 
-    /// A reconciler has ended a round; both words are of closed sets.
+    /// Counts a finished round of a reconciler. Both labels come from closed sets.
     pub fn reconciled(&self, reconciler: &'static str, result: &'static str) {
         self.reconciles.get_or_create(&ReconcileLabels { reconciler, result }).inc();
         if result == "success" {
@@ -85,7 +86,7 @@ impl ControllerMetrics {
         }
     }
 
-    /// The certificate authority as it is stored.
+    /// Sets the expiry and the number of the stored CA certificates.
     pub fn authority(&self, not_after: OffsetDateTime, next: usize, old: usize) {
         self.ca_expiry.get_or_create(&Known::new()).set(not_after.unix_timestamp());
         for (state, count) in [("current", 1), ("next", next), ("old", old)] {
@@ -94,7 +95,7 @@ impl ControllerMetrics {
         }
     }
 
-    /// The `caBundle` was written, or could not be.
+    /// Counts a write of the `caBundle`.
     pub fn bundle_written(&self, result: &'static str) {
         self.ca_bundle_writes.get_or_create(&ResultLabels { result }).inc();
     }

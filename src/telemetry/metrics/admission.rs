@@ -1,4 +1,4 @@
-//! What is counted of the admission requests.
+//! Metrics of admission requests.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{Open, labels};
+use super::{GaugeGuard, labels};
 
 labels!(RequestLabels { resource, decision });
 labels!(ReasonLabels { reason });
 labels!(ResultLabels { result });
 
-/// What a request was about.
+/// Subject of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resource {
     /// The creation of a pod.
@@ -33,7 +33,7 @@ impl Resource {
 
 /// Metrics of the admission requests.
 #[derive(Debug, Clone)]
-pub struct Admission {
+pub struct AdmissionMetrics {
     requests: Family<RequestLabels, Counter>,
     stay_reasons: Family<ReasonLabels, Counter>,
     notes: Family<ReasonLabels, Counter>,
@@ -47,11 +47,12 @@ pub struct Admission {
     namespace_misses: Counter,
 }
 
-impl Default for Admission {
+impl Default for AdmissionMetrics {
     fn default() -> Self {
-        // From a tenth of a millisecond, what a decision takes, to the time the API server waits.
+        // From a tenth of a millisecond, the time of a decision, to the API server's timeout.
         const SECONDS: [f64; 10] = [0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 2.0];
-        // The five parts together come to some 1,300 bytes; who is restored to a long list of tolerations gets more.
+        // The five parts of a patch have some 1,300 bytes together. A restored pod with many tolerations gets
+        // more.
         const BYTES: [f64; 6] = [128.0, 256.0, 512.0, 1024.0, 2048.0, 8192.0];
         Self {
             requests: Family::default(),
@@ -69,7 +70,7 @@ impl Default for Admission {
     }
 }
 
-/// The words that [`Admission::unusable`] is called with, and those of lookups.
+/// The reasons of [`AdmissionMetrics::unusable`], and the results of lookups.
 const UNUSABLE: [&str; 11] = [
     "broken_body",
     "content_type",
@@ -85,8 +86,9 @@ const UNUSABLE: [&str; 11] = [
 ];
 const LOOKUPS: [&str; 4] = ["error", "found", "not_found", "timeout"];
 
-impl Admission {
-    /// Registered, and all at zero: what alerts rest on is there from the start, or they would not see the first time.
+impl AdmissionMetrics {
+    /// Registers the metrics. Alerts need every sample from the start: they would miss the first increase
+    /// otherwise.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
         for reason in UNUSABLE {
@@ -139,59 +141,59 @@ impl Admission {
         metrics
     }
 
-    /// A pod was decided on, or left unchanged undecided; `decision` is a word of a closed set.
+    /// Counts a decision, or an object that was left unchanged without one. `decision` comes from a closed set.
     pub fn decided(&self, resource: Resource, decision: &'static str) {
         self.requests.get_or_create(&RequestLabels { resource: resource.as_str(), decision }).inc();
     }
 
-    /// A pod was kept on VMs for this reason.
+    /// Counts a reason that kept a pod on VMs.
     pub fn stays(&self, reason: &'static str) {
         self.stay_reasons.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// A pod's owner should know this.
+    /// Counts a note for the pod's owner.
     pub fn notes(&self, reason: &'static str) {
         self.notes.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Overrides had no effect.
+    /// Counts overrides without effect.
     pub fn overrides_ignored(&self, count: usize) {
         self.ignored_overrides.inc_by(count.try_into().unwrap_or(u64::MAX));
     }
 
-    /// A request could not be used.
+    /// Counts an unusable request.
     pub fn unusable(&self, reason: &'static str) {
         self.unusable.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// A request is in flight for as long as the value lives.
-    pub fn in_flight(&self) -> Open {
-        Open::one_more(&self.in_flight)
+    /// Counts a request as in flight until the guard is dropped.
+    pub fn in_flight(&self) -> GaugeGuard {
+        GaugeGuard::increment(&self.in_flight)
     }
 
-    /// A pod was given this patch, or none.
+    /// Observes the size of a patch.
     pub fn patched(&self, patch: Option<&[u8]>) {
         if let Some(bytes) = patch.and_then(|patch| u32::try_from(patch.len()).ok()) {
             self.patch.observe(bytes.into());
         }
     }
 
-    /// A request was answered.
+    /// Observes the duration of a request.
     pub fn answered(&self, after: Duration) {
         self.duration.observe(after.as_secs_f64());
     }
 
-    /// A service account was read from the API server.
+    /// Counts a read of a service account from the API server.
     pub fn service_account_looked_up(&self, result: &'static str) {
         self.service_account_lookups.get_or_create(&ResultLabels { result }).inc();
     }
 
-    /// A pod that is being bound to a virtual node was read from the API server.
+    /// Counts a read of a pod whose Binding is to a virtual node.
     pub fn pod_looked_up(&self, result: &'static str) {
         self.pod_lookups.get_or_create(&ResultLabels { result }).inc();
     }
 
-    /// A namespace was not in the cache in time.
+    /// Counts a namespace that was not in the cache in time.
     pub fn namespace_missed(&self) {
         self.namespace_misses.inc();
     }
@@ -204,7 +206,7 @@ mod tests {
     #[test]
     fn metrics_carry_the_prefix_and_their_unit() {
         let mut registry = crate::telemetry::registry();
-        let metrics = Admission::new(&mut registry);
+        let metrics = AdmissionMetrics::new(&mut registry);
         metrics.decided(Resource::Pods, "prefer");
         metrics.answered(Duration::from_micros(80));
         metrics.patched(Some(&[0; 300]));

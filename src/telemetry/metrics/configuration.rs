@@ -1,4 +1,4 @@
-//! What is counted of the configuration file.
+//! Metrics of the configuration file.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -19,7 +19,7 @@ pub struct ConfigurationMetrics {
 }
 
 impl ConfigurationMetrics {
-    /// Registered, and all at zero.
+    /// Registers the metrics, all at zero.
     pub fn new(r: &mut Registry) -> Self {
         let (generation, last_success, last_reload_failed) = (Gauge::default(), Gauge::default(), Gauge::default());
         let reloads = Family::default();
@@ -46,20 +46,20 @@ impl ConfigurationMetrics {
         Self { generation, last_success, reloads, last_reload_failed }
     }
 
-    /// Another configuration is in force. Returns how many there have been.
+    /// Counts another current configuration. Returns the count.
     pub fn replaced(&self) -> i64 {
         self.last_success.set(now());
         self.generation.inc() + 1
     }
 
-    /// The file changed, and is good.
+    /// The file changed and is valid.
     pub fn succeeded(&self) {
         self.last_success.set(now());
         self.last_reload_failed.set(0);
         self.reloads.get_or_create(&ResultLabels { result: "success" }).inc();
     }
 
-    /// The file changed, and cannot be used.
+    /// The file changed and is invalid.
     pub fn failed(&self) {
         self.last_reload_failed.set(1);
         self.reloads.get_or_create(&ResultLabels { result: "failure" }).inc();
