@@ -42,7 +42,7 @@ use crate::{
     cluster::{Cluster, Snapshot, opted_in_since},
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
-    pod::{Pod, from_json},
+    pod::Pod,
 };
 
 const RECONCILER: &str = "missed";
@@ -244,7 +244,7 @@ impl Decide<'_> {
         let name = &(owned.namespace.clone(), owned.name.clone());
         let Some(pod) = self.read(name).await? else { return Ok(Outcome::Right) };
         let text = pod.to_string();
-        let Ok(view) = from_json::<Pod<'_>>(&text) else { return Ok(Outcome::Right) };
+        let Ok(view) = serde_json::from_str::<Pod<'_>>(&text) else { return Ok(Outcome::Right) };
         let has_node = pod.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|node| !node.is_empty());
         if has_node || view.annotation(DECISION).is_some() {
             return Ok(Outcome::Right);
@@ -292,7 +292,7 @@ impl Decide<'_> {
             // Whatever comes of it, there is no use in reading it again and again.
             judged.insert(owned.uid.clone(), unknown(owned));
             let text = pod.to_string();
-            let Ok(view) = from_json::<Pod<'_>>(&text) else { continue };
+            let Ok(view) = serde_json::from_str::<Pod<'_>>(&text) else { continue };
             let Some(decision) = self.decide(&owned.namespace, &view) else { continue };
             let (name, verdict) = (&owned.name, &decision.verdict);
             tracing::warn!(namespace = owned.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");

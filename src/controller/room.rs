@@ -165,7 +165,7 @@ mod tests {
             (json!({}), required("hdd"), false),
         ] {
             let (node, text) = (node("vm", &changes), pod(&spec));
-            assert_eq!(accepts(&node, &crate::pod::from_json(&text).unwrap()), expected, "{changes} {spec}");
+            assert_eq!(accepts(&node, &serde_json::from_str(&text).unwrap()), expected, "{changes} {spec}");
         }
     }
 
@@ -173,7 +173,7 @@ mod tests {
     fn put(nodes: &[Node], assigned: &Kept<Assigned>, spec: &Value) -> Vec<String> {
         let text = pod(spec);
         let mut room = Room::of(nodes.iter(), assigned);
-        let pod: Pod<'_> = crate::pod::from_json(&text).unwrap();
+        let pod: Pod<'_> = serde_json::from_str(&text).unwrap();
         std::iter::from_fn(|| room.put(&pod)).take(20).map(|node| node.name.clone()).collect()
     }
 

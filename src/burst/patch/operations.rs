@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-use crate::pod::{StringMap, push_display, push_string};
+use crate::pod::StringMap;
 
 /// Operations written one after the other.
 pub(crate) struct Patch(Vec<u8>);
@@ -31,10 +31,7 @@ impl Patch {
             }
             Some(existing) => {
                 for (key, value) in entries.filter(|(key, value)| existing.get(key) != Some(value)) {
-                    self.begin("add", format_args!("{path}/{}", Escaped(key)));
-                    self.0.extend(br#","value":"#);
-                    push_string(&mut self.0, value);
-                    self.0.push(b'}');
+                    self.add(format_args!("{path}/{}", Escaped(key)), value);
                 }
             }
         }
@@ -64,7 +61,8 @@ impl Patch {
         self.0.extend(br#"{"op":""#);
         self.0.extend(op.as_bytes());
         self.0.extend(br#"","path":"#);
-        push_display(&mut self.0, path);
+        // Writing to memory cannot fail.
+        let _ = serde_json::to_writer(&mut self.0, &path);
     }
 
     pub(crate) fn finish(mut self) -> Option<Vec<u8>> {
