@@ -167,7 +167,7 @@ mod tests {
             (json!({}), required("hdd"), false),
         ] {
             let (node, text) = (node("vm", &changes), pod(&spec));
-            assert_eq!(accepts(&node, &crate::pod::from_json(&text).unwrap()), expected, "{changes} {spec}");
+            assert_eq!(accepts(&node, &serde_json::from_str(&text).unwrap()), expected, "{changes} {spec}");
         }
     }
 
@@ -175,7 +175,7 @@ mod tests {
     fn place(nodes: &[Node], assigned: &Kept<Assigned>, spec: &Value) -> Vec<String> {
         let text = pod(spec);
         let mut capacity = FreeCapacity::new(nodes.iter(), assigned);
-        let pod: Pod<'_> = crate::pod::from_json(&text).unwrap();
+        let pod: Pod<'_> = serde_json::from_str(&text).unwrap();
         std::iter::from_fn(|| capacity.place(&pod)).take(20).map(|node| node.name.clone()).collect()
     }
 

@@ -19,7 +19,7 @@ use crate::{
         pods::{MAX_CONCURRENT_REQUESTS, PodError, patch_pod},
         reconcile::Outcome,
     },
-    pod::{Pod, from_json},
+    pod::Pod,
 };
 
 const REPAIRED: EventKind = EventKind::action("MissedPodHealed");
@@ -59,7 +59,7 @@ impl Decider<'_> {
         let name = &(owned.namespace.clone(), owned.name.clone());
         let Some(pod) = self.read(name).await? else { return Ok(Outcome::UpToDate) };
         let text = pod.to_string();
-        let Ok(view) = from_json::<Pod<'_>>(&text) else { return Ok(Outcome::UpToDate) };
+        let Ok(view) = serde_json::from_str::<Pod<'_>>(&text) else { return Ok(Outcome::UpToDate) };
         let has_node = pod.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|node| !node.is_empty());
         if has_node || view.annotation(DECISION).is_some() {
             return Ok(Outcome::UpToDate);
@@ -116,7 +116,7 @@ impl Decider<'_> {
         }
         let unknown = Assessment::unknown(owned);
         let text = pod.to_string();
-        let Ok(view) = from_json::<Pod<'_>>(&text) else { return unknown };
+        let Ok(view) = serde_json::from_str::<Pod<'_>>(&text) else { return unknown };
         let Some(decision) = self.decide(&owned.namespace, &view) else { return unknown };
         let (name, verdict) = (&owned.name, &decision.verdict);
         tracing::warn!(namespace = owned.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");
