@@ -27,20 +27,19 @@ fn deploy(namespace: &Namespace, replicas: u32) {
 
 /// The names of the pods on the virtual node.
 fn there(namespace: &Namespace) -> Vec<String> {
-    let list: Value = serde_json::from_str(&namespace.kubectl(&["get", "pods", "-o", "json"], "")).unwrap();
-    let on_virtual = list["items"].as_array().unwrap().iter().filter(|pod| pod["spec"]["nodeName"] == "virtualnode-0");
+    let pods = namespace.pods();
+    let on_virtual = pods.iter().filter(|pod| pod["spec"]["nodeName"] == "virtualnode-0");
     on_virtual.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
 }
 
 fn is_closed(installed: &Installed) -> bool {
-    let taints = installed.plane().kubectl(&["get", "node", "virtualnode-0", "-o", "jsonpath={.spec.taints[*].key}"]);
-    taints.contains("spillway.dev/full")
+    let node = installed.plane().get("/api/v1/nodes/virtualnode-0");
+    node["spec"]["taints"].to_string().contains("spillway.dev/full")
 }
 
 fn reasons(installed: &Installed) -> Vec<String> {
-    let list = installed.plane().kubectl(&["get", "events.events.k8s.io", "-n", "default", "-o", "json"]);
-    let list: Value = serde_json::from_str(&list).unwrap();
-    list["items"].as_array().unwrap().iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
+    let events = installed.plane().events("default");
+    events.iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
 }
 
 fn told(installed: &Installed, reason: &str) {
@@ -61,10 +60,8 @@ fn at_max_pods_virtual_nodes_are_closed_and_open_again_when_there_is_room() {
 
     namespace.kubectl(&["scale", "deployment", "web", "--replicas=6"], "");
     eventually("two pods to wait", || {
-        let waiting = namespace.kubectl(&["get", "pods", "-o", "json"], "");
-        let waiting: Value = serde_json::from_str(&waiting).unwrap();
         let is_waiting = |pod: &&Value| pod["status"]["conditions"].to_string().contains("Unschedulable");
-        (waiting["items"].as_array().unwrap().iter().filter(is_waiting).count() == 2).then_some(())
+        (namespace.pods().iter().filter(is_waiting).count() == 2).then_some(())
     });
     assert_eq!(there(&namespace).len(), 4);
 

@@ -34,7 +34,7 @@ impl Account {
         });
         plane.kubectl_with(&["apply", "-f", "-"], &binding.to_string());
         // Policies take effect some time after they were created. The webhook may write nothing.
-        let mut account = Self { plane, client: plane.client_as(Some(WEBHOOK)).await };
+        let mut account = Self { plane, client: plane.client_as(WEBHOOK).await };
         let forbidden = [
             ("/api/v1/namespaces/default/pods", pod("probe", &json!({}))),
             ("/api/v1/nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "probe"}})),
@@ -55,7 +55,7 @@ impl Account {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
-        account.client = plane.client_as(Some(user)).await;
+        account.client = plane.client_as(user).await;
         account
     }
 
@@ -226,7 +226,7 @@ async fn of_pods_the_controller_may_write_nothing_else() {
     let resize = json!([{"op": "replace", "path": "/spec/containers/0/resources/requests/cpu", "value": "2"}]);
     controller.must_not("PATCH", &format!("{pod_path}/resize"), resize, other).await;
     controller.must_not("POST", &format!("{pod_path}/exec?command=sh"), Value::Null, other).await;
-    let now: Value = serde_json::from_str(&namespace.kubectl(&["get", "pod", "rich", "-o", "json"], "")).unwrap();
+    let now = namespace.pod("rich");
     assert_eq!(now["metadata"]["resourceVersion"], rich["metadata"]["resourceVersion"], "nothing was written");
 }
 

@@ -40,9 +40,8 @@ impl Watched {
 
     /// As if no leader had been there before.
     pub(crate) fn forget(&self) {
-        let delete = ["-n", "spillway-system", "delete", "--ignore-not-found"];
-        let objects = ["configmap/spillway-identity-report", "lease/spillway-controller"];
-        self.0.plane().kubectl(&[&delete[..], &objects].concat());
+        self.0.plane().delete("/api/v1/namespaces/spillway-system/configmaps/spillway-identity-report");
+        self.0.clear_lease();
     }
 }
 
@@ -105,9 +104,7 @@ fn apply(namespace: &Namespace, object: &Value) {
 
 /// What the report says, if there is one.
 fn report(plane: &ControlPlane) -> Option<Value> {
-    let get =
-        ["-n", "spillway-system", "get", "configmap", "spillway-identity-report", "--ignore-not-found", "-o", "json"];
-    let map: Value = serde_json::from_str(&plane.kubectl(&get)).ok()?;
+    let map = plane.find("/api/v1/namespaces/spillway-system/configmaps/spillway-identity-report")?;
     serde_json::from_str(map["data"]["report.json"].as_str()?).ok()
 }
 
@@ -131,21 +128,17 @@ fn is_remembered(plane: &ControlPlane, id: &str, name: &str) -> bool {
 
 /// The notes of the events about an object of a namespace with this reason, and whether each has the object's uid.
 fn notes(plane: &ControlPlane, namespace: &str, name: &str, reason: &str) -> Vec<(String, bool)> {
-    let field = format!("regarding.name={name},reason={reason}");
-    let events =
-        plane.kubectl(&["-n", namespace, "get", "events.v1.events.k8s.io", "--field-selector", &field, "-o", "json"]);
-    let events: Value = serde_json::from_str(&events).unwrap();
-    let items = events["items"].as_array().unwrap().iter();
+    let mut events = plane.events(namespace);
+    events.retain(|event| event["regarding"]["name"] == name && event["reason"] == reason);
+    let items = events.iter();
     items.map(|event| (event["note"].as_str().unwrap().to_owned(), event["regarding"]["uid"].is_string())).collect()
 }
 
 /// The reasons of the events about an object of a namespace, each as often as it was written.
 fn events(plane: &ControlPlane, namespace: &str, name: &str) -> Vec<String> {
-    let field = format!("regarding.name={name}");
-    let events =
-        plane.kubectl(&["-n", namespace, "get", "events.v1.events.k8s.io", "--field-selector", &field, "-o", "json"]);
-    let events: Value = serde_json::from_str(&events).unwrap();
-    let of_identity = events["items"].as_array().unwrap().iter().filter_map(|event| {
+    let events = plane.events(namespace);
+    let of_object = events.iter().filter(|event| event["regarding"]["name"] == name);
+    let of_identity = of_object.filter_map(|event| {
         let count = event["series"]["count"].as_u64().unwrap_or(1);
         let reason = event["reason"].as_str()?;
         reason.starts_with("Identity").then(|| vec![reason.to_owned(); usize::try_from(count).unwrap()])
@@ -362,12 +355,7 @@ fn a_thousand_service_accounts_cost_few_events_and_few_passes() {
 
 /// How many events there are about service accounts of a namespace, each as often as it was written.
 fn all_events(plane: &ControlPlane, namespace: &str) -> u64 {
-    let events = plane.kubectl(&["-n", namespace, "get", "events.v1.events.k8s.io", "-o", "json"]);
-    let events: Value = serde_json::from_str(&events).unwrap();
-    let of_identity = events["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|event| event["reason"].as_str().unwrap().starts_with("Identity"));
+    let events = plane.events(namespace);
+    let of_identity = events.iter().filter(|event| event["reason"].as_str().unwrap().starts_with("Identity"));
     of_identity.map(|event| event["series"]["count"].as_u64().unwrap_or(1)).sum()
 }

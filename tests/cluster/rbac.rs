@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, thread, time::Duration};
 
+use axum::http::Method;
 use serde_json::{Value, json};
 
 use crate::{
@@ -191,19 +192,29 @@ fn kubeconfig_with(plane: &ControlPlane, name: &str, rights: &[&Right]) -> PathB
     // Whoever may ask for this has all the others, too: the authorizer hears of a role after it was made.
     rules.push(json!({"nonResourceURLs": ["/known"], "verbs": ["get"]}));
     let group = "rbac.authorization.k8s.io";
-    let items = json!([
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": "default"}},
-        {"apiVersion": format!("{group}/v1"), "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules},
-        {"apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": name},
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}});
+    plane.create_in(Some("default"), &account);
+    let role_and_binding = [
+        json!({"apiVersion": format!("{group}/v1"), "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules}),
+        json!({"apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": name},
             "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": name},
-            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}]},
-    ]);
-    plane.kubectl_with(&["apply", "-f", "-"], &json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
-    let account = format!("--as=system:serviceaccount:default:{name}");
-    eventually("the rights to be known", || {
-        plane.try_kubectl(&["auth", "can-i", "get", "/known", &account], "").status.success().then_some(())
-    });
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}]}),
+    ];
+    for object in &role_and_binding {
+        plane.create(object);
+    }
+    let user = format!("system:serviceaccount:default:{name}");
+    eventually("the rights to be known", || may(plane, &user, "/known").then_some(()));
     plane.kubeconfig_for("default", name)
+}
+
+/// Returns whether the authorizer lets a user get a path that is no resource.
+fn may(plane: &ControlPlane, user: &str, path: &str) -> bool {
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+        "spec": {"user": user, "nonResourceAttributes": {"path": path, "verb": "get"}},
+    });
+    plane.create(&review)["status"]["allowed"] == true
 }
 
 fn is_ready(webhook: &Webhook) -> bool {
@@ -300,8 +311,8 @@ fn complaints(log: &[Value]) -> BTreeSet<String> {
 
 /// Breaks the authority, so that it is replaced and told of: each time another event of the same kind.
 fn break_authority(plane: &ControlPlane) {
-    let garbage = r#"{"data":{"tls.key":"Z2FyYmFnZQ=="}}"#;
-    plane.try_kubectl(&["-n", "spillway-system", "patch", "secret", "spillway-ca", "-p", garbage], "");
+    let garbage = json!({"data": {"tls.key": "Z2FyYmFnZQ=="}});
+    let _ = plane.send(Method::PATCH, "/api/v1/namespaces/spillway-system/secrets/spillway-ca", &garbage);
 }
 
 #[test]
@@ -377,15 +388,11 @@ fn without_any_one_of_its_rights_the_controller_cannot_check_identity_in_full() 
         let expected = BTreeSet::from([format!("{} {}", right.verb, right.resource)]);
         eventually(&format!("{expected:?} to be missed"), || {
             // Another finding makes another report.
-            let key = format!("azure.workload.identity/client-id={}", std::process::id());
-            plane.try_kubectl(
-                &["-n", &namespace.name, "annotate", "--overwrite", "serviceaccount", "default", &key],
-                "",
-            );
-            plane.try_kubectl(
-                &["-n", &namespace.name, "annotate", "serviceaccount", "default", "azure.workload.identity/client-id-"],
-                "",
-            );
+            for client_id in [json!("1"), Value::Null] {
+                let path = format!("/api/v1/namespaces/{}/serviceaccounts/default", namespace.name);
+                let annotations = json!({"azure.workload.identity/client-id": client_id});
+                let _ = plane.send(Method::PATCH, &path, &json!({"metadata": {"annotations": annotations}}));
+            }
             (complaints(&controller.log()) == expected).then_some(())
         });
     }
@@ -447,8 +454,8 @@ fn without_any_one_of_its_rights_the_controller_cannot_keep_overflow_in_order() 
     };
     let whole = controller("overflow-rights-all", &of_controller);
     eventually("everything to be done", || {
-        let node = late.kubectl(&["get", "pod", "overflow-rights-all", "-o", "jsonpath={.spec.nodeName}"], "");
-        let taints = plane.kubectl(&["get", "node", STRANGE, "-o", "jsonpath={.spec.taints}"]);
+        let node = late.pod("overflow-rights-all")["spec"]["nodeName"].clone();
+        let taints = plane.get(&format!("/api/v1/nodes/{STRANGE}"))["spec"]["taints"].to_string();
         let is_blocked = whole.metric(&format!("{TRIED}\"blocked\"}}")) > 0;
         (node == "virtualnode-0" && taints.contains("last-resort") && is_blocked).then_some(())
     });

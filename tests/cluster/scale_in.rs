@@ -44,8 +44,7 @@ fn deploy(namespace: &Namespace, test: &str, replicas: u32, annotations: &Value)
 /// The pods, once there are so many and all of them run.
 fn running(namespace: &Namespace, count: usize) -> Vec<Value> {
     eventually("the pods to run", || {
-        let list: Value = serde_json::from_str(&namespace.kubectl(&["get", "pods", "-o", "json"], "")).unwrap();
-        let pods = list["items"].as_array().unwrap().clone();
+        let pods = namespace.pods();
         let is_there = pods.len() == count && pods.iter().all(|pod| pod["status"]["phase"] == "Running");
         is_there.then_some(pods)
     })

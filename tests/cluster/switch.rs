@@ -46,15 +46,11 @@ fn install(plane: &ControlPlane, how: &[&str]) {
 }
 
 fn live(plane: &ControlPlane) -> Option<Value> {
-    let text = plane.kubectl(&["get", KIND, NAME, "-o", "json", "--ignore-not-found", "--show-managed-fields"]);
-    (!text.is_empty()).then(|| serde_json::from_str(&text).unwrap())
+    plane.find(&format!("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{NAME}"))
 }
 
 fn stored(plane: &ControlPlane) -> Option<Value> {
-    let args =
-        ["-n", "spillway-system", "get", "configmap", "spillway-switched-off", "-o", "json", "--ignore-not-found"];
-    let text = plane.kubectl(&args);
-    (!text.is_empty()).then(|| serde_json::from_str(&text).unwrap())
+    plane.find("/api/v1/namespaces/spillway-system/configmaps/spillway-switched-off")
 }
 
 /// What must survive, and who owns which field.

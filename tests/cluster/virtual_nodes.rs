@@ -1,5 +1,6 @@
 //! Virtual nodes that nobody runs, or that are not what the configuration takes them for.
 
+use axum::http::Method;
 use serde_json::{Value, json};
 
 use crate::{
@@ -19,7 +20,7 @@ pub(crate) fn virtual_node(plane: &ControlPlane, name: &str, taint: &str) {
     let room = json!({"cpu": "100", "memory": "1Ti", "pods": "200"});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels},
         "spec": {"taints": taints}, "status": {"allocatable": room, "capacity": room}});
-    plane.kubectl_with(&["apply", "-f", "-"], &node.to_string());
+    plane.create(&node);
 }
 
 fn infrastructure(plane: &ControlPlane, name: &str) {
@@ -27,18 +28,17 @@ fn infrastructure(plane: &ControlPlane, name: &str) {
         "spec": {"nodeName": "vm-1", "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false,
             "containers": [{"name": "c", "image": "registry.example/c"}]}});
     eventually("the service account of the namespace", || {
-        plane.try_kubectl(&["apply", "-f", "-"], &pod.to_string()).status.success().then_some(())
+        plane.send(Method::POST, "/api/v1/namespaces/default/pods", &pod).ok().map(drop)
     });
 }
 
 fn node(plane: &ControlPlane, name: &str) -> Value {
-    serde_json::from_str(&plane.kubectl(&["get", "node", name, "-o", "json"])).unwrap()
+    plane.get(&format!("/api/v1/nodes/{name}"))
 }
 
 fn told(plane: &ControlPlane, reason: &str) -> Vec<String> {
-    let list = plane.kubectl(&["get", "events.events.k8s.io", "-A", "-o", "json"]);
-    let list: Value = serde_json::from_str(&list).unwrap();
-    let events = list["items"].as_array().unwrap().iter().filter(|event| event["reason"] == reason);
+    let events = plane.list("/apis/events.k8s.io/v1/events");
+    let events = events.iter().filter(|event| event["reason"] == reason);
     events.map(|event| event["regarding"]["name"].as_str().unwrap().to_owned()).collect()
 }
 
