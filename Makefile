@@ -21,11 +21,13 @@ test-core: ## the tests of the decision alone; some seconds
 prove: ## stories on the real scheduler beside a control group, written to docs/proof: tables and charts; some 3 minutes
 	controlplane=$$(tests/controlplane/build.sh) && SPILLWAY_CONTROLPLANE="$$controlplane" cargo test --locked --test prove -- $(STORIES)
 
+# `--all-targets` leaves out those that `cargo test` leaves out.
 # Go's vet looks at the dependencies too: with the flags of build.sh they need no second compilation, but some 2 CPU-minutes once.
 check: ## formatting, lints, documentation, generated files
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --test cluster --test prove -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	@echo "docs/config.schema.json is what 'spillway config schema' prints"
 	@mkdir -p target && cargo run --locked --quiet -- config schema >target/config.schema.json

@@ -66,7 +66,7 @@ fn at_max_pods_virtual_nodes_are_closed_and_open_again_when_there_is_room() {
     assert_eq!(there(&namespace).len(), 4);
 
     let gone = there(&namespace).swap_remove(0);
-    namespace.kubectl(&["delete", "pod", &gone], "");
+    namespace.delete_pod(&gone);
     // All that wait may go at once: the taint is back only when they are seen there.
     eventually("another pod to go there", || (there(&namespace).len() >= 4).then_some(()));
     namespace.kubectl(&["scale", "deployment", "web", "--replicas=1"], "");
@@ -86,8 +86,8 @@ fn pods_that_the_provider_fails_to_run_close_virtual_nodes() {
         eventually("the pods to be on the virtual node", || Some(there(&namespace)).filter(|there| there.len() == 3));
     assert!(!is_closed(&installed));
     for pod in &pods {
-        let failed = r#"{"status": {"phase": "Pending", "reason": "ProviderFailed"}}"#;
-        namespace.kubectl(&["patch", "pod", pod, "--subresource=status", "--type=merge", "-p", failed], "");
+        let failed = json!({"status": {"phase": "Pending", "reason": "ProviderFailed"}});
+        namespace.patch(&format!("pods/{pod}/status"), &failed);
     }
     eventually("the virtual node to be closed", || {
         (is_closed(&installed) && controller.metric(CLOSED_BY_BREAKER) == 1).then_some(())

@@ -206,7 +206,7 @@ fn a_webhook_that_starts_first_waits_for_its_authority_and_then_for_the_bundle()
         let expected = (503, format!("not ready: certificate: waiting for {what}, which spillway-controller writes\n"));
         eventually(what, || (webhook.admin("/readyz") == expected).then_some(()));
     };
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    plane.apply(&webhook_configuration(plane, webhook.address));
     waits_for("Secret spillway-ca");
     installed.store(&Stored::replace(&[], OffsetDateTime::now_utc()).unwrap());
     waits_for("the caBundle of aci-spillway");
@@ -244,7 +244,7 @@ fn certificates_from_elsewhere_are_left_alone_until_the_configuration_says_other
         fs::write(&file, format!("{head}certificates: {{source: {source}}}\n")).unwrap();
     };
     configure("cert-manager");
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
+    plane.apply(&webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
     let controller = Controller::start(plane, "certificates-elsewhere", &["--config", file.to_str().unwrap()]);
     for reconciler in ["authority", "ca-bundle"] {
         let rounds = format!(r#"spillway_reconciles_total{{reconciler="{reconciler}",result="success"}}"#);
@@ -325,7 +325,7 @@ async fn an_authority_that_is_deleted_or_broken_is_replaced_and_no_call_fails_me
     let plane = installed.plane();
     let controller = Controller::start(plane, "certificates-deleted", &[]);
     let webhook = Webhook::start_self_managed(plane, "certificates-deleted-webhook", &[]).ready();
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    plane.apply(&webhook_configuration(plane, webhook.address));
     installed.bundles_are_right();
     let load = Load::start(plane, webhook.address).await;
     let secret = ["-n", "spillway-system"];
@@ -358,7 +358,7 @@ async fn an_authority_is_rotated_and_no_call_fails_meanwhile() {
     let webhook = Webhook::start_self_managed(plane, "certificates-rotated-webhook", &[]).ready();
     let bundle = format!("caBundle: {}", STANDARD.encode(old.bundle()));
     let configuration = webhook_configuration(plane, webhook.address).replace("caBundle: Cg==", &bundle);
-    plane.kubectl_with(&["apply", "-f", "-"], &configuration);
+    plane.apply(&configuration);
     let load = Load::start(plane, webhook.address).await;
     let before = signed(&webhook);
     let controller = Controller::start(plane, "certificates-rotated", &[]);

@@ -99,7 +99,7 @@ fn a_restart_of_the_api_server_does_not_end_the_controller() {
     eventually("the replica to act", || controller.leads().then_some(()));
     plane.restart_api_server();
     assert_eq!(controller.admin("/healthz").0, 200);
-    plane.kubectl(&["-n", "spillway-system", "delete", "secret", "spillway-ca", "--ignore-not-found"]);
+    plane.delete("/api/v1/namespaces/spillway-system/secrets/spillway-ca");
     eventually("the replica to go on", || {
         plane.find("/api/v1/namespaces/spillway-system/secrets/spillway-ca").map(drop)
     });

@@ -14,6 +14,7 @@ use crate::{
 
 const CLIENT_ID: &str = "00000000-1111-4222-8333-444444444444";
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 const AZURE_WI: &str = "azure-wi-webhook-mutating-webhook-configuration";
 
 /// A cluster with the kinds of Azure Service Operator, as far as they are read, and without a report. It is left without them.
@@ -24,7 +25,7 @@ impl Watched {
         let watched = Self(Installed::new());
         watched.clear();
         let plane = watched.0.plane();
-        plane.kubectl_with(&["apply", "-f", "-"], &azure_service_operator().to_string());
+        plane.create_or_replace(None, &azure_service_operator());
         let kinds =
             ["userassignedidentities", "federatedidentitycredentials"].map(|kind| format!("crd/{kind}.{GROUP}"));
         plane.kubectl(&["wait", "--for=condition=Established", &kinds[0], &kinds[1]]);
@@ -33,8 +34,10 @@ impl Watched {
 
     fn clear(&self) {
         let plane = self.0.plane();
-        plane.kubectl(&["delete", "--ignore-not-found", "mutatingwebhookconfiguration", AZURE_WI, "zz-spillway"]);
-        plane.kubectl(&["-n", "kube-system", "delete", "--ignore-not-found", "endpointslice", "azure-wi"]);
+        for name in [AZURE_WI, "zz-spillway"] {
+            plane.delete(&format!("{CONFIGURATIONS}/{name}"));
+        }
+        plane.delete("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices/azure-wi");
         self.forget();
     }
 
@@ -99,7 +102,7 @@ fn service_account(name: &str) -> Value {
 }
 
 fn apply(namespace: &Namespace, object: &Value) {
-    namespace.kubectl(&["apply", "-f", "-"], &object.to_string());
+    namespace.apply(object);
 }
 
 /// What the report says, if there is one.
@@ -258,7 +261,7 @@ fn pods_from_before_the_annotation_are_named_until_they_are_restarted() {
     apply(&namespace, &service_account("web"));
     until(plane, "P1", "before", true);
     assert!(!has(plane, "P1", "after"), "{:?}", findings(plane));
-    namespace.kubectl(&["delete", "pod", "before", "--now"], "");
+    namespace.delete_pod("before");
     until(plane, "P1", "before", false);
     // Pods come and go: that it is mended is said when it has stayed so.
     assert!(is_remembered(plane, "P1", "web"), "{}", report(plane).unwrap());
@@ -290,22 +293,22 @@ fn a_webhook_that_comes_too_early_or_does_not_answer_is_told_of() {
     let namespace = plane.namespace(None);
     apply(&namespace, &service_account("web"));
     let _controller = leading(plane, "identity-webhooks");
-    plane.kubectl_with(&["apply", "-f", "-"], &azure_workload_identity().to_string());
+    plane.create_or_replace(None, &azure_workload_identity());
     until(plane, "W3", AZURE_WI, true);
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": {"name": "azure-wi", "namespace": "kube-system", "labels": {"kubernetes.io/service-name": "azure-wi-webhook-webhook-service"}},
         "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}], "ports": [{"name": "https", "port": 9443, "protocol": "TCP"}],
     });
-    plane.kubectl_with(&["apply", "-f", "-"], &slice.to_string());
+    plane.create_or_replace(Some("kube-system"), &slice);
     until(plane, "W3", AZURE_WI, false);
 
     let ours = webhook_configuration(plane, "127.0.0.1:9".parse().unwrap());
     let mut ours: Value = serde_saphyr::from_str(&ours).unwrap();
     ours["metadata"]["name"] = "zz-spillway".into();
-    plane.kubectl_with(&["apply", "-f", "-"], &ours.to_string());
+    plane.create_or_replace(None, &ours);
     until(plane, "W2", "zz-spillway", true);
-    plane.kubectl(&["delete", "mutatingwebhookconfiguration", "zz-spillway"]);
+    plane.delete(&format!("{CONFIGURATIONS}/zz-spillway"));
     until(plane, "W2", "zz-spillway", false);
     eventually("the events on what stands for the cluster", || {
         let said = events(plane, "spillway-system", "spillway-config");

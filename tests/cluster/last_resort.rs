@@ -77,7 +77,7 @@ impl VirtualNode {
 
 impl Drop for VirtualNode {
     fn drop(&mut self) {
-        self.plane.try_kubectl(&["delete", "node", self.name, "--ignore-not-found"], "");
+        self.plane.delete_node(self.name);
     }
 }
 
@@ -95,7 +95,7 @@ fn virtual_nodes_stay_the_last_resort_whatever_becomes_of_the_taint() {
     assert!(!vms.iter().any(|vm| vm["spec"]["taints"].to_string().contains(TAINT)), "VMs are left alone: {vms:#?}");
     plane.kubectl(&["taint", "node", node.name, &format!("{TAINT}:PreferNoSchedule-")]);
     node.becomes_last_resort();
-    plane.kubectl(&["delete", "node", node.name]);
+    plane.delete_node(node.name);
     node.create_again();
     node.becomes_last_resort();
     // The list of taints belongs to whoever wrote it last, and others write to a node that is not Ready.
@@ -208,7 +208,7 @@ fn a_webhook_that_strips_the_taint_is_named_and_not_fought() {
     let installed = Installed::new();
     let plane = installed.plane();
     let node = VirtualNode::create(plane, "last-resort-stripped");
-    plane.kubectl_with(&["apply", "-f", "-"], &stripping().to_string());
+    plane.create_or_replace(None, &stripping());
     eventually("the policy to be at work", || {
         plane.kubectl(&["taint", "--overwrite", "node", node.name, &format!("{TAINT}:PreferNoSchedule")]);
         (!node.is_last_resort()).then_some(())

@@ -92,9 +92,9 @@ fn pods_that_a_vm_takes_in_time_never_tolerate_virtual_nodes() {
     let room = json!({"cpu": "1000", "memory": "64Gi", "pods": "100"});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "late-vm"},
         "status": {"allocatable": room, "capacity": room}});
-    plane.kubectl_with(&["create", "-f", "-"], &node.to_string());
+    plane.create(&node);
     let there = all(&namespace, 3, "the pods to be on the VM", |pod| is_on(pod, "late-vm"));
-    plane.kubectl(&["delete", "node", "late-vm"]);
+    plane.delete_node("late-vm");
     assert!(there.iter().all(|pod| ours(pod) == 0), "{there:#?}");
 }
 
@@ -160,10 +160,10 @@ fn a_namespace_that_has_opted_out_meanwhile_keeps_its_pods_from_virtual_nodes() 
     // Nobody acts while the namespaces change.
     first.signal("TERM");
     eventually("the first replica to end", || (!first.is_alive()).then_some(()));
-    plane.kubectl(&["label", "namespace", &out.name, "spillway.dev/burst-"]);
-    plane.kubectl(&["annotate", "namespace", &off.name, "spillway.dev/mode=off"]);
+    out.set_metadata(&json!({"labels": {"spillway.dev/burst": null}}));
+    off.set_metadata(&json!({"annotations": {"spillway.dev/mode": "off"}}));
     for namespace in [&out, &off, &stays] {
-        plane.kubectl(&["annotate", "--overwrite", "namespace", &namespace.name, "spillway.dev/late-after=1s"]);
+        namespace.set_metadata(&json!({"annotations": {"spillway.dev/late-after": "1s"}}));
     }
     let _second = Controller::start(plane, "late-out-second", &[]);
     all(&stays, 1, "the third pod to overflow", |pod| is_on(pod, "virtualnode-0"));
@@ -220,7 +220,7 @@ fn a_namespace_at_its_cap_overflows_no_further_and_is_told() {
     eventually("four pods to be on the virtual node", || (there("virtualnode-0") == 4).then_some(()));
     // One goes, the next may come.
     let gone = namespace.pods().into_iter().find(|pod| is_on(pod, "virtualnode-0")).unwrap();
-    namespace.kubectl(&["delete", "pod", gone["metadata"]["name"].as_str().unwrap()], "");
+    namespace.delete_pod(gone["metadata"]["name"].as_str().unwrap());
     eventually("a fifth to be let", || {
         (controller.metric("spillway_actions_total{action=\"burst\",result=\"success\"}") == 5).then_some(())
     });

@@ -16,7 +16,7 @@ const GRACE: Duration = Duration::from_secs(3);
 /// A webhook that is called and does not answer: nobody listens on this port.
 fn without_answer(plane: &ControlPlane) {
     let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, nobody));
+    plane.apply(&webhook_configuration(plane, nobody));
 }
 
 fn deploy(namespace: &Namespace, name: &str, replicas: u32, cpu: &str, changes: &Value) {
@@ -65,7 +65,7 @@ fn pods_that_wait_are_decided_on_once_the_controller_sees_that_they_were_missed(
     // Created before the namespace opts in, so not missed.
     deploy(&late, "early", 1, "20", &json!({}));
     all(&late, "early", 1, "the pod to wait", |pod| !has_node(pod));
-    plane.kubectl(&["label", "namespace", &late.name, "spillway.dev/burst=enabled"]);
+    late.set_metadata(&json!({"labels": {"spillway.dev/burst": "enabled"}}));
     thread::sleep(GRACE);
     deploy(&shop, "web", 5, "20", &json!({}));
     deploy(&shop, "stays", 1, "20", &json!({"spec": {"hostNetwork": true}}));
@@ -155,7 +155,7 @@ fn where_it_is_asked_for_one_pod_of_an_owner_is_evicted_once_the_webhook_answers
     // A third makes the certificate, and is gone when the webhook answers: the second has nothing to wait for.
     let signer = Controller::start(plane, "missed-signer", &[]);
     let webhook = Webhook::start_self_managed(plane, "missed-evict-webhook", &[]).ready();
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    plane.apply(&webhook_configuration(plane, webhook.address));
     let trial = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "trial"},
         "spec": {"containers": [{"name": "c", "image": "registry.example/c"}]}});
     eventually("the webhook to answer", || decision(&shop.dry_run(&trial)).map(drop));

@@ -38,7 +38,7 @@ fn every_metric_of_ours_in_alerts_and_dashboard_exists() {
     install(plane);
     let controller = Controller::start(plane, "monitored-controller", &[]);
     let webhook = Webhook::start_self_managed(plane, "monitored-webhook", &[]);
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    plane.apply(&webhook_configuration(plane, webhook.address));
     // What is counted by a reason of docs/reasons.md is not there before the first pod of its kind.
     let namespace = plane.namespace(Some("enabled"));
     let decision = |changes: Value| namespace.dry_run(&pod("monitored", &changes))["metadata"]["annotations"].clone();
@@ -64,7 +64,7 @@ fn no_key_and_no_token_is_logged_even_at_trace() {
     let flags = ["--log-level", "trace"];
     let controller = Controller::start(plane, "traced-controller", &flags);
     let webhook = Webhook::start_self_managed(plane, "traced-webhook", &flags);
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    plane.apply(&webhook_configuration(plane, webhook.address));
     let webhook = webhook.ready();
     eventually("the controller to lead", || controller.leads().then_some(()));
     let mut secrets = Vec::new();

@@ -24,7 +24,7 @@ fn nodes() {
         "1000",
     ));
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
-    control_plane().kubectl_with(&["apply", "-f", "-"], &list.to_string());
+    control_plane().create_or_replace(None, &list);
     control_plane().nodes_are_ready("test=overflow");
 }
 

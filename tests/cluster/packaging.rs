@@ -2,7 +2,7 @@
 
 pub(crate) mod helm;
 
-use std::{collections::BTreeMap, sync::OnceLock};
+use std::{collections::BTreeMap, fs, sync::OnceLock};
 
 use serde_json::{Value, json};
 
@@ -15,17 +15,9 @@ pub(crate) fn manifests(path: &str) -> String {
     format!("{ROOT}{path}")
 }
 
-/// Installs manifests/base, unless a test before has left it.
-pub(crate) fn install_base(plane: &ControlPlane) {
-    let find = |object: &str| plane.find(&format!("/apis/admissionregistration.k8s.io/v1/{object}"));
-    let policies = find("validatingadmissionpolicybindings/spillway-webhook-configuration");
-    // Other tests register the webhook by a URL.
-    let configuration = find("mutatingwebhookconfigurations/aci-spillway");
-    let is_of_base = |found: &Value| found["webhooks"][0]["clientConfig"]["service"].is_object();
-    if policies.is_none() || !configuration.as_ref().is_some_and(is_of_base) {
-        plane.delete("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/aci-spillway");
-        plane.kubectl(&["apply", "-k", &manifests("base")]);
-    }
+/// Returns the manifest of the webhook configuration.
+pub(crate) fn shipped_configuration() -> String {
+    fs::read_to_string(manifests("base/mutatingwebhookconfiguration.yaml")).unwrap()
 }
 
 /// What makes Spillway's objects disappear, whoever installed them. The namespace stays: it takes long to go.

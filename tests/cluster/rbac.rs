@@ -140,8 +140,8 @@ fn decision(webhook: &Webhook, namespace: &Namespace) -> String {
     answer["response"]["auditAnnotations"]["decision"].as_str().unwrap_or_default().to_owned()
 }
 
-fn opt_in(namespace: &Namespace, plane: &ControlPlane) {
-    plane.kubectl(&["label", "--overwrite", "namespace", &namespace.name, "spillway.dev/burst=enabled"]);
+fn opt_in(namespace: &Namespace, _: &ControlPlane) {
+    namespace.set_metadata(&json!({"labels": {"spillway.dev/burst": "enabled"}}));
 }
 
 fn is_decided(webhook: &Webhook, namespace: &Namespace) -> bool {
@@ -150,7 +150,8 @@ fn is_decided(webhook: &Webhook, namespace: &Namespace) -> bool {
 
 fn give_identity(namespace: &Namespace, plane: &ControlPlane) {
     opt_in(namespace, plane);
-    namespace.kubectl(&["annotate", "serviceaccount", "default", "azure.workload.identity/client-id=0"], "");
+    let annotations = json!({"azure.workload.identity/client-id": "0"});
+    namespace.patch("serviceaccounts/default", &json!({"metadata": {"annotations": annotations}}));
 }
 
 fn is_labelled(webhook: &Webhook, namespace: &Namespace) -> bool {
@@ -162,7 +163,7 @@ fn is_labelled(webhook: &Webhook, namespace: &Namespace) -> bool {
 fn add_first_generation(namespace: &Namespace, plane: &ControlPlane) {
     opt_in(namespace, plane);
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "first-generation", "labels": {"type": "virtual-kubelet"}}});
-    plane.kubectl_with(&["apply", "-f", "-"], &node.to_string());
+    plane.create_or_replace(None, &node);
 }
 
 fn stays_for_its_address(webhook: &Webhook, namespace: &Namespace) -> bool {
@@ -295,7 +296,7 @@ fn without_any_one_of_its_rights_the_webhook_lacks_something() {
             Some(Certificates | Identity | Overflow) | None => {}
         }
     }
-    plane.kubectl(&["delete", "node", "first-generation"]);
+    plane.delete_node("first-generation");
 }
 
 /// What a log says is forbidden, in the words of the API server.
@@ -319,7 +320,7 @@ fn break_authority(plane: &ControlPlane) {
 fn without_any_one_of_its_rights_an_account_cannot_do_its_part_for_the_certificates() {
     let installed = Installed::new();
     let plane = installed.plane();
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
+    plane.apply(&webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
     let rights = rights(plane);
     let of = |account: &str| rights.iter().filter(|right| right.account == account).collect::<Vec<_>>();
     let (of_webhook, of_controller) = (of("spillway-webhook"), of("spillway-controller"));
@@ -368,7 +369,7 @@ fn without_any_one_of_its_rights_the_controller_cannot_check_identity_in_full() 
     let plane = watched.0.plane();
     let namespace = plane.namespace(None);
     // What makes it read everything: a webhook with a Service, and a pod with an identity binding.
-    plane.kubectl_with(&["apply", "-f", "-"], &azure_workload_identity().to_string());
+    plane.create_or_replace(None, &azure_workload_identity());
     namespace.identity("bound");
     let annotations = json!({"azure.workload.identity/use-identity-binding": "true"});
     namespace.create(&pod(
@@ -417,7 +418,7 @@ fn missed_and_held(plane: &ControlPlane, namespace: &Namespace) -> Webhook {
     namespace.kubectl(&["rollout", "status", "deployment/held", "--timeout=60s"], "");
     let signer = Controller::start(plane, "overflow-rights-signer", &[]);
     let webhook = Webhook::start_self_managed(plane, "overflow-rights-webhook", &[]).ready();
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    plane.apply(&webhook_configuration(plane, webhook.address));
     eventually("the webhook to answer", || {
         namespace.dry_run(&pod("trial", &json!({})))["metadata"]["annotations"]["spillway.dev/decision"]
             .as_str()
@@ -433,7 +434,7 @@ fn without_any_one_of_its_rights_the_controller_cannot_keep_overflow_in_order() 
     const STRANGE: &str = "overflow-rights";
     let installed = Installed::new();
     let plane = installed.plane();
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
+    plane.apply(&webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
     let (missed, late) = (plane.namespace(Some("enabled")), {
         plane.annotated_namespace(Some("autoscaled"), &json!({"spillway.dev/late-after": "0s"}))
     });
@@ -478,5 +479,5 @@ fn without_any_one_of_its_rights_the_controller_cannot_keep_overflow_in_order() 
             is_missed.then_some(())
         });
     }
-    plane.kubectl(&["delete", "node", STRANGE]);
+    plane.delete_node(STRANGE);
 }

@@ -34,7 +34,7 @@ fn open_virtual_node(plane: &ControlPlane) {
             "kubernetes.io/hostname": "virtual-open", "kubernetes.io/os": "linux", "type": "virtual-kubelet"}},
         "status": {"capacity": room, "allocatable": room},
     });
-    plane.kubectl_with(&["apply", "-f", "-"], &node.to_string());
+    plane.create_or_replace(None, &node);
     eventually("the virtual node to be ready", || {
         plane.get("/api/v1/nodes/virtual-open")["spec"]["taints"].is_null().then_some(())
     });
@@ -70,7 +70,7 @@ fn the_shipped_pods_run_under_restricted_pod_security_on_vms() {
         (budget["status"]["disruptionsAllowed"] == 1 && budget["status"]["expectedPods"] == 2).then_some(())
     });
     remove_everything(plane);
-    plane.kubectl(&["delete", "node", "virtual-open"]);
+    plane.delete_node("virtual-open");
 }
 
 #[test]
@@ -97,5 +97,5 @@ fn highly_available_means_a_node_for_each_replica_through_a_rollout_too() {
     let classes = plane.kubectl(&["-n", NAMESPACE, "get", "pods", "-o", "jsonpath={.items[*].spec.priorityClassName}"]);
     assert!(classes.split(' ').all(|class| class == "system-cluster-critical"), "{classes}");
     remove_everything(plane);
-    plane.kubectl(&["delete", "node", "virtual-open"]);
+    plane.delete_node("virtual-open");
 }

@@ -24,7 +24,7 @@ fn nodes(test: &str) {
     let labels = json!({"test": test, "type": "virtual-kubelet", "virtualization": "virtualnode2"});
     items.push(node(format!("{test}-virtual"), labels, taints, "1000"));
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
-    control_plane().kubectl_with(&["apply", "-f", "-"], &list.to_string());
+    control_plane().create_or_replace(None, &list);
     control_plane().nodes_are_ready(&format!("test={test}"));
 }
 

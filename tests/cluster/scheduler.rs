@@ -141,8 +141,7 @@ fn create_nodes(runner: &mut TestRunner) -> Vec<Node> {
                 "spec": {"taints": taints}, "status": {"allocatable": room, "capacity": room}})
         })
         .collect();
-    control_plane()
-        .kubectl_with(&["apply", "-f", "-"], &json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
+    control_plane().create_or_replace(None, &json!({"items": items}));
     control_plane().nodes_are_ready("");
     nodes
 }

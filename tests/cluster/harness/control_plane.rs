@@ -55,9 +55,9 @@ impl ControlPlane {
         let text = |field: &str| ready[field].as_str().unwrap().to_owned();
         let kubeconfig = PathBuf::from(text("kubeconfig"));
         let api = ApiClient::new(&kubeconfig);
+        let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nodes.yaml")).unwrap();
         let started = Self { program, dir, server: text("server"), kubeconfig, api, installed: Mutex::default(), up };
-        let nodes = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nodes.yaml")).unwrap();
-        started.kubectl_with(&["apply", "-f", "-"], &nodes);
+        started.kubectl_with(&["apply", "-f", "-"], &manifest);
         started
     }
 
@@ -121,6 +121,51 @@ impl ControlPlane {
             Ok(created) => created,
             Err(failure) => panic!("POST {path}: {}\n{object:#}", failure.message),
         }
+    }
+
+    /// Creates the objects of a manifest, or replaces those that exist.
+    pub(crate) fn apply(&self, manifest: &str) {
+        for document in manifest.split("\n---\n") {
+            let object: Value = serde_saphyr::from_str(document).unwrap();
+            self.create_or_replace(object["metadata"]["namespace"].as_str(), &object);
+        }
+    }
+
+    /// Creates an object, or replaces it. A list stands for its items.
+    pub(crate) fn create_or_replace(&self, namespace: Option<&str>, object: &Value) {
+        if let Some(items) = object["items"].as_array() {
+            return items.iter().for_each(|item| self.create_or_replace(namespace, item));
+        }
+        let collection = collection(namespace, object);
+        let path = format!("{collection}/{}", object["metadata"]["name"].as_str().unwrap());
+        let mut object = object.clone();
+        eventually("a write without a conflict", || {
+            let sent = match self.find(&path) {
+                None => self.send(Method::POST, &collection, &object),
+                Some(live) => {
+                    object["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
+                    self.send(Method::PUT, &path, &object)
+                }
+            };
+            match sent {
+                Ok(_) => Some(()),
+                Err(failure) if failure.code == Some(409) => None,
+                Err(failure) => panic!("{path}: {}\n{object:#}", failure.message),
+            }
+        });
+    }
+
+    /// Changes an object by a JSON patch, or by a merge patch.
+    pub(crate) fn patch(&self, path: &str, change: &Value) -> Value {
+        match self.send(Method::PATCH, path, change) {
+            Ok(patched) => patched,
+            Err(failure) => panic!("PATCH {path} {change}: {}", failure.message),
+        }
+    }
+
+    /// Deletes a node, if it exists.
+    pub(crate) fn delete_node(&self, name: &str) {
+        self.delete(&format!("/api/v1/nodes/{name}"));
     }
 
     /// Deletes the object at a path of the API server, if it exists.

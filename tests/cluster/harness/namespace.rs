@@ -52,6 +52,26 @@ impl Namespace {
         self.plane.create_in(Some(&self.name), object)
     }
 
+    /// Creates an object, or replaces it.
+    pub(crate) fn apply(&self, object: &Value) {
+        self.plane.create_or_replace(Some(&self.name), object);
+    }
+
+    /// Changes an object, such as `pods/web`, by a patch.
+    pub(crate) fn patch(&self, object: &str, change: &Value) -> Value {
+        self.plane.patch(&format!("/api/v1/namespaces/{}/{object}", self.name), change)
+    }
+
+    /// Deletes a pod without a grace period.
+    pub(crate) fn delete_pod(&self, name: &str) {
+        self.plane.delete(&format!("/api/v1/namespaces/{}/pods/{name}?gracePeriodSeconds=0", self.name));
+    }
+
+    /// Sets labels and annotations of the namespace; null removes one.
+    pub(crate) fn set_metadata(&self, metadata: &Value) {
+        self.plane.patch(&format!("/api/v1/namespaces/{}", self.name), &json!({"metadata": metadata}));
+    }
+
     /// Returns the object that the API server would create.
     pub(crate) fn dry_run(&self, object: &Value) -> Value {
         let path = format!("{}?dryRun=All", collection(Some(&self.name), object));

@@ -14,6 +14,9 @@ use super::{ControlPlane, namespace::PREFIX};
 /// How many sandboxes run at most. Each takes about 1 GiB of memory.
 const LIMIT: usize = 4;
 
+/// The nodes of the example, with which a control plane starts.
+const NODES: [&str; 4] = ["vm-1", "vm-2", "vm-3", "virtualnode-0"];
+
 /// A control plane that one test has to itself. Its namespaces and their pods go when the test ends, so that the next test finds free
 /// nodes and no pending pods.
 pub(crate) struct Sandbox {
@@ -83,18 +86,30 @@ impl Drop for Sandbox {
     }
 }
 
-/// Removes the namespaces of tests, and their pods at once.
+/// Removes what the test before may have left: the registration of the webhook, nodes, namespaces, and their pods at once.
 fn reset(plane: &ControlPlane) -> Result<(), String> {
     let send = |method: Method, path: &str| {
         plane.send(method, path, &Value::Null).map_err(|failure| format!("{path}: {}", failure.message))
     };
+    let configuration = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/aci-spillway";
+    match plane.send(Method::DELETE, configuration, &Value::Null) {
+        Err(failure) if failure.code != Some(404) => return Err(format!("{configuration}: {}", failure.message)),
+        _ => {}
+    }
+    let nodes = send(Method::GET, "/api/v1/nodes")?;
+    for name in names(&nodes).filter(|name| !NODES.contains(name)) {
+        send(Method::DELETE, &format!("/api/v1/nodes/{name}"))?;
+    }
     let namespaces = send(Method::GET, "/api/v1/namespaces?fieldSelector=status.phase%3DActive")?;
-    let names =
-        namespaces["items"].as_array().into_iter().flatten().filter_map(|item| item["metadata"]["name"].as_str());
-    for name in names.filter(|name| name.starts_with(PREFIX)) {
+    for name in names(&namespaces).filter(|name| name.starts_with(PREFIX)) {
         // Nothing can be created in a namespace that terminates, so that no ReplicaSet replaces its pods.
         send(Method::DELETE, &format!("/api/v1/namespaces/{name}"))?;
         send(Method::DELETE, &format!("/api/v1/namespaces/{name}/pods?gracePeriodSeconds=0"))?;
     }
     Ok(())
+}
+
+/// Returns the names of the objects of a list.
+fn names(list: &Value) -> impl Iterator<Item = &str> {
+    list["items"].as_array().into_iter().flatten().filter_map(|item| item["metadata"]["name"].as_str())
 }

@@ -285,7 +285,7 @@ fn revisions(plane: &ControlPlane) -> Vec<String> {
 /// Tells the API server where the webhook is, by a configuration, and waits until it is called for pods of a namespace that opted in.
 pub(crate) fn register_spillway(plane: &'static ControlPlane, configuration: &str, ca: &str) {
     let bundle = format!("caBundle: {}", STANDARD.encode(ca));
-    plane.kubectl_with(&["apply", "-f", "-"], &configuration.replace("caBundle: Cg==", &bundle));
+    plane.apply(&configuration.replace("caBundle: Cg==", &bundle));
     let probe = plane.namespace(Some("enabled"));
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"},
