@@ -85,8 +85,7 @@ fn one_of_two_replicas_acts_and_the_other_takes_over() {
     let releases = |line: &Value| line["message"] == "released the lease";
     assert!(second.log().iter().any(releases), "{:#?}", second.log());
     takes_over(&third);
-    let lease = plane.kubectl(&["-n", "spillway-system", "get", "lease", "spillway-controller", "-o", "json"]);
-    let lease: Value = serde_json::from_str(&lease).unwrap();
+    let lease = plane.get("/apis/coordination.k8s.io/v1/namespaces/spillway-system/leases/spillway-controller");
     assert_eq!(
         (&lease["spec"]["holderIdentity"], &lease["spec"]["leaseDurationSeconds"]),
         (&third.name.clone().into(), &15.into())
@@ -101,10 +100,9 @@ fn a_restart_of_the_api_server_does_not_end_the_controller() {
     eventually("the replica to act", || controller.leads().then_some(()));
     plane.restart_api_server();
     assert_eq!(controller.admin("/healthz").0, 200);
-    plane.kubectl(&["-n", "spillway-system", "delete", "secret", "spillway-ca", "--ignore-not-found"]);
+    plane.delete("/api/v1/namespaces/spillway-system/secrets/spillway-ca");
     eventually("the replica to go on", || {
-        let secret = ["-n", "spillway-system", "get", "secret", "spillway-ca"];
-        plane.try_kubectl(&secret, "").status.success().then_some(())
+        plane.find("/api/v1/namespaces/spillway-system/secrets/spillway-ca").map(drop)
     });
     assert!(controller.is_alive());
 }
@@ -119,9 +117,7 @@ fn a_configuration_that_becomes_unusable_is_told_by_an_event_and_so_is_that_it_i
     let controller = Controller::start(plane, "controller-configuration", &["--config", file.to_str().unwrap()]);
     let told = |wanted: &str| {
         eventually(wanted, || {
-            let events = ["-n", "spillway-system", "get", "events.events.k8s.io", "-o", "json"];
-            let events: Value = serde_json::from_str(&plane.kubectl(&events)).unwrap();
-            let mut events = events["items"].as_array().unwrap().clone().into_iter();
+            let mut events = plane.events("spillway-system").into_iter();
             events.find(|e| e["reason"] == wanted && e["reportingInstance"] == "controller-configuration")
         })
     };

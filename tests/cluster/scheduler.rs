@@ -141,14 +141,8 @@ fn create_nodes(runner: &mut TestRunner) -> Vec<Node> {
                 "spec": {"taints": taints}, "status": {"allocatable": room, "capacity": room}})
         })
         .collect();
-    control_plane()
-        .kubectl_with(&["apply", "-f", "-"], &json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
-    let not_ready = || {
-        control_plane()
-            .kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.taints[*].key}"])
-            .contains("not-ready")
-    };
-    crate::harness::eventually("the nodes to be ready", || (!not_ready()).then_some(()));
+    control_plane().create_or_replace(None, &json!({"items": items}));
+    control_plane().nodes_are_ready("");
     nodes
 }
 
