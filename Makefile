@@ -13,7 +13,7 @@ demo: ## see Spillway work on a real control plane with fake nodes (KEEP=1 leave
 
 # The same properties are tried with the same values each time: what fails is the change. Other values are for `make fuzz`.
 test: ## all tests; those in tests/cluster use a real control plane
-	controlplane=$$(tests/controlplane/build.sh) && SPILLWAY_CONTROLPLANE="$$controlplane" PROPTEST_RNG_SEED=1 cargo test --locked
+	controlplane=$$(tests/controlplane/build.sh) && SPILLWAY_CONTROLPLANE="$$controlplane" PROPTEST_RNG_SEED=1 cargo test --locked --workspace
 
 # STORIES="A D" plays these alone, and writes to target/proof.
 prove: ## stories on the real scheduler beside a control group, written to docs/proof: tables and charts; some 3 minutes
@@ -21,10 +21,10 @@ prove: ## stories on the real scheduler beside a control group, written to docs/
 
 # Go's vet looks at the dependencies too: with the flags of build.sh they need no second compilation, but some 2 CPU-minutes once.
 check: ## formatting, lints, documentation, generated files
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
-	cargo clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	@echo "docs/config.schema.json is what 'spillway config schema' prints"
 	@mkdir -p target && cargo run --locked --quiet -- config schema >target/config.schema.json
 	@git --no-pager diff --no-index docs/config.schema.json target/config.schema.json || \

@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
-use spillway::pod::{self, Pod, Present, Read};
+use spillway_core::pod::{self, Pod, Present, Read};
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     mutation::mutate(data, size, max_size, seed)

@@ -1,5 +1,6 @@
 //! What is known of the cluster: watched, and swapped in atomically as one cheap, immutable [`Snapshot`].
 
+pub mod identity_sources;
 mod scope;
 mod snapshot;
 mod watch;

@@ -143,7 +143,7 @@ fn advise_prefer(observation: &Observation<'_>, plan: &mut Plan) {
     let configuration = observation.configuration;
     let prefer = observation.snapshot.namespaces().filter(|(_, namespace)| {
         let settings = configuration.settings(&namespace.profile, &namespace.overrides, &Overrides::default());
-        settings.is_some_and(|settings| settings.mode.value == Mode::Prefer)
+        settings.as_known().is_some_and(|settings| settings.mode.value == Mode::Prefer)
     });
     for (name, _) in prefer {
         plan.counts.prefer_drains += 1;

@@ -11,11 +11,8 @@ use crate::{
     background::again_after_panic,
     config::Identity,
     controller::watch_changes,
-    identity::{
-        azure::Azure,
-        seen::ServiceAccount,
-        sources::{Source, Sources, Wanted, configured, custom_resources::CustomResources, merged},
-    },
+    credentials::{Source, Sources, Wanted, configured, custom_resources::CustomResources, merged},
+    identity::{azure::Azure, seen::ServiceAccount},
     telemetry::Causes,
 };
 
@@ -209,7 +206,7 @@ mod tests {
     }
 
     fn wanted(client_id: &str) -> Wanted {
-        crate::identity::sources::wanted([&account(client_id)].into_iter())
+        crate::credentials::wanted([&account(client_id)].into_iter())
     }
 
     /// Credentials of these sources and without custom resources.

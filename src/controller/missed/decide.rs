@@ -51,7 +51,7 @@ impl Decider<'_> {
         let settings = self.configuration.settings(&known.profile, &known.overrides, &overrides);
         let account = self.snapshot.service_account(namespace, pod.service_account());
         let facts = self.snapshot.facts(namespace, &known, account.unwrap_or(ServiceAccount::Unknown));
-        Some(burst::decide(pod, settings.as_ref(), &facts))
+        Some(burst::decide(pod, &settings, &facts))
     }
 
     /// Decides on a pod without a node, and adds what can still be added to it.
@@ -65,7 +65,7 @@ impl Decider<'_> {
             return Ok(Outcome::UpToDate);
         }
         let Some(decision) = self.decide(&name.0, &view) else { return Ok(Outcome::UpToDate) };
-        let patch = burst::living_patch(&view, &decision).and_then(|patch| serde_json::from_slice(&patch).ok());
+        let patch = burst::existing_pod_patch(&view, &decision);
         let version = pod.pointer("/metadata/resourceVersion").and_then(Value::as_str);
         let (Some(patch), Some(version)) = (patch, version) else { return Ok(Outcome::UpToDate) };
         let outcome = patch_pod(self.context, name, version, "heal", patch).await?;
