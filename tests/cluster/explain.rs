@@ -1,4 +1,4 @@
-//! What `spillway explain` says offline is what the cluster does.
+//! `spillway explain` says offline what the webhook does in the cluster.
 
 use std::{
     io::Write,
@@ -14,7 +14,7 @@ use crate::{
     harness::{Stub, allowed, control_plane, spillway, spillway_command},
 };
 
-/// The patch of a webhook's answer, as text.
+/// Returns the patch of a webhook's answer as text.
 pub(crate) fn sent_patch(answer: &Value) -> String {
     let patch = answer["response"]["patch"].as_str().unwrap_or("W10="); // [] where there is none
     String::from_utf8(STANDARD.decode(patch).unwrap()).unwrap()
@@ -57,7 +57,7 @@ async fn explain_prints_the_patch_that_the_webhook_sends() {
     let text = namespace.kubectl(&["get", "serviceaccounts", "-o", "json"], "");
     std::fs::write(&account, text).unwrap();
 
-    // A listener that sorts before Spillway hears exactly what Spillway hears.
+    // A webhook whose name sorts before Spillway's gets the same requests.
     let heard = Arc::new(Mutex::new(Vec::new()));
     let listener = {
         let heard = heard.clone();
@@ -86,7 +86,7 @@ async fn explain_prints_the_patch_that_the_webhook_sends() {
         let printed = explain(&[&args[..], &["-o", "patch"]].concat(), &review);
         assert_eq!(String::from_utf8(printed.stdout).unwrap().trim_end(), sent, "{name}");
 
-        // The raw manifest: no default tolerations, no token volume, and the same decision.
+        // The manifest lacks default tolerations and the token volume. The decision must be the same.
         let raw = explain(&[&args[..], &["-n", &namespace.name, "-o", "json"]].concat(), &pod(name, &more).to_string());
         let raw: Value = serde_json::from_slice(&raw.stdout).unwrap();
         assert_eq!(raw[0]["decision"], admitted["metadata"]["annotations"]["spillway.dev/decision"], "{name}");

@@ -31,7 +31,7 @@ fn alerts() -> Vec<Value> {
 }
 
 #[test]
-fn every_alert_has_a_section_in_the_runbook_and_every_section_an_alert() {
+fn every_alert_has_a_runbook_section_and_vice_versa() {
     let runbook = text("docs/runbook.md");
     let sections: BTreeSet<_> =
         runbook.lines().filter_map(|line| line.strip_prefix("### ")).filter(|s| s.starts_with("Spillway")).collect();
@@ -45,7 +45,7 @@ fn every_alert_has_a_section_in_the_runbook_and_every_section_an_alert() {
 }
 
 #[test]
-fn every_alert_is_tried_with_series_that_fire_it_and_with_series_that_nearly_do() {
+fn every_alert_is_tested_with_firing_and_near_miss_series() {
     let tests = yaml("manifests/monitoring/tests.yaml");
     let names: BTreeSet<_> =
         tests["tests"].as_array().unwrap().iter().map(|test| test["name"].as_str().unwrap()).collect();

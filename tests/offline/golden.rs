@@ -180,7 +180,7 @@ fn assert_none(wrong: impl IntoIterator<Item = String>) {
 }
 
 #[test]
-fn golden_every_pair_is_decided_as_the_file_beside_it_says() {
+fn golden_every_case_gives_the_expected_answer() {
     let update = std::env::var_os("SPILLWAY_UPDATE_GOLDEN").is_some();
     let mut wrong = Vec::new();
     for case in &*CASES {
@@ -195,7 +195,7 @@ fn golden_every_pair_is_decided_as_the_file_beside_it_says() {
 }
 
 #[test]
-fn golden_no_file_stands_without_its_other_half() {
+fn golden_every_file_belongs_to_a_case() {
     let files = files();
     let update = std::env::var_os("SPILLWAY_UPDATE_GOLDEN").is_some();
     let orphans = files.iter().filter_map(|file| match file.strip_suffix(EXPECTED) {
@@ -207,7 +207,7 @@ fn golden_no_file_stands_without_its_other_half() {
 }
 
 #[test]
-fn golden_an_admitted_pod_is_decided_the_same_and_not_changed_again() {
+fn golden_a_second_decision_changes_nothing() {
     let mut wrong = Vec::new();
     for case in &*CASES {
         for (first, second) in case.explained.iter().zip(&case.again) {
@@ -222,7 +222,7 @@ fn golden_an_admitted_pod_is_decided_the_same_and_not_changed_again() {
 }
 
 #[test]
-fn golden_every_rule_has_a_pair_in_which_it_fires_and_a_near_miss() {
+fn golden_every_rule_has_a_firing_case_and_a_near_miss() {
     let mut wrong = Vec::new();
     for rule in eligibility::rules() {
         let code = rule.reason.code;
@@ -242,7 +242,7 @@ fn golden_every_rule_has_a_pair_in_which_it_fires_and_a_near_miss() {
 }
 
 #[test]
-fn golden_pairs_named_after_a_rule_are_of_a_rule_that_exists() {
+fn golden_every_case_named_after_a_rule_has_its_rule() {
     let unknown = CASES.iter().filter_map(|case| {
         let code = case.name.strip_suffix(".fires").or_else(|| case.name.strip_suffix(".near-miss"))?;
         eligibility::rule(code).is_none().then(|| format!("tests/golden/{}.yaml: there is no rule {code}", case.name))

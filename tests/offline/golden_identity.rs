@@ -97,7 +97,7 @@ fn assert_none(wrong: impl IntoIterator<Item = String>) {
 }
 
 #[test]
-fn golden_identity_every_case_prints_what_its_file_says() {
+fn golden_identity_every_case_prints_the_expected_report() {
     let update = std::env::var_os("SPILLWAY_UPDATE_GOLDEN").is_some();
     let mut wrong = Vec::new();
     for Case { name, text, .. } in &*CASES {
@@ -112,7 +112,7 @@ fn golden_identity_every_case_prints_what_its_file_says() {
 }
 
 #[test]
-fn golden_identity_every_check_finds_something_in_one_case_and_nothing_in_another() {
+fn golden_identity_every_check_has_a_positive_and_a_negative_case() {
     let mut wrong = Vec::new();
     for check in identity::checks() {
         for (kind, is_found) in [("found", true), ("not-found", false)] {
@@ -130,7 +130,7 @@ fn golden_identity_every_check_finds_something_in_one_case_and_nothing_in_anothe
 }
 
 #[test]
-fn golden_identity_cases_find_what_they_are_named_after() {
+fn golden_identity_every_case_finds_what_its_name_says() {
     let wrong = CASES.iter().filter_map(|case| {
         let (id, rest) = case.name.split_once('-')?;
         let is_found = if rest.starts_with("found") {
@@ -148,7 +148,7 @@ fn golden_identity_cases_find_what_they_are_named_after() {
 
 /// `az` and `kubectl` are functions here that take anything.
 #[test]
-fn golden_identity_commands_can_be_pasted_and_run_nothing_else() {
+fn golden_identity_commands_are_safe_to_paste() {
     let dir = tempfile::tempdir().unwrap();
     let commands: Vec<_> = CASES.iter().flat_map(|case| &case.commands).map(String::as_str).collect();
     assert!(commands.len() > 40, "{}", commands.len());
