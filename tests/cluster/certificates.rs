@@ -306,7 +306,9 @@ async fn a_lost_authority_is_replaced_without_failed_calls() {
         eventually("the replica to serve under the new authority", || (signed(&webhook) > before).then_some(()));
         eventually("the event", || installed.events().contains(&reason.to_owned()).then_some(()));
     }
-    assert!(controller.metric(r#"spillway_ca_certificates{state="old"}"#) >= 2);
+    eventually("both former authorities to be counted", || {
+        (controller.metric(r#"spillway_ca_certificates{state="old"}"#) >= 2).then_some(())
+    });
     load.nothing_was_lost().await;
 }
 

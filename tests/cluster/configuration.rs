@@ -41,7 +41,7 @@ async fn an_invalid_configuration_keeps_the_last_good_one() {
     let is_debug = |line: &Value| line["level"] == "DEBUG";
     assert!(!webhook.log().iter().any(is_debug));
     volume.publish("mode: prefer\nlogging: {level: debug}");
-    eventually("the mended file to be in force", || (metric(&webhook, "generation") == 2).then_some(()));
+    eventually("the fixed file to take effect", || (metric(&webhook, "generation") == 2).then_some(()));
     assert_eq!(
         (metric(&webhook, "last_reload_failed"), metric(&webhook, r#"reloads_total{result="success"}"#)),
         (0, 1)
@@ -67,7 +67,7 @@ async fn an_invalid_configuration_keeps_the_last_good_one() {
         // Log lines may be buffered until an error flushes them.
         attempt += 1;
         volume.publish(&format!("modus: {attempt}"));
-        let since = eventually("an error to be told", || {
+        let since = eventually("an error to be logged", || {
             let since = webhook.log().split_off(before);
             since.iter().any(|line| line["level"] == "ERROR").then_some(since)
         });

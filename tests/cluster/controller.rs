@@ -109,19 +109,19 @@ fn events_report_an_invalid_configuration_and_its_repair() {
     let good = "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n";
     fs::write(&file, good).unwrap();
     let controller = Controller::start(plane, "controller-configuration", &["--config", file.to_str().unwrap()]);
-    let told = |wanted: &str| {
+    let wait_for_event = |wanted: &str| {
         eventually(wanted, || {
             let mut events = plane.events("spillway-system").into_iter();
             events.find(|e| e["reason"] == wanted && e["reportingInstance"] == "controller-configuration")
         })
     };
     fs::write(&file, format!("{good}modus: off\n")).unwrap();
-    let event = told("ConfigurationInvalid");
+    let event = wait_for_event("ConfigurationInvalid");
     let about = (&event["regarding"]["kind"], &event["regarding"]["name"], &event["type"]);
     assert_eq!(about, (&"ConfigMap".into(), &"spillway-config".into(), &"Warning".into()));
     assert!(event["note"].as_str().unwrap().contains("unknown field \"modus\""), "{event:#}");
     assert_eq!(controller.metric("spillway_configuration_last_reload_failed"), 1);
     fs::write(&file, good).unwrap();
-    assert_eq!(told("ConfigurationReloaded")["type"], "Normal");
+    assert_eq!(wait_for_event("ConfigurationReloaded")["type"], "Normal");
     assert_eq!(controller.metric("spillway_configuration_last_reload_failed"), 0);
 }

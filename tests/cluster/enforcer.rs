@@ -119,6 +119,6 @@ async fn the_enforcer_changes_a_manifest_without_its_expressions() {
     assert_ne!(before.metadata.resource_version, after.metadata.resource_version);
     assert!(is_manager(&after, MANAGER));
     let again = plane.try_kubectl(&["apply", "--server-side", "-f", "-"], &configuration.to_string());
-    let said = String::from_utf8_lossy(&again.stderr);
-    assert!(!again.status.success() && said.contains(MANAGER), "{said}");
+    let stderr = String::from_utf8_lossy(&again.stderr);
+    assert!(!again.status.success() && stderr.contains(MANAGER), "{stderr}");
 }

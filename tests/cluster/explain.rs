@@ -58,11 +58,11 @@ async fn explain_prints_the_patch_that_the_webhook_sends() {
     std::fs::write(&account, text).unwrap();
 
     // A webhook whose name sorts before Spillway's gets the same requests.
-    let heard = Arc::new(Mutex::new(Vec::new()));
+    let requests = Arc::new(Mutex::new(Vec::new()));
     let listener = {
-        let heard = heard.clone();
+        let requests = requests.clone();
         Stub::start(move |body| {
-            heard.lock().unwrap().push(body.clone());
+            requests.lock().unwrap().push(body.clone());
             std::future::ready(allowed(&body))
         })
         .await
@@ -70,14 +70,14 @@ async fn explain_prints_the_patch_that_the_webhook_sends() {
     let _registered = listener.register("aci-a-listener", &namespace.name);
     crate::harness::eventually("the listener to be called", || {
         namespace.dry_run(&pod("probe", &json!({})));
-        (!heard.lock().unwrap().is_empty()).then_some(())
+        (!requests.lock().unwrap().is_empty()).then_some(())
     });
 
     let https = webhook.https();
     for (name, more) in shapes() {
-        heard.lock().unwrap().clear();
+        requests.lock().unwrap().clear();
         let admitted = namespace.dry_run(&pod(name, &more));
-        let review = heard.lock().unwrap().first().cloned().unwrap();
+        let review = requests.lock().unwrap().first().cloned().unwrap();
         let (_, answer) = https.review(review.clone()).await;
         let sent = sent_patch(&serde_json::from_slice(&answer).unwrap());
 

@@ -142,8 +142,8 @@ async fn identity_check_names_forbidden_and_missing_objects() {
     web(&namespace);
     let dir = tempfile::tempdir().unwrap();
     let azure = FakeAzure::start(dir.path()).await;
-    let nobody = plane.kubeconfig_for(&namespace.name, "default");
-    let refused = azure.check(&nobody, &["-n", &namespace.name]).await;
+    let unprivileged = plane.kubeconfig_for(&namespace.name, "default");
+    let refused = azure.check(&unprivileged, &["-n", &namespace.name]).await;
     let text = shown(&refused);
     assert_eq!(refused.status.code(), Some(2), "{text}");
     assert!(text.contains(&format!("cannot list the service accounts of namespace {}: 403", namespace.name)), "{text}");

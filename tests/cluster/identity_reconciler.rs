@@ -123,8 +123,8 @@ fn has_finding(plane: &ControlPlane, id: &str, name: &str) -> bool {
 
 /// Returns whether the report contains a resolved finding that is not reported as repaired yet.
 fn is_remembered(plane: &ControlPlane, id: &str, name: &str) -> bool {
-    let told = report(plane).unwrap()["told"].as_array().unwrap().clone();
-    told.iter().any(|one| one["id"] == id && one["name"] == name && one["absentSince"].is_string())
+    let reported = report(plane).unwrap()["told"].as_array().unwrap().clone();
+    reported.iter().any(|one| one["id"] == id && one["name"] == name && one["absentSince"].is_string())
 }
 
 /// Returns the notes of the events with this reason about an object, and whether each event has the object's UID.
@@ -184,11 +184,11 @@ fn a_broken_link_and_its_repair_are_each_reported_once() {
     assert_eq!(metric("F3", "error"), 1, "{}", report(plane).unwrap());
 
     // A new leader does not report again.
-    let said = events(plane, &namespace.name, "web");
+    let reasons = events(plane, &namespace.name, "web");
     drop(controller);
     let controller = start_leader(plane, "identity-checks-next");
     assert!(has_finding(plane, "F3", "web"));
-    assert_eq!(events(plane, &namespace.name, "web"), said);
+    assert_eq!(events(plane, &namespace.name, "web"), reasons);
 
     apply(&namespace, &credential(&namespace, ISSUER));
     wait_for_finding(plane, "F3", "web", false);
@@ -263,8 +263,11 @@ fn pods_older_than_the_annotation_are_reported() {
     wait_for_finding(plane, "P1", "before", false);
     // Findings about pods count as repaired only after some time.
     assert!(is_remembered(plane, "P1", "web"), "{}", report(plane).unwrap());
-    let said = events(plane, &namespace.name, "web");
-    assert!(said.contains(&"IdentityP1".to_owned()) && !said.contains(&"IdentityHealed".to_owned()), "{said:?}");
+    let reasons = events(plane, &namespace.name, "web");
+    assert!(
+        reasons.contains(&"IdentityP1".to_owned()) && !reasons.contains(&"IdentityHealed".to_owned()),
+        "{reasons:?}"
+    );
 }
 
 /// Returns the webhook configuration of azure-workload-identity, for a namespace that does not exist.
@@ -309,8 +312,8 @@ fn identity_webhooks_in_wrong_order_or_unready_are_reported() {
     plane.delete(&format!("{CONFIGURATIONS}/zz-spillway"));
     wait_for_finding(plane, "W2", "zz-spillway", false);
     eventually("the events on what stands for the cluster", || {
-        let said = events(plane, "spillway-system", "spillway-config");
-        ["IdentityW2", "IdentityW3"].iter().all(|reason| said.contains(&(*reason).to_owned())).then_some(())
+        let reasons = events(plane, "spillway-system", "spillway-config");
+        ["IdentityW2", "IdentityW3"].iter().all(|reason| reasons.contains(&(*reason).to_owned())).then_some(())
     });
     assert!(is_remembered(plane, "W2", "zz-spillway"), "{}", report(plane).unwrap());
 }
@@ -337,7 +340,7 @@ fn a_thousand_service_accounts_cost_few_events_and_passes() {
             .then_some(())
     });
     let (took, passes) = (start.elapsed(), passes() - before);
-    let said = all_events(plane, &namespace.name);
+    let event_count = all_events(plane, &namespace.name);
     let pid = controller.pid();
     let memory = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let memory = memory.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("VmHWM"));
@@ -345,13 +348,13 @@ fn a_thousand_service_accounts_cost_few_events_and_passes() {
     let times: Vec<u64> =
         ticks.rsplit(") ").next().unwrap().split(' ').skip(11).take(2).map(|text| text.parse().unwrap()).collect();
     println!(
-        "1,000 service accounts: {passes} passes and {said} events in {took:?}; {} ms of CPU (debug build), {}",
+        "1,000 service accounts: {passes} passes and {event_count} events in {took:?}; {} ms of CPU (debug build), {}",
         times.iter().sum::<u64>() * 10,
         memory.collect::<Vec<_>>().join(", ")
     );
     assert!(passes <= took.as_secs() + 2, "{passes} passes in {took:?}");
     // A pass is counted after its report and events are written.
-    assert!((1..=(passes + 1) * 20).contains(&said), "{said} events in {passes} passes");
+    assert!((1..=(passes + 1) * 20).contains(&event_count), "{event_count} events in {passes} passes");
 }
 
 /// Returns the number of identity events in a namespace, each as often as it occurred.

@@ -28,10 +28,10 @@ impl VirtualNode {
 
     fn create_again(&self) {
         let taint = json!({"key": "virtual-kubelet.io/provider", "value": "azure", "effect": "NoSchedule"});
-        let room = json!({"cpu": "100", "memory": "100Gi", "pods": "100"});
+        let capacity = json!({"cpu": "100", "memory": "100Gi", "pods": "100"});
         let node = json!({
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name, "labels": {"type": "virtual-kubelet"}},
-            "spec": {"taints": [taint]}, "status": {"allocatable": room, "capacity": room},
+            "spec": {"taints": [taint]}, "status": {"allocatable": capacity, "capacity": capacity},
         });
         self.plane.create(&node);
     }
@@ -168,8 +168,8 @@ fn cleanup_removes_only_the_taints_of_spillway() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let said = clean_up();
-    assert!(said.starts_with("took the taints of Spillway off ") && said.contains(node.name), "{said}");
+    let stdout = clean_up();
+    assert!(stdout.starts_with("took the taints of Spillway off ") && stdout.contains(node.name), "{stdout}");
     let left = node.taints();
     assert!(left.iter().all(|taint| !taint.starts_with("spillway.dev/")), "{left:?}");
     assert!(left.contains(&"virtual-kubelet.io/provider=azure:NoSchedule".to_owned()), "{left:?}");
@@ -210,11 +210,11 @@ fn a_policy_that_strips_the_taint_is_reported() {
         (!node.is_last_resort()).then_some(())
     });
     let controller = Controller::start(plane, "last-resort-stripped", &[]);
-    let told = || {
+    let find_event = || {
         let mut events = plane.events("default").into_iter();
         events.find(|event| event["reason"] == "TaintStripped" && event["regarding"]["name"] == node.name)
     };
-    let event = eventually("the event", told);
+    let event = eventually("the event", find_event);
     assert_eq!((&event["type"], &event["regarding"]["kind"]), (&"Warning".into(), &"Node".into()), "{event:#}");
     let attempts = "spillway_actions_total{action=\"add_taint\",result=\"stripped\"}";
     assert!((1..=2).contains(&controller.metric(attempts)), "{}", controller.metric(attempts));

@@ -70,9 +70,9 @@ fn pods_overflow_after_late_after_with_one_event_for_the_owner() {
         let by_us = |entry: &Value| entry["manager"] == "spillway-controller";
         assert!(pod["metadata"]["managedFields"].as_array().unwrap().iter().any(by_us), "one field manager");
     }
-    let told = eventually("the event", || Some(namespace.events("LateBurst")).filter(|events| !events.is_empty()));
-    assert_eq!(told[0]["regarding"]["kind"], "ReplicaSet", "{told:#?}");
-    assert!(told.len() <= 2, "twelve pods of one owner are not twelve events: {told:#?}");
+    let events = eventually("the event", || Some(namespace.events("LateBurst")).filter(|events| !events.is_empty()));
+    assert_eq!(events[0]["regarding"]["kind"], "ReplicaSet", "{events:#?}");
+    assert!(events.len() <= 2, "twelve pods of one owner are not twelve events: {events:#?}");
     assert_eq!(controller.metric("spillway_actions_total{action=\"burst\",result=\"success\"}"), 12);
     assert_eq!(controller.metric("spillway_actions_total{action=\"start_clock\",result=\"success\"}"), 12);
 }
@@ -85,9 +85,9 @@ fn pods_that_a_vm_takes_in_time_get_no_toleration() {
     let _controller = Controller::start(plane, "late-vm", &[]);
     deploy(&namespace, 3, &json!({}));
     wait_for_all(&namespace, 3, "the clocks to start", |pod| unschedulable_since(pod).is_some());
-    let room = json!({"cpu": "1000", "memory": "64Gi", "pods": "100"});
+    let capacity = json!({"cpu": "1000", "memory": "64Gi", "pods": "100"});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "late-vm"},
-        "status": {"allocatable": room, "capacity": room}});
+        "status": {"allocatable": capacity, "capacity": capacity}});
     plane.create(&node);
     let there = wait_for_all(&namespace, 3, "the pods to be on the VM", |pod| is_on(pod, "late-vm"));
     plane.delete_node("late-vm");
@@ -173,8 +173,8 @@ fn pending_pods_of_an_opted_out_namespace_do_not_overflow() {
 fn a_scale_up_delays_overflow_until_late_max() {
     let installed = InstalledSandbox::new();
     let plane = installed.plane();
-    let volume = ConfigVolume::new("late-coming-volume", "late: {max: 40s}");
-    let namespace = namespace(plane, "10s");
+    let volume = ConfigVolume::new("late-coming-volume", "late: {max: 20s}");
+    let namespace = namespace(plane, "5s");
     // The event is older than the pod, so that the controller sees it in time.
     let promised = "promised";
     let event = json!({
@@ -198,7 +198,7 @@ fn a_scale_up_delays_overflow_until_late_max() {
     });
     assert!(after_one.iter().all(|pod| !is_promised(pod) || tolerations_for_virtual_nodes(pod) == 0), "{after_one:#?}");
     wait_for_all(&namespace, 2, "the promised pod to overflow", |pod| is_on(pod, "virtualnode-0"));
-    assert!(start.elapsed() > Duration::from_secs(39), "{:?}", start.elapsed());
+    assert!(start.elapsed() > Duration::from_secs(19), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -211,8 +211,8 @@ fn a_namespace_at_max_pods_does_not_overflow() {
     deploy(&namespace, 6, &json!({}));
     let capped = "spillway_late_pods{state=\"capped\"}";
     eventually("two pods to be held back", || (controller.metric(capped) == 2).then_some(()));
-    let told = eventually("the event", || namespace.events("LateWithheld").pop());
-    assert!(told["note"].as_str().unwrap().contains("maxPods is 4"), "{told:#}");
+    let events = eventually("the event", || namespace.events("LateWithheld").pop());
+    assert!(events["note"].as_str().unwrap().contains("maxPods is 4"), "{events:#}");
     let there = |node| namespace.pods().iter().filter(|pod| is_on(pod, node)).count();
     eventually("four pods to be on the virtual node", || (there("virtualnode-0") == 4).then_some(()));
     // When one pod is deleted, another may overflow.

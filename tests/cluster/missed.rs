@@ -14,8 +14,8 @@ const AGE_OF_NAMESPACE: Duration = Duration::from_secs(3);
 
 /// Registers a webhook that does not answer: nothing listens on its port.
 fn register_unreachable_webhook(plane: &ControlPlane) {
-    let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
-    plane.apply(&webhook_configuration(plane, nobody));
+    let unused = SocketAddr::from(([127, 0, 0, 1], 1));
+    plane.apply(&webhook_configuration(plane, unused));
 }
 
 fn deploy(namespace: &Namespace, name: &str, replicas: u32, cpu: &str, changes: &Value) {
@@ -89,14 +89,14 @@ fn missed_pending_pods_are_repaired_by_the_controller() {
     wait_for_all(&shop, "stays", 1, "the decision to stay", |pod| {
         decision(pod).is_some_and(|decision| decision.contains("HostNetwork"))
     });
-    let told = eventually("the event", || {
+    let event = eventually("the event", || {
         shop.events("MissedPodHealed").into_iter().find(|event| {
             event["regarding"]["kind"] == "ReplicaSet" && event["note"].as_str().unwrap().contains("prefer")
         })
     });
-    assert_eq!(told["type"], "Normal");
+    assert_eq!(event["type"], "Normal");
     let healed = "spillway_actions_total{action=\"heal\",result=\"success\"}";
-    assert_eq!(controller.metric(healed), 6, "nobody else was touched");
+    assert_eq!(controller.metric(healed), 6, "no other pod was changed");
     assert_eq!(decision(&pods(&shop, "out")[0]), None);
     assert_eq!(decision(&pods(&late, "early")[0]), None);
 }
@@ -117,8 +117,8 @@ fn missed_running_pods_are_reported_and_not_evicted_by_default() {
         let count = |decision| controller.metric(&format!("spillway_missed_pods{{decision=\"{decision}\"}}"));
         (count("prefer") == 2 && count("stay") == 1).then_some(())
     });
-    let told = eventually("the events", || Some(shop.events("PodMissed")).filter(|events| events.len() == 2));
-    assert!(told.iter().all(|event| event["regarding"]["kind"] == "ReplicaSet"), "{told:#?}");
+    let event = eventually("the events", || Some(shop.events("PodMissed")).filter(|events| events.len() == 2));
+    assert!(event.iter().all(|event| event["regarding"]["kind"] == "ReplicaSet"), "{event:#?}");
     let names = |pods: &[Value]| pods.iter().map(|pod| pod["metadata"]["name"].clone()).collect::<Vec<_>>();
     assert_eq!(names(&pods(&shop, "web")), names(&before));
     let (code, table) = explain_missed(plane);
@@ -169,7 +169,7 @@ fn with_missed_evict_one_pod_of_an_owner_is_evicted_per_hour() {
     // The controller tries a blocked eviction again after a minute, so it must lead at once.
     installed.delete_lease();
     let controller = Controller::start(plane, "missed-evict", &["--config", &volume.file()]);
-    let replaced = eventually("a pod to be created anew", || {
+    let replaced = eventually("a pod to be recreated", || {
         let pods = pods(&shop, "web");
         let decided = pods.iter().filter(|pod| decision(pod) == Some("prefer")).count();
         (pods.len() == 2 && decided > 0).then_some(decided)
@@ -192,5 +192,5 @@ fn with_missed_evict_one_pod_of_an_owner_is_evicted_per_hour() {
     installed.delete_lease();
     let next = Controller::start(plane, "missed-evict-next", &["--config", &volume.file()]);
     eventually("a new leader to see that", || (next.metric(&format!("{RESULT}\"recent\"}}")) >= 1).then_some(()));
-    assert_eq!(of_web(), 1, "one of an owner in an hour, whoever leads");
+    assert_eq!(of_web(), 1, "one of an owner in an hour, whichever replica leads");
 }

@@ -96,8 +96,8 @@ fn the_chart_refuses_values_that_it_does_not_know() {
         ("metrics.serviceMonitor.interval=often", "interval"),
     ] {
         let rendered = plane.try_helm(&["template", "spillway", &chart, "--namespace", NAMESPACE, "--set", value]);
-        let said = String::from_utf8_lossy(&rendered.stderr);
-        assert!(!rendered.status.success() && said.contains("schema") && said.contains(words), "{value}: {said}");
+        let stderr = String::from_utf8_lossy(&rendered.stderr);
+        assert!(!rendered.status.success() && stderr.contains("schema") && stderr.contains(words), "{value}: {stderr}");
     }
     let elsewhere = plane.try_helm(&["template", "spillway", &chart, "--namespace", "shop"]);
     assert!(String::from_utf8_lossy(&elsewhere.stderr).contains("belongs in namespace spillway-system"));
@@ -196,8 +196,8 @@ fn the_api_server_accepts_every_overlay_without_a_warning() {
         // Unknown fields are errors, and so are warnings, such as those of Pod Security.
         let args = ["apply", "-k", &manifests(overlay), "--validate=strict", "--warnings-as-errors"];
         let applied = plane.try_kubectl(&args, "");
-        let said = String::from_utf8_lossy(&applied.stderr);
-        assert!(applied.status.success() && said.is_empty(), "{overlay}: {said}");
+        let stderr = String::from_utf8_lossy(&applied.stderr);
+        assert!(applied.status.success() && stderr.is_empty(), "{overlay}: {stderr}");
     }
     let policies = eventually("the expressions to be checked", || {
         let items = plane.list("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies");

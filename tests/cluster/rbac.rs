@@ -223,7 +223,7 @@ fn is_ready(webhook: &Webhook) -> bool {
 
 /// Returns whether a webhook looks up a service account that does not exist.
 fn looks_up(webhook: &Webhook, namespace: &Namespace) -> bool {
-    answer(webhook, namespace, "nobody");
+    answer(webhook, namespace, "absent");
     webhook.metric(r#"spillway_service_account_lookups_total{result="not_found"}"#) > 0
 }
 
@@ -232,8 +232,8 @@ fn looks_up_pod(webhook: &Webhook, namespace: &Namespace) -> bool {
     let review = json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
         "request": {"uid": "u-1", "kind": {"group": "", "version": "v1", "kind": "Binding"}, "subResource": "binding",
-            "operation": "CREATE", "name": "nobody", "namespace": namespace.name,
-            "object": {"metadata": {"name": "nobody"}, "target": {"kind": "Node", "name": "first-generation"}}},
+            "operation": "CREATE", "name": "absent", "namespace": namespace.name,
+            "object": {"metadata": {"name": "absent"}, "target": {"kind": "Node", "name": "first-generation"}}},
     });
     send(webhook, "/mutate-v1-binding", &review);
     webhook.metric(r#"spillway_pod_lookups_total{result="not_found"}"#) > 0
@@ -437,7 +437,7 @@ fn missed_and_held(plane: &ControlPlane, namespace: &Namespace) -> Webhook {
 #[test]
 fn every_overflow_permission_is_needed() {
     const TRIED: &str = "spillway_actions_total{action=\"evict\",result=";
-    const STRANGE: &str = "overflow-permissions";
+    const UNTOLERATED: &str = "overflow-permissions";
     let installed = InstalledSandbox::new();
     let plane = installed.plane();
     plane.apply(&webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
@@ -446,7 +446,7 @@ fn every_overflow_permission_is_needed() {
     });
     let _webhook = missed_and_held(plane, &missed);
     // A virtual node without pods, whose own pod the controller looks up.
-    virtual_node(plane, STRANGE, "example.com/strange");
+    virtual_node(plane, UNTOLERATED, "example.com/untolerated");
     let volume = ConfigVolume::new("overflow-rights-volume", "missed: {evict: true}");
     let permissions = permissions(plane);
     let of_controller: Vec<_> =
@@ -454,7 +454,7 @@ fn every_overflow_permission_is_needed() {
     // Each controller finds a taint to write, a pod to let onto virtual nodes, a pod to evict, and a node without its pod.
     let controller = |name: &str, permissions: &[&Permission]| {
         installed.delete_lease();
-        plane.try_kubectl(&["taint", "node", STRANGE, "spillway.dev/last-resort-"], "");
+        plane.try_kubectl(&["taint", "node", UNTOLERATED, "spillway.dev/last-resort-"], "");
         let large = json!([{"name": "c", "image": "registry.example/c", "resources": {"requests": {"cpu": "20"}}}]);
         late.create(&pod(name, &json!({"spec": {"containers": large}})));
         let kubeconfig = kubeconfig_with(plane, name, permissions);
@@ -463,7 +463,7 @@ fn every_overflow_permission_is_needed() {
     let whole = controller("overflow-rights-all", &of_controller);
     eventually("everything to be done", || {
         let node = late.pod("overflow-rights-all")["spec"]["nodeName"].clone();
-        let taints = plane.get(&format!("/api/v1/nodes/{STRANGE}"))["spec"]["taints"].to_string();
+        let taints = plane.get(&format!("/api/v1/nodes/{UNTOLERATED}"))["spec"]["taints"].to_string();
         let is_blocked = whole.metric(&format!("{TRIED}\"blocked\"}}")) > 0;
         (node == "virtualnode-0" && taints.contains("last-resort") && is_blocked).then_some(())
     });
@@ -486,5 +486,5 @@ fn every_overflow_permission_is_needed() {
             is_missed.then_some(())
         });
     }
-    plane.delete_node(STRANGE);
+    plane.delete_node(UNTOLERATED);
 }

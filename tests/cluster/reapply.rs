@@ -89,7 +89,7 @@ async fn only_updates_of_tolerations_or_affinity_call_the_webhook() {
     };
     let updates =
         manifest_webhooks().into_iter().find(|webhook| webhook["name"] == "pod-updates.spillway.dev").unwrap();
-    let _registered = stub.register_like("aci-a-listener-of-updates", &updates); // before Spillway, which mends the difference
+    let _registered = stub.register_like("aci-a-listener-of-updates", &updates); // before Spillway, which reverts the difference
     namespace.kubectl(&["apply", "-f", "-"], &opinionated().to_string());
     eventually("an apply to cause a call", || {
         namespace.kubectl(&["apply", "-f", "-"], &opinionated().to_string());
@@ -99,5 +99,5 @@ async fn only_updates_of_tolerations_or_affinity_call_the_webhook() {
     namespace.kubectl(&["label", "pod", "web", "a=b"], "");
     namespace.kubectl(&["annotate", "pod", "web", "a=b"], "");
     namespace.kubectl(&["set", "image", "pod/web", "c=registry.example/other"], "");
-    assert_eq!(calls.load(Ordering::Relaxed), 0, "labels, annotations, images and status are nobody's business");
+    assert_eq!(calls.load(Ordering::Relaxed), 0, "labels, annotations, images and status do not cause a call");
 }

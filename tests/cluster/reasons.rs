@@ -34,7 +34,7 @@ fn users_are_warned_about_problems_they_can_fix() {
     assert!(shown.iter().all(|warning| warning.chars().count() < 120));
     assert_eq!(warnings(&namespace, &pod("fine", &json!({}))), [""; 0]);
     let windows = json!({"spec": {"os": {"name": "windows"}}});
-    assert_eq!(warnings(&namespace, &pod("windows", &windows)), [""; 0], "there is nothing to mend");
+    assert_eq!(warnings(&namespace, &pod("windows", &windows)), [""; 0], "there is nothing to fix");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -137,7 +137,7 @@ fn explain_names_the_node_of_a_running_pod_and_why() {
     );
     namespace.create(&json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
-        "spec": {"schedulerName": "nobody", "containers": [{"name": "c", "image": "registry.example/c"}]},
+        "spec": {"schedulerName": "none", "containers": [{"name": "c", "image": "registry.example/c"}]},
     }));
     let path = format!("/api/v1/namespaces/{}/pods/web/binding", namespace.name);
     let binding = json!({

@@ -27,12 +27,12 @@ fn rolled_out(plane: &ControlPlane) {
 
 /// Creates a virtual node without taints, so that only its label keeps pods away.
 fn open_virtual_node(plane: &ControlPlane) {
-    let room = json!({"cpu": "10000", "memory": "40Ti", "pods": "200"});
+    let capacity = json!({"cpu": "10000", "memory": "40Ti", "pods": "200"});
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": "virtual-open", "labels": {
             "kubernetes.io/hostname": "virtual-open", "kubernetes.io/os": "linux", "type": "virtual-kubelet"}},
-        "status": {"capacity": room, "allocatable": room},
+        "status": {"capacity": capacity, "allocatable": capacity},
     });
     plane.create_or_replace(None, &node);
     eventually("the virtual node to be ready", || {

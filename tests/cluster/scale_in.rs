@@ -9,9 +9,9 @@ const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// Creates three VMs of four CPUs and a virtual node with the last-resort taint, for the pods of one test.
 fn nodes(test: &str) {
     let node = |name: String, labels: Value, taints: Value, cpu: &str| {
-        let room = json!({"cpu": cpu, "memory": "160Gi", "pods": "110"});
+        let capacity = json!({"cpu": cpu, "memory": "160Gi", "pods": "110"});
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {"taints": taints},
-            "status": {"allocatable": room, "capacity": room}})
+            "status": {"allocatable": capacity, "capacity": capacity}})
     };
     let guard = json!({"key": "test", "value": test, "effect": "NoSchedule"});
     let vm = |i| node(format!("{test}-vm-{i}"), json!({"test": test}), json!([guard]), "4");

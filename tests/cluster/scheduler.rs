@@ -136,9 +136,9 @@ fn create_nodes(runner: &mut TestRunner) -> Vec<Node> {
                 .iter()
                 .map(|(key, value, effect)| json!({"key": key, "value": value, "effect": effect}))
                 .collect();
-            let room = json!({"cpu": "1000", "memory": "1000Gi", "pods": "1000"});
+            let capacity = json!({"cpu": "1000", "memory": "1000Gi", "pods": "1000"});
             json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name, "labels": labels},
-                "spec": {"taints": taints}, "status": {"allocatable": room, "capacity": room}})
+                "spec": {"taints": taints}, "status": {"allocatable": capacity, "capacity": capacity}})
         })
         .collect();
     control_plane().create_or_replace(None, &json!({"items": items}));

@@ -65,7 +65,7 @@ async fn trickle(mut client: TlsStream<TcpStream>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_clients_are_cut_off_and_delay_nobody() {
+async fn slow_clients_are_cut_off_and_delay_no_others() {
     const CLIENTS: usize = 50;
     const REVIEWS: u32 = 20;
     let (kubeconfig, namespace) = webhook_account_and_namespace();
@@ -139,13 +139,13 @@ async fn the_webhook_recovers_from_a_lack_of_file_descriptors() {
     let (kubeconfig, namespace) = webhook_account_and_namespace();
     let few = ["sh", "-c", "ulimit -n 48; exec \"$0\" \"$@\""];
     let webhook = Webhook::start_as(&few, "no-descriptors", &kubeconfig, &[]).ready();
-    let mut strangers = Vec::new();
+    let mut connections = Vec::new();
     for _ in 0..100 {
-        strangers.push(TcpStream::connect(webhook.address).await.unwrap());
+        connections.push(TcpStream::connect(webhook.address).await.unwrap());
     }
     let is_logged = |line: &Value| line["message"] == "cannot accept connections";
     eventually("the limit to be felt", || webhook.log().iter().any(is_logged).then_some(()));
-    drop(strangers);
+    drop(connections);
     let (_, answer) = webhook.https().review(review(&namespace).to_string()).await;
     assert!(is_decided(&answer));
     let logged = webhook.log().iter().filter(|line| is_logged(line)).count();

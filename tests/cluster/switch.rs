@@ -181,10 +181,10 @@ fn off_keeps_a_concurrent_change() {
     for _ in 0..3 {
         install(plane, &[]);
         let last = thread::scope(|scope| {
-            let (begun, first) = mpsc::channel();
+            let (started, first) = mpsc::channel();
             let writer = scope.spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(write_until_it_is_gone(plane, &begun))
+                runtime.block_on(write_until_deleted(plane, &started))
             });
             first.recv().unwrap();
             expect(plane, &["off"], 0, &["Switched off"]);
@@ -198,13 +198,13 @@ fn off_keeps_a_concurrent_change() {
 
 /// Changes the configuration repeatedly, and signals the first change. Returns the last write that succeeded. The pauses grow, so
 /// that `off` succeeds between two writes on a slow machine too.
-async fn write_until_it_is_gone(plane: &ControlPlane, begun: &mpsc::Sender<()>) -> u32 {
+async fn write_until_deleted(plane: &ControlPlane, started: &mpsc::Sender<()>) -> u32 {
     let api: Api<MutatingWebhookConfiguration> = Api::all(plane.client().await);
     let mut last = None;
     for write in 0.. {
         let label = json!({"metadata": {"labels": {"example.com/write": write.to_string()}}});
         match api.patch(NAME, &PatchParams::default(), &Patch::Merge(label)).await {
-            Ok(_) if last.is_none() => begun.send(()).unwrap(),
+            Ok(_) if last.is_none() => started.send(()).unwrap(),
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.code == 404 => break,
             Err(error) => panic!("{error}"),

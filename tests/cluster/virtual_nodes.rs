@@ -13,9 +13,9 @@ pub(crate) fn virtual_node(plane: &ControlPlane, name: &str, taint: &str) {
         "microsoft.containerinstance.virtualnode.podns": "default",
     });
     let taints = json!([{"key": taint, "value": "azure", "effect": "NoSchedule"}]);
-    let room = json!({"cpu": "100", "memory": "1Ti", "pods": "200"});
+    let capacity = json!({"cpu": "100", "memory": "1Ti", "pods": "200"});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels},
-        "spec": {"taints": taints}, "status": {"allocatable": room, "capacity": room}});
+        "spec": {"taints": taints}, "status": {"allocatable": capacity, "capacity": capacity}});
     plane.create(&node);
 }
 
@@ -78,22 +78,22 @@ fn ghost_nodes_are_reported_and_cordoned_until_they_run_again() {
 fn untolerated_taints_and_prefer_with_an_autoscaler_are_reported() {
     let installed = InstalledSandbox::new();
     let plane = installed.plane();
-    virtual_node(plane, "strange-0", "azure.com/aci");
-    infrastructure(plane, "strange-0");
+    virtual_node(plane, "untolerated-0", "azure.com/aci");
+    infrastructure(plane, "untolerated-0");
     let status = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cluster-autoscaler-status"}});
     plane.create_in(Some("kube-system"), &status);
     let (prefer, late) = (plane.namespace(Some("enabled")), plane.namespace(Some("autoscaled")));
     let controller = Controller::start(plane, "advice", &[]);
-    eventually("the strange taint to be told of", || {
-        objects_of_events(plane, "TaintNotTolerated").iter().any(|name| name == "strange-0").then_some(())
+    eventually("the untolerated taint to be reported", || {
+        objects_of_events(plane, "TaintNotTolerated").iter().any(|name| name == "untolerated-0").then_some(())
     });
-    eventually("the autoscaler to be told of", || {
+    eventually("the autoscaler to be reported", || {
         objects_of_events(plane, "PreferDrainsVMs").contains(&prefer.name).then_some(())
     });
     assert!(!objects_of_events(plane, "PreferDrainsVMs").contains(&late.name));
     assert_eq!(controller.metric("spillway_virtual_node_problems{problem=\"taint_not_tolerated\"}"), 1);
     plane.delete("/api/v1/namespaces/kube-system/configmaps/cluster-autoscaler-status");
-    remove(plane, "strange-0");
+    remove(plane, "untolerated-0");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The alerts and the dashboard: that they can be read, fire when they should, and lead to a section of the runbook.
+//! The alerts and the dashboard: they can be parsed, fire when they should, and link to a section of the runbook.
 
 use std::{
     collections::BTreeSet,
@@ -57,7 +57,7 @@ fn every_alert_is_tested_with_firing_and_near_miss_series() {
     }
 }
 
-/// Needs promtool; where it is not installed, the test says so and holds nothing.
+/// Needs promtool. Without it the test prints so and checks nothing.
 #[test]
 fn alerts_fire_when_they_should() {
     if Command::new("promtool").arg("--version").output().is_err() {
@@ -69,8 +69,8 @@ fn alerts_fire_when_they_should() {
     fs::write(dir.path().join("tests.yaml"), text("manifests/monitoring/tests.yaml")).unwrap();
     for arguments in [["check", "rules", "rules.yaml"], ["test", "rules", "tests.yaml"]] {
         let ran = Command::new("promtool").args(arguments).current_dir(dir.path()).output().unwrap();
-        let said = [ran.stdout, ran.stderr].concat();
-        assert!(ran.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&said));
+        let output = [ran.stdout, ran.stderr].concat();
+        assert!(ran.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&output));
     }
 }
 

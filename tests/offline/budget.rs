@@ -1,9 +1,9 @@
-//! What a decision may cost.
+//! The budget of a decision.
 
 use crate::one_decision::{REVIEW, Surroundings, decide};
 
-/// Beside the buffers of patch and answer, what is left is lists and maps of the view. More means that something is built as a
-/// tree or copied as text on its way into the patch.
+/// Besides the buffers of patch and answer, the view allocates lists and maps. More allocations mean that something is built as a
+/// tree, or copied as text on its way into the patch.
 const ALLOCATIONS: u64 = 30;
 
 #[test]

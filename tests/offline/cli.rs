@@ -1,4 +1,4 @@
-//! The command line: what it prints, where, and how it exits.
+//! The command line: its output, streams and exit codes.
 
 use std::{
     fs,
@@ -387,7 +387,7 @@ fn explain_decides_on_the_pod_template_and_shows_the_workload() {
     }
 }
 
-/// An API server that answers to GET: what is listed here, and to all else that it may not be read.
+/// Starts an API server that answers these paths to GET, and forbids everything else.
 fn api_server(objects: Vec<(&'static str, Value)>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -537,7 +537,7 @@ fn a_flag_and_its_variable_mean_the_same() {
     }
 }
 
-/// `spillway explain deploy/x` with a kubeconfig.
+/// Runs `spillway explain deploy/x` with a kubeconfig.
 fn explain_live(kubeconfig: &str) -> Ran {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config");
@@ -597,7 +597,7 @@ fn one_provider_of_cryptography_is_linked() {
         .output()
         .unwrap();
     let words = String::from_utf8_lossy(&tree.stderr);
-    // The lock file names ring, which rustls can do without. A cargo that fails prints nothing either, and proves nothing.
+    // The lock file contains ring, which rustls does not need. A failing cargo also prints nothing, which would prove nothing.
     assert_eq!((tree.status.code(), tree.stdout.is_empty()), (Some(0), true), "{words}");
     assert!(words.contains("nothing to print"), "{words}");
 }
@@ -616,7 +616,7 @@ fn an_unreachable_cluster_is_an_error() {
 fn every_reason_is_in_the_documentation() {
     let printed = spillway(&["explain", "--reasons"], "");
     let written = fs::read_to_string(root("docs/reasons.md")).unwrap();
-    assert_eq!(printed.stdout, written, "mend with: cargo run -- explain --reasons >docs/reasons.md");
+    assert_eq!(printed.stdout, written, "fix with: cargo run -- explain --reasons >docs/reasons.md");
     for reason in spillway::burst::reasons::all() {
         assert!(written.contains(&format!("\n## {}\n", reason.code)), "{}", reason.code);
         let entry = spillway(&["explain", "--reason", reason.code], "");

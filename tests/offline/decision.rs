@@ -1,4 +1,4 @@
-//! What holds for every pod.
+//! Properties of the decision that hold for every pod.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -11,8 +11,8 @@ use spillway::{
 
 use crate::generated_pods::{Allow, lost, pod};
 
-/// What is decided on a pod in a namespace with this mode and profile, in a cluster with virtual nodes of the second generation, and
-/// the pod with the patch applied by an implementation of RFC 6902 that is not ours.
+/// Returns the decision on a pod for this mode and profile, in a cluster with virtual nodes of the second generation, and the pod
+/// after an independent implementation of RFC 6902 has applied the patch.
 fn decide_in(mode: &str, pod: &Value, profile: &str, account: ServiceAccount) -> (Verdict, Option<Value>, Value) {
     let (text, configuration) = (pod.to_string(), Configuration::default());
     let view: Pod<'_> = from_json(&text).unwrap();
@@ -40,7 +40,7 @@ fn mode() -> impl Strategy<Value = &'static str> {
     prop_oneof![Just("prefer"), Just("late"), Just("bridge"), Just("require"), Just("off")]
 }
 
-/// The pod without a record of what was added, which whoever wrote it could have forged.
+/// Returns the pod without the record of additions, which its author could have forged.
 fn unforged(mut pod: Value) -> Value {
     if let Some(annotations) = pod["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
         annotations.remove("spillway.dev/added");
@@ -102,7 +102,7 @@ proptest! {
             let annotations = after["metadata"]["annotations"].as_object_mut().unwrap();
             let decision = annotations.remove("spillway.dev/decision").unwrap();
             prop_assert!(decision.as_str().unwrap().starts_with("stay: "));
-            // What stands there of Spillway's own is its own.
+            // Spillway may change its own annotations.
             let own = |key: &str| matches!(key, "spillway.dev/decision" | "spillway.dev/added");
             let before = pod["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
             let before: Vec<_> = before.iter().filter(|(key, _)| !own(key)).collect();
@@ -129,7 +129,7 @@ proptest! {
     fn a_second_apply_keeps_the_additions_in_place(pod in pod(Allow::Valid), mode in mode()) {
         let pod = unforged(pod);
         let (_, _, old) = decide_in(mode, &pod, "high-scale", ServiceAccount::WithoutClientId);
-        // A manifest's lists replace those of the pod; its maps are merged.
+        // An apply replaces lists of the pod, and merges maps.
         let mut new = old.clone();
         for list in ["tolerations", "affinity"] {
             if !pod["spec"][list].is_null() {
@@ -194,12 +194,12 @@ fn additions_to_required_terms_are_recorded_for_each_term() {
     let bare = json!({"matchExpressions": [linux]});
     assert_eq!(record(&pod(&json!([bare, bare]), None)), "toleration,affinity");
     assert_eq!(record(&pod(&json!([bare, own]), None)), "toleration,affinity:0");
-    // A later webhook appended a term: what was ours stays ours.
+    // A later webhook appended a term. Spillway's addition stays Spillway's.
     assert_eq!(record(&pod(&json!([own, bare]), Some("toleration,affinity:0"))), "toleration,affinity");
     assert_eq!(record(&pod(&json!([own, own, bare]), Some("affinity:1"))), "toleration,affinity:1+2");
 }
 
-/// Without maps and lists that hold nothing: the API server does not tell them from absent ones.
+/// Returns the pod without empty maps and lists: the API server treats them as absent.
 fn pruned(value: &Value) -> Value {
     let is_empty = |value: &Value| matches!(value, Value::Null) || *value == json!({}) || *value == json!([]);
     match value {
@@ -252,7 +252,7 @@ fn kube_proxy_and_dns_are_opted_out_together() {
     }
 }
 
-/// Decides by a configuration of the test's own, on a pod that has nothing yet.
+/// Decides on a new pod with this configuration.
 fn admitted(configuration: &str, pod: &Value) -> Value {
     let text = format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{configuration}\n");
     let configuration = spillway::config::parse(&text).unwrap();

@@ -1,4 +1,4 @@
-//! `spillway identity check` beside its text: formats for programs, exit codes, what it refuses.
+//! `spillway identity check`: formats for programs, exit codes, and refused input.
 
 use std::{
     fs,
@@ -36,7 +36,7 @@ fn case(name: &str, file: &str) -> String {
 const SUBSCRIPTION: &str = "99999999-8888-4777-8666-555555555555";
 const ISSUER: &str = "https://westeurope.oic.prod-aks.azure.com/11111111-2222-4333-8444-555555555555/aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee/";
 
-/// Runs the case of a slash that is missing, and one more service account with a name that no format may stumble over.
+/// Runs a case with a missing slash, and a service account whose name every format must escape.
 fn slash(args: &[&str]) -> Ran {
     let files = ["manifests.yaml", "identities.json", "id-web.json"].map(|file| case("F3-found", file));
     let [manifests, identities, credentials] = files.each_ref().map(String::as_str);
@@ -123,7 +123,7 @@ fn identity_check_junit_failures_match_the_exit_code() {
     let args =
         ["-f", &unknown, "--credentials", &identities, "--issuer", ISSUER, "-o", "junit", "--fail-on", "warning"];
     let ran = check(&args, "");
-    assert_eq!((ran.code, count(&ran, "<skipped ")), (0, 1), "what cannot be told is not wrong: {}", ran.stdout);
+    assert_eq!((ran.code, count(&ran, "<skipped ")), (0, 1), "unknown facts are no findings: {}", ran.stdout);
 }
 
 #[test]

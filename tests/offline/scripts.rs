@@ -1,4 +1,4 @@
-//! The shell scripts, where they can be tried without what they build.
+//! The shell scripts, without the programs that they build.
 
 use std::{
     fs::{self, File, FileTimes},
@@ -54,7 +54,7 @@ fn an_interrupted_demo_cleans_up_and_is_no_failure() {
     let [bin, tmp] = ["bin", "tmp"].map(|name| dir.path().join(name));
     fs::create_dir(&bin).unwrap();
     fs::create_dir(&tmp).unwrap();
-    // A build that ends as a failed one does when it is interrupted.
+    // A build that fails when it is interrupted.
     program(&bin.join("cargo"), "#!/bin/sh\ntrap 'exit 1' INT\necho >\"$TMPDIR/started\"\nsleep 60\n");
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let demo = Command::new("env") // SIGINT may be ignored in here, and a shell cannot take that back

@@ -47,8 +47,8 @@ impl Controller {
         command.args(["--pod-name", name]).args(flags);
         command.env("KUBECONFIG", kubeconfig).envs(env.iter().copied());
         let tether = command.stdin(Stdio::piped()).stderr(File::create(&log).unwrap()).spawn().unwrap();
-        let said = || lines(&log).into_iter().find(|line| line["message"] == "listening");
-        let listening = eventually("the controller to listen", said);
+        let line = || lines(&log).into_iter().find(|line| line["message"] == "listening");
+        let listening = eventually("the controller to listen", line);
         let admin = listening["admin"].as_str().unwrap().parse().unwrap();
         Self { name: name.to_owned(), admin, log, tether }
     }

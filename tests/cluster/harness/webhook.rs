@@ -144,8 +144,8 @@ impl Webhook {
         command.args(["webhook", "--bind=127.0.0.1:0", "--admin-bind=127.0.0.1:0"]).args(flags);
         command.env("KUBECONFIG", kubeconfig).stdin(Stdio::piped()).stderr(File::create(&log).unwrap());
         let tether = command.spawn().unwrap();
-        let said = || lines(&log).into_iter().find(|line| line["message"] == "listening");
-        let listening = eventually("the webhook to listen", said);
+        let line = || lines(&log).into_iter().find(|line| line["message"] == "listening");
+        let listening = eventually("the webhook to listen", line);
         let address = |field: &str| listening[field].as_str().unwrap().parse().unwrap();
         Self { address: address("webhook"), admin: address("admin"), ca: ca.to_owned(), log, tether }
     }

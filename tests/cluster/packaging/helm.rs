@@ -214,7 +214,7 @@ async fn helm_install_upgrade_and_uninstall_miss_no_request() {
     assert_eq!(failed_open(plane, &namespace.name), before, "the webhook was called when it was gone");
 
     // Three creations and three deletions, each from a separate watch.
-    let order = eventually("the watches to have told of all", || {
+    let order = eventually("the watches to report all changes", || {
         let order: BTreeMap<u64, String> = order.lock().unwrap().iter().cloned().collect();
         let ours =
             order.values().filter(|noted| noted.ends_with(" aci-spillway") || noted.ends_with(" spillway-webhook"));
