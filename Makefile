@@ -24,11 +24,11 @@ prove: ## stories on the real scheduler beside a control group, written to docs/
 # `--all-targets` leaves out those that `cargo test` leaves out.
 # Go's vet looks at the dependencies too: with the flags of build.sh they need no second compilation, but some 2 CPU-minutes once.
 check: ## formatting, lints, documentation, generated files
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked --test cluster --test prove -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	@echo "docs/config.schema.json is what 'spillway config schema' prints"
 	@mkdir -p target && cargo run --locked --quiet -- config schema >target/config.schema.json
 	@git --no-pager diff --no-index docs/config.schema.json target/config.schema.json || \
@@ -54,9 +54,9 @@ check: ## formatting, lints, documentation, generated files
 fuzz: ## fuzz each target for FUZZ_SECONDS (120); needs Rust's nightly toolchain and a C++ compiler, fetches cargo-fuzz
 	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 	cargo +nightly fuzz build --sanitizer none
-	for target in review reader quantity patch; do \
+	for target in review quantity patch; do \
 	  mkdir -p fuzz/corpus/$$target; \
-	  case $$target in patch|reader) seeds=fuzz/corpus/review ;; *) seeds= ;; esac; \
+	  case $$target in patch) seeds=fuzz/corpus/review ;; *) seeds= ;; esac; \
 	  cargo +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target $$seeds -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
 

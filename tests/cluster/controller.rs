@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use spillway::{
     certs::authority::Stored,
-    controller::{Outcome, authority::Keeper, events::Events},
+    controller::{Outcome, authority::AuthorityReconciler, events::EventRecorder},
     telemetry::ControllerMetrics,
 };
 use tokio::sync::Barrier;
@@ -28,16 +28,17 @@ async fn twenty_concurrent_controllers_create_one_authority() {
 /// Runs the race once, and returns the number of controllers that saw a conflict.
 async fn race(installed: &InstalledSandbox) -> usize {
     let start = Arc::new(Barrier::new(20));
-    let mut keepers = tokio::task::JoinSet::new();
+    let mut reconcilers = tokio::task::JoinSet::new();
     for index in 0..20 {
         let (client, start) = (installed.plane().client().await, start.clone());
-        keepers.spawn(async move {
-            let events = Events::new(client.clone(), &format!("racer-{index}"));
-            let mut keeper = Keeper::new(client.clone(), "spillway-system", events, ControllerMetrics::default());
+        reconcilers.spawn(async move {
+            let events = EventRecorder::new(client.clone(), &format!("racer-{index}"));
+            let metrics = ControllerMetrics::default();
+            let mut reconciler = AuthorityReconciler::new(client.clone(), "spillway-system", events, metrics);
             let mut outcomes = Vec::new();
             start.wait().await;
-            while outcomes.last() != Some(&Outcome::Right) {
-                outcomes.push(keeper.round().await.unwrap());
+            while outcomes.last() != Some(&Outcome::UpToDate) {
+                outcomes.push(reconciler.round().await.unwrap());
             }
             let secrets = kube::Api::<k8s_openapi::api::core::v1::Secret>::namespaced(client, "spillway-system");
             let data = secrets.get("spillway-ca").await.unwrap().data.unwrap();
@@ -45,7 +46,7 @@ async fn race(installed: &InstalledSandbox) -> usize {
             (outcomes, Stored::read(&data).unwrap().current.certificate().pem())
         });
     }
-    let agreed = keepers.join_all().await;
+    let agreed = reconcilers.join_all().await;
     let made = agreed.iter().filter(|(outcomes, _)| outcomes.contains(&Outcome::Changed)).count();
     assert_eq!(made, 1, "{agreed:#?}");
     assert!(agreed.iter().all(|(_, authority)| *authority == agreed[0].1));
@@ -78,8 +79,8 @@ fn one_replica_leads_and_another_takes_over() {
     assert!(second.leads() && !third.leads());
     second.signal("TERM");
     eventually("the second replica to end", || (!second.is_alive()).then_some(()));
-    let gives_back = |line: &Value| line["message"] == "gave the lease back";
-    assert!(second.log().iter().any(gives_back), "{:#?}", second.log());
+    let releases = |line: &Value| line["message"] == "released the lease";
+    assert!(second.log().iter().any(releases), "{:#?}", second.log());
     wait_for_leader(&third);
     let lease = plane.get(CONTROLLER_LEASE);
     assert_eq!(

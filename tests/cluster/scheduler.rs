@@ -15,7 +15,7 @@ use proptest::{
     test_runner::TestRunner,
 };
 use serde_json::{Value, json};
-use spillway::pod::{NodeView, Pod, Taint, from_json};
+use spillway::pod::{NodeView, Pod, Taint};
 
 use crate::harness::control_plane;
 
@@ -112,7 +112,7 @@ fn manifest(name: &str, shape: &Value, node: &str) -> Value {
 /// Returns whether the pod may go to the node, as Spillway reads it.
 fn may_go(manifest: &Value, node: &Node) -> bool {
     let text = manifest.to_string();
-    let pod: Pod<'_> = from_json(&text).unwrap();
+    let pod: Pod<'_> = serde_json::from_str(&text).unwrap();
     let view = NodeView { name: &node.name, labels: &node.labels };
     let tolerated =
         node.taints.iter().filter(|(_, _, effect)| *effect != "PreferNoSchedule").all(|(key, value, effect)| {

@@ -17,8 +17,9 @@ use kube::api::ObjectMeta;
 
 use crate::{
     cli::manifest::Document,
+    cluster::identity_sources::{LeanPod, running},
     identity::{
-        LeanPod, Object, grants, is_v1_virtual_node, ready_endpoints,
+        Object, grants, is_v1_virtual_node, ready_endpoints,
         seen::{self, Bearer, Cluster, ServiceAccount, WebhookConfiguration},
     },
 };
@@ -118,7 +119,7 @@ impl Documents {
         self.files.insert(maker.clone(), document.source.clone());
         // What the API server has seen has a uid.
         if template.kind == "Pod" && pod.metadata.uid.is_some() {
-            self.cluster.pods.extend(seen::Pod::running(&pod));
+            self.cluster.pods.extend(running(&pod));
             return Ok(());
         }
         if template.kind != "Pod" {

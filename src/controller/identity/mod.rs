@@ -30,17 +30,16 @@ use tokio::{
 
 use super::{CONFIG_MAP, Context, FIELD_MANAGER, events::reference};
 use crate::{
+    cluster::identity_sources::Following,
     config::Identity,
+    credentials::{
+        Wanted, custom_resources,
+        issuer::{self, Issuers},
+    },
     identity::{
         self, AccountName, Seen,
         azure::{Azure, Unread},
         seen::ServiceAccount,
-        sources::{
-            self, Wanted,
-            cluster::Following,
-            custom_resources,
-            issuer::{self, Issuers},
-        },
     },
     telemetry::Causes,
 };
@@ -96,7 +95,7 @@ pub(super) async fn run(context: &Context) {
             tracing::info!("identity is not checked: it is switched off");
             another.await;
         }
-        context.metrics.identity.forget();
+        context.metrics.identity.reset();
     }
 }
 
@@ -332,7 +331,7 @@ impl Watch<'_> {
 
 /// What service accounts name, as far as they are checked.
 fn wanted(accounts: &[ServiceAccount], settings: &Identity) -> Wanted {
-    sources::wanted(accounts.iter().filter(|account| settings.covers(&account.name.namespace)))
+    crate::credentials::wanted(accounts.iter().filter(|account| settings.covers(&account.name.namespace)))
 }
 
 /// Why something of Azure could not be read that matters: not of identities that no service account names, and not that it is in the

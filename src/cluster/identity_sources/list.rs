@@ -1,0 +1,199 @@
+//! A cluster as it is now, for a person at the command line.
+
+use kube::{Api, Client, api::ListParams, core::NamespaceResourceScope};
+
+use super::{
+    ACCOUNTS, BINDINGS, Kind, Listed, NAMESPACES, NODES, PODS, ROLES, WEBHOOKS,
+    known::{Known, Listing},
+    name, ready, refusal, slices_of,
+};
+use crate::{
+    credentials::pages,
+    identity::{azure::Unread, seen::Cluster},
+};
+
+/// What could be read.
+#[derive(Debug)]
+pub struct Live {
+    /// The cluster. What may not be read is absent, not empty.
+    pub cluster: Cluster,
+    /// What may not be read.
+    pub refused: Vec<Unread>,
+}
+
+/// Reads a cluster, or of service accounts and pods those of one namespace; then it is not whole.
+///
+/// # Errors
+///
+/// When the API server cannot be asked, or has another answer than what it is asked for or that it is forbidden.
+pub async fn read(client: &Client, namespace: Option<&str>) -> kube::Result<Live> {
+    let all = client.clone();
+    let (accounts, pods, namespaces, v1_virtual_nodes, webhooks) = tokio::try_join!(
+        list(&ACCOUNTS, scoped(client, namespace), namespace),
+        list(&PODS, scoped(client, namespace), namespace),
+        list(&NAMESPACES, Api::all(all.clone()), None),
+        list(&NODES, Api::all(all.clone()), None),
+        list(&WEBHOOKS, Api::all(all.clone()), None),
+    )?;
+    let mut known = Known { accounts, pods, namespaces, v1_virtual_nodes, webhooks, ..Known::default() };
+    for service in known.services() {
+        let (namespace, name) = &service;
+        let params = ListParams::default().labels(&slices_of(name));
+        let slices =
+            listing(&Api::namespaced(all.clone(), namespace), "endpointslices", params, ready, Some(namespace)).await?;
+        known.endpoints.insert(service, slices);
+    }
+    if known.uses_bindings() {
+        (known.roles, known.bindings) =
+            tokio::try_join!(list(&ROLES, Api::all(all.clone()), None), list(&BINDINGS, Api::all(all), None))?;
+    }
+    let mut cluster = known.cluster();
+    cluster.is_whole &= namespace.is_none();
+    Ok(Live { cluster, refused: known.refused() })
+}
+
+fn scoped<O: Listed<Scope = NamespaceResourceScope>>(client: &Client, namespace: Option<&str>) -> Api<O> {
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+async fn list<O: Listed, V>(kind: &Kind<O, V>, api: Api<O>, namespace: Option<&str>) -> kube::Result<Listing<V>> {
+    let params = ListParams { label_selector: kind.labels.map(str::to_owned), ..ListParams::default() };
+    listing(&api, kind.plural, params, kind.read, namespace).await
+}
+
+async fn listing<O: Listed, V>(
+    api: &Api<O>,
+    plural: &str,
+    params: ListParams,
+    read: fn(&O) -> Option<V>,
+    namespace: Option<&str>,
+) -> kube::Result<Listing<V>> {
+    let listed = pages::list(api, params, |object| Some((name(&object), read(&object)?))).await;
+    match listed {
+        Ok(all) => Ok(Listing::Listed(all.into_iter().collect())),
+        Err(error) => refusal(&error, plural, namespace).map(Listing::Refused).ok_or(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        sync::{Arc, Mutex},
+    };
+
+    use axum::http;
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// An API server that answers by path and query, and remembers what it was asked.
+    fn server(
+        answer: impl Fn(&str, &str) -> (u16, Value) + Send + Sync + 'static,
+    ) -> (Client, Arc<Mutex<Vec<String>>>) {
+        let (asked, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(answer));
+        let asks = asked.clone();
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let (asks, answer) = (asks.clone(), answer.clone());
+            async move {
+                let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+                asks.lock().unwrap().push(format!("{path}?{query}"));
+                let (status, body) = answer(path, query);
+                let body = Body::from(body.to_string().into_bytes());
+                Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap())
+            }
+        });
+        (Client::new(service, "default"), asked)
+    }
+
+    fn page(items: impl Into<Value>, next: &str) -> (u16, Value) {
+        (200, json!({"metadata": {"resourceVersion": "1", "continue": next}, "items": items.into()}))
+    }
+
+    fn failure(code: u16, reason: &str) -> (u16, Value) {
+        (code, json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": ""}))
+    }
+
+    fn account(name: &str) -> Value {
+        json!([{"metadata": {"namespace": "shop", "name": name, "annotations": {"azure.workload.identity/client-id": "x"}}}])
+    }
+
+    #[tokio::test]
+    async fn a_list_is_read_page_by_page_and_begun_anew_when_the_api_server_has_forgotten_it() {
+        let expired = Mutex::new(true);
+        let (client, asked) = server(move |path, query| match (path, query.contains("continue=")) {
+            ("/api/v1/serviceaccounts", false) => page(account("a"), "more"),
+            ("/api/v1/serviceaccounts", true) if std::mem::take(&mut *expired.lock().unwrap()) => {
+                failure(410, "Expired")
+            }
+            ("/api/v1/serviceaccounts", true) => page(account("b"), ""),
+            _ => page(json!([]), ""),
+        });
+        let Live { cluster, refused } = read(&client, None).await.unwrap();
+        let names: Vec<_> = cluster.service_accounts.iter().map(|account| account.name.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(cluster.is_whole && refused.is_empty());
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked.iter().filter(|ask| ask.starts_with("/api/v1/serviceaccounts?")).count(), 4);
+        assert!(asked.iter().all(|ask| ask.contains("limit=250")), "{asked:?}");
+        assert!(!asked.iter().any(|ask| ask.contains("endpointslices") || ask.contains("rbac")), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_forbidden_is_absent_and_said() {
+        let (client, _) = server(|path, _| match path {
+            "/api/v1/nodes" | "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations" => {
+                failure(403, "Forbidden")
+            }
+            "/api/v1/namespaces/shop/serviceaccounts" => page(account("a"), ""),
+            _ => page(json!([]), ""),
+        });
+        let Live { cluster, refused } = read(&client, Some("shop")).await.unwrap();
+        assert_eq!((cluster.service_accounts.len(), cluster.is_whole), (1, false), "of one namespace");
+        assert!(cluster.webhooks.is_none());
+        let said: Vec<_> = refused.iter().map(|unread| format!("{}: {}", unread.action, unread.because)).collect();
+        assert_eq!(said, ["list nodes: 403 Forbidden", "list mutatingwebhookconfigurations: 403 Forbidden"]);
+
+        let (client, _) = server(|_, _| failure(500, "InternalError"));
+        assert!(read(&client, None).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn endpoints_and_grants_are_read_only_of_what_needs_them() {
+        let (client, asked) = server(|path, _| match path {
+            "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations" => {
+                let webhook = |name: &str, label: &str| {
+                    json!({"name": name, "admissionReviewVersions": ["v1"], "sideEffects": "None",
+                        "objectSelector": {"matchLabels": {label: "true"}},
+                        "clientConfig": {"service": {"namespace": "kube-system", "name": name}}})
+                };
+                let webhooks = [webhook("wi", "azure.workload.identity/use"), webhook("other", "inject")];
+                page(json!([{"metadata": {"name": "all"}, "webhooks": webhooks}]), "")
+            }
+            "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices" => {
+                let meta =
+                    json!({"namespace": "kube-system", "name": "wi-1", "labels": {"kubernetes.io/service-name": "wi"}});
+                page(json!([{"metadata": meta, "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}]}]), "")
+            }
+            "/api/v1/pods" => {
+                let annotations = json!({"azure.workload.identity/use-identity-binding": "true"});
+                page(
+                    json!([{"metadata": {"namespace": "a", "name": "a", "annotations": annotations}, "spec": {"containers": []}}]),
+                    "",
+                )
+            }
+            _ => page(json!([]), ""),
+        });
+        let cluster = read(&client, None).await.unwrap().cluster;
+        let wi = ("kube-system".to_owned(), "wi".to_owned());
+        assert_eq!(cluster.endpoints, Some([(wi, 1)].into()));
+        assert!(cluster.grants.is_some());
+        let asked = asked.lock().unwrap();
+        let slices: Vec<_> = asked.iter().filter(|ask| ask.contains("endpointslices")).collect();
+        assert!(matches!(slices.as_slice(), [one] if one.contains("service-name%3Dwi")), "{slices:?}");
+    }
+}
