@@ -1,0 +1,184 @@
+//! The writes of late burst: clocks and tolerations.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, jsonptr::PointerBuf};
+use k8s_openapi::{api::core::v1::Namespace, jiff::Timestamp};
+use kube::{Api, api::Patch};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{
+    super::{
+        Context, guarded, is_unanswered,
+        pauses::Pauses,
+        pods::{PodError, together, write},
+        reconcile::Outcome,
+        tally::Happening,
+    },
+    LateError,
+    plan::{ClockStart, DuePod},
+};
+use crate::{
+    burst::UNSCHEDULABLE_SINCE,
+    cluster,
+    config::{Configuration, DISABLED, Mode},
+    telemetry::Causes,
+};
+
+const BURST: Happening = Happening::done("LateBurst");
+
+/// Records since when pods have been unschedulable.
+pub(super) async fn start_clocks(
+    context: &Context,
+    clocks: Vec<ClockStart>,
+    pauses: &mut Pauses,
+) -> Result<Outcome, LateError> {
+    let start = async |clock: ClockStart| {
+        let outcome = write(context, &clock.name, "start_clock", &Patch::Json(clock_patch(&clock))).await?;
+        if outcome == Outcome::Changed {
+            let (ClockStart { since, .. }, (namespace, name)) = (&clock, &clock.name);
+            tracing::debug!(namespace, pod = name, %since, "pod is unschedulable for the first time");
+        }
+        Ok(outcome)
+    };
+    let writes = clocks.into_iter().map(|clock| (clock.uid.clone(), start(clock)));
+    Ok(together(writes.collect(), pauses).await?)
+}
+
+/// Records the time in whole seconds, as the API server counts. The pod has annotations: the decision is one.
+fn clock_patch(clock: &ClockStart) -> JsonPatch {
+    let since = Timestamp::from_second(clock.since.as_second()).unwrap_or(clock.since);
+    let path = PointerBuf::from_tokens(["metadata", "annotations", UNSCHEDULABLE_SINCE]);
+    let add = AddOperation { path, value: json!(since.to_string()) };
+    guarded(&clock.resource_version, JsonPatch(vec![PatchOperation::Add(add)]))
+}
+
+/// Gives the toleration to pods whose namespaces are still in mode `late`. Reads the namespaces again: the watch may be behind.
+pub(super) async fn apply_tolerations(
+    context: &Context,
+    configuration: &Configuration,
+    pods: Vec<DuePod>,
+    pauses: &mut Pauses,
+) -> Result<Outcome, LateError> {
+    let namespaces = &read_namespaces(context, &pods).await?;
+    let (pods, unread): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| namespaces.contains_key(&pod.name.0));
+    for pod in unread {
+        pauses.tries(&pod.uid, Instant::now());
+    }
+    let apply = async |pod: DuePod| {
+        let namespace = namespaces.get(&pod.name.0).and_then(Option::as_ref);
+        let settings = namespace
+            .and_then(|namespace| configuration.settings(&namespace.profile, &namespace.overrides, &pod.overrides));
+        // The namespace has changed since the plan. The watch will bring that too.
+        if settings.is_none_or(|settings| settings.mode.value != Mode::Late) {
+            return Ok(Outcome::Conflict);
+        }
+        apply_toleration(context, pod).await
+    };
+    let writes = pods.into_iter().map(|pod| (pod.uid.clone(), apply(pod)));
+    Ok(together(writes.collect(), pauses).await?)
+}
+
+async fn apply_toleration(context: &Context, pod: DuePod) -> Result<Outcome, PodError> {
+    let patch = Patch::Json(guarded(&pod.resource_version, pod.patch));
+    let outcome = write(context, &pod.name, "burst", &patch).await?;
+    if outcome == Outcome::Changed {
+        let ((namespace, name), seconds) = (&pod.name, pod.waited.as_secs());
+        tracing::info!(namespace, pod = name, waited_seconds = seconds, "pod may go to virtual nodes now");
+        let note = format!("pod {name} may go to virtual nodes now: no VM has taken it for {seconds} s");
+        context.tally.note(pod.owner, BURST, note);
+    }
+    Ok(outcome)
+}
+
+/// The namespaces of these pods by name, as far as they can be read. The value is `None` for a namespace that has opted out or is gone.
+async fn read_namespaces(
+    context: &Context,
+    pods: &[DuePod],
+) -> Result<BTreeMap<String, Option<cluster::Namespace>>, LateError> {
+    let names: BTreeSet<_> = pods.iter().map(|pod| pod.name.0.clone()).collect();
+    let mut namespaces = BTreeMap::new();
+    for name in names {
+        match read_namespace(context, &name).await {
+            Ok(namespace) => {
+                namespaces.insert(name, namespace);
+            }
+            Err(error) if is_unanswered(&error) => return Err(LateError::Namespace(name, error)),
+            Err(error) => {
+                tracing::warn!(namespace = name, error = %Causes(&error), "cannot read the namespace, its late pods wait");
+            }
+        }
+    }
+    Ok(namespaces)
+}
+
+async fn read_namespace(context: &Context, name: &str) -> kube::Result<Option<cluster::Namespace>> {
+    let namespaces: Api<Namespace> = Api::all(context.client.clone());
+    let read = namespaces.get_metadata_opt(name).await?;
+    let metadata = read.map(|namespace| namespace.metadata).unwrap_or_default();
+    let (labels, annotations) = (metadata.labels.unwrap_or_default(), metadata.annotations.unwrap_or_default());
+    Ok(cluster::Namespace::read(labels, annotations).filter(|namespace| namespace.profile != DISABLED))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, sync::Arc};
+
+    use axum::http;
+    use kube::client::Body;
+
+    use super::{
+        super::{
+            super::{events::Events, tally::Tally},
+            testing::{Cluster, unchanged},
+        },
+        *,
+    };
+    use crate::{burst::DECISION, telemetry::ControllerMetrics};
+
+    #[test]
+    fn a_clock_is_written_to_the_observed_version_only() {
+        let clock = Cluster::new().pod("shop", "new", None, unchanged).plan().clock_starts.swap_remove(0);
+        let patch = clock_patch(&clock);
+        let mut pod = json!({"metadata": {"resourceVersion": "7", "annotations": {DECISION: "late"}}});
+        let expected = json!({"metadata": {"resourceVersion": "7",
+            "annotations": {DECISION: "late", UNSCHEDULABLE_SINCE: "2026-01-01T12:00:00Z"}}});
+        json_patch::patch(&mut pod, &patch).unwrap();
+        assert_eq!(pod, expected);
+        pod["metadata"]["resourceVersion"] = "8".into();
+        json_patch::patch(&mut pod, &patch).unwrap();
+        assert_eq!(pod["metadata"]["resourceVersion"], "7", "for the API server to refuse: it has changed since");
+    }
+
+    #[tokio::test]
+    async fn a_namespace_is_read_again_before_its_pods_may_go() {
+        for (label, mode, expected) in [
+            ("autoscaled", "late", Outcome::Changed),
+            ("disabled", "late", Outcome::Right),
+            ("autoscaled", "off", Outcome::Right),
+        ] {
+            let answer = move |request: http::Request<Body>| async move {
+                let metadata = json!({"name": "shop", "labels": {"spillway.dev/burst": label}, "annotations": {"spillway.dev/mode": mode}});
+                let (kind, metadata) = match request.uri().path() {
+                    "/api/v1/namespaces/shop" => ("Namespace", metadata),
+                    _ => ("Pod", json!({"namespace": "shop", "name": "p"})),
+                };
+                let body = json!({"apiVersion": "v1", "kind": kind, "metadata": metadata}).to_string();
+                Ok::<_, Infallible>(http::Response::new(Body::from(body.into_bytes())))
+            };
+            let client = kube::Client::new(tower::service_fn(answer), "default");
+            let context = Context {
+                client: client.clone(),
+                namespace: "spillway-system".to_owned(),
+                configuration: tokio::sync::watch::Sender::new(Arc::default()).subscribe(),
+                events: Events::new(client, "test"),
+                tally: Tally::default(),
+                metrics: ControllerMetrics::default(),
+            };
+            let due = Cluster::new().pod("shop", "p", Some(900), unchanged).plan().due;
+            let outcome = apply_tolerations(&context, &Configuration::default(), due, &mut Pauses::default()).await;
+            assert_eq!(outcome.unwrap(), expected, "{label} {mode}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Late burst: gives the toleration of virtual nodes to pods of mode `late` that no VM has taken in time.
+//!
+//! All state of a pod is in the pod itself, so a new leader continues where the former one stopped. The waiting time of a pod counts from
+//! when the controller first saw it unschedulable. While a VM seems to be on its way, the pod waits on, up to `late.max`.
+
+mod apply;
+mod in_flight;
+mod plan;
+mod scale_up;
+mod state;
+#[cfg(test)]
+mod testing;
+
+use std::time::Duration;
+
+use futures_util::stream;
+use k8s_openapi::jiff::Timestamp;
+use tokio::time::Instant;
+
+use self::{
+    apply::{apply_tolerations, start_clocks},
+    in_flight::InFlight,
+    plan::{MIN_ROUND_INTERVAL, Observation, Plan, plan},
+};
+use super::{
+    Context, each,
+    observed::Observed,
+    pauses::Pauses,
+    pods::PodError,
+    reconcile::{Alarm, Outcome, repeat},
+    tally::Happening,
+};
+use crate::{cluster::Cluster, config::Configuration};
+
+const RECONCILER: &str = "late";
+
+const WITHHELD: Happening = Happening::wrong("LateWithheld");
+
+/// How long a VM that has just become Ready counts as on its way: the scheduler needs a moment to place pods on it.
+const SETTLING: Duration = Duration::from_secs(15);
+
+/// Why a round failed.
+#[derive(Debug, thiserror::Error)]
+enum LateError {
+    #[error("cannot read namespace {0}")]
+    Namespace(String, #[source] kube::Error),
+    #[error(transparent)]
+    Pod(#[from] PodError),
+}
+
+/// Runs rounds until it is dropped.
+pub(super) async fn run(context: &Context, observed: &Observed, cluster: &Cluster) {
+    let alarm = Alarm::default();
+    let changes = [each(observed.waiting.clone()), each(context.configuration.clone()), alarm.rings()];
+    let mut memory = Memory::default();
+    let round = async || round(context, observed, cluster, &alarm, &mut memory).await;
+    Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
+}
+
+/// State that is kept between rounds. A new leader starts without it.
+#[derive(Debug, Default)]
+struct Memory {
+    /// When pods last got the toleration.
+    last_applied: Option<Instant>,
+    in_flight: InFlight,
+    pauses: Pauses,
+}
+
+async fn round(
+    context: &Context,
+    observed: &Observed,
+    cluster: &Cluster,
+    alarm: &Alarm,
+    memory: &mut Memory,
+) -> Result<Outcome, LateError> {
+    let configuration = context.configuration.borrow().clone();
+    let Some(plan) = observe_and_plan(&configuration, observed, cluster, memory) else { return Ok(Outcome::Early) };
+    context.metrics.overflow.late(plan.counts);
+    for withheld in plan.withheld.into_values() {
+        context.tally.note(withheld.owner, WITHHELD, withheld.note);
+    }
+    let clocks = start_clocks(context, plan.clock_starts, &mut memory.pauses).await?;
+    if !plan.due.is_empty() {
+        memory.last_applied = Some(Instant::now());
+        memory.in_flight.extend(plan.due.iter().map(|pod| pod.name.clone()));
+    }
+    let tolerations = apply_tolerations(context, &configuration, plan.due, &mut memory.pauses).await?;
+    // Some writes of this round may have failed, and their pods back off now.
+    if let Some(next) = plan.requeue_after.into_iter().chain(memory.pauses.next(Instant::now())).min() {
+        alarm.set(next);
+    }
+    Ok(if clocks == Outcome::Changed { clocks } else { tolerations })
+}
+
+fn observe_and_plan(
+    configuration: &Configuration,
+    observed: &Observed,
+    cluster: &Cluster,
+    Memory { last_applied, in_flight, pauses }: &mut Memory,
+) -> Option<Plan> {
+    let (waiting, on_virtual) = (observed.waiting.borrow(), observed.on_virtual.borrow());
+    let instant = Instant::now();
+    pauses.retain(waiting.values().map(|pod| pod.owned.uid.as_str()));
+    in_flight.update(&waiting, &on_virtual, instant);
+    plan(&Observation {
+        now: Timestamp::now(),
+        instant,
+        configuration,
+        snapshot: &cluster.snapshot(),
+        waiting: &waiting,
+        nodes: &observed.nodes.borrow(),
+        on_virtual: &on_virtual,
+        in_flight,
+        scale_up_signals: &observed.coming.borrow(),
+        pauses,
+        may_apply: last_applied.is_none_or(|last| instant.duration_since(last) >= MIN_ROUND_INTERVAL),
+    })
+}

@@ -1,0 +1,392 @@
+//! The plan of a round of late burst: which pods get a clock, which get the toleration, and which are withheld.
+
+use std::{cell::LazyCell, collections::BTreeMap, time::Duration};
+
+use json_patch::Patch as JsonPatch;
+use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
+use tokio::time::Instant;
+
+use super::{
+    super::{
+        observed::{Kept, Name, Node, OnVirtual, Waiting, are_known},
+        pauses::Pauses,
+        taints::FULL,
+    },
+    in_flight::{IN_FLIGHT_GRACE, InFlight},
+    scale_up::provisioning_nodes,
+    state::LateState,
+};
+use crate::{
+    burst::{self, DECISION},
+    cluster::Snapshot,
+    config::{Configuration, Mode, Overrides, Settings, VirtualNodes},
+    telemetry::Late,
+};
+
+/// The least time between two rounds that give the toleration. `lateRate` counts pods in a second, so one round may use all of it.
+pub(super) const MIN_ROUND_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The most clocks that are started in one round.
+const MAX_STARTS: usize = 200;
+
+/// Inputs of a plan.
+pub(super) struct Observation<'o> {
+    pub(super) now: Timestamp,
+    /// The same moment by the monotonic clock.
+    pub(super) instant: Instant,
+    pub(super) configuration: &'o Configuration,
+    pub(super) snapshot: &'o Snapshot,
+    pub(super) waiting: &'o Kept<Waiting>,
+    pub(super) nodes: &'o Kept<Node>,
+    pub(super) on_virtual: &'o OnVirtual,
+    pub(super) in_flight: &'o InFlight,
+    /// Pods for which an autoscaler announced a VM, and when.
+    pub(super) scale_up_signals: &'o Kept<Timestamp>,
+    /// Pods whose last write failed.
+    pub(super) pauses: &'o Pauses,
+    /// Whether this round may give the toleration.
+    pub(super) may_apply: bool,
+}
+
+impl Observation<'_> {
+    /// Returns whether all inputs have arrived. The plan needs all nodes and signals to see VMs that are on their way, and all pods on
+    /// virtual nodes to count them against caps.
+    fn is_complete(&self) -> bool {
+        let selector = &self.configuration.virtual_nodes.selector;
+        self.waiting.is_complete()
+            && self.scale_up_signals.is_complete()
+            && are_known(self.nodes, self.on_virtual, selector)
+    }
+
+    /// The settings of a pod, if its namespace has opted in.
+    pub(super) fn settings(&self, name: &Name, pod: &Waiting) -> Option<Settings<'_>> {
+        let namespace = self.snapshot.namespace(&name.0)?;
+        self.configuration.settings(&namespace.profile, &namespace.overrides, &overrides(pod))
+    }
+
+    /// Returns whether no virtual node takes pods that have the toleration.
+    fn is_closed(&self) -> bool {
+        let selector = &self.configuration.virtual_nodes.selector;
+        let is_open =
+            |node: &Node| node.ready_since.is_some() && !node.is_cordoned && !node.has_taint(FULL.key, FULL.effect);
+        !self.nodes.values().filter(|node| node.is_virtual(selector)).any(is_open)
+    }
+
+    /// Number of pods by namespace that are on virtual nodes, or may go there at any moment.
+    fn overflowing(&self) -> BTreeMap<&str, u64> {
+        // A pod that has ended holds no place, although its failure still counts.
+        let there = self.on_virtual.values().flat_map(Kept::iter).filter(|(_, pod)| !pod.is_over);
+        let there = there.map(|((namespace, _), _)| namespace.as_str());
+        let nodes = &self.configuration.virtual_nodes;
+        let is_tolerating = |pod: &Waiting| {
+            pod.annotation(DECISION) == Some(Mode::Late.as_str())
+                && pod.pod().is_some_and(|view| burst::late_toleration(&view, nodes).is_none())
+        };
+        let tolerating = self.waiting.iter().filter(|(_, pod)| is_tolerating(pod));
+        let tolerating = tolerating.map(|((namespace, _), _)| namespace.as_str());
+        let in_flight = self.in_flight.scheduled().map(|(namespace, _)| namespace.as_str());
+        let mut counts = BTreeMap::<&str, u64>::new();
+        for namespace in there.chain(tolerating).chain(in_flight) {
+            *counts.entry(namespace).or_default() += 1;
+        }
+        counts
+    }
+}
+
+/// Steps of a round.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// Pods that are unschedulable for the first time.
+    pub(super) clock_starts: Vec<ClockStart>,
+    /// Pods that get the toleration.
+    pub(super) due: Vec<DuePod>,
+    /// Pods that are due and do not get it, and why: one for each owner, by its uid.
+    pub(super) withheld: BTreeMap<String, Withheld>,
+    pub(super) counts: Late,
+    /// When the next round is necessary even if nothing changes.
+    pub(super) requeue_after: Option<Duration>,
+}
+
+/// A pod whose clock starts.
+#[derive(Debug, PartialEq)]
+pub(super) struct ClockStart {
+    pub(super) name: Name,
+    pub(super) uid: String,
+    pub(super) resource_version: String,
+    pub(super) since: Timestamp,
+}
+
+/// A pod whose waiting time is over.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct DuePod {
+    pub(super) name: Name,
+    pub(super) uid: String,
+    pub(super) waited: Duration,
+    pub(super) resource_version: String,
+    pub(super) owner: ObjectReference,
+    pub(super) overrides: Overrides,
+    pub(super) patch: JsonPatch,
+}
+
+/// An Event for the owner of a pod that is due and does not get the toleration.
+#[derive(Debug, PartialEq)]
+pub(super) struct Withheld {
+    pub(super) owner: ObjectReference,
+    pub(super) note: String,
+}
+
+impl Plan {
+    fn withhold(&mut self, name: &Name, pod: &Waiting, why: &str) {
+        let owner = pod.owned.owner();
+        self.withheld.entry(owner.uid.clone().unwrap_or_default()).or_insert_with(|| {
+            let note = format!("pod {} stays unschedulable: {why}", name.1);
+            Withheld { owner, note }
+        });
+    }
+
+    fn requeue(&mut self, after: Duration) {
+        self.requeue_after = Some(self.requeue_after.map_or(after, |next| next.min(after)));
+    }
+}
+
+/// Plans a round. Returns nothing while an input has not arrived.
+pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
+    if !observation.is_complete() {
+        return None;
+    }
+    let mut plan = Plan::default();
+    let selector = &observation.configuration.virtual_nodes.selector;
+    let provisioning = provisioning_nodes(observation.nodes, selector, observation.now);
+    let mut due = Vec::new();
+    for (name, pod) in observation.waiting.iter() {
+        let state = LateState::of(name, pod, &provisioning, observation);
+        // Checked before the limits apply: pods that back off must not hold up other pods.
+        let is_backing_off = observation.pauses.rest(&pod.owned.uid, observation.instant).is_some();
+        match state {
+            LateState::NotLate => {}
+            LateState::Waiting { remaining, is_scaling_up } => {
+                plan.counts.waiting += u64::from(!is_scaling_up);
+                plan.counts.coming += u64::from(is_scaling_up);
+                plan.requeue(remaining);
+            }
+            LateState::New if is_backing_off => {}
+            LateState::New => plan.clock_starts.push(ClockStart::of(name, pod, observation.now)),
+            LateState::Due { .. } if is_backing_off => {
+                plan.counts.refused += 1;
+                plan.withhold(name, pod, "the toleration could not be written, and the controller's log says why");
+            }
+            LateState::Due { waited } => due.push(Candidate { waited, name, pod }),
+        }
+    }
+    plan.clock_starts.truncate(MAX_STARTS);
+    // Pods that have waited longest go first.
+    due.sort_by(|one, other| other.waited.cmp(&one.waited).then_with(|| one.name.cmp(other.name)));
+    select(due, observation, &mut plan);
+    Some(plan)
+}
+
+impl ClockStart {
+    fn of(name: &Name, pod: &Waiting, now: Timestamp) -> Self {
+        Self {
+            name: name.clone(),
+            uid: pod.owned.uid.clone(),
+            resource_version: pod.resource_version.clone(),
+            // The API server's clock may be ahead of ours.
+            since: now.max(pod.owned.created),
+        }
+    }
+}
+
+/// A pod that is due, before caps and rates apply.
+struct Candidate<'o> {
+    waited: Duration,
+    name: &'o Name,
+    pod: &'o Waiting,
+}
+
+impl Candidate<'_> {
+    /// Returns why the pod's namespace may have no more pods on virtual nodes, if it has reached its cap.
+    fn at_cap(
+        &self,
+        observation: &Observation<'_>,
+        selected: u32,
+        overflowing: impl Fn(&str) -> u64,
+    ) -> Option<String> {
+        let namespace = &self.name.0;
+        let cap = observation.settings(self.name, self.pod)?.max_pods?;
+        let count = overflowing(namespace) + u64::from(selected);
+        let is_at_cap = count >= u64::from(cap);
+        is_at_cap.then(|| format!("namespace {namespace} has {count} pods on virtual nodes, and maxPods is {cap}"))
+    }
+
+    /// Returns nothing if the pod tolerates virtual nodes already.
+    fn accept(&self, nodes: &VirtualNodes) -> Option<DuePod> {
+        let patch = burst::late_toleration(&self.pod.pod()?, nodes)?;
+        Some(DuePod {
+            name: self.name.clone(),
+            uid: self.pod.owned.uid.clone(),
+            waited: self.waited,
+            resource_version: self.pod.resource_version.clone(),
+            owner: self.pod.owned.owner(),
+            overrides: overrides(self.pod),
+            patch: serde_json::from_slice(&patch).ok()?,
+        })
+    }
+}
+
+/// Selects pods as far as caps and rates permit.
+fn select(due: Vec<Candidate<'_>>, observation: &Observation<'_>, plan: &mut Plan) {
+    if due.is_empty() {
+        return;
+    }
+    let is_closed = observation.is_closed();
+    // Counted only where there is a cap.
+    let overflowing = LazyCell::new(|| observation.overflowing());
+    let overflowing = |namespace: &str| overflowing.get(namespace).copied().unwrap_or_default();
+    let rate = observation.configuration.late_rate;
+    let mut selected = BTreeMap::<&str, u32>::new();
+    for candidate in due {
+        let Candidate { name, pod, .. } = candidate;
+        let selected = selected.entry(&name.0).or_default();
+        if is_closed {
+            plan.counts.closed += 1;
+            plan.withhold(name, pod, "virtual nodes are closed, or there is none that is ready");
+        } else if let Some(why) = candidate.at_cap(observation, *selected, overflowing) {
+            plan.counts.capped += 1;
+            plan.withhold(name, pod, &why);
+            if observation.in_flight.scheduled().next().is_some() {
+                plan.requeue(IN_FLIGHT_GRACE);
+            }
+        } else if !observation.may_apply
+            || plan.due.len() >= rate.total.get() as usize
+            || *selected >= rate.per_namespace.get()
+        {
+            plan.counts.paced += 1;
+            plan.requeue(MIN_ROUND_INTERVAL);
+        } else if let Some(accepted) = candidate.accept(&observation.configuration.virtual_nodes) {
+            *selected += 1;
+            plan.due.push(accepted);
+        }
+    }
+}
+
+fn overrides(pod: &Waiting) -> Overrides {
+    Overrides::read(pod.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{
+        super::testing::{Cluster, unchanged},
+        *,
+    };
+
+    #[test]
+    fn an_owner_of_withheld_pods_gets_one_note_a_round() {
+        let mut cluster = Cluster::new();
+        cluster.nodes.clear();
+        for name in ["a", "b", "c"] {
+            cluster = cluster.pod("shop", name, Some(900), unchanged);
+        }
+        let plan = cluster.plan();
+        assert_eq!((plan.counts.closed, plan.withheld.len()), (3, 1));
+    }
+
+    #[test]
+    fn pods_that_waited_longest_go_first_within_the_rate() {
+        let mut cluster = Cluster::configured("lateRate: {total: 3, perNamespace: 2}");
+        for (name, waited) in [("a", 210), ("b", 240), ("c", 270), ("d", 300)] {
+            cluster = cluster.pod("shop", name, Some(waited), unchanged).pod(
+                "other",
+                &format!("{name}-too"),
+                Some(waited - 1),
+                unchanged,
+            );
+        }
+        let plan = cluster.plan();
+        let due: Vec<_> = plan.due.iter().map(|pod| pod.name.1.as_str()).collect();
+        assert_eq!(due, ["d", "d-too", "c"]);
+        assert_eq!((plan.counts.paced, plan.requeue_after), (5, Some(MIN_ROUND_INTERVAL)));
+        cluster.may_apply = false;
+        assert_eq!(cluster.due(), <[&str; 0]>::default(), "one round in an interval");
+    }
+
+    #[test]
+    fn pods_whose_writes_fail_do_not_hold_up_others() {
+        let mut cluster = Cluster::configured("lateRate: {total: 1, perNamespace: 1}")
+            .pod("shop", "refused", Some(900), unchanged)
+            .pod("shop", "next", Some(300), unchanged);
+        assert_eq!(cluster.due(), ["refused"]);
+        cluster.pauses.tries("refused", Instant::now());
+        let plan = cluster.plan();
+        assert_eq!(plan.due[0].name.1, "next");
+        assert_eq!((plan.counts.refused, plan.counts.paced), (1, 0));
+        assert!(plan.withheld["rs"].note.starts_with("pod refused stays"), "{:?}", plan.withheld);
+        assert_eq!(plan.requeue_after, None, "the end of the backoff brings the next round");
+        for number in 0..=MAX_STARTS {
+            let name = format!("a{number:03}");
+            cluster = cluster.pod("shop", &name, None, unchanged);
+            if number < MAX_STARTS {
+                cluster.pauses.tries(&name, Instant::now());
+            }
+        }
+        assert_eq!(cluster.plan().clock_starts.len(), 1);
+    }
+
+    #[test]
+    fn no_pod_goes_to_closed_virtual_nodes() {
+        let taints: [fn(&mut Value); 4] = [
+            |node| node["spec"] = json!({"taints": [{"key": "spillway.dev/full", "effect": "NoSchedule"}]}),
+            |node| node["spec"] = json!({"unschedulable": true}),
+            |node| node["status"] = json!({"conditions": [{"type": "Ready", "status": "Unknown"}]}),
+            |node| node["metadata"]["labels"] = json!({}),
+        ];
+        for change in taints {
+            let mut cluster = Cluster::new().pod("shop", "p", Some(900), unchanged);
+            change(&mut cluster.nodes[0]);
+            let plan = cluster.plan();
+            assert_eq!((plan.due.len(), plan.counts.closed), (0, 1));
+            assert!(plan.withheld["rs"].note.contains("closed"), "{:?}", plan.withheld);
+        }
+    }
+
+    #[test]
+    fn a_cap_withholds_pods_of_its_namespace_only() {
+        let mut cluster = Cluster::configured("profiles: {autoscaled: {maxPods: 3}}");
+        let tolerating = |pod: &mut Value| {
+            pod["spec"]["tolerations"] = json!([{"key": "virtual-kubelet.io/provider", "operator": "Exists"}]);
+        };
+        cluster = cluster.pod("shop", "let", Some(900), tolerating);
+        cluster.on_virtual =
+            vec![json!({"metadata": {"namespace": "shop", "name": "there"}, "spec": {"containers": []}})];
+        cluster.on_virtual.push(json!({
+            "metadata": {"namespace": "shop", "name": "over"}, "spec": {"containers": []},
+            "status": {"phase": "Failed", "reason": "ProviderFailed"},
+        }));
+        for name in ["a", "b"] {
+            cluster = cluster.pod("shop", name, Some(900), unchanged).pod(
+                "other",
+                &format!("{name}-too"),
+                Some(900),
+                unchanged,
+            );
+        }
+        let plan = cluster.plan();
+        let mut due: Vec<_> = plan.due.iter().map(|pod| pod.name.1.as_str()).collect();
+        due.sort_unstable();
+        assert_eq!(due, ["a", "a-too", "b-too"]);
+        assert_eq!(plan.counts.capped, 1);
+        assert!(plan.withheld["rs"].note.contains("maxPods is 3"), "{:?}", plan.withheld);
+    }
+
+    #[test]
+    fn nothing_is_planned_before_all_inputs_have_arrived() {
+        let cluster = Cluster::new().pod("shop", "p", Some(900), unchanged);
+        for unknown in ["waiting", "nodes", "the pods of a virtual node", "all of these", "scale-up signals"] {
+            assert!(cluster.plan_without(unknown).is_none(), "{unknown}");
+        }
+        assert!(cluster.plan_without("").is_some());
+    }
+}

@@ -1,0 +1,143 @@
+//! A cluster with late pods, for tests.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{
+    super::{
+        observed::{Kept, Name, Node, OnVirtual, VirtualPod, Waiting},
+        pauses::Pauses,
+    },
+    in_flight::InFlight,
+    plan::{Observation, Plan, plan},
+};
+use crate::{
+    burst::{DECISION, UNSCHEDULABLE_SINCE},
+    cluster::Snapshot,
+    config::{Configuration, parse},
+};
+
+pub(super) fn now() -> Timestamp {
+    "2026-01-01T12:00:00Z".parse().unwrap()
+}
+
+pub(super) fn before(seconds: u64) -> Timestamp {
+    now() - Duration::from_secs(seconds)
+}
+
+/// A cluster with a namespace `shop` of profile `autoscaled` and a virtual node.
+pub(super) struct Cluster {
+    pub(super) configuration: Configuration,
+    pub(super) snapshot: Snapshot,
+    pub(super) waiting: BTreeMap<Name, Value>,
+    pub(super) nodes: Vec<Value>,
+    pub(super) on_virtual: Vec<Value>,
+    pub(super) in_flight: InFlight,
+    pub(super) scale_up_signals: Vec<(Name, Timestamp)>,
+    pub(super) pauses: Pauses,
+    pub(super) may_apply: bool,
+}
+
+impl Cluster {
+    pub(super) fn new() -> Self {
+        Self {
+            configuration: Configuration::default(),
+            snapshot: Snapshot::of_namespaces(&[("shop", "autoscaled"), ("other", "autoscaled"), ("plain", "enabled")]),
+            waiting: BTreeMap::new(),
+            nodes: vec![node("virtual", &json!({"type": "virtual-kubelet"}), 3600)],
+            on_virtual: Vec::new(),
+            in_flight: InFlight::default(),
+            scale_up_signals: Vec::new(),
+            pauses: Pauses::default(),
+            may_apply: true,
+        }
+    }
+
+    pub(super) fn configured(text: &str) -> Self {
+        let file = format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{text}");
+        Self { configuration: parse(&file).unwrap(), ..Self::new() }
+    }
+
+    /// Adds a pod. `since` is for how many seconds it has been unschedulable, if that is recorded.
+    pub(super) fn pod(
+        mut self,
+        namespace: &str,
+        name: &str,
+        since: Option<u64>,
+        change: impl FnOnce(&mut Value),
+    ) -> Self {
+        let mut pod = json!({
+            "metadata": {"namespace": namespace, "name": name, "uid": name, "resourceVersion": "7",
+                "creationTimestamp": before(since.unwrap_or_default()),
+                "annotations": {DECISION: "late", "spillway.dev/added": "affinity"},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "rs", "controller": true}]},
+            "spec": {"containers": [{"name": "c"}], "tolerations": []},
+            "status": {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]},
+        });
+        if let Some(since) = since {
+            pod["metadata"]["annotations"][UNSCHEDULABLE_SINCE] = before(since).to_string().into();
+        }
+        change(&mut pod);
+        self.waiting.insert((namespace.to_owned(), name.to_owned()), pod);
+        self
+    }
+
+    pub(super) fn plan(&self) -> Plan {
+        self.plan_without("").unwrap()
+    }
+
+    /// The plan while one of the inputs has not arrived.
+    pub(super) fn plan_without(&self, unknown: &str) -> Option<Plan> {
+        let read = |(name, pod): (&Name, &Value)| {
+            Some((name.clone(), Waiting::read(serde_json::from_value(pod.clone()).unwrap())?))
+        };
+        let nodes = self.nodes.iter().map(|node| {
+            let node = Node::read(serde_json::from_value(node.clone()).unwrap()).unwrap();
+            ((String::new(), node.name.clone()), node)
+        });
+        let there = self.on_virtual.iter().map(|pod| {
+            let pod = VirtualPod::read(serde_json::from_value(pod.clone()).unwrap()).unwrap();
+            ((pod.owned.namespace.clone(), pod.owned.name.clone()), pod)
+        });
+        let mut observation = Observation {
+            now: now(),
+            instant: Instant::now(),
+            configuration: &self.configuration,
+            snapshot: &self.snapshot,
+            waiting: &self.waiting.iter().filter_map(read).collect(),
+            nodes: &nodes.collect(),
+            on_virtual: &[("virtual".to_owned(), there.collect())].into(),
+            in_flight: &self.in_flight,
+            scale_up_signals: &self.scale_up_signals.iter().cloned().collect(),
+            pauses: &self.pauses,
+            may_apply: self.may_apply,
+        };
+        let (waiting, nodes, signals, none) = (Kept::default(), Kept::default(), Kept::default(), OnVirtual::default());
+        let half = OnVirtual::from([("virtual".to_owned(), Kept::default())]);
+        match unknown {
+            "waiting" => observation.waiting = &waiting,
+            "nodes" => observation.nodes = &nodes,
+            "the pods of a virtual node" => observation.on_virtual = &none,
+            "all of these" => observation.on_virtual = &half,
+            "scale-up signals" => observation.scale_up_signals = &signals,
+            _ => {}
+        }
+        plan(&observation)
+    }
+
+    /// The names of the pods that get the toleration.
+    pub(super) fn due(&self) -> Vec<String> {
+        self.plan().due.into_iter().map(|pod| pod.name.1).collect()
+    }
+}
+
+pub(super) fn node(name: &str, labels: &Value, ready_for: u64) -> Value {
+    let ready = json!({"type": "Ready", "status": "True", "lastTransitionTime": before(ready_for)});
+    json!({"metadata": {"name": name, "labels": labels}, "status": {"conditions": [ready]}})
+}
+
+/// A change of a pod that changes nothing.
+pub(super) fn unchanged(_: &mut Value) {}
