@@ -30,7 +30,7 @@ pub mod config;
 pub mod controller;
 pub mod eligibility;
 pub mod identity;
-mod lean;
+mod kubernetes;
 pub mod pod;
 pub mod reload;
 pub mod telemetry;

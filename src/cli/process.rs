@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    reload::configuration::{ConfigurationFile, InForce, LoadError},
+    reload::configuration::{ConfigReceiver, ConfigurationFile, LoadError},
     telemetry::{ConfigurationMetrics, logs},
 };
 
@@ -48,7 +48,7 @@ pub(super) async fn configuration(
     filter: logs::Filter,
     registry: &mut Registry,
     told: impl FnMut(Result<(), &LoadError>) + Send + 'static,
-) -> anyhow::Result<InForce> {
+) -> anyhow::Result<ConfigReceiver> {
     let metrics = ConfigurationMetrics::new(registry);
     let Some(file) = file else {
         metrics.replaced();

@@ -14,7 +14,7 @@ use crate::{
     certs::{self, KeyPairFiles, Leaf, Serving},
     cluster::Cluster,
     config::CertificateSource,
-    reload::configuration::InForce,
+    reload::configuration::ConfigReceiver,
     telemetry::{self, Admission, Caches, logs},
     webhook::{self, App, ListenArgs},
 };
@@ -130,7 +130,7 @@ fn self_signed_leaf() -> anyhow::Result<Leaf> {
 
 /// Keeps a certificate in `serving`.
 struct Keeper {
-    configuration: InForce,
+    configuration: ConfigReceiver,
     client: Client,
     namespace: String,
     serving: Serving,

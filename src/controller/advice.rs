@@ -14,15 +14,15 @@ use tokio::time::Instant;
 use super::{
     Context, each,
     events::reference,
-    observed::{Assigned, Kept, Node, Observed, OnVirtual, VirtualPod, are_known},
     reconcile::{Outcome, repeat},
     room::{Room, hard_taints},
     tally::Happening,
 };
 use crate::{
     burst::DECISION,
-    cluster::{Cluster, Snapshot},
+    cluster::{Inventory, Node, PodStore, Snapshot, VirtualPod},
     config::{Configuration, Mode, Overrides, PREFIX, VirtualNodes},
+    kubernetes::Store,
     pod::{Pod, Taint},
     telemetry::Advice,
 };
@@ -55,17 +55,16 @@ const STATUS: (&str, &str) = ("kube-system", "cluster-autoscaler-status");
 struct AutoscalerError(#[source] kube::Error);
 
 /// Rounds, for as long as it is asked to. Which pods there are is looked at in each, and brings none: it may change all the time.
-pub(super) async fn run(context: &Context, observed: &Observed, cluster: &Cluster) {
-    let changes = stream::select(each(observed.nodes.clone()), each(context.configuration.clone()));
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
+    let changes = stream::select(each(inventory.nodes.clone()), each(context.configuration.clone()));
     let mut known = None;
-    let round = async || round(context, observed, cluster, &mut known).await;
+    let round = async || round(context, inventory, &mut known).await;
     Box::pin(repeat(RECONCILER, &context.metrics, changes, round)).await;
 }
 
 async fn round(
     context: &Context,
-    observed: &Observed,
-    cluster: &Cluster,
+    inventory: &Inventory,
     known: &mut Option<(Instant, Option<&'static str>)>,
 ) -> Result<Outcome, AutoscalerError> {
     let autoscaler = match *known {
@@ -77,12 +76,10 @@ async fn round(
     };
     let configuration = context.configuration.borrow().clone();
     let plan = {
-        let (nodes, assigned) = (observed.nodes.borrow(), observed.assigned.borrow());
-        let seen = Seen {
-            nodes: &nodes,
-            assigned: &assigned,
-            on_virtual: &observed.on_virtual.borrow(),
-            snapshot: &cluster.snapshot(),
+        let seen = Observation {
+            nodes: &inventory.nodes.borrow(),
+            pods: &inventory.pods.borrow(),
+            snapshot: &inventory.snapshot(),
             configuration: &configuration,
             autoscaler,
         };
@@ -113,13 +110,12 @@ async fn autoscaler(client: &Client) -> Result<Option<&'static str>, kube::Error
     }
 }
 
-/// What a plan rests on.
-struct Seen<'s> {
-    nodes: &'s Kept<Node>,
-    assigned: &'s Kept<Assigned>,
-    on_virtual: &'s OnVirtual,
-    snapshot: &'s Snapshot,
-    configuration: &'s Configuration,
+/// Inputs of a plan.
+struct Observation<'o> {
+    nodes: &'o Store<Node>,
+    pods: &'o PodStore,
+    snapshot: &'o Snapshot,
+    configuration: &'o Configuration,
     autoscaler: Option<&'static str>,
 }
 
@@ -130,11 +126,11 @@ struct Plan {
 }
 
 /// Nothing before everything has arrived.
-fn plan(seen: &Seen<'_>) -> Option<Plan> {
-    let Seen { nodes, assigned, on_virtual, configuration, .. } = *seen;
+fn plan(seen: &Observation<'_>) -> Option<Plan> {
+    let Observation { nodes, pods, configuration, .. } = *seen;
     let settings = &configuration.virtual_nodes;
     let (virtual_nodes, vms): (Vec<_>, Vec<_>) = nodes.values().partition(|node| node.is_virtual(&settings.selector));
-    if !assigned.is_complete() || !are_known(nodes, on_virtual, &settings.selector) {
+    if !pods.knows_virtual(nodes, &settings.selector) {
         return None;
     }
     let (mut told, mut counts) = (Vec::new(), Advice::default());
@@ -146,25 +142,26 @@ fn plan(seen: &Seen<'_>) -> Option<Plan> {
             );
             told.push((node.reference(), NOT_TOLERATED, note));
         }
-        let pods = there(node, on_virtual).count();
-        if node.is_second_generation() && pods >= NEARLY {
+        let count = there(node, pods).count();
+        if node.is_second_generation() && count >= NEARLY {
             counts.nearly_full += 1;
             let note = format!(
-                "{pods} pods are on this virtual node, which runs {MOST_PODS} at the most: more than that hang"
+                "{count} pods are on this virtual node, which runs {MOST_PODS} at the most: more than that hang"
             );
             told.push((node.reference(), NEARLY_FULL, note));
         }
     }
-    counts.while_vms_have_room = while_vms_have_room(&vms, assigned, on_virtual);
+    counts.while_vms_have_room = while_vms_have_room(&vms, pods);
     let second = virtual_nodes.iter().filter(|node| node.is_second_generation());
-    about_kube_proxy(second.flat_map(|node| there(node, on_virtual)), &mut told, &mut counts);
+    about_kube_proxy(second.flat_map(|node| there(node, pods)), &mut told, &mut counts);
     about_prefer(seen, &mut told, &mut counts);
     Some(Plan { told, counts })
 }
 
 /// The pods that have a place on a virtual node.
-fn there<'s>(node: &Node, on_virtual: &'s OnVirtual) -> impl Iterator<Item = &'s VirtualPod> {
-    on_virtual.get(&node.name).into_iter().flat_map(Kept::values).filter(|pod| !pod.is_over)
+fn there<'p>(node: &Node, pods: &'p PodStore) -> impl Iterator<Item = &'p VirtualPod> {
+    let there = pods.on_virtual_nodes().filter(|(_, slim, pod)| *slim.node == *node.name && !pod.is_over);
+    there.map(|(_, _, pod)| pod)
 }
 
 /// A taint that keeps pods with our toleration away, in the words of kubectl. Taints that come and go, and ours, are none of those.
@@ -177,13 +174,13 @@ fn untolerated(node: &Node, settings: &VirtualNodes) -> Option<String> {
 
 /// How many pods on virtual nodes VMs would have room for, as they are now: how far "VMs first" has come undone since. Only pods that
 /// Spillway lets there count.
-fn while_vms_have_room(vms: &[&Node], assigned: &Kept<Assigned>, on_virtual: &OnVirtual) -> u64 {
-    let mut room = Room::of(vms.iter().copied(), assigned);
-    let pods = on_virtual.values().flat_map(Kept::values);
+fn while_vms_have_room(vms: &[&Node], pods: &PodStore) -> u64 {
+    let mut room = Room::of(vms.iter().copied(), pods.scheduled());
+    let pods = pods.on_virtual_nodes().map(|(_, _, pod)| pod);
     let is_let = |view: &Pod<'_>| view.annotation(DECISION).is_some_and(|decision| !decision.starts_with("stay"));
     let fits = pods
         .filter(|pod| !pod.is_going && !pod.is_over && !pod.has_pod_affinity)
-        .filter(|pod| pod.pod().is_some_and(|view| is_let(&view) && room.put(&view).is_some()));
+        .filter(|pod| pod.pod().is_some_and(|view| is_let(view) && room.put(view).is_some()));
     fits.count() as u64
 }
 
@@ -194,7 +191,7 @@ fn about_kube_proxy<'s>(
 ) {
     let mut namespaces = BTreeMap::<&str, usize>::new();
     for pod in pods.filter(|pod| pod.has_kube_proxy) {
-        *namespaces.entry(&pod.owned.namespace).or_default() += 1;
+        *namespaces.entry(&pod.meta.namespace).or_default() += 1;
     }
     let total: usize = namespaces.values().sum();
     counts.with_kube_proxy = total as u64;
@@ -211,7 +208,7 @@ fn about_kube_proxy<'s>(
 
 /// In mode `prefer` pods on VMs carry the toleration, and the scale-down simulation of an autoscaler takes virtual nodes for room: it
 /// drains VMs onto them.
-fn about_prefer(seen: &Seen<'_>, told: &mut Vec<(ObjectReference, Happening, String)>, counts: &mut Advice) {
+fn about_prefer(seen: &Observation<'_>, told: &mut Vec<(ObjectReference, Happening, String)>, counts: &mut Advice) {
     let Some(autoscaler) = seen.autoscaler else { return };
     let prefer = seen.snapshot.namespaces().filter(|(_, namespace)| {
         let settings = seen.configuration.settings(&namespace.profile, &namespace.overrides, &Overrides::default());
@@ -235,11 +232,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::config::parse;
-
-    fn named<V>(values: Vec<(&str, V)>) -> Kept<V> {
-        values.into_iter().map(|(name, value)| ((String::new(), name.to_owned()), value)).collect()
-    }
+    use crate::{config::parse, kubernetes::ObjectKey};
 
     fn node(name: &str, taints: &Value) -> Node {
         let kind = if name.starts_with("vm") { "vm" } else { "virtual-kubelet" };
@@ -253,29 +246,32 @@ mod tests {
         Node::read(serde_json::from_value(node).unwrap()).unwrap()
     }
 
-    fn pod(namespace: &str, changes: &Value) -> VirtualPod {
+    fn pod(namespace: &str, changes: &Value) -> Value {
         let requests = json!({"requests": {"cpu": "1"}});
         let mut pod = json!({
             "metadata": {"namespace": namespace, "name": "p", "annotations": {DECISION: "prefer"}},
             "spec": {"containers": [{"name": "c", "resources": requests}]},
         });
         json_patch::merge(&mut pod, changes);
-        VirtualPod::read(serde_json::from_value(pod).unwrap()).unwrap()
+        pod
     }
 
     fn planned(
         nodes: Vec<Node>,
-        pods: Vec<VirtualPod>,
+        mut pods: Vec<Value>,
         autoscaler: Option<&'static str>,
     ) -> (Vec<(&'static str, String)>, Advice) {
         let file = "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n";
         let virtual_node = nodes.iter().map(|node| node.name.clone()).find(|name| !name.starts_with("vm"));
-        let nodes = nodes.into_iter().map(|node| ((String::new(), node.name.clone()), node)).collect();
-        let pods = pods.into_iter().enumerate().map(|(i, pod)| ((String::new(), i.to_string()), pod)).collect();
-        let seen = Seen {
+        let virtual_node = virtual_node.unwrap_or_default();
+        let nodes = nodes.into_iter().map(|node| (ObjectKey::cluster_scoped(&node.name), node)).collect();
+        for (number, pod) in pods.iter_mut().enumerate() {
+            pod["metadata"]["name"] = number.to_string().into();
+            pod["spec"]["nodeName"] = virtual_node.as_str().into();
+        }
+        let seen = Observation {
             nodes: &nodes,
-            assigned: &named(Vec::new()),
-            on_virtual: &[(virtual_node.unwrap_or_default(), pods)].into(),
+            pods: &PodStore::of(&pods, &[&virtual_node]),
             snapshot: &Snapshot::of_namespaces(&[("shop", "enabled"), ("calm", "autoscaled")]),
             configuration: &parse(file).unwrap(),
             autoscaler,

@@ -25,6 +25,7 @@ use crate::{
         self_managed::{CONFIGURATION, SECRET, read},
         trusted::Trusted,
     },
+    cluster::Inventory,
     telemetry::{Causes, ControllerMetrics},
 };
 
@@ -44,11 +45,11 @@ pub enum KeeperError {
 }
 
 /// Rounds, for as long as it is asked to.
-pub(super) async fn run(context: &Context) {
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let Context { client, namespace, events, metrics, .. } = context;
     let mut keeper = Keeper::new(client.clone(), namespace, events.clone(), metrics.clone());
     let round = async || if context.is_self_managed() { keeper.round().await } else { Ok(Outcome::Right) };
-    Box::pin(repeat("authority", metrics, context.certificate_changes(), round)).await;
+    Box::pin(repeat("authority", metrics, context.certificate_changes(inventory), round)).await;
 }
 
 /// Keeps the authority.

@@ -16,7 +16,10 @@ use super::{
     Context, FIELD_MANAGER, guarded, is_conflict,
     reconcile::{Outcome, repeat},
 };
-use crate::certs::self_managed::{CONFIGURATION, SECRET, read};
+use crate::{
+    certs::self_managed::{CONFIGURATION, SECRET, read},
+    cluster::Inventory,
+};
 
 /// Why a round failed.
 #[derive(Debug, thiserror::Error)]
@@ -24,9 +27,9 @@ use crate::certs::self_managed::{CONFIGURATION, SECRET, read};
 struct BundleError(&'static str, #[source] kube::Error);
 
 /// Rounds, for as long as it is asked to.
-pub(super) async fn run(context: &Context) {
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let round = async || if context.is_self_managed() { round(context).await } else { Ok(Outcome::Right) };
-    Box::pin(repeat("ca-bundle", &context.metrics, context.certificate_changes(), round)).await;
+    Box::pin(repeat("ca-bundle", &context.metrics, context.certificate_changes(inventory), round)).await;
 }
 
 async fn round(context: &Context) -> Result<Outcome, BundleError> {

@@ -14,13 +14,16 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{
     Context, each,
-    observed::{Kept, Node, Observed, OnVirtual, VirtualPod, are_known},
     pauses::Pauses,
     reconcile::{Outcome, repeat},
     taints::{FULL, TaintError},
     tally::Happening,
 };
-use crate::config::{Breaker, Configuration};
+use crate::{
+    cluster::{Inventory, Node, PodStore, VirtualPod},
+    config::{Breaker, Configuration},
+    kubernetes::Store,
+};
 
 const RECONCILER: &str = "capacity";
 
@@ -36,26 +39,26 @@ const PATIENCE: Duration = Duration::from_secs(5 * 60);
 const MEMORY: Duration = Duration::from_secs(30 * 60);
 
 /// Rounds, for as long as it is asked to.
-pub(super) async fn run(context: &Context, observed: &Observed) {
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let changes =
-        [each(observed.nodes.clone()), each(observed.on_virtual.clone()), each(context.configuration.clone())];
+        [each(inventory.nodes.clone()), each(inventory.pods.on_virtual_nodes()), each(context.configuration.clone())];
     // Until the first round, what another leader has closed is closed for either reason.
     let (mut closed, mut fights) = (None, Pauses::default());
-    let round = async || round(context, observed, &mut closed, &mut fights).await;
+    let round = async || round(context, inventory, &mut closed, &mut fights).await;
     Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
 async fn round(
     context: &Context,
-    observed: &Observed,
+    inventory: &Inventory,
     closed: &mut Option<Closed>,
     fights: &mut Pauses,
 ) -> Result<Outcome, TaintError> {
     let configuration = context.configuration.borrow().clone();
     let plan = {
-        let (nodes, on_virtual) = (observed.nodes.borrow(), observed.on_virtual.borrow());
+        let (nodes, pods) = (inventory.nodes.borrow(), inventory.pods.borrow());
         fights.retain(nodes.values().map(|node| node.name.as_str()));
-        plan(&nodes, &on_virtual, &configuration, *closed, Timestamp::now())
+        plan(&nodes, &pods, &configuration, *closed, Timestamp::now())
     };
     let Some(Plan { before, now, load, write, virtual_nodes }) = plan else { return Ok(Outcome::Early) };
     context.metrics.overflow.closed(now.by_cap, now.by_breaker, load.failing);
@@ -102,15 +105,15 @@ struct Plan {
 
 /// Nothing before everything has arrived.
 fn plan(
-    nodes: &Kept<Node>,
-    on_virtual: &OnVirtual,
+    nodes: &Store<Node>,
+    pods: &PodStore,
     configuration: &Configuration,
     before: Option<Closed>,
     now: Timestamp,
 ) -> Option<Plan> {
     let settings = &configuration.virtual_nodes;
     let is_virtual = |node: &&Node| node.is_virtual(&settings.selector);
-    if !are_known(nodes, on_virtual, &settings.selector) {
+    if !pods.knows_virtual(nodes, &settings.selector) {
         return None;
     }
     let is_full = |node: &Node| node.has_taint(FULL.key, FULL.effect);
@@ -118,7 +121,7 @@ fn plan(
         let is_closed = nodes.values().filter(is_virtual).any(is_full);
         Closed { by_cap: is_closed, by_breaker: is_closed }
     });
-    let pods = || on_virtual.values().flat_map(Kept::values);
+    let pods = || pods.on_virtual_nodes().map(|(_, _, pod)| pod);
     let load = Load {
         total: pods().filter(|pod| !pod.is_over).count(),
         failing: pods().filter(|pod| has_failed(pod, now)).count(),
@@ -153,7 +156,7 @@ fn is_open(failing: usize, Breaker { failures }: Breaker, was: bool) -> bool {
 /// Pods of DaemonSets do not count: nobody lets them onto virtual nodes, which run none (learn.microsoft.com/azure/aks/virtual-nodes,
 /// limitations); those that tolerate every taint come there whether or not these are closed, and would keep them so.
 fn has_failed(pod: &VirtualPod, now: Timestamp) -> bool {
-    if pod.owned.controller.as_ref().is_some_and(|owner| owner.kind == "DaemonSet") {
+    if pod.meta.controller.as_ref().is_some_and(|owner| owner.kind == "DaemonSet") {
         return false;
     }
     let since = Duration::try_from(now.duration_since(pod.bound)).unwrap_or_default();
@@ -188,7 +191,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::config::parse;
+    use crate::{config::parse, kubernetes::ObjectKey};
 
     fn now() -> Timestamp {
         "2026-01-01T12:00:00Z".parse().unwrap()
@@ -201,28 +204,21 @@ mod tests {
         Node::read(serde_json::from_value(node).unwrap()).unwrap()
     }
 
-    fn pod(name: &str, bound: u64, status: &Value) -> ((String, String), VirtualPod) {
+    fn pod(name: &str, bound: u64, status: &Value) -> Value {
         let bound = (now() - Duration::from_secs(bound)).to_string();
         let mut status = status.clone();
         status["conditions"] = json!([{"type": "PodScheduled", "status": "True", "lastTransitionTime": bound}]);
-        let pod =
-            json!({"metadata": {"namespace": "shop", "name": name}, "spec": {"containers": []}, "status": status});
-        (("shop".to_owned(), name.to_owned()), VirtualPod::read(serde_json::from_value(pod).unwrap()).unwrap())
+        let spec = json!({"nodeName": "v", "containers": []});
+        json!({"metadata": {"namespace": "shop", "name": name}, "spec": spec, "status": status})
     }
 
-    fn planned(
-        file: &str,
-        nodes: &[Node],
-        pods: Vec<((String, String), VirtualPod)>,
-        before: Option<Closed>,
-    ) -> Option<Plan> {
+    fn planned(file: &str, nodes: &[Node], pods: &[Value], before: Option<Closed>) -> Option<Plan> {
         let file = format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{file}");
-        let nodes = nodes.iter().map(|node| ((String::new(), node.name.clone()), node.clone())).collect();
-        let on_virtual = [("v".to_owned(), pods.into_iter().collect())].into();
-        plan(&nodes, &on_virtual, &parse(&file).unwrap(), before, now())
+        let nodes = nodes.iter().map(|node| (ObjectKey::cluster_scoped(&node.name), node.clone())).collect();
+        plan(&nodes, &PodStore::of(pods, &["v"]), &parse(&file).unwrap(), before, now())
     }
 
-    fn running(count: usize) -> Vec<((String, String), VirtualPod)> {
+    fn running(count: usize) -> Vec<Value> {
         (0..count).map(|i| pod(&i.to_string(), 60, &json!({"phase": "Running"}))).collect()
     }
 
@@ -230,7 +226,7 @@ mod tests {
     fn at_the_cap_every_virtual_node_is_closed_and_no_other() {
         let nodes = [node("v", true, false), node("vm", false, false), node("was-virtual", false, true)];
         let writes = |count| {
-            let plan = planned("virtualNodes: {maxPods: 20}", &nodes, running(count), None).unwrap();
+            let plan = planned("virtualNodes: {maxPods: 20}", &nodes, &running(count), None).unwrap();
             plan.write.into_iter().map(|(node, wanted)| (node.name, wanted)).collect::<Vec<_>>()
         };
         let not_ours = ("was-virtual".to_owned(), false);
@@ -243,7 +239,7 @@ mod tests {
         let closed = Some(Closed { by_cap: true, by_breaker: false });
         let is_closed = |count| {
             let nodes = [node("v", true, true)];
-            planned("virtualNodes: {maxPods: 20}", &nodes, running(count), closed).unwrap().now.by_cap
+            planned("virtualNodes: {maxPods: 20}", &nodes, &running(count), closed).unwrap().now.by_cap
         };
         assert_eq!([18, 19, 20, 30].map(is_closed), [false, true, true, true]);
         for (total, was, expected) in [(0, false, false), (1, false, true), (1, true, true), (0, true, false)] {
@@ -254,23 +250,24 @@ mod tests {
 
     #[test]
     fn pods_that_fail_to_start_in_numbers_close_virtual_nodes_until_half_of_them_are_gone() {
-        let hanging =
-            |count: usize| (0..count).map(|i| pod(&i.to_string(), 301, &json!({"phase": "Pending"}))).collect();
+        let hanging = |count: usize| -> Vec<_> {
+            (0..count).map(|i| pod(&i.to_string(), 301, &json!({"phase": "Pending"}))).collect()
+        };
         let is_open = |count, was| {
             let before = Some(Closed { by_cap: false, by_breaker: was });
-            planned("", &[node("v", true, was)], hanging(count), before).unwrap().now.by_breaker
+            planned("", &[node("v", true, was)], &hanging(count), before).unwrap().now.by_breaker
         };
         assert_eq!(
             [(9, false), (10, false), (6, true), (5, true)].map(|(n, was)| is_open(n, was)),
             [false, true, true, false]
         );
-        let off = planned("breaker: {failures: 0}", &[node("v", true, false)], hanging(50), None).unwrap();
+        let off = planned("breaker: {failures: 0}", &[node("v", true, false)], &hanging(50), None).unwrap();
         assert!(!off.now.is_closed());
     }
 
     #[test]
     fn a_pod_has_failed_that_has_not_started_for_five_minutes_or_that_the_provider_gave_up() {
-        let failed = |bound, status: Value| has_failed(&pod("p", bound, &status).1, now());
+        let failed = |bound, status: Value| has_failed(&VirtualPod::of(&pod("p", bound, &status)).unwrap(), now());
         assert!(!failed(299, json!({"phase": "Pending"})) && failed(300, json!({"phase": "Pending"})));
         assert!(!failed(900, json!({"phase": "Running"})));
         assert!(failed(1, json!({"phase": "Pending", "reason": "ProviderFailed"})));
@@ -279,19 +276,19 @@ mod tests {
             !failed(1800, json!({"phase": "Pending", "reason": "ProviderFailed"})),
             "the next pods tell how it is now"
         );
-        let (_, mut of_a_daemon_set) = pod("p", 300, &json!({"phase": "Pending"}));
+        let mut of_a_daemon_set = VirtualPod::of(&pod("p", 300, &json!({"phase": "Pending"}))).unwrap();
         let owner = |kind: &str| Some(OwnerReference { kind: kind.to_owned(), ..OwnerReference::default() });
-        of_a_daemon_set.owned.controller = owner("ReplicaSet");
+        of_a_daemon_set.meta.controller = owner("ReplicaSet");
         assert!(has_failed(&of_a_daemon_set, now()));
-        of_a_daemon_set.owned.controller = owner("DaemonSet");
+        of_a_daemon_set.meta.controller = owner("DaemonSet");
         assert!(!has_failed(&of_a_daemon_set, now()), "nobody has let it there");
     }
 
     #[test]
     fn what_another_leader_has_closed_stays_closed_until_there_is_room() {
         let nodes = [node("v", true, true)];
-        assert!(planned("virtualNodes: {maxPods: 20}", &nodes, running(19), None).unwrap().now.by_cap);
-        let open = planned("virtualNodes: {maxPods: 20}", &nodes, running(18), None).unwrap();
+        assert!(planned("virtualNodes: {maxPods: 20}", &nodes, &running(19), None).unwrap().now.by_cap);
+        let open = planned("virtualNodes: {maxPods: 20}", &nodes, &running(18), None).unwrap();
         assert_eq!((open.now.is_closed(), open.write.len()), (false, 1));
     }
 
@@ -299,7 +296,7 @@ mod tests {
     fn what_a_leader_before_has_closed_it_has_told_and_what_this_one_closes_first_is_told_by_this_one() {
         let reasons = |is_full| {
             let file = "virtualNodes: {maxPods: 20}";
-            let plan = planned(file, &[node("v", true, is_full)], running(20), None).unwrap();
+            let plan = planned(file, &[node("v", true, is_full)], &running(20), None).unwrap();
             told(plan.before, plan.now, plan.load, &Configuration::default()).len()
         };
         assert_eq!((reasons(true), reasons(false)), (0, 1));
@@ -308,13 +305,10 @@ mod tests {
     #[test]
     fn a_pod_holds_its_place_until_it_is_gone_or_over_and_one_that_is_going_says_nothing_of_the_provider() {
         let load = |change: Value| {
-            let (name, _) = pod("p", 900, &json!({}));
             let mut pod = json!({"metadata": {"namespace": "shop", "name": "p", "creationTimestamp": "2026-01-01T11:45:00Z"},
-                "spec": {"containers": []}, "status": {"phase": "Pending"}});
+                "spec": {"nodeName": "v", "containers": []}, "status": {"phase": "Pending"}});
             json_patch::merge(&mut pod, &change);
-            let read = VirtualPod::read(serde_json::from_value(pod).unwrap());
-            let pods = read.into_iter().map(|pod| (name.clone(), pod)).collect();
-            let Load { total, failing } = planned("", &[node("v", true, false)], pods, None).unwrap().load;
+            let Load { total, failing } = planned("", &[node("v", true, false)], &[pod], None).unwrap().load;
             (total, failing)
         };
         assert_eq!(load(json!({})), (1, 1));
@@ -332,7 +326,7 @@ mod tests {
             status[statuses] = json!([image]);
             let details = if state == "terminated" { json!({"exitCode": 0}) } else { json!({}) };
             status[statuses][0]["state"] = json!({state: details});
-            has_failed(&pod("p", 900, &status).1, now())
+            has_failed(&VirtualPod::of(&pod("p", 900, &status)).unwrap(), now())
         };
         assert!(failed("initContainerStatuses", "waiting") && failed("containerStatuses", "waiting"));
         for statuses in ["initContainerStatuses", "containerStatuses"] {
@@ -343,7 +337,7 @@ mod tests {
     #[test]
     fn nothing_is_opened_or_closed_before_all_pods_are_known() {
         let nodes = [node("v", true, true), node("w", true, false)];
-        assert!(planned("", &nodes, Vec::new(), None).is_none(), "the pods of w have not arrived");
+        assert!(planned("", &nodes, &[], None).is_none(), "the pods of w have not arrived");
     }
 
     #[test]

@@ -17,12 +17,15 @@ use tokio::time::Instant;
 
 use super::{
     Context, FIELD_MANAGER, each, is_conflict,
-    observed::{Name, Node, Observed},
     pauses::Pauses,
     pods::PodError,
     reconcile::{Alarm, Outcome, repeat},
     taints::{All, GHOST, TaintError},
     tally::Happening,
+};
+use crate::{
+    cluster::{Inventory, Node},
+    kubernetes::ObjectKey,
 };
 
 const RECONCILER: &str = "ghosts";
@@ -50,25 +53,25 @@ enum GhostError {
 }
 
 /// Rounds, for as long as it is asked to.
-pub(super) async fn run(context: &Context, observed: &Observed) {
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let alarm = Alarm::default();
-    let changes = [each(observed.nodes.clone()), each(context.configuration.clone()), alarm.rings()];
+    let changes = [each(inventory.nodes.clone()), each(context.configuration.clone()), alarm.rings()];
     let (mut gone, mut fights) = (Gone::default(), Pauses::default());
-    let round = async || round(context, observed, &alarm, &mut gone, &mut fights).await;
+    let round = async || round(context, inventory, &alarm, &mut gone, &mut fights).await;
     Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
 async fn round(
     context: &Context,
-    observed: &Observed,
+    inventory: &Inventory,
     alarm: &Alarm,
     gone: &mut Gone,
     fights: &mut Pauses,
 ) -> Result<Outcome, GhostError> {
     let settings = context.configuration.borrow().virtual_nodes.clone();
     let nodes: Vec<_> = {
-        let nodes = observed.nodes.borrow();
-        if !nodes.is_complete() {
+        let nodes = inventory.nodes.borrow();
+        if !nodes.is_listed() {
             return Ok(Outcome::Early);
         }
         fights.retain(nodes.values().map(|node| node.name.as_str()));
@@ -105,7 +108,7 @@ async fn attend(
     };
     let is_ghost = gone.look(&node.name, is_there, Instant::now());
     if is_ghost {
-        let (namespace, pod) = infrastructure(node).unwrap_or_default();
+        let ObjectKey { namespace, name: pod } = infrastructure(node).unwrap_or_default();
         let told = format!(
             "pod {namespace}/{pod}, which runs this virtual node, is gone: pods that are bound to it hang. If it is not coming back: kubectl delete node {}",
             node.name
@@ -134,13 +137,13 @@ fn uncordoned(is_ghost: bool) -> &'static str {
 }
 
 /// The pod that runs the node, if its labels name one.
-fn infrastructure(node: &Node) -> Option<Name> {
-    Some((node.label(POD_NAMESPACE)?.to_owned(), node.label(POD_NAME)?.to_owned()))
+fn infrastructure(node: &Node) -> Option<ObjectKey> {
+    Some(ObjectKey::new(node.label(POD_NAMESPACE)?, node.label(POD_NAME)?))
 }
 
-async fn exists(client: &Client, pod: &Name) -> Result<bool, PodError> {
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.0);
-    let read = pods.get_metadata_opt(&pod.1).await;
+async fn exists(client: &Client, pod: &ObjectKey) -> Result<bool, PodError> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    let read = pods.get_metadata_opt(&pod.name).await;
     Ok(read.map_err(|error| PodError::new("read", pod, error))?.is_some())
 }
 

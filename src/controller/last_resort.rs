@@ -11,26 +11,30 @@ use kube::{Api, Client, api::ListParams};
 use super::{
     Context, each,
     ghosts::cordon,
-    observed::{Kept, Node, Observed},
     pauses::Pauses,
     reconcile::{Outcome, repeat},
-    taints::{self, FULL, GHOST, LAST_RESORT, TaintError, Written},
+    taints::{self, FULL, GHOST, Kept, LAST_RESORT, TaintError, Written},
 };
-use crate::config::VirtualNodes;
+use crate::{
+    cluster::{Inventory, Node, NodeObject},
+    config::VirtualNodes,
+    kubernetes::{Store, list},
+};
 
 const RECONCILER: &str = "last-resort";
 
 /// Rounds, for as long as it is asked to.
-pub(super) async fn run(context: &Context, observed: &Observed) {
-    let changes = stream::select(each(observed.nodes.clone()), each(context.configuration.clone()));
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
+    let changes = stream::select(each(inventory.nodes.clone()), each(context.configuration.clone()));
     let mut fights = Pauses::default();
-    Box::pin(repeat(RECONCILER, &context.metrics, changes, async || round(context, observed, &mut fights).await)).await;
+    Box::pin(repeat(RECONCILER, &context.metrics, changes, async || round(context, inventory, &mut fights).await))
+        .await;
 }
 
-async fn round(context: &Context, observed: &Observed, fights: &mut Pauses) -> Result<Outcome, TaintError> {
+async fn round(context: &Context, inventory: &Inventory, fights: &mut Pauses) -> Result<Outcome, TaintError> {
     let configuration = context.configuration.borrow().clone();
     let plan = {
-        let nodes = observed.nodes.borrow();
+        let nodes = inventory.nodes.borrow();
         fights.retain(nodes.values().map(|node| node.name.as_str()));
         plan(&nodes, &configuration.virtual_nodes)
     };
@@ -39,7 +43,7 @@ async fn round(context: &Context, observed: &Observed, fights: &mut Pauses) -> R
 
 /// Nodes whose taint is to change, and whether they are to have it: those that have it and should not, and those that lack it. A node
 /// that is no longer selected loses it.
-fn plan(nodes: &Kept<Node>, settings: &VirtualNodes) -> Vec<(Node, bool)> {
+fn plan(nodes: &Store<Node>, settings: &VirtualNodes) -> Vec<(Node, bool)> {
     let wrong = nodes.values().filter_map(|node| {
         let wanted = settings.last_resort_taint && node.is_virtual(&settings.selector);
         (node.has_taint(LAST_RESORT.key, LAST_RESORT.effect) != wanted).then(|| (node.clone(), wanted))
@@ -53,36 +57,29 @@ fn plan(nodes: &Kept<Node>, settings: &VirtualNodes) -> Vec<(Node, bool)> {
 ///
 /// What the API server answers, and [`CleanupError::Contended`] if somebody else writes to a node all the time.
 pub async fn cleanup(client: &Client) -> Result<Vec<String>, CleanupError> {
-    // Read as leanly as they are watched.
-    let (nodes, lean): (Api<v1::Node>, Api<_>) = (Api::all(client.clone()), Api::all(client.clone()));
+    let (nodes, partial): (Api<v1::Node>, Api<NodeObject>) = (Api::all(client.clone()), Api::all(client.clone()));
+    let ours = |node: &Node| OURS.into_iter().any(|taint| node.has_taint(taint.key, taint.effect));
+    let tainted = list(&partial, ListParams::default(), |node| Node::read(node).filter(ours));
     let mut cleaned = Vec::new();
-    let mut pages = ListParams::default().limit(PAGE);
-    loop {
-        let page = lean.list(&pages).await.map_err(CleanupError::List)?;
-        for node in page.items.into_iter().filter_map(Node::read) {
-            if node.has_taint(GHOST.key, GHOST.effect) && node.is_cordoned {
-                let uncordoned = cordon(&nodes, &node.name, false).await;
-                uncordoned.map_err(|error| CleanupError::Write(node.name.clone(), error))?;
-            }
-            let ours = [LAST_RESORT, FULL, GHOST].into_iter().filter(|taint| node.has_taint(taint.key, taint.effect));
-            let mut is_cleaned = false;
-            for taint in ours {
-                let written = taints::write(&nodes, &node.name, taint, false).await;
-                match written.map_err(|error| CleanupError::Write(node.name.clone(), error))? {
-                    Written::Right | Written::Changed => is_cleaned = true,
-                    Written::Conflict | Written::Stripped => return Err(CleanupError::Contended(node.name)),
-                }
-            }
-            cleaned.extend(is_cleaned.then_some(node.name));
+    for node in tainted.await.map_err(CleanupError::List)? {
+        if node.has_taint(GHOST.key, GHOST.effect) && node.is_cordoned {
+            let uncordoned = cordon(&nodes, &node.name, false).await;
+            uncordoned.map_err(|error| CleanupError::Write(node.name.clone(), error))?;
         }
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => pages.continue_token = Some(token),
-            None => return Ok(cleaned),
+        for taint in OURS.into_iter().filter(|taint| node.has_taint(taint.key, taint.effect)) {
+            let written = taints::write(&nodes, &node.name, taint, false).await;
+            match written.map_err(|error| CleanupError::Write(node.name.clone(), error))? {
+                Written::Right | Written::Changed => {}
+                Written::Conflict | Written::Stripped => return Err(CleanupError::Contended(node.name)),
+            }
         }
+        cleaned.push(node.name);
     }
+    Ok(cleaned)
 }
 
-const PAGE: u32 = 250;
+/// The taints of Spillway.
+const OURS: [Kept; 3] = [LAST_RESORT, FULL, GHOST];
 
 /// Why the taints could not be taken off.
 #[derive(Debug, thiserror::Error)]

@@ -13,15 +13,12 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use json_patch::Patch as JsonPatch;
-use k8s_openapi::{
-    api::core::v1::{Namespace, ObjectReference, Pod as ApiPod},
-    jiff::Timestamp,
-};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod as ApiPod};
 use kube::{
-    Api, Resource,
+    Resource,
     api::{Patch, Request},
 };
-use plan::{Found, OptIn, Scheduled};
+use plan::{Found, Scheduled};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -29,8 +26,7 @@ use self::eviction::Evictions;
 use super::{
     Context, each,
     events::reference,
-    guarded, is_unanswered,
-    observed::{Name, Observed, Owned},
+    guarded,
     pauses::Pauses,
     pods::{AT_ONCE, PodError, together, write},
     reconcile::{Outcome, repeat},
@@ -39,9 +35,10 @@ use super::{
 use crate::{
     burst::{self, DECISION, Decision, ServiceAccount, Verdict},
     certs::self_managed::CONFIGURATION,
-    cluster::{Cluster, Snapshot, opted_in_since},
+    cluster::{Inventory, OptedIn, PodMeta, Snapshot},
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
+    kubernetes::{ObjectKey, Store},
     pod::{Pod, from_json},
 };
 
@@ -52,36 +49,33 @@ const MISSED: Happening = Happening::wrong("PodMissed");
 const UNKNOWN: Happening = Happening::wrong("MissedUnknown");
 
 /// What is done in one round. The next follows at once where more is left.
-const NAMESPACES: usize = 50;
 const PODS: usize = 200;
 
 /// Why a round failed.
 #[derive(Debug, thiserror::Error)]
 enum MissedError {
-    #[error("cannot read namespace {0}")]
-    Namespace(String, #[source] kube::Error),
     #[error(transparent)]
     Pod(#[from] PodError),
 }
 
 /// Rounds, for as long as it is asked to.
-pub(super) async fn run(context: &Context, observed: &Observed, cluster: &Cluster) {
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let changes = [
-        each(observed.waiting.clone()),
-        each(observed.assigned.clone()),
-        each(observed.scope.clone()),
+        each(inventory.pods.unscheduled()),
+        each(inventory.pods.scheduled()),
+        each(inventory.scope.clone()),
         each(context.configuration.clone()),
     ];
     let mut memory = Memory::default();
-    let round = async || round(context, observed, cluster, &mut memory).await;
+    let round = async || round(context, inventory, &mut memory).await;
     Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
 /// What is known from one round to the next. A new leader begins without it.
 #[derive(Debug, Default)]
 struct Memory {
-    /// Namespaces that have opted in, and since when.
-    opted_in: HashMap<String, OptIn>,
+    /// Namespaces by which pods were judged.
+    opted_in: HashMap<String, Arc<OptedIn>>,
     /// The uids of scheduled pods that were missed, and what would be decided on them.
     judged: HashMap<String, Judged>,
     /// By which configuration that was judged, and with which virtual nodes.
@@ -100,42 +94,18 @@ struct Judged {
     may_go: bool,
 }
 
-async fn round(
-    context: &Context,
-    observed: &Observed,
-    cluster: &Cluster,
-    memory: &mut Memory,
-) -> Result<Outcome, MissedError> {
-    let (configuration, snapshot) = (context.configuration.borrow().clone(), cluster.snapshot());
-    let is_complete = observed.waiting.borrow().is_complete()
-        && observed.assigned.borrow().is_complete()
-        && observed.scope.borrow().is_complete();
-    if !is_complete || !cluster.unsynced().is_empty() {
+async fn round(context: &Context, inventory: &Inventory, memory: &mut Memory) -> Result<Outcome, MissedError> {
+    let (configuration, snapshot) = (context.configuration.borrow().clone(), inventory.snapshot());
+    let is_complete = inventory.pods.borrow().is_listed() && inventory.scope.borrow().is_listed();
+    if !is_complete || !inventory.unsynced().is_empty() {
         return Ok(Outcome::Early);
     }
     memory.judge_by(&configuration, snapshot.virtual_nodes());
-    let unread = {
-        let (waiting, assigned) = (observed.waiting.borrow(), observed.assigned.borrow());
-        plan::unread(&waiting, &assigned, &snapshot, &memory.opted_in)
-    };
-    // One that cannot be read fails the round, and keeps no other from being looked at.
-    let (is_all_read, mut failure) = (unread.is_empty(), None);
-    for name in unread.into_iter().take(NAMESPACES) {
-        if let Err(error) = memory.read_namespace(context, &snapshot, &name).await {
-            let is_unanswered = is_unanswered(&error);
-            let error = MissedError::Namespace(name, error);
-            if is_unanswered {
-                return Err(error);
-            }
-            failure.get_or_insert(error);
-        }
-    }
-    memory.opted_in.retain(|name, _| snapshot.namespace(name).is_some());
     let found = {
-        let (waiting, assigned) = (observed.waiting.borrow(), observed.assigned.borrow());
-        let scope = observed.scope.borrow();
-        let scope = scope.get(&(String::new(), CONFIGURATION.to_owned()));
-        scope.map(|scope| plan::missed(scope, &waiting, &assigned, &memory.opted_in)).unwrap_or_default()
+        let opted_in = inventory.opted_in.borrow();
+        memory.opt_in(&opted_in);
+        let scope = inventory.live_scope();
+        scope.map(|scope| plan::missed(&scope, &inventory.pods.borrow(), &opted_in)).unwrap_or_default()
     };
     let Found { waiting, scheduled, depends } = found;
     if let Some(condition) = depends {
@@ -156,16 +126,13 @@ async fn round(
     let counts = plan::counts(&scheduled, |uid| memory.judged.get(uid).map(|judged| judged.word));
     context.metrics.overflow.missed(counts);
     let is_all_judged = judged?;
-    if let Some(failure) = failure {
-        return Err(failure);
-    }
     // An attempt, which takes long, has the time of a round in which there is nothing else to do.
-    if !(is_all_read && is_all_healed && is_all_judged) {
+    if !(is_all_healed && is_all_judged) {
         return Ok(Outcome::Changed);
     }
     if configuration.missed.evict {
         let judged = &memory.judged;
-        let may_go = scheduled.iter().filter(|pod| judged.get(&pod.owned.uid).is_some_and(|judged| judged.may_go));
+        let may_go = scheduled.iter().filter(|pod| judged.get(&pod.meta.uid).is_some_and(|judged| judged.may_go));
         if memory.evictions.evict(context, may_go).await {
             return Ok(Outcome::Changed);
         }
@@ -174,7 +141,7 @@ async fn round(
 }
 
 /// The pods that are decided on in this round: those that were tried in vain keep nobody waiting.
-fn next<'p>(waiting: &'p [Owned], pauses: &Pauses) -> Vec<&'p Owned> {
+fn next<'p>(waiting: &'p [PodMeta], pauses: &Pauses) -> Vec<&'p PodMeta> {
     let now = Instant::now();
     waiting.iter().filter(|pod| pauses.rest(&pod.uid, now).is_none()).take(PODS).collect()
 }
@@ -192,21 +159,14 @@ impl Memory {
         }
     }
 
-    /// It is about to be known since when, and how, a namespace has opted in. What was judged by what it said before is judged anew.
-    fn opt_in(&mut self, name: String, opt_in: OptIn) {
-        self.judged.retain(|_, judged| judged.namespace != name);
-        self.opted_in.insert(name, opt_in);
-    }
-
-    async fn read_namespace(&mut self, context: &Context, snapshot: &Snapshot, name: &str) -> kube::Result<()> {
-        let Some(seen) = snapshot.namespace(name) else { return Ok(()) };
-        let namespaces: Api<Namespace> = Api::all(context.client.clone());
-        let Some(read) = namespaces.get_metadata_opt(name).await? else { return Ok(()) };
-        // Where nobody is recorded, it counts from now on.
-        let since = opted_in_since(&read.metadata).unwrap_or_else(Timestamp::now);
-        let labels = read.metadata.labels.unwrap_or_default();
-        self.opt_in(name.to_owned(), OptIn { seen, since, labels });
-        Ok(())
+    /// What was judged by what a namespace said before is judged again.
+    fn opt_in(&mut self, opted_in: &Store<Arc<OptedIn>>) {
+        let is_same = |name: &str| {
+            let (before, now) = (self.opted_in.get(name), opted_in.get(&ObjectKey::cluster_scoped(name)));
+            before.zip(now).is_some_and(|(before, now)| Arc::ptr_eq(before, now))
+        };
+        self.judged.retain(|_, judged| is_same(&judged.namespace));
+        self.opted_in = opted_in.iter().map(|(key, namespace)| (key.name.clone(), namespace.clone())).collect();
     }
 }
 
@@ -219,13 +179,14 @@ struct Decide<'d> {
 
 impl Decide<'_> {
     /// A pod as the API server has it now, with everything that a newer Kubernetes may have added; nothing if it is gone.
-    async fn read(&self, name: &Name) -> Result<Option<Value>, PodError> {
-        let request = Request::new(ApiPod::url_path(&(), Some(&name.0))).get(&name.1, &kube::api::GetParams::default());
-        let request = request.map_err(|error| PodError::new("read", name, kube::Error::BuildRequest(error)))?;
+    async fn read(&self, key: &ObjectKey) -> Result<Option<Value>, PodError> {
+        let url = ApiPod::url_path(&(), Some(&key.namespace));
+        let request = Request::new(url).get(&key.name, &kube::api::GetParams::default());
+        let request = request.map_err(|error| PodError::new("read", key, kube::Error::BuildRequest(error)))?;
         match self.context.client.request(request).await {
             Ok(pod) => Ok(Some(pod)),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-            Err(error) => Err(PodError::new("read", name, error)),
+            Err(error) => Err(PodError::new("read", key, error)),
         }
     }
 
@@ -240,23 +201,23 @@ impl Decide<'_> {
     }
 
     /// Decides on a pod that waits, and gives it what it can still be given.
-    async fn heal(&self, owned: &Owned) -> Result<Outcome, PodError> {
-        let name = &(owned.namespace.clone(), owned.name.clone());
-        let Some(pod) = self.read(name).await? else { return Ok(Outcome::Right) };
+    async fn heal(&self, meta: &PodMeta) -> Result<Outcome, PodError> {
+        let key = &meta.key();
+        let Some(pod) = self.read(key).await? else { return Ok(Outcome::Right) };
         let text = pod.to_string();
         let Ok(view) = from_json::<Pod<'_>>(&text) else { return Ok(Outcome::Right) };
         let has_node = pod.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|node| !node.is_empty());
         if has_node || view.annotation(DECISION).is_some() {
             return Ok(Outcome::Right);
         }
-        let Some(decision) = self.decide(&name.0, &view) else { return Ok(Outcome::Right) };
+        let Some(decision) = self.decide(&key.namespace, &view) else { return Ok(Outcome::Right) };
         let patch =
             burst::living_patch(&view, &decision).and_then(|patch| serde_json::from_slice::<JsonPatch>(&patch).ok());
         let version = pod.pointer("/metadata/resourceVersion").and_then(Value::as_str);
         let (Some(patch), Some(version)) = (patch, version) else { return Ok(Outcome::Right) };
-        let outcome = write(self.context, name, "heal", &Patch::Json(guarded(version, patch))).await?;
+        let outcome = write(self.context, key, "heal", &Patch::Json(guarded(version, patch))).await?;
         if outcome == Outcome::Changed {
-            let ((namespace, name), verdict) = (name, &decision.verdict);
+            let (ObjectKey { namespace, name }, verdict) = (key, &decision.verdict);
             tracing::info!(namespace, pod = name, decision = %verdict, "decided on a pod that the webhook had missed");
             let note = format!("pod {name} had been created without Spillway: decided now, {verdict}");
             self.context.tally.note(owner(namespace, &pod), HEALED, note);
@@ -267,15 +228,15 @@ impl Decide<'_> {
     /// Decides on pods that have a node, to tell of them. Returns whether there were none. One that cannot be read keeps no other from
     /// its turn.
     async fn judge(&self, scheduled: &[Scheduled], judged: &mut HashMap<String, Judged>) -> Result<bool, MissedError> {
-        let still: HashSet<_> = scheduled.iter().map(|pod| pod.owned.uid.as_str()).collect();
+        let still: HashSet<_> = scheduled.iter().map(|pod| pod.meta.uid.as_str()).collect();
         judged.retain(|uid, _| still.contains(uid.as_str()));
-        let mut new: Vec<_> = scheduled.iter().filter(|pod| !judged.contains_key(&pod.owned.uid)).collect();
+        let mut new: Vec<_> = scheduled.iter().filter(|pod| !judged.contains_key(&pod.meta.uid)).collect();
         let is_all = new.is_empty();
         new.truncate(PODS);
         let mut failure = None;
-        let reads = new.into_iter().map(|pod| async move { (pod, self.read(&pod.name()).await) });
+        let reads = new.into_iter().map(|pod| async move { (pod, self.read(&pod.key()).await) });
         let read: Vec<_> = stream::iter(reads).buffer_unordered(AT_ONCE).collect().await;
-        for (Scheduled { owned, node }, read) in read {
+        for (Scheduled { meta, node }, read) in read {
             let read = match read {
                 Err(error) if error.is_of_all() => return Err(error.into()),
                 Err(error) => {
@@ -290,23 +251,23 @@ impl Decide<'_> {
                 spec.remove("nodeName");
             }
             // Whatever comes of it, there is no use in reading it again and again.
-            judged.insert(owned.uid.clone(), unknown(owned));
+            judged.insert(meta.uid.clone(), unknown(meta));
             let text = pod.to_string();
             let Ok(view) = from_json::<Pod<'_>>(&text) else { continue };
-            let Some(decision) = self.decide(&owned.namespace, &view) else { continue };
-            let (name, verdict) = (&owned.name, &decision.verdict);
-            tracing::warn!(namespace = owned.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");
+            let Some(decision) = self.decide(&meta.namespace, &view) else { continue };
+            let (name, verdict) = (&meta.name, &decision.verdict);
+            tracing::warn!(namespace = meta.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");
             let note = format!(
                 "pod {name} was created without Spillway and runs on {node}; created anew it would be: {verdict}"
             );
-            self.context.tally.note(owned.owner(), MISSED, note);
+            self.context.tally.note(meta.owner(), MISSED, note);
             let word = match verdict {
                 Verdict::Burst(mode) => mode.as_str(),
                 Verdict::Stay(_) => "stay",
                 Verdict::OptedOut => "opted_out",
             };
             let may_go = matches!(verdict, Verdict::Burst(_)) && eviction::may_go(&pod, |key| view.annotation(key));
-            judged.insert(owned.uid.clone(), Judged { word, may_go, ..unknown(owned) });
+            judged.insert(meta.uid.clone(), Judged { word, may_go, ..unknown(meta) });
         }
         match failure {
             None => Ok(is_all),
@@ -315,7 +276,7 @@ impl Decide<'_> {
     }
 }
 
-fn unknown(pod: &Owned) -> Judged {
+fn unknown(pod: &PodMeta) -> Judged {
     Judged { namespace: pod.namespace.clone(), word: "unknown", may_go: false }
 }
 
@@ -323,19 +284,28 @@ fn unknown(pod: &Owned) -> Judged {
 fn owner(namespace: &str, pod: &Value) -> ObjectReference {
     let metadata = pod.get("metadata").cloned().unwrap_or_default();
     let metadata = serde_json::from_value(metadata).unwrap_or_default();
-    ObjectReference { namespace: Some(namespace.to_owned()), ..Owned::read(&metadata).owner() }
+    ObjectReference { namespace: Some(namespace.to_owned()), ..PodMeta::read(&metadata).owner() }
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
     use super::*;
 
     #[test]
-    fn what_was_judged_is_judged_anew_when_what_it_rests_on_is_another() {
+    fn pods_are_judged_again_when_an_input_of_that_changes() {
         let judged = |namespace: &str| {
-            (namespace.to_owned(), unknown(&Owned { namespace: namespace.to_owned(), ..Owned::default() }))
+            (namespace.to_owned(), unknown(&PodMeta { namespace: namespace.to_owned(), ..PodMeta::default() }))
         };
-        let snapshot = Snapshot::of_namespaces(&[("shop", "enabled"), ("bar", "enabled")]);
+        let opted_in = |since: i64| {
+            let namespace = Snapshot::of_namespaces(&[("shop", "enabled")]).namespace("shop").unwrap();
+            Arc::new(OptedIn { namespace, since: Timestamp::from_second(since).unwrap(), labels: [].into() })
+        };
+        let store = |namespaces: [(&str, &Arc<OptedIn>); 2]| {
+            namespaces.map(|(name, one)| (ObjectKey::cluster_scoped(name), one.clone())).into_iter().collect()
+        };
+        let (shop, bar) = (opted_in(1), opted_in(1));
         let configuration = Arc::<Configuration>::default();
         let node = VirtualNode::new("v".to_owned(), Vec::new());
         let mut memory = Memory::default();
@@ -347,8 +317,11 @@ mod tests {
         judge(&mut memory);
         memory.judge_by(&configuration, &[]);
         assert_eq!(left(&memory).len(), 2);
-        let seen = snapshot.namespace("shop").unwrap();
-        memory.opt_in("shop".to_owned(), OptIn { seen, since: Timestamp::UNIX_EPOCH, labels: [].into() });
+        memory.opt_in(&store([("shop", &shop), ("bar", &bar)]));
+        judge(&mut memory);
+        memory.opt_in(&store([("shop", &shop), ("bar", &bar)]));
+        assert_eq!(left(&memory).len(), 2);
+        memory.opt_in(&store([("shop", &opted_in(2)), ("bar", &bar)]));
         assert_eq!(left(&memory), ["bar"], "its namespace says something else now");
         memory.judge_by(&configuration, std::slice::from_ref(&node));
         assert!(left(&memory).is_empty(), "there is another virtual node");
@@ -359,7 +332,7 @@ mod tests {
 
     #[test]
     fn pods_that_nothing_can_be_done_about_keep_no_other_waiting() {
-        let pod = |number: usize| Owned { uid: number.to_string(), ..Owned::default() };
+        let pod = |number: usize| PodMeta { uid: number.to_string(), ..PodMeta::default() };
         let waiting: Vec<_> = (0..=PODS).map(pod).collect();
         let mut pauses = Pauses::default();
         let first = super::next(&waiting, &pauses);

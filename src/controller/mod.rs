@@ -13,7 +13,6 @@ pub mod last_resort;
 mod late;
 mod lease;
 mod missed;
-mod observed;
 mod pauses;
 mod pods;
 mod reconcile;
@@ -27,19 +26,12 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use json_patch::{Patch as JsonPatch, PatchOperation, ReplaceOperation, jsonptr::PointerBuf};
-use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret};
 use kube::{
-    Api, Client,
-    api::PartialObjectMeta,
-    runtime::{
-        WatchStreamExt,
-        events::EventType,
-        watcher::{Error as WatchError, watch_object},
-    },
+    Client,
+    runtime::{events::EventType, watcher::Error as WatchError},
 };
 use lease::Election;
 pub use lease::Standing;
-use observed::Observed;
 pub use reconcile::Outcome;
 use serde_json::json;
 use tally::Tally;
@@ -47,10 +39,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     background::again_after_panic,
-    certs::self_managed::{CONFIGURATION, SECRET},
-    cluster::Cluster,
+    cluster::Inventory,
     config::CertificateSource,
-    reload::configuration::InForce,
+    reload::configuration::ConfigReceiver,
     telemetry::{Causes, ControllerMetrics},
 };
 
@@ -67,7 +58,7 @@ const CONFIG_MAP: &str = "spillway-config";
 struct Context {
     client: Client,
     namespace: String,
-    configuration: InForce,
+    configuration: ConfigReceiver,
     events: Events,
     tally: Tally,
     metrics: ControllerMetrics,
@@ -80,12 +71,9 @@ impl Context {
     }
 
     /// An item for each change of what certificates rest on: the authority's Secret, the webhook configuration, the configuration.
-    fn certificate_changes(&self) -> impl Stream<Item = ()> {
-        let secrets: Api<PartialObjectMeta<Secret>> = Api::namespaced(self.client.clone(), &self.namespace);
-        let webhooks: Api<PartialObjectMeta<MutatingWebhookConfiguration>> = Api::all(self.client.clone());
-        let secret = changes("Secret", watch_object(secrets, SECRET).default_backoff());
-        let webhook = changes("MutatingWebhookConfiguration", watch_object(webhooks, CONFIGURATION).default_backoff());
-        stream::select(stream::select(secret, webhook), each(self.configuration.clone()))
+    fn certificate_changes(&self, inventory: &Inventory) -> impl Stream<Item = ()> {
+        let objects = [each(inventory.secret_version.clone()), each(inventory.webhook_version.clone())];
+        stream::select(stream::select_all(objects), each(self.configuration.clone()))
     }
 }
 
@@ -144,7 +132,7 @@ impl Controller {
         client: Client,
         namespace: &str,
         pod_name: &str,
-        configuration: InForce,
+        configuration: ConfigReceiver,
         metrics: ControllerMetrics,
     ) -> Self {
         let events = Events::new(client.clone(), pod_name);
@@ -196,18 +184,18 @@ impl Controller {
 
 /// Every reconciler.
 async fn reconcile_all(context: &Context) {
-    let observed = Observed::start(&context.client, &context.configuration);
-    let cluster = Cluster::follow(context.client.clone(), context.configuration.clone(), &context.metrics.caches);
+    let Context { client, namespace, configuration, metrics, .. } = context;
+    let inventory = Inventory::start(client, namespace, configuration, &metrics.caches);
     tokio::join!(
-        authority::run(context),
-        ca_bundle::run(context),
-        again_after_panic(async || identity::run(context).await),
-        last_resort::run(context, &observed),
-        late::run(context, &observed, &cluster),
-        capacity::run(context, &observed),
-        missed::run(context, &observed, &cluster),
-        ghosts::run(context, &observed),
-        advice::run(context, &observed, &cluster),
+        authority::run(context, &inventory),
+        ca_bundle::run(context, &inventory),
+        again_after_panic(async || identity::run(context, &inventory).await),
+        last_resort::run(context, &inventory),
+        late::run(context, &inventory),
+        capacity::run(context, &inventory),
+        missed::run(context, &inventory),
+        ghosts::run(context, &inventory),
+        advice::run(context, &inventory),
         again_after_panic(async || context.tally.tell(&context.events).await),
     );
 }
@@ -227,4 +215,64 @@ async fn tell_of_configuration(context: &Context, mut refusals: mpsc::Receiver<O
     }
     // Without a file there is nothing to tell.
     std::future::pending::<()>().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::kubernetes::testing::FakeApi;
+
+    const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_controller_opens_one_watch_for_each_kind() {
+        let api = FakeApi::default();
+        // With everything that is watched only where it matters: a webhook that injects identities, and a pod with an identity binding.
+        let service = json!({"namespace": "kube-system", "name": "wi"});
+        let webhook = json!({
+            "name": "wi", "admissionReviewVersions": ["v1"], "sideEffects": "None", "clientConfig": {"service": service},
+            "objectSelector": {"matchLabels": {"azure.workload.identity/use": "true"}},
+        });
+        api.apply(WEBHOOKS, json!({"metadata": {"name": "azure-wi"}, "webhooks": [webhook]}));
+        api.apply("/api/v1/nodes", json!({"metadata": {"name": "virtual", "labels": {"type": "virtual-kubelet"}}}));
+        let annotations = json!({"azure.workload.identity/use-identity-binding": "true"});
+        api.apply(
+            "/api/v1/pods",
+            json!({"metadata": {"namespace": "shop", "name": "web", "annotations": annotations}, "spec": {"nodeName": "virtual"}}),
+        );
+        let context = Context {
+            client: api.client(),
+            namespace: "spillway-system".to_owned(),
+            configuration: watch::Sender::new(Arc::default()).subscribe(),
+            events: Events::new(api.client(), "test"),
+            tally: Tally::default(),
+            metrics: ControllerMetrics::default(),
+        };
+        let ran = tokio::time::timeout(Duration::from_secs(200), reconcile_all(&context)).await;
+        assert!(ran.is_err(), "reconcilers never end");
+        let watches = api.watches();
+        let watches: Vec<_> = watches.iter().map(|(watch, count)| (watch.as_str(), *count)).collect();
+        assert_eq!(
+            watches,
+            [
+                ("/api/v1/events fieldSelector=reason%3DNominated%2CinvolvedObject.kind%3DPod", 1),
+                ("/api/v1/events fieldSelector=reason%3DTriggeredScaleUp%2CinvolvedObject.kind%3DPod", 1),
+                ("/api/v1/namespaces", 1),
+                ("/api/v1/namespaces/spillway-system/secrets fieldSelector=metadata.name%3Dspillway-ca", 1),
+                ("/api/v1/nodes", 1),
+                ("/api/v1/pods", 1),
+                ("/api/v1/serviceaccounts", 1),
+                (WEBHOOKS, 1),
+                (
+                    "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices labelSelector=kubernetes.io%2Fservice-name%3Dwi",
+                    1
+                ),
+                ("/apis/networking.k8s.io/v1/networkpolicies", 1),
+                ("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", 1),
+                ("/apis/rbac.authorization.k8s.io/v1/clusterroles", 1),
+            ]
+        );
+    }
 }

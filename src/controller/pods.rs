@@ -9,26 +9,25 @@ use kube::{
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Context, FIELD_MANAGER, is_conflict, is_unanswered, observed::Name, pauses::Pauses, reconcile::Outcome};
-use crate::telemetry::Causes;
+use super::{Context, FIELD_MANAGER, is_conflict, is_unanswered, pauses::Pauses, reconcile::Outcome};
+use crate::{kubernetes::ObjectKey, telemetry::Causes};
 
 /// Requests that are under way at the same time.
 pub(super) const AT_ONCE: usize = 8;
 
 /// Why something could not be done about a pod.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {verb} pod {namespace}/{name}")]
+#[error("cannot {verb} pod {pod}")]
 pub(super) struct PodError {
     verb: &'static str,
-    namespace: String,
-    name: String,
+    pod: ObjectKey,
     #[source]
     source: kube::Error,
 }
 
 impl PodError {
-    pub(super) fn new(verb: &'static str, (namespace, name): &Name, source: kube::Error) -> Self {
-        Self { verb, namespace: namespace.clone(), name: name.clone(), source }
+    pub(super) fn new(verb: &'static str, pod: &ObjectKey, source: kube::Error) -> Self {
+        Self { verb, pod: pod.clone(), source }
     }
 
     /// Whether it is not about this pod.
@@ -40,13 +39,13 @@ impl PodError {
 /// Writes to a pod; counts that.
 pub(super) async fn write(
     context: &Context,
-    pod: &Name,
+    pod: &ObjectKey,
     action: &'static str,
     patch: &Patch<Value>,
 ) -> Result<Outcome, PodError> {
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.0);
-    let (result, outcome) = match pods.patch_metadata(&pod.1, &params, patch).await {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace);
+    let (result, outcome) = match pods.patch_metadata(&pod.name, &params, patch).await {
         Ok(_) => ("success", Ok(Outcome::Changed)),
         // It is gone, or has changed since: what it is now will be seen.
         Err(error) if is_conflict(&error) => ("conflict", Ok(Outcome::Conflict)),
@@ -101,7 +100,7 @@ mod tests {
 
     /// What comes of pods, and which of them pause then.
     fn done(outcomes: Vec<(&str, Result<Outcome, kube::Error>)>) -> (Result<Outcome, PodError>, Vec<String>) {
-        let name = ("shop".to_owned(), "web".to_owned());
+        let name = ObjectKey::new("shop", "web");
         let mut pauses = Pauses::default();
         let uids: Vec<_> = outcomes.iter().map(|(uid, _)| (*uid).to_owned()).collect();
         let tries = outcomes.into_iter().map(|(uid, outcome)| {

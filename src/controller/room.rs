@@ -8,8 +8,10 @@
 
 use std::collections::HashMap;
 
-use super::observed::{Assigned, Kept, Node, Requests};
-use crate::pod::{Pod, Quantity, ResourceList, ResourceRequirements, Taint};
+use crate::{
+    cluster::{Node, Requests, ScheduledPod},
+    pod::{Pod, Quantity, ResourceList, ResourceRequirements, Taint},
+};
 
 /// Whether the node takes such a pod, if it has room: it is Ready and not cordoned, the pod tolerates its taints, and it is one that
 /// the pod selects.
@@ -46,11 +48,11 @@ struct Taken<'n> {
 
 impl<'n> Room<'n> {
     /// What these nodes have left beside the pods that are assigned.
-    pub(super) fn of(nodes: impl Iterator<Item = &'n Node>, assigned: &Kept<Assigned>) -> Self {
+    pub(super) fn of<'p>(nodes: impl Iterator<Item = &'n Node>, pods: impl Iterator<Item = &'p ScheduledPod>) -> Self {
         let taken = nodes.map(|node| Taken { node, requests: Requests::default(), pods: 0 });
         let mut taken: Vec<_> = taken.collect();
         let places: HashMap<&str, usize> = taken.iter().enumerate().map(|(i, t)| (t.node.name.as_str(), i)).collect();
-        for pod in assigned.values() {
+        for pod in pods {
             let Some(taken) = places.get(&*pod.node).and_then(|place| taken.get_mut(*place)) else { continue };
             taken.add(pod.requests);
         }
@@ -129,12 +131,11 @@ mod tests {
         pod.to_string()
     }
 
-    fn assigned(pods: &[(&str, &str, &str)]) -> Kept<Assigned> {
+    fn assigned(pods: &[(&str, &str, &str)]) -> Vec<ScheduledPod> {
         let amount = |text: &str| Quantity::parse(text).unwrap();
-        let pods = pods.iter().enumerate().map(|(number, (node, cpu, memory))| {
+        let pods = pods.iter().map(|(node, cpu, memory)| {
             let requests = Requests { cpu: amount(cpu), memory: amount(memory) };
-            let assigned = Assigned { node: (*node).into(), requests, ..Assigned::default() };
-            ((String::new(), number.to_string()), assigned)
+            ScheduledPod { node: (*node).into(), requests, ..ScheduledPod::default() }
         });
         pods.collect()
     }
@@ -170,9 +171,9 @@ mod tests {
     }
 
     /// Onto which nodes as many pods of that kind go.
-    fn put(nodes: &[Node], assigned: &Kept<Assigned>, spec: &Value) -> Vec<String> {
+    fn put(nodes: &[Node], assigned: &[ScheduledPod], spec: &Value) -> Vec<String> {
         let text = pod(spec);
-        let mut room = Room::of(nodes.iter(), assigned);
+        let mut room = Room::of(nodes.iter(), assigned.iter());
         let pod: Pod<'_> = crate::pod::from_json(&text).unwrap();
         std::iter::from_fn(|| room.put(&pod)).take(20).map(|node| node.name.clone()).collect()
     }

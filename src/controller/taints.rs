@@ -9,8 +9,11 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Context, FIELD_MANAGER, Outcome, guarded, is_conflict, observed, pauses::Pauses, tally::Happening};
-use crate::config::{FULL_TAINT, LAST_RESORT_TAINT};
+use super::{Context, FIELD_MANAGER, Outcome, guarded, is_conflict, pauses::Pauses, tally::Happening};
+use crate::{
+    cluster,
+    config::{FULL_TAINT, LAST_RESORT_TAINT},
+};
 
 /// Keeps pods that prefer VMs on VMs while these have room: the scheduler avoids a node with it, and no toleration of ours covers it.
 pub(super) const LAST_RESORT: Kept = Kept { key: LAST_RESORT_TAINT, effect: "PreferNoSchedule" };
@@ -120,7 +123,7 @@ impl Context {
     pub(super) async fn write_taints(
         &self,
         taint: Kept,
-        nodes: &[(observed::Node, bool)],
+        nodes: &[(cluster::Node, bool)],
         fights: &mut Pauses,
     ) -> Result<Outcome, TaintError> {
         let mut all = All::default();
@@ -134,7 +137,7 @@ impl Context {
     /// a while.
     pub(super) async fn write_taint(
         &self,
-        node: &observed::Node,
+        node: &cluster::Node,
         taint: Kept,
         wanted: bool,
         fights: &mut Pauses,
@@ -172,7 +175,7 @@ impl Context {
     }
 
     /// Why the other taints come and go is told by those who want it.
-    fn tell_of_taint(&self, node: &observed::Node, taint: Kept, wanted: bool) {
+    fn tell_of_taint(&self, node: &cluster::Node, taint: Kept, wanted: bool) {
         tracing::info!(node = node.name, taint = taint.key, is_on = wanted, "wrote a taint");
         if taint == LAST_RESORT {
             let told = if wanted {
@@ -291,7 +294,7 @@ mod tests {
     #[tokio::test]
     async fn one_node_that_cannot_be_written_keeps_no_other_from_its_turn_and_what_is_done_and_undone_is_told() {
         let (context, mut fights) = (context(), Pauses::default());
-        let node = |name: &str| (observed::Node { name: name.to_owned(), ..observed::Node::default() }, true);
+        let node = |name: &str| (cluster::Node { name: name.to_owned(), ..cluster::Node::default() }, true);
         let nodes = ["forbidden", "stripped", "open"].map(node);
         let error = context.write_taints(LAST_RESORT, &nodes, &mut fights).await.unwrap_err();
         assert_eq!(error.node, "forbidden");

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
-    core::v1 as core,
     discovery::v1::EndpointSlice,
     rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Subject},
 };
@@ -23,13 +22,9 @@ use crate::{
     burst,
     config::{BURST_LABEL, DISABLED},
     eligibility::{Generation, VirtualNode},
-    lean::Lean,
 };
 
-/// A Pod of the API, decoded as far as identities are concerned.
-pub type LeanPod = Lean<core::Pod, Option<PodSpec>, Option<PodStatus>>;
-
-/// `spec` of a Pod.
+/// `spec` of a Pod, as far as identities are concerned.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSpec {
@@ -40,12 +35,6 @@ pub struct PodSpec {
     init_containers: Option<Vec<PodContainer>>,
     containers: Option<Vec<PodContainer>>,
     volumes: Option<Vec<Volume>>,
-}
-
-/// `status` of a Pod.
-#[derive(Debug, Clone, Deserialize)]
-pub struct PodStatus {
-    phase: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -127,13 +116,13 @@ impl Bearer {
 }
 
 impl Pod {
-    /// A pod of the cluster; nothing for one that has ended or is about to.
-    pub fn running(pod: &LeanPod) -> Option<Self> {
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        let has_ended = matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some();
-        let spec = pod.spec.as_ref().filter(|_| !has_ended)?;
-        let name = pod.metadata.name.clone().unwrap_or_default();
-        Some(Self { name, is_admitted: true, ..Self::of(maker(&pod.metadata), &pod.metadata, spec) })
+    /// A pod of the cluster in this phase; `None` if it has ended or is being deleted.
+    pub fn running(meta: &ObjectMeta, spec: &PodSpec, phase: Option<&str>) -> Option<Self> {
+        if matches!(phase, Some("Succeeded" | "Failed")) || meta.deletion_timestamp.is_some() {
+            return None;
+        }
+        let name = meta.name.clone().unwrap_or_default();
+        Some(Self { name, is_admitted: true, ..Self::of(maker(meta), meta, spec) })
     }
 
     /// What the pods will look like that come of a workload, or of a pod that is still a manifest.

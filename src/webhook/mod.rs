@@ -27,14 +27,14 @@ use crate::{
     admin::{self, Admin, AdminArgs},
     certs::Serving,
     cluster::Cluster,
-    reload::configuration::InForce,
+    reload::configuration::ConfigReceiver,
     telemetry::Admission,
 };
 
 /// What the requests need.
 pub struct App {
     /// The configuration in force.
-    pub configuration: InForce,
+    pub configuration: ConfigReceiver,
     /// What is known of the cluster.
     pub cluster: Cluster,
     /// Where requests are counted.
@@ -44,7 +44,7 @@ pub struct App {
 
 impl App {
     /// An app that has served no request yet.
-    pub fn new(configuration: InForce, cluster: Cluster, metrics: Admission) -> Self {
+    pub fn new(configuration: ConfigReceiver, cluster: Cluster, metrics: Admission) -> Self {
         Self { configuration, cluster, metrics, body_budget: Semaphore::new(body::BODY_BUDGET) }
     }
 }

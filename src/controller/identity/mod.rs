@@ -30,18 +30,18 @@ use tokio::{
 
 use super::{CONFIG_MAP, Context, FIELD_MANAGER, events::reference};
 use crate::{
+    cluster::{Inventory, identity::IdentityInputs},
     config::Identity,
     identity::{
         self, AccountName, Seen,
         azure::{Azure, Unread},
         seen::ServiceAccount,
         sources::{
-            self, Wanted,
-            cluster::Following,
-            custom_resources,
+            self, Wanted, custom_resources,
             issuer::{self, Issuers},
         },
     },
+    reload::configuration::until,
     telemetry::Causes,
 };
 
@@ -77,19 +77,13 @@ enum PassError {
 }
 
 /// Checks for as long as the configuration says so.
-pub(super) async fn run(context: &Context) {
-    let mut configuration = context.configuration.clone();
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     loop {
-        let settings = configuration.borrow_and_update().identity.clone();
-        let another = async {
-            // Without anyone who could change the configuration, it stays as it is.
-            if configuration.wait_for(|now| now.identity != settings).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
+        let settings = context.configuration.borrow().identity.clone();
+        let another = until(&context.configuration, |now| now.identity != settings);
         if settings.enabled {
             tokio::select! {
-                () = Box::pin(follow(context, &settings)) => {}
+                () = Box::pin(follow(context, inventory, &settings)) => {}
                 () = another => tracing::info!("identity is checked by other settings now, beginning anew"),
             }
         } else {
@@ -104,7 +98,7 @@ pub(super) async fn run(context: &Context) {
 struct Watch<'c> {
     context: &'c Context,
     settings: &'c Identity,
-    cluster: Following,
+    cluster: IdentityInputs<'c>,
     credentials: Credentials,
     issuers: Issuers,
     issuer: issuer::Read,
@@ -115,7 +109,7 @@ struct Watch<'c> {
     worked: Duration,
 }
 
-async fn follow(context: &Context, settings: &Identity) {
+async fn follow(context: &Context, inventory: &Inventory, settings: &Identity) {
     // Until the first pass says otherwise, or there is none.
     context.metrics.identity.source("cluster", false);
     let written = known_report(context).await;
@@ -123,7 +117,7 @@ async fn follow(context: &Context, settings: &Identity) {
     let mut watch = Watch {
         context,
         settings,
-        cluster: Following::start(&context.client, settings),
+        cluster: IdentityInputs::start(inventory, settings),
         credentials: Credentials::follow(&context.client, settings),
         issuers: Issuers::new(context.client.clone()),
         issuer: issuer::Read::default(),

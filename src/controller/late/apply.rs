@@ -23,6 +23,7 @@ use crate::{
     burst::UNSCHEDULABLE_SINCE,
     cluster,
     config::{Configuration, DISABLED, Mode},
+    kubernetes::ObjectKey,
     telemetry::Causes,
 };
 
@@ -35,9 +36,9 @@ pub(super) async fn start_clocks(
     pauses: &mut Pauses,
 ) -> Result<Outcome, LateError> {
     let start = async |clock: ClockStart| {
-        let outcome = write(context, &clock.name, "start_clock", &Patch::Json(clock_patch(&clock))).await?;
+        let outcome = write(context, &clock.key, "start_clock", &Patch::Json(clock_patch(&clock))).await?;
         if outcome == Outcome::Changed {
-            let (ClockStart { since, .. }, (namespace, name)) = (&clock, &clock.name);
+            let ClockStart { key: ObjectKey { namespace, name }, since, .. } = &clock;
             tracing::debug!(namespace, pod = name, %since, "pod is unschedulable for the first time");
         }
         Ok(outcome)
@@ -62,12 +63,13 @@ pub(super) async fn apply_tolerations(
     pauses: &mut Pauses,
 ) -> Result<Outcome, LateError> {
     let namespaces = &read_namespaces(context, &pods).await?;
-    let (pods, unread): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| namespaces.contains_key(&pod.name.0));
+    let (pods, unread): (Vec<_>, Vec<_>) =
+        pods.into_iter().partition(|pod| namespaces.contains_key(&pod.key.namespace));
     for pod in unread {
         pauses.tries(&pod.uid, Instant::now());
     }
     let apply = async |pod: DuePod| {
-        let namespace = namespaces.get(&pod.name.0).and_then(Option::as_ref);
+        let namespace = namespaces.get(&pod.key.namespace).and_then(Option::as_ref);
         let settings = namespace
             .and_then(|namespace| configuration.settings(&namespace.profile, &namespace.overrides, &pod.overrides));
         // The namespace has changed since the plan. The watch will bring that too.
@@ -82,9 +84,9 @@ pub(super) async fn apply_tolerations(
 
 async fn apply_toleration(context: &Context, pod: DuePod) -> Result<Outcome, PodError> {
     let patch = Patch::Json(guarded(&pod.resource_version, pod.patch));
-    let outcome = write(context, &pod.name, "burst", &patch).await?;
+    let outcome = write(context, &pod.key, "burst", &patch).await?;
     if outcome == Outcome::Changed {
-        let ((namespace, name), seconds) = (&pod.name, pod.waited.as_secs());
+        let (ObjectKey { namespace, name }, seconds) = (&pod.key, pod.waited.as_secs());
         tracing::info!(namespace, pod = name, waited_seconds = seconds, "pod may go to virtual nodes now");
         let note = format!("pod {name} may go to virtual nodes now: no VM has taken it for {seconds} s");
         context.tally.note(pod.owner, BURST, note);
@@ -97,7 +99,7 @@ async fn read_namespaces(
     context: &Context,
     pods: &[DuePod],
 ) -> Result<BTreeMap<String, Option<cluster::Namespace>>, LateError> {
-    let names: BTreeSet<_> = pods.iter().map(|pod| pod.name.0.clone()).collect();
+    let names: BTreeSet<_> = pods.iter().map(|pod| pod.key.namespace.clone()).collect();
     let mut namespaces = BTreeMap::new();
     for name in names {
         match read_namespace(context, &name).await {

@@ -24,13 +24,12 @@ use self::{
 };
 use super::{
     Context, each,
-    observed::Observed,
     pauses::Pauses,
     pods::PodError,
     reconcile::{Alarm, Outcome, repeat},
     tally::Happening,
 };
-use crate::{cluster::Cluster, config::Configuration};
+use crate::{cluster::Inventory, config::Configuration};
 
 const RECONCILER: &str = "late";
 
@@ -49,11 +48,11 @@ enum LateError {
 }
 
 /// Runs rounds until it is dropped.
-pub(super) async fn run(context: &Context, observed: &Observed, cluster: &Cluster) {
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let alarm = Alarm::default();
-    let changes = [each(observed.waiting.clone()), each(context.configuration.clone()), alarm.rings()];
+    let changes = [each(inventory.pods.unscheduled()), each(context.configuration.clone()), alarm.rings()];
     let mut memory = Memory::default();
-    let round = async || round(context, observed, cluster, &alarm, &mut memory).await;
+    let round = async || round(context, inventory, &alarm, &mut memory).await;
     Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
@@ -68,13 +67,12 @@ struct Memory {
 
 async fn round(
     context: &Context,
-    observed: &Observed,
-    cluster: &Cluster,
+    inventory: &Inventory,
     alarm: &Alarm,
     memory: &mut Memory,
 ) -> Result<Outcome, LateError> {
     let configuration = context.configuration.borrow().clone();
-    let Some(plan) = observe_and_plan(&configuration, observed, cluster, memory) else { return Ok(Outcome::Early) };
+    let Some(plan) = observe_and_plan(&configuration, inventory, memory) else { return Ok(Outcome::Early) };
     context.metrics.overflow.late(plan.counts);
     for withheld in plan.withheld.into_values() {
         context.tally.note(withheld.owner, WITHHELD, withheld.note);
@@ -82,7 +80,7 @@ async fn round(
     let clocks = start_clocks(context, plan.clock_starts, &mut memory.pauses).await?;
     if !plan.due.is_empty() {
         memory.last_applied = Some(Instant::now());
-        memory.in_flight.extend(plan.due.iter().map(|pod| pod.name.clone()));
+        memory.in_flight.extend(plan.due.iter().map(|pod| pod.key.clone()));
     }
     let tolerations = apply_tolerations(context, &configuration, plan.due, &mut memory.pauses).await?;
     // Some writes of this round may have failed, and their pods back off now.
@@ -94,24 +92,21 @@ async fn round(
 
 fn observe_and_plan(
     configuration: &Configuration,
-    observed: &Observed,
-    cluster: &Cluster,
+    inventory: &Inventory,
     Memory { last_applied, in_flight, pauses }: &mut Memory,
 ) -> Option<Plan> {
-    let (waiting, on_virtual) = (observed.waiting.borrow(), observed.on_virtual.borrow());
-    let instant = Instant::now();
-    pauses.retain(waiting.values().map(|pod| pod.owned.uid.as_str()));
-    in_flight.update(&waiting, &on_virtual, instant);
+    let (pods, instant) = (inventory.pods.borrow(), Instant::now());
+    pauses.retain(pods.unscheduled().map(|(_, pod)| pod.meta.uid.as_str()));
+    in_flight.update(&pods, instant);
     plan(&Observation {
         now: Timestamp::now(),
         instant,
         configuration,
-        snapshot: &cluster.snapshot(),
-        waiting: &waiting,
-        nodes: &observed.nodes.borrow(),
-        on_virtual: &on_virtual,
+        snapshot: &inventory.snapshot(),
+        pods: &pods,
+        nodes: &inventory.nodes.borrow(),
         in_flight,
-        scale_up_signals: &observed.coming.borrow(),
+        scale_up_signals: &inventory.scale_ups.borrow(),
         pauses,
         may_apply: last_applied.is_none_or(|last| instant.duration_since(last) >= MIN_ROUND_INTERVAL),
     })

@@ -19,10 +19,15 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    super::{Context, FIELD_MANAGER, is_conflict, observed::Owned, pods::PodError, tally::Happening},
+    super::{Context, FIELD_MANAGER, is_conflict, pods::PodError, tally::Happening},
     plan::Scheduled,
 };
-use crate::{burst::DECISION, telemetry::Causes};
+use crate::{
+    burst::DECISION,
+    cluster::PodMeta,
+    kubernetes::{ObjectKey, list_metadata},
+    telemetry::Causes,
+};
 
 const EVICTED: Happening = Happening::done("MissedPodEvicted");
 
@@ -33,9 +38,6 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// How long an eviction may take, and all that is asked before: there is one in a round, which takes 10 s at the most.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PATIENCE_BEFORE: Duration = Duration::from_secs(5);
-
-/// Pods in a page of a list.
-const PAGE: u32 = 500;
 
 /// When pods of an owner may be evicted, by its uid.
 #[derive(Debug, Default)]
@@ -48,11 +50,11 @@ impl Evictions {
         let Some((owner, pod)) = self.next(pods, Instant::now()) else { return false };
         let result = self.one(owner, attempt(context, &owner.uid, pod)).await;
         context.metrics.overflow.acted("evict", result);
-        let (namespace, name) = pod.name();
+        let ObjectKey { namespace, name } = pod.key();
         tracing::info!(namespace, pod = name, result, "tried to evict a pod that the webhook had missed");
         if result == "success" {
             let note = format!("pod {name} was created without Spillway and has been evicted, to be created anew");
-            context.tally.note(pod.owned.owner(), EVICTED, note);
+            context.tally.note(pod.meta.owner(), EVICTED, note);
         }
         matches!(result, "success" | "gone")
     }
@@ -75,7 +77,7 @@ impl Evictions {
         now: Instant,
     ) -> Option<(&'p OwnerReference, &'p Scheduled)> {
         self.0.retain(|_, until| *until > now);
-        let mut owned = pods.filter_map(|pod| Some((pod.owned.controller.as_ref()?, pod)));
+        let mut owned = pods.filter_map(|pod| Some((pod.meta.controller.as_ref()?, pod)));
         owned.find(|(owner, _)| !self.0.contains_key(&owner.uid))
     }
 }
@@ -116,10 +118,10 @@ async fn attempt(context: &Context, owner: &str, pod: &Scheduled) -> Attempt {
             return Attempt::Nobody("failed");
         }
     }
-    let typed: Api<Pod> = Api::namespaced(context.client.clone(), &pod.owned.namespace);
+    let typed: Api<Pod> = Api::namespaced(context.client.clone(), &pod.meta.namespace);
     let evict = async |is_trial| {
         let params = params(pod, is_trial);
-        timeout(PATIENCE, typed.evict(&pod.owned.name, &params)).await
+        timeout(PATIENCE, typed.evict(&pod.meta.name, &params)).await
     };
     // A PodDisruptionBudget answers 429, and kube's client tries again what is answered so (kube-client `client/retry.rs`): that
     // it takes too long says the same, of a dry run.
@@ -133,7 +135,7 @@ async fn attempt(context: &Context, owner: &str, pod: &Scheduled) -> Attempt {
 }
 
 fn params(pod: &Scheduled, dry_run: bool) -> EvictParams {
-    let same = Preconditions { uid: Some(pod.owned.uid.clone()), resource_version: None };
+    let same = Preconditions { uid: Some(pod.meta.uid.clone()), resource_version: None };
     let delete_options = DeleteParams { preconditions: Some(same), dry_run, ..DeleteParams::default() };
     let post_options = PostParams { dry_run, ..PostParams::default() };
     EvictParams { delete_options: Some(delete_options), post_options }
@@ -155,10 +157,10 @@ fn judge<T>(answer: Result<T, kube::Error>) -> Attempt {
 
 /// Why the pod is not to be evicted; nothing if it may be.
 async fn prove(context: &Context, owner: &str, pod: &Scheduled) -> Result<Option<&'static str>, PodError> {
-    let failed = |verb, error| PodError::new(verb, &pod.name(), error);
+    let failed = |verb, error| PodError::new(verb, &pod.key(), error);
     let resource = ApiResource::erase::<Pod>(&());
-    let pods: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &pod.owned.namespace, &resource);
-    let living = pods.get_opt(&pod.owned.name).await.map_err(|error| failed("read", error))?;
+    let pods: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &pod.meta.namespace, &resource);
+    let living = pods.get_opt(&pod.meta.name).await.map_err(|error| failed("read", error))?;
     let Some(living) = living else { return Ok(Some("gone")) };
     let annotations = living.metadata.annotations.clone().unwrap_or_default();
     if is_protected(|key| annotations.get(key).map(String::as_str)) {
@@ -184,24 +186,16 @@ async fn prove(context: &Context, owner: &str, pod: &Scheduled) -> Result<Option
 /// Whether the owner has made a pod with Spillway less than an hour ago: that may be in place of one that the leader before this one
 /// has evicted, which nothing else tells of.
 async fn was_replaced(context: &Context, owner: &str, pod: &Scheduled) -> Result<bool, kube::Error> {
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.owned.namespace);
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.meta.namespace);
     let horizon = Timestamp::now() - EVERY;
-    let mut pages = ListParams::default().limit(PAGE);
-    loop {
-        let page = pods.list_metadata(&pages).await?;
-        if page.items.iter().any(|pod| is_recent(&pod.metadata, owner, horizon)) {
-            return Ok(true);
-        }
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => pages.continue_token = Some(token),
-            None => return Ok(false),
-        }
-    }
+    let recent =
+        list_metadata(&pods, ListParams::default(), |pod| is_recent(&pod.metadata, owner, horizon).then_some(()));
+    Ok(!recent.await?.is_empty())
 }
 
 fn is_recent(pod: &ObjectMeta, owner: &str, horizon: Timestamp) -> bool {
     let is_decided = pod.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(DECISION));
-    let pod = Owned::read(pod);
+    let pod = PodMeta::read(pod);
     is_decided && pod.created > horizon && pod.controller.is_some_and(|controller| controller.uid == owner)
 }
 
@@ -229,8 +223,8 @@ mod tests {
 
     fn pod(name: &str, uid: Option<&str>) -> Scheduled {
         let controller = uid.map(|uid| OwnerReference { uid: uid.to_owned(), ..OwnerReference::default() });
-        let owned = Owned { name: name.to_owned(), controller, ..Owned::default() };
-        Scheduled { owned, node: "vm".to_owned() }
+        let meta = PodMeta { name: name.to_owned(), controller, ..PodMeta::default() };
+        Scheduled { meta, node: "vm".to_owned() }
     }
 
     #[test]
@@ -238,7 +232,7 @@ mod tests {
         let pods = [pod("a", Some("web")), pod("b", Some("web")), pod("c", Some("api")), pod("bare", None)];
         let (mut evictions, start) = (Evictions::default(), Instant::now());
         let next =
-            |evictions: &mut Evictions, at| evictions.next(pods.iter(), at).map(|(_, pod)| pod.owned.name.as_str());
+            |evictions: &mut Evictions, at| evictions.next(pods.iter(), at).map(|(_, pod)| pod.meta.name.as_str());
         assert_eq!(next(&mut evictions, start), Some("a"));
         evictions.0.insert("web".to_owned(), start + EVERY);
         assert_eq!(next(&mut evictions, start), Some("c"));
@@ -271,14 +265,14 @@ mod tests {
             [(429, "blocked", AGAIN), (404, "gone", AGAIN), (409, "gone", AGAIN), (500, "failed", EVERY)]
         {
             let (mut evictions, web) = (Evictions::default(), pod("a", Some("web")));
-            let owner = web.owned.controller.as_ref().unwrap();
+            let owner = web.meta.controller.as_ref().unwrap();
             let attempt = std::future::ready(judge::<()>(Err(answer(code))));
             assert_eq!(evictions.one(owner, attempt).now_or_never(), Some(result));
             let rest = evictions.0["web"] - Instant::now();
             assert!(rest <= pause && rest + Duration::from_secs(30) > pause, "{code}: {rest:?}");
         }
         let (mut evictions, web) = (Evictions::default(), pod("a", Some("web")));
-        let owner = web.owned.controller.as_ref().unwrap();
+        let owner = web.meta.controller.as_ref().unwrap();
         assert_eq!(evictions.one(owner, std::future::pending()).now_or_never(), None);
         assert!(evictions.0["web"] > Instant::now() + AGAIN, "who tried may never come back");
         assert_eq!(judge(Ok(())), Attempt::Sent("success"));

@@ -3,12 +3,10 @@
 //! A source never fails: what it could not read it says, with the permission that is missing and where, and the checks report it as
 //! unknown (`F0`).
 
-pub mod cluster;
 pub mod custom_resources;
 mod file;
 pub mod issuer;
 mod merge;
-mod pages;
 pub mod resource_manager;
 
 use std::{
