@@ -20,18 +20,16 @@
 //! no clock, no files. [`cluster`], [`webhook`], [`controller`], [`reload`] and [`certs`] do the I/O.
 
 pub mod admin;
-pub mod admission;
 mod background;
-pub mod burst;
 pub mod certs;
 pub mod cli;
 pub mod cluster;
-pub mod config;
 pub mod controller;
-pub mod eligibility;
-pub mod identity;
+pub mod credentials;
 mod kubernetes;
-pub mod pod;
 pub mod reload;
 pub mod telemetry;
 pub mod webhook;
+
+pub use spillway_core::{admission, azure, burst, config, eligibility, keys, pod, suggestions};
+pub use spillway_identity as identity;

@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use num_bigint::{BigInt, BigUint};
 use serde_json::Value;
-use spillway::pod::{MaybeQuantity, Quantity};
+use spillway_core::pod::{MaybeQuantity, Quantity};
 
 fuzz_target!(|body: &[u8]| {
     let json_is_sound = serde_json::from_slice::<Value>(body).is_ok();

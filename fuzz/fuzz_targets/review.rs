@@ -7,7 +7,7 @@ mod mutation;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use serde::Deserialize;
 use serde_json::Value;
-use spillway::admission;
+use spillway_core::admission;
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     mutation::mutate(data, size, max_size, seed)

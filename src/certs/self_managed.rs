@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     kubernetes::{ObjectKey, Store, Watch},
-    telemetry::{Causes, Certificates},
+    telemetry::{Causes, CertificateMetrics},
 };
 
 /// The Secret of the authority, in the namespace of the program.
@@ -36,7 +36,7 @@ pub(crate) const CONFIGURATION: &str = "aci-spillway";
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Keeps a certificate in `serving` that the API server trusts. Never ends; whatever fails, the last good one stays.
-pub async fn self_managed(client: Client, namespace: String, serving: Serving, metrics: Certificates) {
+pub async fn self_managed(client: Client, namespace: String, serving: Serving, metrics: CertificateMetrics) {
     let secret = Watch::namespaced(&client, "secrets", &namespace).named(SECRET);
     let configuration = Watch::all(&client, "mutatingwebhookconfigurations").named(CONFIGURATION);
     let (publish_secret, secrets) = watch::channel(Store::default());
@@ -51,7 +51,7 @@ pub async fn self_managed(client: Client, namespace: String, serving: Serving, m
 async fn sign(
     namespace: String,
     serving: Serving,
-    metrics: Certificates,
+    metrics: CertificateMetrics,
     mut secrets: watch::Receiver<Store<Secret>>,
     mut configurations: watch::Receiver<Store<MutatingWebhookConfiguration>>,
 ) {
@@ -92,14 +92,14 @@ struct Signer {
     names: Vec<String>,
     clock: Clock,
     serving: Serving,
-    metrics: Certificates,
+    metrics: CertificateMetrics,
     namespace: String,
     /// What was last said to be missing: each is logged once.
     missing: Option<&'static str>,
 }
 
 impl Signer {
-    fn new(namespace: &str, serving: Serving, metrics: Certificates) -> Self {
+    fn new(namespace: &str, serving: Serving, metrics: CertificateMetrics) -> Self {
         Self {
             replica: Replica::default(),
             names: names(namespace),
@@ -125,7 +125,7 @@ impl Signer {
             Ok(None) => {}
             Ok(Some(Ok(leaf))) => {
                 tracing::info!(notAfter = %leaf.not_after(), "signed a serving certificate");
-                self.metrics.put_in_force(leaf.not_after());
+                self.metrics.loaded(leaf.not_after());
                 self.serving.replace(leaf);
             }
             Ok(Some(Err(error))) => self.refuse(&error),
@@ -136,7 +136,7 @@ impl Signer {
 
     fn refuse(&self, error: &dyn std::error::Error) {
         tracing::error!(error = %Causes(error), "cannot sign a serving certificate");
-        self.metrics.refused();
+        self.metrics.load_failed();
     }
 
     fn say_what_is_missing(&mut self) {
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     fn signer() -> Signer {
-        Signer::new("spillway-system", Serving::default(), Certificates::default())
+        Signer::new("spillway-system", Serving::default(), CertificateMetrics::default())
     }
 
     fn secret(stored: &Stored) -> Secret {

@@ -24,14 +24,10 @@ use self::{
 };
 use super::{Ended, config::read_text, manifest, print_out};
 use crate::{
+    azure::{Cloud, ResourceId, is_guid},
     config,
-    identity::{
-        self, Seen, Severity,
-        azure::{Azure, ResourceId},
-        catalogue, file,
-        seen::Issuer,
-        sources::issuer::Discovery,
-    },
+    credentials::issuer::Discovery,
+    identity::{Seen, Severity, azure::Azure, catalogue, file, seen::Issuer},
 };
 
 /// Check the workload identities of pods
@@ -149,7 +145,7 @@ impl Args {
     }
 
     /// What the flag says, else the configuration.
-    fn cloud(&self, config: &config::Identity) -> config::Cloud {
+    fn cloud(&self, config: &config::Identity) -> Cloud {
         self.cloud.map_or(config.cloud, Into::into)
     }
 }
@@ -164,7 +160,7 @@ enum CloudName {
     China,
 }
 
-impl From<CloudName> for config::Cloud {
+impl From<CloudName> for Cloud {
     fn from(name: CloudName) -> Self {
         match name {
             CloudName::Public => Self::Public,
@@ -208,7 +204,7 @@ enum Output {
 
 fn client_id_and_file(text: &str) -> Result<(String, PathBuf), String> {
     let (client_id, file) = text.split_once('=').ok_or("expected CLIENT_ID=FILE")?;
-    if !identity::is_guid(client_id) {
+    if !is_guid(client_id) {
         return Err(format!(
             "expected a client id before \"=\", such as 00000000-1111-4222-8333-444444444444, got {client_id:?}"
         ));
@@ -219,12 +215,12 @@ fn client_id_and_file(text: &str) -> Result<(String, PathBuf), String> {
 fn client_id_and_resource(text: &str) -> Result<(String, ResourceId), String> {
     let expected = "expected CLIENT_ID=RESOURCE_ID, such as 00000000-1111-4222-8333-444444444444=/subscriptions/ID/resourceGroups/NAME/providers/Microsoft.ManagedIdentity/userAssignedIdentities/NAME";
     let (client_id, id) = text.split_once('=').ok_or(expected)?;
-    let id = ResourceId::parse(id).filter(|_| identity::is_guid(client_id)).ok_or(expected)?;
+    let id = ResourceId::parse(id).filter(|_| is_guid(client_id)).ok_or(expected)?;
     Ok((client_id.to_ascii_lowercase(), id))
 }
 
 fn subscription(text: &str) -> Result<String, String> {
-    if !identity::is_guid(text) {
+    if !is_guid(text) {
         return Err("expected the id of a subscription, such as 99999999-8888-4777-8666-555555555555".to_owned());
     }
     Ok(text.to_ascii_lowercase())

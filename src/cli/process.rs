@@ -45,7 +45,7 @@ impl RuntimeArgs {
 /// Without a file, the built-in defaults.
 pub(super) async fn configuration(
     file: Option<&Path>,
-    filter: logs::Filter,
+    logs: logs::Logs,
     registry: &mut Registry,
     told: impl FnMut(Result<(), &LoadError>) + Send + 'static,
 ) -> anyhow::Result<ConfigReceiver> {
@@ -56,7 +56,7 @@ pub(super) async fn configuration(
     };
     let file = ConfigurationFile::load(file, metrics).await?;
     let in_force = file.in_force();
-    tokio::spawn(filter.follow(in_force.clone()));
+    tokio::spawn(logs.follow(in_force.clone()));
     tokio::spawn(file.follow(told));
     Ok(in_force)
 }

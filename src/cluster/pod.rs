@@ -9,7 +9,6 @@ use std::{
     hash::{DefaultHasher, Hasher},
 };
 
-use bounded_static::IntoBoundedStatic;
 use k8s_openapi::{
     api::core::v1::{self as core, ObjectReference},
     apimachinery::pkg::apis::meta::v1::{OwnerReference, Time},
@@ -193,7 +192,7 @@ impl SchedulingView {
         let pod = Pod { metadata: Metadata { annotations: Some(kept), ..Metadata::default() }, spec };
         let mut measure = Measure::default();
         if fmt::Write::write_fmt(&mut measure, format_args!("{pod:?}")).is_ok() {
-            return Self { pod: Some(pod.into_static()), digest: measure.digest.finish() };
+            return Self { pod: Some(pod.into_owned()), digest: measure.digest.finish() };
         }
         let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
         tracing::debug!(namespace, pod = name, "pod is too large: it gets no late toleration");

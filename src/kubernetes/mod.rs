@@ -1,5 +1,9 @@
-//! What every part that talks to an API server needs: stores, the watch loop that fills them, paged lists and partial objects.
+//! What every part that talks to an API server needs: stores, the watch loop that fills them, paged lists, partial objects, conditional
+//! writes, backoff and leader election.
 
+mod backoff;
+mod conditional;
+mod election;
 mod list;
 mod partial;
 mod store;
@@ -9,6 +13,10 @@ mod watch;
 
 use std::fmt::Debug;
 
+pub(crate) use backoff::Backoff;
+pub(crate) use conditional::{conditional_patch, is_conflict, is_unanswered};
+pub(crate) use election::LeaderElector;
+pub use election::Leadership;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Resource, api::ObjectMeta};
 pub(crate) use list::{list, list_metadata};

@@ -6,7 +6,7 @@ use spillway::{
     burst::{self, Facts, ServiceAccount, Verdict},
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
-    pod::{Pod, from_json},
+    pod::Pod,
 };
 
 use crate::generated_pods::{Allow, lost, pod};
@@ -15,15 +15,15 @@ use crate::generated_pods::{Allow, lost, pod};
 /// the pod with the patch applied by an implementation of RFC 6902 that is not ours.
 fn decide_in(mode: &str, pod: &Value, profile: &str, account: ServiceAccount) -> (Verdict, Option<Value>, Value) {
     let (text, configuration) = (pod.to_string(), Configuration::default());
-    let view: Pod<'_> = from_json(&text).unwrap();
+    let view: Pod<'_> = serde_json::from_str(&text).unwrap();
     let namespace = Overrides::read([("spillway.dev/mode", mode)].into_iter());
     let settings = configuration.settings(profile, &namespace, &Overrides::read(view.annotations()));
     let labels = [("type", "virtual-kubelet"), ("virtualization", "virtualnode2"), ("kubernetes.io/os", "linux")];
     let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let nodes = [VirtualNode::new("virtualnode-0".to_owned(), labels)];
     let facts = Facts { virtual_nodes: &nodes, ..Facts::only(account) };
-    let decision = burst::decide(&view, settings.as_ref(), &facts);
-    let patch: Option<Value> = burst::json_patch(&view, &decision).map(|patch| serde_json::from_slice(&patch).unwrap());
+    let decision = burst::decide(&view, &settings, &facts);
+    let patch: Option<Value> = burst::json_patch(&view, &decision).map(|patch| serde_json::to_value(&patch).unwrap());
     let mut after = pod.clone();
     if let Some(patch) = &patch {
         let patch: json_patch::Patch = serde_json::from_value(patch.clone()).unwrap();
@@ -137,9 +137,9 @@ proptest! {
             }
         }
         let (new_text, old_text, configuration) = (new.to_string(), old.to_string(), Configuration::default());
-        let (new_view, old_view) = (from_json(&new_text).unwrap(), from_json(&old_text).unwrap());
+        let (new_view, old_view) = (serde_json::from_str(&new_text).unwrap(), serde_json::from_str(&old_text).unwrap());
         if let Some(patch) = burst::restore(&new_view, &old_view, &configuration.virtual_nodes) {
-            json_patch::patch(&mut new, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+            json_patch::patch(&mut new, &patch).unwrap();
         }
         prop_assert_eq!(pruned(&new["spec"]["affinity"]), pruned(&old["spec"]["affinity"]));
         prop_assert_eq!(&new["spec"]["tolerations"], &old["spec"]["tolerations"]);
@@ -257,13 +257,13 @@ fn admitted(configuration: &str, pod: &Value) -> Value {
     let text = format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{configuration}\n");
     let configuration = spillway::config::parse(&text).unwrap();
     let json = pod.to_string();
-    let view: Pod<'_> = from_json(&json).unwrap();
+    let view: Pod<'_> = serde_json::from_str(&json).unwrap();
     let none = Overrides::default();
-    let settings = configuration.settings("high-scale", &none, &none).unwrap();
-    let decision = burst::decide(&view, Some(&settings), &Facts::only(ServiceAccount::Unknown));
+    let settings = configuration.settings("high-scale", &none, &none);
+    let decision = burst::decide(&view, &settings, &Facts::only(ServiceAccount::Unknown));
     let patch = burst::json_patch(&view, &decision).unwrap();
     let mut after = pod.clone();
-    json_patch::patch(&mut after, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+    json_patch::patch(&mut after, &patch).unwrap();
     after
 }
 

@@ -11,18 +11,18 @@ use crate::{
     cli::{cluster, config as file},
     cluster::identity,
     config::{self, did_you_mean},
+    credentials::{
+        self, Source, Wanted,
+        custom_resources::CustomResources,
+        issuer::Issuers,
+        merged,
+        resource_manager::{Progress, ResourceManager, Settings},
+    },
     identity::{
         Seen,
         azure::Azure,
         preflight::Claims,
         seen::{self, Issuer},
-        sources::{
-            self, Source, Wanted,
-            custom_resources::CustomResources,
-            issuer::Issuers,
-            merged,
-            resource_manager::{Progress, ResourceManager, Settings},
-        },
     },
 };
 
@@ -115,11 +115,11 @@ fn wanted(args: &Args, cluster: &seen::Cluster) -> Wanted {
         args.namespace.as_ref().is_none_or(|namespace| *namespace == account.name.namespace)
             && args.service_account.as_ref().is_none_or(|name| *name == account.name.name)
     };
-    sources::wanted(cluster.service_accounts.iter().filter(is_chosen))
+    credentials::wanted(cluster.service_accounts.iter().filter(is_chosen))
 }
 
 /// What to ask of Azure: what the configuration says and what the flags add to it.
-fn settings(args: &Args, mut config: config::Identity, cloud: config::Cloud) -> Option<Settings> {
+fn settings(args: &Args, mut config: config::Identity, cloud: crate::azure::Cloud) -> Option<Settings> {
     let azure = &mut config.resource_manager;
     azure.subscriptions.extend(args.subscriptions.iter().cloned());
     azure.identities.extend(args.resource_ids.iter().cloned());

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use super::text;
 use crate::{
+    azure::Cloud,
     cli::{cluster::patiently, colours::Colours},
-    config,
     identity::{
         Seen,
-        azure::{self, Identity},
+        azure::{Extent, Identity},
         difference::visible,
         preflight::{Claims, Compared, compare},
     },
@@ -30,13 +30,8 @@ const LIFE: i64 = 600;
 /// # Errors
 ///
 /// When the API server gives none; creating `serviceaccounts/token` has to be allowed.
-pub(super) async fn token(
-    client: &Client,
-    namespace: &str,
-    name: &str,
-    cloud: config::Cloud,
-) -> anyhow::Result<Claims> {
-    let audience = azure::Cloud::from(cloud).audience().to_owned();
+pub(super) async fn token(client: &Client, namespace: &str, name: &str, cloud: Cloud) -> anyhow::Result<Claims> {
+    let audience = cloud.audience().to_owned();
     let spec = TokenRequestSpec {
         audiences: Some(vec![audience]),
         expiration_seconds: Some(LIFE),
@@ -86,7 +81,7 @@ impl<'p> Preflight<'p> {
 
     /// Whether it is known that Entra refuses the token.
     pub(super) fn is_refused(&self) -> bool {
-        matches!(self.verdict, Verdict::Compared(identity, _) if identity.extent > azure::Extent::Part)
+        matches!(self.verdict, Verdict::Compared(identity, _) if identity.extent > Extent::Part)
             && self.matched().is_none()
     }
 

@@ -6,11 +6,11 @@ use anstyle::Style;
 
 use super::report::{Account, Report};
 use crate::{
+    azure::is_guid,
     cli::colours::Colours,
     identity::{
         Evidence, Finding, Severity,
         difference::{Difference, visible},
-        is_guid,
     },
 };
 

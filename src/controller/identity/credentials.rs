@@ -10,12 +10,9 @@ use tokio::{sync::watch, task::JoinSet, time};
 use crate::{
     background::again_after_panic,
     config::Identity,
-    controller::changes,
-    identity::{
-        azure::Azure,
-        seen::ServiceAccount,
-        sources::{Source, Sources, Wanted, configured, custom_resources::CustomResources, merged},
-    },
+    controller::watch_changes,
+    credentials::{Source, Sources, Wanted, configured, custom_resources::CustomResources, merged},
+    identity::{azure::Azure, seen::ServiceAccount},
     telemetry::Causes,
 };
 
@@ -160,7 +157,7 @@ async fn follow_custom_resources(
             time::sleep(DISCOVERY).await;
             continue;
         };
-        let mut changes = changes("custom resources", resources.watch()).chain(stream::pending());
+        let mut changes = watch_changes("custom resources", resources.watch()).chain(stream::pending());
         let until = time::Instant::now() + DISCOVERY;
         while time::Instant::now() < until {
             let wanted_now = wanted.borrow().clone().unwrap_or_default();
@@ -209,7 +206,7 @@ mod tests {
     }
 
     fn wanted(client_id: &str) -> Wanted {
-        crate::identity::sources::wanted([&account(client_id)].into_iter())
+        crate::credentials::wanted([&account(client_id)].into_iter())
     }
 
     /// Credentials of these sources and without custom resources.

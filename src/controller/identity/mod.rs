@@ -28,19 +28,20 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{CONFIG_MAP, Context, FIELD_MANAGER, events::reference};
+use super::{CONFIG_MAP, Context, FIELD_MANAGER};
 use crate::{
     cluster::{Inventory, identity::IdentityInputs},
     config::Identity,
+    credentials::{
+        Wanted, custom_resources,
+        issuer::{self, Issuers},
+    },
     identity::{
         self, AccountName, Seen,
         azure::{Azure, Unread},
         seen::ServiceAccount,
-        sources::{
-            self, Wanted, custom_resources,
-            issuer::{self, Issuers},
-        },
     },
+    kubernetes::object_reference,
     reload::configuration::until,
     telemetry::Causes,
 };
@@ -90,7 +91,7 @@ pub(super) async fn run(context: &Context, inventory: &Inventory) {
             tracing::info!("identity is not checked: it is switched off");
             another.await;
         }
-        context.metrics.identity.forget();
+        context.metrics.identity.reset();
     }
 }
 
@@ -288,7 +289,7 @@ impl Watch<'_> {
             Some(AccountName { namespace, name }) => ("ServiceAccount", namespace, name),
             None => ("ConfigMap", self.context.namespace.clone(), CONFIG_MAP.to_owned()),
         };
-        let about = ObjectReference { uid, ..reference("v1", kind, Some(&namespace), &name) };
+        let about = ObjectReference { uid, ..object_reference("v1", kind, Some(&namespace), &name) };
         let type_ = if is_warning { EventType::Warning } else { EventType::Normal };
         // An event is worth no more than that: it is in the report too.
         if timeout(PATIENCE, self.context.events.publish(&about, type_, &reason, note)).await.is_err() {
@@ -326,7 +327,7 @@ impl Watch<'_> {
 
 /// What service accounts name, as far as they are checked.
 fn wanted(accounts: &[ServiceAccount], settings: &Identity) -> Wanted {
-    sources::wanted(accounts.iter().filter(|account| settings.covers(&account.name.namespace)))
+    crate::credentials::wanted(accounts.iter().filter(|account| settings.covers(&account.name.namespace)))
 }
 
 /// Why something of Azure could not be read that matters: not of identities that no service account names, and not that it is in the

@@ -23,17 +23,16 @@ use self::{
     plan::{MIN_ROUND_INTERVAL, Observation, Plan, plan},
 };
 use super::{
-    Context, each,
-    pauses::Pauses,
+    Context, changes_of,
+    events::EventKind,
     pods::PodError,
-    reconcile::{Alarm, Outcome, repeat},
-    tally::Happening,
+    reconcile::{Outcome, Requeue, run_rounds},
 };
-use crate::{cluster::Inventory, config::Configuration};
+use crate::{cluster::Inventory, config::Configuration, kubernetes::Backoff};
 
 const RECONCILER: &str = "late";
 
-const WITHHELD: Happening = Happening::wrong("LateWithheld");
+const WITHHELD: EventKind = EventKind::problem("LateWithheld");
 
 /// How long a VM that has just become Ready counts as on its way: the scheduler needs a moment to place pods on it.
 const SETTLING: Duration = Duration::from_secs(15);
@@ -49,11 +48,11 @@ enum LateError {
 
 /// Runs rounds until it is dropped.
 pub(super) async fn run(context: &Context, inventory: &Inventory) {
-    let alarm = Alarm::default();
-    let changes = [each(inventory.pods.unscheduled()), each(context.configuration.clone()), alarm.rings()];
+    let requeue = Requeue::default();
+    let changes = [changes_of(inventory.pods.unscheduled()), changes_of(context.configuration.clone()), requeue.due()];
     let mut memory = Memory::default();
-    let round = async || round(context, inventory, &alarm, &mut memory).await;
-    Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
+    let round = async || round(context, inventory, &requeue, &mut memory).await;
+    Box::pin(run_rounds(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
 /// State that is kept between rounds. A new leader starts without it.
@@ -62,30 +61,31 @@ struct Memory {
     /// When pods last got the toleration.
     last_applied: Option<Instant>,
     in_flight: InFlight,
-    pauses: Pauses,
+    /// Pods whose last write failed.
+    backoff: Backoff,
 }
 
 async fn round(
     context: &Context,
     inventory: &Inventory,
-    alarm: &Alarm,
+    requeue: &Requeue,
     memory: &mut Memory,
 ) -> Result<Outcome, LateError> {
     let configuration = context.configuration.borrow().clone();
-    let Some(plan) = observe_and_plan(&configuration, inventory, memory) else { return Ok(Outcome::Early) };
+    let Some(plan) = observe_and_plan(&configuration, inventory, memory) else { return Ok(Outcome::NotSynced) };
     context.metrics.overflow.late(plan.counts);
     for withheld in plan.withheld.into_values() {
-        context.tally.note(withheld.owner, WITHHELD, withheld.note);
+        context.event_aggregator.record(withheld.owner, WITHHELD, withheld.note);
     }
-    let clocks = start_clocks(context, plan.clock_starts, &mut memory.pauses).await?;
+    let clocks = start_clocks(context, plan.clock_starts, &mut memory.backoff).await?;
     if !plan.due.is_empty() {
         memory.last_applied = Some(Instant::now());
         memory.in_flight.extend(plan.due.iter().map(|pod| pod.key.clone()));
     }
-    let tolerations = apply_tolerations(context, &configuration, plan.due, &mut memory.pauses).await?;
+    let tolerations = apply_tolerations(context, &configuration, plan.due, &mut memory.backoff).await?;
     // Some writes of this round may have failed, and their pods back off now.
-    if let Some(next) = plan.requeue_after.into_iter().chain(memory.pauses.next(Instant::now())).min() {
-        alarm.set(next);
+    if let Some(next) = plan.requeue_after.into_iter().chain(memory.backoff.next_expiry(Instant::now())).min() {
+        requeue.after(next);
     }
     Ok(if clocks == Outcome::Changed { clocks } else { tolerations })
 }
@@ -93,10 +93,10 @@ async fn round(
 fn observe_and_plan(
     configuration: &Configuration,
     inventory: &Inventory,
-    Memory { last_applied, in_flight, pauses }: &mut Memory,
+    Memory { last_applied, in_flight, backoff }: &mut Memory,
 ) -> Option<Plan> {
     let (pods, instant) = (inventory.pods.borrow(), Instant::now());
-    pauses.retain(pods.unscheduled().map(|(_, pod)| pod.meta.uid.as_str()));
+    backoff.retain(pods.unscheduled().map(|(_, pod)| pod.meta.uid.as_str()));
     in_flight.update(&pods, instant);
     plan(&Observation {
         now: Timestamp::now(),
@@ -107,7 +107,7 @@ fn observe_and_plan(
         nodes: &inventory.nodes.borrow(),
         in_flight,
         scale_up_signals: &inventory.scale_ups.borrow(),
-        pauses,
+        backoff,
         may_apply: last_applied.is_none_or(|last| instant.duration_since(last) >= MIN_ROUND_INTERVAL),
     })
 }

@@ -7,7 +7,7 @@ use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
 use tokio::time::Instant;
 
 use super::{
-    super::{pauses::Pauses, taints::FULL},
+    super::taints::FULL,
     in_flight::{IN_FLIGHT_GRACE, InFlight},
     scale_up::provisioning_nodes,
     state::LateState,
@@ -16,7 +16,7 @@ use crate::{
     burst::{self, DECISION},
     cluster::{Node, PodStore, ScaleUps, Snapshot, UnscheduledPod},
     config::{Configuration, Mode, Overrides, Settings, VirtualNodes},
-    kubernetes::{ObjectKey, Store},
+    kubernetes::{Backoff, ObjectKey, Store},
     telemetry::Late,
 };
 
@@ -39,7 +39,7 @@ pub(super) struct Observation<'o> {
     /// Pods for which an autoscaler announced a VM, and when.
     pub(super) scale_up_signals: &'o ScaleUps,
     /// Pods whose last write failed.
-    pub(super) pauses: &'o Pauses,
+    pub(super) backoff: &'o Backoff,
     /// Whether this round may give the toleration.
     pub(super) may_apply: bool,
 }
@@ -55,14 +55,13 @@ impl Observation<'_> {
     /// The settings of a pod, if its namespace has opted in.
     pub(super) fn settings(&self, key: &ObjectKey, pod: &UnscheduledPod) -> Option<Settings<'_>> {
         let namespace = self.snapshot.namespace(&key.namespace)?;
-        self.configuration.settings(&namespace.profile, &namespace.overrides, &overrides(pod))
+        self.configuration.settings(&namespace.profile, &namespace.overrides, &overrides(pod)).known()
     }
 
     /// Returns whether no virtual node takes pods that have the toleration.
     fn is_closed(&self) -> bool {
         let selector = &self.configuration.virtual_nodes.selector;
-        let is_open =
-            |node: &Node| node.ready_since.is_some() && !node.is_cordoned && !node.has_taint(FULL.key, FULL.effect);
+        let is_open = |node: &Node| node.ready_since.is_some() && !node.is_cordoned && !FULL.is_on_observed(node);
         !self.nodes.values().filter(|node| node.is_virtual(selector)).any(is_open)
     }
 
@@ -155,7 +154,7 @@ pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
     for (key, pod) in observation.pods.unscheduled() {
         let state = LateState::of(key, pod, &provisioning, observation);
         // Checked before the limits apply: pods that back off must not hold up other pods.
-        let is_backing_off = observation.pauses.rest(&pod.meta.uid, observation.instant).is_some();
+        let is_backing_off = observation.backoff.remaining(&pod.meta.uid, observation.instant).is_some();
         match state {
             LateState::NotLate => {}
             LateState::Waiting { remaining, is_scaling_up } => {
@@ -223,7 +222,7 @@ impl Candidate<'_> {
             resource_version: self.pod.resource_version.clone(),
             owner: self.pod.meta.owner(),
             overrides: overrides(self.pod),
-            patch: serde_json::from_slice(&patch).ok()?,
+            patch,
         })
     }
 }
@@ -313,7 +312,7 @@ mod tests {
             .pod("shop", "refused", Some(900), unchanged)
             .pod("shop", "next", Some(300), unchanged);
         assert_eq!(cluster.due(), ["refused"]);
-        cluster.pauses.tries("refused", Instant::now());
+        cluster.backoff.start("refused", Instant::now());
         let plan = cluster.plan();
         assert_eq!(plan.due[0].key.name, "next");
         assert_eq!((plan.counts.refused, plan.counts.paced), (1, 0));
@@ -323,7 +322,7 @@ mod tests {
             let name = format!("a{number:03}");
             cluster = cluster.pod("shop", &name, None, unchanged);
             if number < MAX_STARTS {
-                cluster.pauses.tries(&name, Instant::now());
+                cluster.backoff.start(&name, Instant::now());
             }
         }
         assert_eq!(cluster.plan().clock_starts.len(), 1);

@@ -7,7 +7,7 @@ use std::{
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{super::room, SETTLING, plan::Observation};
+use super::{super::free_capacity::accepts, SETTLING, plan::Observation};
 use crate::{
     burst::{self, DECISION, UNSCHEDULABLE_SINCE},
     cluster::{Node, UnscheduledPod},
@@ -82,7 +82,7 @@ fn is_scaling_up(
 ) -> bool {
     // Both times are the API server's. A signal for an earlier pod of that name is older than this pod.
     let has_signal = observation.scale_up_signals.announced(key).is_some_and(|at| at >= pod.meta.created);
-    pod.is_nominated || has_signal || provisioning.iter().any(|node| room::accepts(node, view))
+    pod.is_nominated || has_signal || provisioning.iter().any(|node| accepts(node, view))
 }
 
 /// Returns since when the pod has been unschedulable, as the controller recorded it.

@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    super::pauses::Pauses,
     in_flight::InFlight,
     plan::{Observation, Plan, plan},
 };
@@ -15,7 +14,7 @@ use crate::{
     burst::{DECISION, UNSCHEDULABLE_SINCE},
     cluster::{Node, PodStore, ScaleUps, Snapshot},
     config::{Configuration, parse},
-    kubernetes::{ObjectKey, Store},
+    kubernetes::{Backoff, ObjectKey, Store},
 };
 
 pub(super) fn now() -> Timestamp {
@@ -35,7 +34,7 @@ pub(super) struct Cluster {
     pub(super) on_virtual: Vec<Value>,
     pub(super) in_flight: InFlight,
     pub(super) scale_up_signals: Vec<(ObjectKey, Timestamp)>,
-    pub(super) pauses: Pauses,
+    pub(super) backoff: Backoff,
     pub(super) may_apply: bool,
 }
 
@@ -49,7 +48,7 @@ impl Cluster {
             on_virtual: Vec::new(),
             in_flight: InFlight::default(),
             scale_up_signals: Vec::new(),
-            pauses: Pauses::default(),
+            backoff: Backoff::default(),
             may_apply: true,
         }
     }
@@ -107,7 +106,7 @@ impl Cluster {
             nodes: &nodes.collect(),
             in_flight: &self.in_flight,
             scale_up_signals: &self.scale_up_signals.iter().cloned().collect(),
-            pauses: &self.pauses,
+            backoff: &self.backoff,
             may_apply: self.may_apply,
         };
         let (no_pods, no_nodes, signals) = (PodStore::default(), Store::default(), ScaleUps::default());

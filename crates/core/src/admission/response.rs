@@ -1,0 +1,108 @@
+//! Writing the answer to an AdmissionReview.
+
+use base64::{display::Base64Display, engine::general_purpose::STANDARD};
+use json_patch::Patch;
+use serde::{Serialize, Serializer};
+
+/// What an answer says beside yes: to the person who asked, and to the audit log.
+#[derive(Debug, Default)]
+pub struct ResponseExtras {
+    /// Shown by kubectl; under 120 characters each, at most three (the API server cuts and drops what is more and longer).
+    pub warnings: Vec<String>,
+    /// Names and values; in the audit log the name follows the webhook's own and a slash.
+    pub audit_annotations: Vec<(&'static str, String)>,
+}
+
+/// Returns the JSON text of a patch, as it travels in an answer.
+pub fn encode(patch: &Patch) -> Vec<u8> {
+    // Writing to memory fails only for maps with keys that are not strings. A patch has none.
+    serde_json::to_vec(patch).unwrap_or_default()
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WireReview<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    response: WireResponse<'a>,
+}
+
+/// The API server refuses a `patchType` without `patch` (volcano-sh/volcano#2225). So both are set, or neither.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WireResponse<'a> {
+    uid: &'a str,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "base64")]
+    patch: Option<&'a [u8]>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    warnings: &'a [String],
+    #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "map")]
+    audit_annotations: &'a [(&'static str, String)],
+}
+
+/// Returns the answer that admits the object, with a JSON patch (RFC 6902) or without one.
+pub fn allow(uid: &str, patch: Option<&[u8]>, extras: &ResponseExtras) -> Vec<u8> {
+    const ENVELOPE: usize = 640; // the text around uid and patch, and the usual audit annotations
+    let mut out = Vec::with_capacity(ENVELOPE + patch.map_or(0, |patch| patch.len().div_ceil(3) * 4));
+    let review = WireReview {
+        api_version: "admission.k8s.io/v1",
+        kind: "AdmissionReview",
+        response: WireResponse {
+            uid,
+            allowed: true,
+            patch_type: patch.map(|_| "JSONPatch"),
+            patch,
+            warnings: &extras.warnings,
+            audit_annotations: &extras.audit_annotations,
+        },
+    };
+    // Writing to memory cannot fail, and all keys are strings.
+    let _ = serde_json::to_writer(&mut out, &review);
+    out
+}
+
+#[allow(clippy::ref_option)] // serde's signature
+fn base64<S: Serializer>(bytes: &Option<&[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&Base64Display::new(bytes.unwrap_or_default(), &STANDARD))
+}
+
+fn map<S: Serializer>(entries: &[(&'static str, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(entries.iter().map(|(name, value)| (name, value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn an_answer_without_a_patch_has_no_patch_type() {
+        let answer: Value = serde_json::from_slice(&allow("u\"1", None, &ResponseExtras::default())).unwrap();
+        assert_eq!(
+            answer,
+            json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": "u\"1", "allowed": true}})
+        );
+    }
+
+    #[test]
+    fn a_patch_travels_as_base64() {
+        let answer: Value = serde_json::from_slice(&allow("u", Some(b"[]"), &ResponseExtras::default())).unwrap();
+        assert_eq!(answer["response"]["patchType"], "JSONPatch");
+        assert_eq!(answer["response"]["patch"], "W10=");
+    }
+
+    #[test]
+    fn remarks_arrive_whatever_they_hold() {
+        let extras = ResponseExtras {
+            warnings: vec!["a \"b\" \\ c".to_owned(), "ünïcödé".to_owned()],
+            audit_annotations: vec![("decision", "prefer".to_owned()), ("reasons", "x\ny".to_owned())],
+        };
+        let answer: Value = serde_json::from_slice(&allow("u", None, &extras)).unwrap();
+        assert_eq!(answer["response"]["warnings"], json!(["a \"b\" \\ c", "ünïcödé"]));
+        assert_eq!(answer["response"]["auditAnnotations"], json!({"decision": "prefer", "reasons": "x\ny"}));
+    }
+}

@@ -1,0 +1,347 @@
+//! Reading an AdmissionReview.
+
+use std::{borrow::Cow, fmt};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
+};
+
+use crate::pod::{Binding, Pod, Text};
+
+/// A request to admit a pod.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// What the answer must repeat. Never empty.
+    pub uid: Text<'a>,
+    /// The namespace the pod is created in; the pod's own `metadata.namespace` may be absent.
+    pub namespace: Text<'a>,
+    /// Whether nothing will be stored, as with `kubectl apply --dry-run=server`.
+    pub dry_run: bool,
+    /// Who asks: a user, a service account or a node.
+    pub username: Text<'a>,
+    /// The pod as it stands when this webhook's turn comes.
+    pub pod: Box<Pod<'a>>,
+    /// The pod before the change; nothing when it is being created.
+    pub old: Option<Box<Pod<'a>>>,
+}
+
+/// A request to bind a pod to a node.
+#[derive(Debug)]
+pub struct BindingRequest<'a> {
+    /// What the answer must repeat. Never empty.
+    pub uid: Text<'a>,
+    /// The pod's namespace.
+    pub namespace: Text<'a>,
+    /// The pod's name.
+    pub pod: Text<'a>,
+    /// Whether nothing will be stored.
+    pub dry_run: bool,
+    /// The binding as it stands when this webhook's turn comes.
+    pub binding: Binding<'a>,
+}
+
+/// Why a body is not a request that can be decided on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unusable {
+    /// Not UTF-8.
+    #[error("the body is not UTF-8")]
+    Utf8(#[from] std::str::Utf8Error),
+    /// Not JSON, or a field of a type that the API does not give it.
+    #[error("the body is not an AdmissionReview of the kind that is served here")]
+    Json(#[from] serde_json::Error),
+    /// JSON, but of another kind or version.
+    #[error("expected kind AdmissionReview of admission.k8s.io/v1, got {kind:?} of {api_version:?}")]
+    NotAReview {
+        /// `apiVersion` of the body
+        api_version: String,
+        /// `kind` of the body
+        kind: String,
+    },
+    /// A review without a request or without a UID.
+    #[error("the review has no request with a uid")]
+    NoRequest,
+    /// A review of something else than the creation or the update of a v1 Pod.
+    #[error("expected the creation or update of a v1 Pod, got {operation:?} of {kind:?}")]
+    NotAPod {
+        /// `request.operation`
+        operation: String,
+        /// `request.kind.kind`
+        kind: String,
+    },
+    /// A review of something else than the binding of a pod.
+    #[error("expected the binding of a v1 Pod, got {operation:?} of {kind:?}")]
+    NotABinding {
+        /// `request.operation`
+        operation: String,
+        /// `request.kind.kind`
+        kind: String,
+    },
+    /// A review whose `request.object`, or the old one of an update, is absent or null.
+    #[error("the review carries no object")]
+    NoObject,
+}
+
+impl Unusable {
+    /// A metric label; a closed set.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Utf8(_) => "utf8",
+            Self::Json(_) => "json",
+            Self::NotAReview { .. } => "not_a_review",
+            Self::NoRequest => "no_request",
+            Self::NotAPod { .. } => "not_a_pod",
+            Self::NotABinding { .. } => "not_a_binding",
+            Self::NoObject => "no_object",
+        }
+    }
+}
+
+/// The review of an object of some kind.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireReview<'a, O> {
+    #[serde(borrow)]
+    api_version: Option<Text<'a>>,
+    #[serde(borrow)]
+    kind: Option<Text<'a>>,
+    #[serde(borrow)]
+    request: Option<WireRequest<'a, O>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireRequest<'a, O> {
+    #[serde(borrow)]
+    uid: Option<Text<'a>>,
+    #[serde(borrow)]
+    kind: Option<GroupVersionKind<'a>>,
+    #[serde(borrow)]
+    sub_resource: Option<Text<'a>>,
+    #[serde(borrow)]
+    name: Option<Text<'a>>,
+    #[serde(borrow)]
+    namespace: Option<Text<'a>>,
+    #[serde(borrow)]
+    operation: Option<Text<'a>>,
+    dry_run: Option<bool>,
+    #[serde(borrow)]
+    user_info: Option<UserInfo<'a>>,
+    object: Option<O>,
+    old_object: Option<O>,
+}
+
+#[derive(Deserialize)]
+struct UserInfo<'a> {
+    #[serde(borrow)]
+    username: Option<Text<'a>>,
+}
+
+#[derive(Deserialize)]
+struct GroupVersionKind<'a> {
+    #[serde(borrow)]
+    group: Option<Text<'a>>,
+    #[serde(borrow)]
+    version: Option<Text<'a>>,
+    #[serde(borrow)]
+    kind: Option<Text<'a>>,
+}
+
+/// Reads the body of a call to the pod webhook.
+///
+/// # Errors
+///
+/// [`Unusable`] for everything that is not the creation of a pod. The caller then looks for the UID with [`recover_uid`].
+pub fn parse(body: &[u8]) -> Result<Request<'_>, Unusable> {
+    let request: WireRequest<'_, Box<Pod<'_>>> = request(body)?;
+    let (uid, operation) = (request.uid()?, text_or_empty(&request.operation).to_owned());
+    let is_update = operation == "UPDATE";
+    if !request.is_about("Pod", "") || !(is_update || operation == "CREATE") {
+        return Err(Unusable::NotAPod { operation, kind: request.kind() });
+    }
+    let WireRequest { namespace, dry_run, user_info, object, old_object, .. } = request;
+    let (Some(pod), Some(namespace)) = (object, namespace) else {
+        return Err(Unusable::NoObject);
+    };
+    let old = old_object.filter(|_| is_update);
+    if is_update && old.is_none() {
+        return Err(Unusable::NoObject);
+    }
+    let username = user_info.and_then(|user| user.username).unwrap_or_default();
+    Ok(Request { uid, namespace, dry_run: dry_run.unwrap_or(false), username, pod, old })
+}
+
+/// Reads the body of a call to the binding webhook.
+///
+/// # Errors
+///
+/// [`Unusable`] for everything that is not the binding of a pod, as with [`parse`].
+pub fn parse_binding(body: &[u8]) -> Result<BindingRequest<'_>, Unusable> {
+    let request: WireRequest<'_, Binding<'_>> = request(body)?;
+    let (uid, operation) = (request.uid()?, text_or_empty(&request.operation).to_owned());
+    if !request.is_about("Binding", "binding") || operation != "CREATE" {
+        return Err(Unusable::NotABinding { operation, kind: request.kind() });
+    }
+    let WireRequest { name, namespace, dry_run, object, .. } = request;
+    let (Some(binding), Some(namespace)) = (object, namespace) else {
+        return Err(Unusable::NoObject);
+    };
+    // The API server takes the pod's name from the path, and the binding's own may be empty.
+    let pod = name.or_else(|| binding.metadata.as_ref()?.name.clone()).ok_or(Unusable::NoObject)?;
+    Ok(BindingRequest { uid, namespace, pod, dry_run: dry_run.unwrap_or(false), binding })
+}
+
+/// The request of a review of some kind of object.
+fn request<'a, O: Deserialize<'a>>(body: &'a [u8]) -> Result<WireRequest<'a, O>, Unusable> {
+    // One UTF-8 check for the whole body is cheaper than one for each string (`from_slice`).
+    let text = std::str::from_utf8(body)?;
+    let review: WireReview<'_, O> = serde_json::from_str(text)?;
+    let (api_version, kind) = (text_or_empty(&review.api_version), text_or_empty(&review.kind));
+    if (api_version, kind) != ("admission.k8s.io/v1", "AdmissionReview") {
+        return Err(Unusable::NotAReview { api_version: api_version.to_owned(), kind: kind.to_owned() });
+    }
+    review.request.ok_or(Unusable::NoRequest)
+}
+
+impl<'a, O> WireRequest<'a, O> {
+    fn uid(&self) -> Result<Text<'a>, Unusable> {
+        self.uid.clone().filter(|uid| !uid.is_empty()).ok_or(Unusable::NoRequest)
+    }
+
+    /// Whether it is about a v1 object of the core group, and this subresource.
+    fn is_about(&self, kind: &str, sub_resource: &str) -> bool {
+        let is_kind = self.kind.as_ref().is_some_and(|about| {
+            text_or_empty(&about.group).is_empty()
+                && text_or_empty(&about.version) == "v1"
+                && text_or_empty(&about.kind) == kind
+        });
+        is_kind && text_or_empty(&self.sub_resource) == sub_resource
+    }
+
+    fn kind(&self) -> String {
+        self.kind.as_ref().map(|about| text_or_empty(&about.kind)).unwrap_or_default().to_owned()
+    }
+}
+
+fn text_or_empty<'t>(text: &'t Option<Text<'_>>) -> &'t str {
+    text.as_deref().unwrap_or_default()
+}
+
+/// The UID of a review that [`parse`] could not use, if it can be read at all.
+///
+/// An answer without the UID counts as a failed call at the API server. The walk keeps what it has found when the text
+/// behind it turns out to be broken, because `uid` is the first field of a request as Go writes it.
+pub fn recover_uid(body: &[u8]) -> Option<Cow<'_, str>> {
+    let mut found = None;
+    let mut json = serde_json::Deserializer::from_slice(body);
+    // The result says whether the rest was sound, which is known already: it was not.
+    let _ = Field { path: &["request", "uid"], found: &mut found }.deserialize(&mut json);
+    found.filter(|uid| !uid.is_empty())
+}
+
+/// Walks down a path of map keys, skips what lies beside it, and notes the string at its end.
+struct Field<'p, 'f, 'a> {
+    path: &'p [&'static str],
+    found: &'f mut Option<Cow<'a, str>>,
+}
+
+impl<'de> DeserializeSeed<'de> for Field<'_, '_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        if self.path.is_empty() { deserializer.deserialize_str(self) } else { deserializer.deserialize_map(self) }
+    }
+}
+
+impl<'de> Visitor<'de> for Field<'_, '_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an AdmissionReview")
+    }
+
+    fn visit_borrowed_str<E>(self, value: &'de str) -> Result<(), E> {
+        *self.found = Some(Cow::Borrowed(value));
+        Ok(())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<(), E> {
+        *self.found = Some(Cow::Owned(value.to_owned()));
+        Ok(())
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<(), M::Error> {
+        let Some((wanted, rest)) = self.path.split_first() else { return Ok(()) };
+        while let Some(key) = map.next_key::<Text<'de>>()? {
+            if &*key == *wanted {
+                map.next_value_seed(Field { path: rest, found: &mut *self.found })?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn review(request: &str) -> String {
+        format!(r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{request}}}"#)
+    }
+
+    const POD: &str = r#""kind":{"group":"","version":"v1","kind":"Pod"},"operation":"CREATE","namespace":"shop""#;
+
+    #[test]
+    fn a_creation_of_a_pod_is_read() {
+        let body = review(&format!(
+            r#"{{"uid":"u-1",{POD},"dryRun":true,"object":{{"metadata":{{"name":"web","managedFields":[{{}}]}},"spec":{{"containers":[{{"name":"c"}}]}}}}}}"#
+        ));
+        let request = parse(body.as_bytes()).unwrap();
+        assert_eq!((&*request.uid, &*request.namespace, request.dry_run), ("u-1", "shop", true));
+        assert_eq!(request.pod.metadata.name.as_deref(), Some("web"));
+    }
+
+    #[test]
+    fn what_is_not_the_creation_of_a_pod_gets_no_decision() {
+        let object = r#""object":{"metadata":{},"spec":{}}"#;
+        for (body, reason) in [
+            (review(&format!(r#"{{"uid":"u",{POD},{object}}}"#)).replace("admission.k8s.io/v1", "v2"), "not_a_review"),
+            (review(&format!(r#"{{"uid":"u",{POD},{object}}}"#)).replace("AdmissionReview", "Pod"), "not_a_review"),
+            (r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}"#.to_owned(), "no_request"),
+            (review("null"), "no_request"),
+            (review(&format!(r"{{{POD},{object}}}")), "no_request"),
+            (review(&format!(r#"{{"uid":"",{POD},{object}}}"#)), "no_request"),
+            (review(&format!(r#"{{"uid":"u",{POD},{object}}}"#)).replace("CREATE", "DELETE"), "not_a_pod"),
+            (review(&format!(r#"{{"uid":"u",{POD},{object}}}"#)).replace("CREATE", "UPDATE"), "no_object"),
+            (review(&format!(r#"{{"uid":"u",{POD},"subResource":"status",{object}}}"#)), "not_a_pod"),
+            (review(&format!(r#"{{"uid":"u",{POD},{object}}}"#)).replace(r#""Pod""#, r#""Node""#), "not_a_pod"),
+            (review(&format!(r#"{{"uid":"u",{POD},"object":null}}"#)), "no_object"),
+            (review(&format!(r#"{{"uid":"u",{POD}}}"#)), "no_object"),
+            (review(&format!(r#"{{"uid":"u",{POD},"object":{{"metadata":null,"spec":{{}}}}}}"#)), "json"),
+            (review(&format!(r#"{{"uid":"u",{POD},"object":[]}}"#)), "json"),
+            (review(&format!(r#"{{"uid":"u","uid":"v",{POD},{object}}}"#)), "json"),
+            (String::new(), "json"),
+        ] {
+            assert_eq!(parse(body.as_bytes()).map(|_| ()).unwrap_err().reason(), reason, "{body}");
+        }
+        assert_eq!(parse(b"\xff").map(|_| ()).unwrap_err().reason(), "utf8");
+    }
+
+    #[test]
+    fn the_uid_survives_what_breaks_the_rest() {
+        let whole = review(r#"{"uid":"u-1","object":{"spec":{"x":[1,2,3]}}}"#);
+        for cut in whole.find("object").unwrap()..whole.len() {
+            assert_eq!(recover_uid(&whole.as_bytes()[..cut]).as_deref(), Some("u-1"), "cut at {cut}");
+        }
+        assert_eq!(recover_uid(b"{\"x\":\"\xff\",\"request\":{\"uid\":\"u-1\"}}").as_deref(), Some("u-1"));
+        assert_eq!(recover_uid(br#"{"request":{"uid":"a\"b"}}"#).as_deref(), Some("a\"b"));
+        for none in
+            [&b""[..], b"[]", b"{}", br#"{"request":null}"#, br#"{"request":{"uid":7}}"#, br#"{"request":{"uid":""}}"#]
+        {
+            assert_eq!(recover_uid(none), None);
+        }
+    }
+}

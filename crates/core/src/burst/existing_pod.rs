@@ -1,0 +1,96 @@
+//! What the decision can still do for a pod that exists, and that no node has been found for.
+
+use json_patch::Patch as JsonPatch;
+
+use super::{
+    Added, Decision, Outcome, Part, Verdict, Why,
+    patch::{PatchBuilder, set_annotations},
+};
+use crate::pod::Pod;
+
+/// The JSON patch that carries out a decision on a pod that was created without it; nothing for one that is opted out.
+///
+/// Of an existing pod, tolerations can be added and annotations changed (kubernetes `pkg/apis/core/validation/validation.go`,
+/// `ValidatePodUpdate`). Its affinity cannot. The identity label could be, but nothing is injected any more: the label alone would
+/// say of a pod without an identity that it has one.
+pub fn existing_pod_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<JsonPatch> {
+    if decision.verdict == Verdict::OptedOut {
+        return None;
+    }
+    let mut possible = decision.clone();
+    for step in &mut possible.steps {
+        step.outcome = match (step.part, step.outcome) {
+            (Part::Affinity | Part::IdentityLabel, Outcome::Added) => Outcome::Left(Why::TooLate),
+            (_, Outcome::Withdrawn) => Outcome::Kept,
+            (_, outcome) => outcome,
+        };
+    }
+    let mut patch = PatchBuilder::new();
+    set_annotations(&mut patch, pod, &possible, &Added::read(pod));
+    if let (Outcome::Added, Some(nodes)) = (possible.outcome(Part::Toleration), possible.virtual_nodes) {
+        patch.append(format_args!("/spec/tolerations"), pod.spec.tolerations.is_some(), &nodes.toleration);
+    }
+    patch.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        burst::decide,
+        config::{Configuration, Overrides},
+        eligibility::{ClusterContext, VirtualNode},
+        keys::{ADDED, DECISION},
+        workload_identity::ServiceAccount,
+    };
+
+    fn after(profile: &str, pod: &Value) -> Option<Value> {
+        let (text, configuration) = (pod.to_string(), Configuration::default());
+        let view: Pod<'_> = serde_json::from_str(&text).unwrap();
+        let settings = configuration.settings(profile, &Overrides::default(), &Overrides::default());
+        let labels = [("type", "virtual-kubelet"), ("virtualization", "virtualnode2")];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let virtual_nodes = [VirtualNode::new("v".to_owned(), labels)];
+        let cluster =
+            ClusterContext { virtual_nodes: &virtual_nodes, ..ClusterContext::only(ServiceAccount::WithClientId) };
+        let decision = decide(&view, &settings, &cluster);
+        let patch = existing_pod_patch(&view, &decision)?;
+        let mut pod = pod.clone();
+        json_patch::patch(&mut pod, &patch).unwrap();
+        Some(pod)
+    }
+
+    #[test]
+    fn an_existing_pod_gets_only_what_can_still_change() {
+        let ours = json!({"key": "virtual-kubelet.io/provider", "operator": "Exists", "effect": "NoSchedule"});
+        let own = json!({"key": "x", "operator": "Exists"});
+        let pod = json!({
+            "metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c"}], "tolerations": [own]}});
+        let prefer = after("enabled", &pod).unwrap();
+        assert_eq!(prefer["metadata"]["annotations"], json!({DECISION: "prefer", ADDED: "toleration"}));
+        assert_eq!(prefer["spec"]["tolerations"], json!([own, ours]));
+        assert_eq!(
+            (&prefer["spec"]["affinity"], &prefer["metadata"]["labels"]),
+            (&Value::Null, &json!({"app": "web"}))
+        );
+
+        let late = after("autoscaled", &pod).unwrap();
+        assert_eq!(late["metadata"]["annotations"], json!({DECISION: "late"}));
+        assert_eq!(late["spec"], pod["spec"], "the toleration comes later, if at all");
+
+        let peak = after("high-scale", &pod).unwrap();
+        assert_eq!(peak["metadata"]["annotations"][ADDED], "toleration,kube-proxy,dns");
+    }
+
+    #[test]
+    fn a_pod_that_stays_or_is_opted_out_keeps_its_spec() {
+        let spec = json!({"containers": [{"name": "c"}], "hostNetwork": true});
+        let stays = after("enabled", &json!({"metadata": {}, "spec": spec})).unwrap();
+        assert_eq!(stays["spec"], spec);
+        assert!(stays["metadata"]["annotations"][DECISION].as_str().unwrap().starts_with("stay: "));
+        let out = json!({"metadata": {"labels": {"spillway.dev/burst": "disabled"}}, "spec": spec});
+        assert_eq!(after("enabled", &out), None);
+    }
+}

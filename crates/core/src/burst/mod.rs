@@ -1,0 +1,104 @@
+//! The decision: may this pod overflow to virtual nodes, and what has to change for it?
+//!
+//! Pure: no clock, no files, no network. The webhook, the controller and `spillway explain` call the same [`decide`], so
+//! what a person sees offline is what the cluster does.
+
+mod binding;
+mod decision;
+mod existing_pod;
+mod identity_label;
+mod late;
+mod network;
+mod patch;
+mod placement;
+pub mod reasons;
+mod restore;
+
+pub use binding::{DELETION_COST, binding_patch};
+pub use decision::{Added, Decision, Outcome, Part, Step, Verdict, Why};
+pub use existing_pod::existing_pod_patch;
+pub use identity_label::needs_service_account;
+pub use late::late_toleration;
+pub use patch::json_patch;
+pub use restore::restore;
+
+use self::placement::Form;
+use crate::{
+    config::{Mode, PodSettings, Settings},
+    eligibility::{self, ClusterContext, Finding, Overflow, Severity},
+    keys::{BURST_LABEL, DISABLED},
+    pod::Pod,
+};
+
+pub use crate::keys::{ADDED, DECISION, PLACED_ON, UNSCHEDULABLE_SINCE};
+pub use crate::{eligibility::ClusterContext as Facts, workload_identity::ServiceAccount};
+
+/// Decides on a pod.
+///
+/// A pod whose namespace names an unknown profile stays, and gets nothing but the decision. Deciding on a pod that already carries the result changes nothing; deciding on one that has changed since
+/// withdraws what no longer fits.
+pub fn decide<'a>(pod: &Pod<'_>, settings: &PodSettings<'a>, cluster: &ClusterContext<'_>) -> Decision<'a> {
+    if pod.label(BURST_LABEL) == Some(DISABLED) {
+        return Decision::opted_out();
+    }
+    let added = Added::read(pod);
+    let PodSettings::Known(settings) = settings else {
+        return Decision::unknown_profile(&added);
+    };
+    let identity = identity_label::step(pod, settings, cluster.service_account, &added);
+    let (refusals, mut notes, accepted) = judge(pod, settings, cluster, identity.outcome == Outcome::Added);
+    if identity.outcome == Outcome::Left(Why::WouldBeRefused) {
+        notes.push(Finding::plain(&reasons::IDENTITY_WOULD_BE_REFUSED));
+    }
+    let virtual_nodes = settings.virtual_nodes;
+    if !refusals.is_empty() {
+        let is_ours = added.has(Part::Toleration);
+        if settings.mode.value != Mode::Off && !is_ours && placement::is_tolerated(pod, virtual_nodes) {
+            notes.push(Finding::plain(&reasons::TOLERATES_BY_ITSELF));
+        }
+        let [toleration, affinity] = placement::none(pod, virtual_nodes, &added);
+        let [kube_proxy, dns] = network::none(pod, &added);
+        let steps = [toleration, affinity, kube_proxy, dns, identity];
+        let verdict = Verdict::Stay(refusals);
+        return Decision { verdict, steps, notes, accepted, virtual_nodes: Some(virtual_nodes), form: Form::None };
+    }
+    let mode = settings.mode.value;
+    let pinned = placement::is_pinned(pod, virtual_nodes, &added);
+    if pinned {
+        notes.push(Finding::plain(&reasons::ALREADY_PINNED));
+    }
+    if mode == Mode::Require && placement::forbids_in_a_term(pod, virtual_nodes) {
+        notes.push(Finding::plain(&reasons::TERM_NEVER_MET));
+    }
+    let [toleration, affinity] = placement::steps(pod, virtual_nodes, mode, pinned, &added);
+    let [kube_proxy, dns] = network::steps(pod, settings, &added);
+    let steps = [toleration, affinity, kube_proxy, dns, identity];
+    let (verdict, form) = (Verdict::Burst(mode), Form::of(mode, pinned));
+    Decision { verdict, steps, notes, accepted, virtual_nodes: Some(virtual_nodes), form }
+}
+
+/// What keeps the pod on VMs, what its owner should know, and what its owner has accepted.
+fn judge(
+    pod: &Pod<'_>,
+    settings: &Settings<'_>,
+    cluster: &ClusterContext<'_>,
+    gets_identity_label: bool,
+) -> (Vec<Finding>, Vec<Finding>, Vec<Finding>) {
+    if settings.mode.value == Mode::Off {
+        return (vec![Finding::plain(&reasons::MODE_OFF)], Vec::new(), Vec::new());
+    }
+    let overflow = Overflow {
+        generations: settings.virtual_nodes.generations(),
+        toleration: settings.virtual_nodes.toleration_fields(),
+        gets_identity_label,
+    };
+    let (mut refusals, mut notes, mut accepted) = (Vec::new(), Vec::new(), Vec::new());
+    for finding in eligibility::findings(pod, cluster, overflow) {
+        match finding.reason.severity {
+            Severity::Refusal if settings.allows(finding.reason) => accepted.push(finding),
+            Severity::Refusal => refusals.push(finding),
+            Severity::Warning | Severity::Note => notes.push(finding),
+        }
+    }
+    (refusals, notes, accepted)
+}

@@ -1,0 +1,41 @@
+//! Names that the first generation hands on to Azure.
+
+use super::{Applies, Reason, Rule, Severity};
+
+pub(super) const RULES: &[&Rule] = &[&CONTAINER_GROUP_NAME];
+
+const LONGEST: usize = 63;
+/// The API server cuts the prefix so that the name it generates has at most 63 characters, and adds five of them.
+const LONGEST_PREFIX: usize = 58;
+const GENERATED: usize = 5;
+
+static CONTAINER_GROUP_NAME: Rule = Rule {
+    reason: Reason {
+        code: "ContainerGroupName",
+        severity: Severity::Refusal,
+        applies: Applies::V1,
+        meaning: "Azure does not take this name for a container group",
+        on_virtual_node: "the group is to be called <namespace>-<name>; Azure Container Instances wants at most 63 small letters, digits and hyphens, no two of them in a row, and refuses it",
+        fix: "shorten the names to 62 characters together, without dots and double hyphens",
+        can_be_allowed: true,
+        source: "virtual-kubelet/azure-aci pkg/provider/aci.go (containerGroupName); learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules",
+    },
+    reads: "metadata.{name,generateName}, the namespace",
+    check: |subject| {
+        let namespace = Some(subject.cluster.namespace).filter(|namespace| !namespace.is_empty())?;
+        let metadata = &subject.pod.metadata;
+        let (name, generated) = match (metadata.name.as_deref(), metadata.generate_name.as_deref()) {
+            (Some(name), _) if !name.is_empty() => (name, 0),
+            (_, Some(prefix)) if !prefix.is_empty() => (prefix, GENERATED),
+            _ => return None,
+        };
+        let length =
+            namespace.len() + 1 + generated + if generated > 0 { name.len().min(LONGEST_PREFIX) } else { name.len() };
+        let is_fine = length <= LONGEST
+            && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && !name.contains("--")
+            && !namespace.contains("--");
+        let random = if generated > 0 { "xxxxx" } else { "" };
+        (!is_fine).then(|| format!("{namespace}-{name}{random}, {length} characters"))
+    },
+};

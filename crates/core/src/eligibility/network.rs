@@ -1,0 +1,137 @@
+//! What stands between the pod and its network and does not reach as far as a virtual node, and the ports that Azure keeps.
+
+use std::{collections::BTreeSet, ops::RangeInclusive};
+
+use super::{Applies, Reason, Rule, Severity, Subject, at_fault};
+use crate::workload_identity::USE;
+
+pub(super) const RULES: &[&Rule] = &[&NETWORK_POLICY, &SERVICE_MESH, &RESERVED_PORT, &TOO_MANY_PORTS];
+
+static NETWORK_POLICY: Rule = Rule {
+    reason: Reason {
+        code: "NetworkPolicyNotEnforced",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "virtual nodes do not enforce the pod's NetworkPolicy",
+        on_virtual_node: "the pod accepts and opens every connection, as if the policy did not exist, and without a message",
+        fix: "exempt the pod from the policy, or allow it if the subnet's network security group says the same",
+        can_be_allowed: true,
+        source: "MicrosoftDocs/azure-aks-docs articles/aks/virtual-nodes.md (Limitations); microsoft/virtualnodesOnAzureContainerInstances README.md",
+    },
+    reads: "metadata.labels, also the one that Spillway is about to add, the namespace's NetworkPolicies",
+    check: |subject| {
+        // By the time a policy could be enforced, the pod has the label that Spillway is about to add.
+        let is_due = |key: &str| key == USE && subject.overflow.gets_identity_label;
+        let label = |key: &str| if is_due(key) { Some("true") } else { subject.pod.label(key) };
+        let policies = subject.cluster.network_policies.iter();
+        let selecting = policies.filter(|policy| policy.pod_selector.selects(label));
+        let names: Vec<_> = selecting.map(|policy| policy.name.as_str()).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    },
+};
+
+static SERVICE_MESH: Rule = Rule {
+    reason: Reason {
+        code: "ServiceMesh",
+        severity: Severity::Refusal,
+        applies: Applies::Any,
+        meaning: "no service mesh reaches virtual nodes",
+        on_virtual_node: "the proxy cannot redirect the pod's connections, and a mesh that works by its nodes has no agent there: they fail, or go past encryption and authorization",
+        fix: "take the pod out of the mesh (sidecar.istio.io/inject: \"false\", istio.io/dataplane-mode: none, linkerd.io/inject: disabled)",
+        can_be_allowed: true,
+        source: "MicrosoftDocs/azure-aks-docs articles/aks/istio-about.md (Limitations); istio.io/latest/docs/setup/additional-setup/sidecar-injection; linkerd.io/2/features/proxy-injection",
+    },
+    reads: "metadata.{labels,annotations}, spec.{initContainers,containers}[*].name, the namespace's labels and annotations",
+    check: |subject| {
+        let mesh = is_in_istio(subject).then_some("Istio").or_else(|| is_in_linkerd(subject).then_some("Linkerd"));
+        mesh.map(str::to_owned)
+    },
+};
+
+/// What Azure Container Instances keeps for itself.
+const RESERVED: &[RangeInclusive<i64>] = &[
+    22..=22,
+    1025..=1027,
+    3389..=3399,
+    9999..=9999,
+    19000..=19000,
+    19080..=19080,
+    19100..=19100,
+    19390..=19390,
+    20000..=30000,
+    49152..=65534,
+];
+const MOST_PORTS: usize = 5;
+
+static RESERVED_PORT: Rule = Rule {
+    reason: Reason {
+        code: "ReservedPort",
+        severity: Severity::Warning,
+        applies: Applies::V1,
+        meaning: "Azure Container Instances documents the port as its own",
+        on_virtual_node: "by its documentation Azure may refuse the container group, and the pod then stays bound without ever running; whether it does so in a virtual network is not written",
+        fix: "listen on another port",
+        can_be_allowed: false,
+        source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-troubleshooting.md",
+    },
+    reads: "spec.containers[*].ports[*].containerPort",
+    check: |subject| {
+        let ports = ports(subject).into_iter().filter(|port| RESERVED.iter().any(|range| range.contains(port)));
+        let ports: Vec<_> = ports.map(|port| port.to_string()).collect();
+        at_fault("port", ports.iter().map(String::as_str))
+    },
+};
+
+static TOO_MANY_PORTS: Rule = Rule {
+    reason: Reason {
+        code: "TooManyPorts",
+        severity: Severity::Warning,
+        applies: Applies::V1,
+        meaning: "Azure Container Instances documents at most 5 ports for a container group",
+        on_virtual_node: "by its documentation Azure may refuse the container group, and the pod then stays bound without ever running; whether it does so in a virtual network is not written",
+        fix: "leave out of the containers' ports what nobody connects to, or divide the pod",
+        can_be_allowed: false,
+        source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-resource-and-quota-limits.md",
+    },
+    reads: "spec.containers[*].ports[*].containerPort",
+    check: |subject| {
+        let count = ports(subject).len();
+        (count > MOST_PORTS).then(|| format!("{count} ports"))
+    },
+};
+
+/// The ports of all containers, each once; those of init containers never run together with them.
+fn ports(subject: &Subject<'_>) -> BTreeSet<i64> {
+    let ports = subject.pod.containers().iter().flat_map(|container| container.ports.iter().flatten());
+    ports.filter_map(|port| port.container_port).collect()
+}
+
+/// Injected already, or to be: the pod's own word beats its namespace's, and a label beats the annotation of old.
+fn is_in_istio(subject: &Subject<'_>) -> bool {
+    let (pod, namespace) = (subject.pod, subject.cluster.namespace_labels);
+    let of_namespace = |key: &str| namespace.get(key).map(String::as_str);
+    let has_proxy = pod.annotation("sidecar.istio.io/status").is_some() || has_container(subject, "istio-proxy");
+
+    let inject = pod.label("sidecar.istio.io/inject").or_else(|| pod.annotation("sidecar.istio.io/inject"));
+    let revision = pod.label("istio.io/rev").or_else(|| of_namespace("istio.io/rev"));
+    let is_injected = match inject {
+        Some("true") => true,
+        Some("false") => false,
+        _ => of_namespace("istio-injection") == Some("enabled") || revision.is_some_and(|name| !name.is_empty()),
+    };
+
+    const MODE: &str = "istio.io/dataplane-mode";
+    let is_ambient = pod.label(MODE).or_else(|| of_namespace(MODE)) == Some("ambient");
+    has_proxy || is_injected || is_ambient
+}
+
+fn is_in_linkerd(subject: &Subject<'_>) -> bool {
+    const INJECT: &str = "linkerd.io/inject";
+    let of_namespace = || subject.cluster.namespace_annotations.get(INJECT).map(String::as_str);
+    let inject = subject.pod.annotation(INJECT).or_else(of_namespace);
+    has_container(subject, "linkerd-proxy") || matches!(inject, Some("enabled" | "ingress"))
+}
+
+fn has_container(subject: &Subject<'_>, name: &str) -> bool {
+    subject.pod.all_containers().any(|container| container.name.as_deref() == Some(name))
+}

@@ -1,0 +1,311 @@
+//! Node affinity and the other constraints on where a pod may go, with the scheduler's semantics.
+
+use bounded_static::ToStatic;
+use serde::Deserialize;
+
+use super::{StringMap, Text, from_map};
+
+/// `spec.affinity`
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(rename_all = "camelCase", remote = "Self")]
+pub struct Affinity<'a> {
+    /// `nodeAffinity`
+    #[serde(borrow)]
+    pub node_affinity: Option<NodeAffinity<'a>>,
+    /// `podAntiAffinity`
+    #[serde(borrow)]
+    pub pod_anti_affinity: Option<PodAntiAffinity<'a>>,
+}
+
+/// `spec.affinity.nodeAffinity`
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
+pub struct NodeAffinity<'a> {
+    /// `requiredDuringSchedulingIgnoredDuringExecution`
+    #[serde(borrow, rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+    pub required: Option<NodeSelector<'a>>,
+    /// `preferredDuringSchedulingIgnoredDuringExecution`
+    #[serde(borrow, rename = "preferredDuringSchedulingIgnoredDuringExecution")]
+    pub preferred: Option<Vec<PreferredSchedulingTerm<'a>>>,
+}
+
+/// The required node affinity: one of its terms must match.
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(rename_all = "camelCase", remote = "Self")]
+pub struct NodeSelector<'a> {
+    /// `nodeSelectorTerms`
+    #[serde(borrow)]
+    pub node_selector_terms: Option<Vec<NodeSelectorTerm<'a>>>,
+}
+
+/// A weighted term of the preferred node affinity.
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
+pub struct PreferredSchedulingTerm<'a> {
+    /// `weight`, from 1 to 100.
+    pub weight: Option<i64>,
+    /// `preference`
+    #[serde(borrow)]
+    pub preference: Option<NodeSelectorTerm<'a>>,
+}
+
+/// A term: all of its expressions and all of its fields must match.
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(rename_all = "camelCase", remote = "Self")]
+pub struct NodeSelectorTerm<'a> {
+    /// Requirements on labels of the node.
+    #[serde(borrow)]
+    pub match_expressions: Option<Vec<NodeSelectorRequirement<'a>>>,
+    /// Requirements on fields of the node.
+    #[serde(borrow)]
+    pub match_fields: Option<Vec<NodeSelectorRequirement<'a>>>,
+}
+
+/// One requirement of a term.
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
+pub struct NodeSelectorRequirement<'a> {
+    /// The label's key.
+    #[serde(borrow)]
+    pub key: Option<Text<'a>>,
+    /// `In`, `NotIn`, `Exists`, `DoesNotExist`, `Gt` or `Lt`.
+    #[serde(borrow)]
+    pub operator: Option<Text<'a>>,
+    /// What the label is compared with.
+    #[serde(borrow)]
+    pub values: Option<Vec<Text<'a>>>,
+}
+
+/// `spec.affinity.podAntiAffinity`
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
+pub struct PodAntiAffinity<'a> {
+    /// `requiredDuringSchedulingIgnoredDuringExecution`
+    #[serde(borrow, rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+    pub required: Option<Vec<PodAffinityTerm<'a>>>,
+}
+
+/// A term of the pod anti-affinity; whom it keeps apart is not read.
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(rename_all = "camelCase", remote = "Self")]
+pub struct PodAffinityTerm<'a> {
+    /// `topologyKey`
+    #[serde(borrow)]
+    pub topology_key: Option<Text<'a>>,
+}
+
+/// An entry of `spec.topologySpreadConstraints`.
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(rename_all = "camelCase", remote = "Self")]
+pub struct TopologySpreadConstraint<'a> {
+    /// `topologyKey`
+    #[serde(borrow)]
+    pub topology_key: Option<Text<'a>>,
+    /// `DoNotSchedule` (also when absent) or `ScheduleAnyway`.
+    #[serde(borrow)]
+    pub when_unsatisfiable: Option<Text<'a>>,
+    /// `Ignore` (also when absent) or `Honor`.
+    #[serde(borrow)]
+    pub node_taints_policy: Option<Text<'a>>,
+}
+
+from_map!(
+    Affinity<'a>,
+    NodeAffinity<'a>,
+    NodeSelector<'a>,
+    PreferredSchedulingTerm<'a>,
+    NodeSelectorTerm<'a>,
+    NodeSelectorRequirement<'a>,
+    PodAntiAffinity<'a>,
+    PodAffinityTerm<'a>,
+    TopologySpreadConstraint<'a>,
+);
+
+/// The node that a pod's constraints are held against.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeView<'n> {
+    /// `metadata.name`
+    pub name: &'n str,
+    /// `metadata.labels`, in any order.
+    pub labels: &'n [(String, String)],
+}
+
+impl<'n> NodeView<'n> {
+    /// The value of a label, if the node has it.
+    pub fn label(&self, key: &str) -> Option<&'n str> {
+        self.labels.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+}
+
+impl StringMap<'_> {
+    /// As `spec.nodeSelector`: the first entry that the node does not meet.
+    pub fn unmet_by(&self, node: NodeView<'_>) -> Option<(&str, &str)> {
+        self.iter().find(|(key, value)| node.label(key) != Some(value))
+    }
+}
+
+impl NodeSelector<'_> {
+    /// The terms; no term at all matches no node.
+    pub fn terms(&self) -> &[NodeSelectorTerm<'_>] {
+        self.node_selector_terms.as_deref().unwrap_or_default()
+    }
+
+    /// Whether one of the terms matches the node.
+    pub fn matches(&self, node: NodeView<'_>) -> bool {
+        self.terms().iter().any(|term| term.matches(node))
+    }
+}
+
+impl NodeSelectorTerm<'_> {
+    /// The requirements on labels.
+    pub fn expressions(&self) -> &[NodeSelectorRequirement<'_>] {
+        self.match_expressions.as_deref().unwrap_or_default()
+    }
+
+    /// The requirements on fields.
+    pub fn fields(&self) -> &[NodeSelectorRequirement<'_>] {
+        self.match_fields.as_deref().unwrap_or_default()
+    }
+
+    /// Whether the term requires nothing, and so matches nothing.
+    pub fn is_empty(&self) -> bool {
+        self.expressions().is_empty() && self.fields().is_empty()
+    }
+
+    /// Whether the node meets every requirement. A term without any matches no node, as in
+    /// k8s.io/component-helpers `scheduling/corev1/nodeaffinity`.
+    pub fn matches(&self, node: NodeView<'_>) -> bool {
+        let (expressions, fields) = (self.expressions(), self.fields());
+        // The one field that the API knows.
+        let field = |key: &str| (key == "metadata.name").then_some(node.name);
+        !self.is_empty()
+            && expressions.iter().all(|e| e.matches(|key| node.label(key)))
+            && fields.iter().all(|e| e.matches(field))
+    }
+
+    /// Whether this term says `key OPERATOR [value]` and nothing else, however often it repeats itself.
+    pub fn is_only(&self, key: &str, operator: &str, value: &str) -> bool {
+        let expressions = self.expressions();
+        self.fields().is_empty() && !expressions.is_empty() && expressions.iter().all(|e| e.says(key, operator, value))
+    }
+}
+
+impl NodeSelectorRequirement<'_> {
+    /// Whether this says `key OPERATOR [value]`, with that value alone.
+    pub fn says(&self, key: &str, operator: &str, value: &str) -> bool {
+        let values = self.values();
+        self.key.as_deref() == Some(key)
+            && self.operator.as_deref() == Some(operator)
+            && !values.is_empty()
+            && values.iter().all(|v| &**v == value)
+    }
+
+    fn values(&self) -> &[Text<'_>] {
+        self.values.as_deref().unwrap_or_default()
+    }
+
+    fn matches<'n>(&self, look_up: impl Fn(&str) -> Option<&'n str>) -> bool {
+        let found = look_up(self.key.as_deref().unwrap_or_default());
+        let values = self.values().iter().map(|value| &**value);
+        requirement_matches(self.operator.as_deref().unwrap_or_default(), values, found)
+    }
+}
+
+/// For messages: `key In [a, b]`.
+impl std::fmt::Display for NodeSelectorRequirement<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.key.as_deref().unwrap_or("?"), self.operator.as_deref().unwrap_or("?"))?;
+        if !self.values().is_empty() {
+            let values: Vec<_> = self.values().iter().map(|value| &**value).collect();
+            write!(f, " [{}]", values.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a label (nothing if it is absent) meets a requirement, by the rules of k8s.io/apimachinery `pkg/labels`. An operator
+/// that does not exist is met by nothing.
+pub fn requirement_matches<'v>(operator: &str, mut values: impl Iterator<Item = &'v str>, label: Option<&str>) -> bool {
+    match operator {
+        "In" => label.is_some_and(|label| values.any(|value| value == label)),
+        "NotIn" => label.is_none_or(|label| values.all(|value| value != label)),
+        "Exists" => label.is_some(),
+        "DoesNotExist" => label.is_none(),
+        "Gt" | "Lt" => {
+            let number = |text: &str| text.parse::<i64>().ok();
+            match (label.and_then(number), values.next().and_then(number)) {
+                (Some(label), Some(bound)) => {
+                    if operator == "Gt" {
+                        label > bound
+                    } else {
+                        label < bound
+                    }
+                }
+                _ => false,
+            }
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_term_that_says_the_same_is_taken_for_ours() {
+        for (json, expected) in [
+            (r#"{"matchExpressions":[{"key":"type","operator":"NotIn","values":["virtual-kubelet"]}]}"#, true),
+            (
+                r#"{"matchExpressions":[{"key":"type","operator":"NotIn","values":["virtual-kubelet"]}],"matchFields":null}"#,
+                true,
+            ),
+            (r#"{"matchExpressions":[{"key":"type","operator":"NotIn","values":["virtual-kubelet","x"]}]}"#, false),
+            (r#"{"matchExpressions":[{"key":"type","operator":"In","values":["virtual-kubelet"]}]}"#, false),
+            (r#"{"matchExpressions":[{"key":"type","operator":"NotIn","values":[]}]}"#, false),
+            (r#"{"matchExpressions":[{"key":"type","operator":"DoesNotExist"}]}"#, false),
+            (
+                r#"{"matchExpressions":[{"key":"type","operator":"NotIn","values":["virtual-kubelet"]},{"key":"zone","operator":"Exists"}]}"#,
+                false,
+            ),
+            (
+                r#"{"matchExpressions":[{"key":"type","operator":"NotIn","values":["virtual-kubelet"]}],"matchFields":[{"key":"metadata.name","operator":"In","values":["a"]}]}"#,
+                false,
+            ),
+            ("{}", false),
+        ] {
+            let term: NodeSelectorTerm<'_> = serde_json::from_str(json).unwrap();
+            assert_eq!(term.is_only("type", "NotIn", "virtual-kubelet"), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn required_affinity_matches_as_the_scheduler_does() {
+        let labels =
+            [("type", "virtual-kubelet"), ("cores", "8"), ("empty", "")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let node = NodeView { name: "virtual", labels: &labels };
+        for (terms, expected) in [
+            ("[]", false),
+            ("[{}]", false),
+            (r#"[{},{"matchExpressions":[{"key":"type","operator":"Exists"}]}]"#, true),
+            (r#"[{"matchExpressions":[{"key":"type","operator":"In","values":["a","virtual-kubelet"]}]}]"#, true),
+            (r#"[{"matchExpressions":[{"key":"type","operator":"NotIn","values":["a"]}]}]"#, true),
+            (r#"[{"matchExpressions":[{"key":"zone","operator":"NotIn","values":["a"]}]}]"#, true),
+            (r#"[{"matchExpressions":[{"key":"zone","operator":"DoesNotExist"}]}]"#, true),
+            (r#"[{"matchExpressions":[{"key":"empty","operator":"In","values":[""]}]}]"#, true),
+            (r#"[{"matchExpressions":[{"key":"cores","operator":"Gt","values":["7"]}]}]"#, true),
+            (r#"[{"matchExpressions":[{"key":"cores","operator":"Lt","values":["8"]}]}]"#, false),
+            (r#"[{"matchExpressions":[{"key":"type","operator":"Gt","values":["1"]}]}]"#, false),
+            (r#"[{"matchFields":[{"key":"metadata.name","operator":"In","values":["virtual"]}]}]"#, true),
+            (r#"[{"matchFields":[{"key":"metadata.name","operator":"NotIn","values":["virtual"]}]}]"#, false),
+            (
+                r#"[{"matchExpressions":[{"key":"type","operator":"Exists"},{"key":"zone","operator":"Exists"}]}]"#,
+                false,
+            ),
+        ] {
+            let json = format!(r#"{{"nodeSelectorTerms":{terms}}}"#);
+            let selector: NodeSelector<'_> = serde_json::from_str(&json).unwrap();
+            assert_eq!(selector.matches(node), expected, "{terms}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! A borrowed view of the fields of a Pod that Spillway reads, and nothing else.
+//!
+//! The view borrows from the JSON text it was read from. Fields that are not named here are skipped without being
+//! built: that is where the speed comes from, and it is why a field that a newer Kubernetes adds can never be lost.
+//! Every map, list and struct may be absent or `null`, as Go's encoder may leave it out either way.
+
+mod affinity;
+mod binding;
+mod container;
+mod filtered;
+mod from_map;
+mod present;
+mod quantity;
+mod resources;
+mod text;
+mod toleration;
+mod volume;
+
+pub use affinity::{
+    Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, NodeView, PodAffinityTerm,
+    PodAntiAffinity, PreferredSchedulingTerm, TopologySpreadConstraint, requirement_matches,
+};
+pub use binding::{Binding, BindingTarget};
+use bounded_static::{IntoBoundedStatic, ToStatic};
+pub use container::{
+    Capabilities, Container, ContainerPort, ContainerSecurityContext, EnvVar, EnvVarSource, HttpGet, IntOrString,
+    Lifecycle, ObjectFieldSelector, Probe, VolumeMount,
+};
+pub use filtered::{FilteredVec, Keep};
+pub(crate) use from_map::from_map;
+pub use present::Present;
+pub use quantity::{MaybeQuantity, Quantity, QuantityError};
+pub use resources::{ResourceList, ResourceRequirements};
+use serde::Deserialize;
+pub use text::{StringMap, Text};
+pub use toleration::{Taint, Toleration, TolerationFields};
+pub use volume::{
+    CsiVolume, KeysProjection, ProjectedVolume, ServiceAccountTokenProjection, Volume, VolumeProjection, VolumeSource,
+};
+
+/// The parts of a `v1.Pod` that a decision rests on.
+///
+/// `metadata` and `spec` are required: the API server always sends both, and something without them is not a pod.
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
+pub struct Pod<'a> {
+    /// `metadata`
+    #[serde(borrow)]
+    pub metadata: Metadata<'a>,
+    /// `spec`
+    #[serde(borrow)]
+    pub spec: Spec<'a>,
+}
+
+/// The parts of `metadata` that are read.
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(rename_all = "camelCase", remote = "Self")]
+pub struct Metadata<'a> {
+    /// `metadata.name`; absent when the API server has yet to generate one.
+    #[serde(borrow)]
+    pub name: Option<Text<'a>>,
+    /// `metadata.generateName`, the prefix a controller gives its pods.
+    #[serde(borrow)]
+    pub generate_name: Option<Text<'a>>,
+    /// `metadata.labels`
+    #[serde(borrow)]
+    pub labels: Option<StringMap<'a>>,
+    /// `metadata.annotations`
+    #[serde(borrow)]
+    pub annotations: Option<StringMap<'a>>,
+    /// `metadata.ownerReferences`
+    #[serde(borrow)]
+    pub owner_references: Option<Vec<OwnerReference<'a>>>,
+}
+
+/// One entry of `metadata.ownerReferences`.
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
+pub struct OwnerReference<'a> {
+    /// The owner's kind, such as `ReplicaSet`.
+    #[serde(borrow)]
+    pub kind: Option<Text<'a>>,
+    /// Whether the owner manages the pod; at most one does.
+    pub controller: Option<bool>,
+}
+
+/// The parts of `spec` that are read.
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(rename_all = "camelCase", remote = "Self")]
+pub struct Spec<'a> {
+    /// `spec.nodeName`: set when the pod is bound already.
+    #[serde(borrow)]
+    pub node_name: Option<Text<'a>>,
+    /// `spec.nodeSelector`
+    #[serde(borrow)]
+    pub node_selector: Option<StringMap<'a>>,
+    /// `spec.os`
+    #[serde(borrow)]
+    pub os: Option<PodOs<'a>>,
+    /// `spec.serviceAccountName`; the API server's own ServiceAccount plugin has filled it in before webhooks run.
+    #[serde(borrow)]
+    pub service_account_name: Option<Text<'a>>,
+    /// `spec.dnsPolicy`
+    #[serde(borrow)]
+    pub dns_policy: Option<Text<'a>>,
+    /// `spec.tolerations`
+    #[serde(borrow)]
+    pub tolerations: Option<Vec<Toleration<'a>>>,
+    /// `spec.affinity`
+    #[serde(borrow)]
+    pub affinity: Option<Affinity<'a>>,
+    /// `spec.topologySpreadConstraints`
+    #[serde(borrow)]
+    pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint<'a>>>,
+    /// `spec.containers`
+    #[serde(borrow)]
+    pub containers: Option<Vec<Container<'a>>>,
+    /// `spec.initContainers`
+    #[serde(borrow)]
+    pub init_containers: Option<Vec<Container<'a>>>,
+    /// `spec.volumes`
+    #[serde(borrow)]
+    pub volumes: Option<Vec<Volume<'a>>>,
+    /// `spec.hostNetwork`
+    pub host_network: Option<bool>,
+    /// `spec.hostPID`
+    #[serde(rename = "hostPID")]
+    pub host_pid: Option<bool>,
+    /// `spec.hostIPC`
+    #[serde(rename = "hostIPC")]
+    pub host_ipc: Option<bool>,
+    /// `spec.runtimeClassName`
+    #[serde(borrow)]
+    pub runtime_class_name: Option<Text<'a>>,
+    /// `spec.resourceClaims`
+    pub resource_claims: Option<Vec<Present>>,
+    /// `spec.resources`, for the pod as a whole.
+    #[serde(borrow)]
+    pub resources: Option<ResourceRequirements<'a>>,
+    /// `spec.overhead`, filled in from the runtime class.
+    #[serde(borrow)]
+    pub overhead: Option<ResourceList<'a>>,
+    /// `spec.securityContext`
+    pub security_context: Option<PodSecurityContext>,
+    /// `spec.terminationGracePeriodSeconds`
+    pub termination_grace_period_seconds: Option<i64>,
+    /// `spec.hostAliases`
+    pub host_aliases: Option<Vec<Present>>,
+    /// `spec.readinessGates`
+    pub readiness_gates: Option<Vec<Present>>,
+    /// `spec.shareProcessNamespace`
+    pub share_process_namespace: Option<bool>,
+}
+
+/// `spec.securityContext`
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(rename_all = "camelCase", remote = "Self")]
+pub struct PodSecurityContext {
+    /// `runAsUser`
+    pub run_as_user: Option<Present>,
+    /// `runAsGroup`
+    pub run_as_group: Option<Present>,
+    /// `fsGroup`
+    pub fs_group: Option<Present>,
+    /// `sysctls`
+    pub sysctls: Option<Vec<Present>>,
+}
+
+/// `spec.os`
+#[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
+pub struct PodOs<'a> {
+    /// `linux` or `windows`.
+    #[serde(borrow)]
+    pub name: Option<Text<'a>>,
+}
+
+from_map!(Pod<'a>, Metadata<'a>, OwnerReference<'a>, Spec<'a>, PodSecurityContext, PodOs<'a>);
+
+impl Pod<'_> {
+    /// The same pod, with text of its own.
+    pub fn into_owned(self) -> Pod<'static> {
+        self.into_static()
+    }
+
+    /// The value of an annotation, if the pod has it.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.metadata.annotations.as_ref()?.get(key)
+    }
+
+    /// All annotations, in the order of the document.
+    pub fn annotations(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.metadata.annotations.iter().flat_map(StringMap::iter)
+    }
+
+    /// The value of a label, if the pod has it.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.metadata.labels.as_ref()?.get(key)
+    }
+
+    /// The entries of `spec.tolerations`, none if the list is absent.
+    pub fn tolerations(&self) -> &[Toleration<'_>] {
+        self.spec.tolerations.as_deref().unwrap_or_default()
+    }
+
+    /// The list of the preferred node affinity, if it is there; it may be empty.
+    pub fn preferred_node_affinity(&self) -> Option<&[PreferredSchedulingTerm<'_>]> {
+        self.spec.affinity.as_ref()?.node_affinity.as_ref()?.preferred.as_deref()
+    }
+
+    /// The entries of the preferred node affinity, none if any part of the way there is absent.
+    pub fn preferred_node_terms(&self) -> &[PreferredSchedulingTerm<'_>] {
+        self.preferred_node_affinity().unwrap_or_default()
+    }
+
+    /// The required node affinity.
+    pub fn required_node_affinity(&self) -> Option<&NodeSelector<'_>> {
+        self.spec.affinity.as_ref()?.node_affinity.as_ref()?.required.as_ref()
+    }
+
+    /// The entries of `spec.containers`.
+    pub fn containers(&self) -> &[Container<'_>] {
+        self.spec.containers.as_deref().unwrap_or_default()
+    }
+
+    /// The entries of `spec.initContainers`.
+    pub fn init_containers(&self) -> &[Container<'_>] {
+        self.spec.init_containers.as_deref().unwrap_or_default()
+    }
+
+    /// The init containers, then the containers.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container<'_>> {
+        self.init_containers().iter().chain(self.containers())
+    }
+
+    /// The entries of `spec.volumes`.
+    pub fn volumes(&self) -> &[Volume<'_>] {
+        self.spec.volumes.as_deref().unwrap_or_default()
+    }
+
+    /// The kind of the owner that manages the pod.
+    pub fn controller_kind(&self) -> Option<&str> {
+        let owners = self.metadata.owner_references.as_deref().unwrap_or_default();
+        owners.iter().find(|owner| owner.controller == Some(true))?.kind.as_deref()
+    }
+
+    /// The service account the pod runs as: `default` when it names none, as the API server defaults it.
+    pub fn service_account(&self) -> &str {
+        match self.spec.service_account_name.as_deref() {
+            Some(name) if !name.is_empty() => name,
+            _ => "default",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

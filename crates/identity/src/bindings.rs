@@ -1,0 +1,132 @@
+//! AKS identity bindings: one credential for all, and grants inside the cluster in place of a credential for each.
+
+use serde_json::json;
+
+use spillway_core::azure::is_guid;
+
+use super::{
+    AccountName, Check, Run,
+    finding::{Found, Severity},
+    index::{AccountCase, PodCase},
+    keys,
+    service_account::{expects_injection, restart},
+};
+
+pub(super) const CHECKS: &[&Check] = &[&B1, &B2, &B3, &B4];
+
+const CONCEPTS: &str = "learn.microsoft.com/azure/aks/identity-bindings-concepts";
+
+/// The client id of a service account with pods that use a binding.
+fn bound<'c>(case: &'c AccountCase<'_>) -> Option<&'c str> {
+    let client_id = case.account.client_id().filter(|client_id| is_guid(client_id))?;
+    case.pods.iter().any(|pod| pod.uses_binding()).then_some(client_id)
+}
+
+static B1: Check = Check {
+    id: "B1",
+    severity: Severity::Error,
+    title: "an identity binding without a grant",
+    reads: "pods with the annotation azure.workload.identity/use-identity-binding; ClusterRoles of group cid.wi.aks.azure.com and their bindings",
+    meaning: "the cluster's token proxy refuses the service account",
+    cure: "grant the verb use-managed-identity on the client id, in group cid.wi.aks.azure.com, to the service account",
+    leads_to: &[],
+    source: CONCEPTS,
+    run: &[Run::Account(|case| {
+        let (Some(client_id), Some(grants)) = (bound(case), &case.index.seen.cluster.grants) else { return Vec::new() };
+        let is_granted = grants.iter().any(|grant| grant.covers(client_id, &case.account.name));
+        if is_granted || !case.index.seen.cluster.is_whole {
+            return Vec::new();
+        }
+        let message = format!("no ClusterRole lets the service account use the identity {client_id}");
+        vec![Found::new(message).fix(grant(case, client_id))]
+    })],
+};
+
+/// `kubectl create clusterrole` wants a resource that the API server serves, which a client id is not.
+fn grant(case: &AccountCase<'_>, client_id: &str) -> String {
+    const GROUP: &str = "rbac.authorization.k8s.io";
+    let AccountName { namespace, name } = &case.account.name;
+    let (version, client_id) = (format!("{GROUP}/v1"), client_id.to_ascii_lowercase());
+    let role = format!("use-identity-{client_id}");
+    let grants =
+        json!({"apiGroups": ["cid.wi.aks.azure.com"], "resources": [client_id], "verbs": ["use-managed-identity"]});
+    let items = json!([
+        {"apiVersion": version, "kind": "ClusterRole", "metadata": {"name": role}, "rules": [grants]},
+        {"apiVersion": version, "kind": "ClusterRoleBinding", "metadata": {"name": format!("use-identity-{namespace}-{name}")},
+            "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": name}]},
+    ]);
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+    format!("printf %s {} | kubectl apply -f -", super::quoted(&list))
+}
+
+static B2: Check = Check {
+    id: "B2",
+    severity: Severity::Error,
+    title: "an identity binding without its credential",
+    reads: "the credential aks-identity-binding of the identity",
+    meaning: "AKS has not bound the identity to a cluster, or somebody has deleted the credential that it keeps",
+    cure: "az aks identity-binding create --resource-group RESOURCE_GROUP --cluster-name CLUSTER --name NAME --managed-identity-resource-id IDENTITY_ID",
+    leads_to: &["AADSTS70021", "AADSTS700211"],
+    source: CONCEPTS,
+    run: &[Run::Account(|case| {
+        let identity = bound(case).and_then(|client_id| case.index.identity(client_id));
+        let Some((identity, credentials)) = identity.and_then(|one| Some((one, one.credentials.as_ref().ok()?))) else {
+            return Vec::new();
+        };
+        if credentials.iter().any(super::azure::Credential::is_of_bindings) {
+            return Vec::new();
+        }
+        let message = format!("identity {} has no credential {}", identity.display_name(), keys::BINDING_CREDENTIAL);
+        let found = Found::new(message).fact("read from", &*identity.source);
+        vec![match &identity.id {
+            Some(id) => found.fix(B2.cure.replace("IDENTITY_ID", &super::quoted(&id.to_string()))),
+            None => found,
+        }]
+    })],
+};
+
+static B3: Check = Check {
+    id: "B3",
+    severity: Severity::Error,
+    title: "an identity binding that the webhook does not know",
+    reads: "the tokens and AZURE_KUBERNETES_TOKEN_PROXY of running pods with the annotation azure.workload.identity/use-identity-binding",
+    meaning: "the webhook is older than 1.6 or was not told of bindings: the pods got the ordinary token, or no address of the proxy",
+    cure: "upgrade the cluster's workload identity add-on, then restart the pods",
+    leads_to: &["AADSTS700213", "AADSTS70021"],
+    source: "Azure/azure-workload-identity pkg/webhook/webhook.go (v1.6.0)",
+    run: &[Run::Pod(unknown_binding)],
+};
+
+fn unknown_binding(case: &PodCase<'_>) -> Vec<Found> {
+    let pod = case.pod;
+    if !expects_injection(case) || !pod.uses_binding() || !pod.is_injected() {
+        return Vec::new();
+    }
+    let has_audience = pod.tokens.iter().any(|token| token.audience == keys::BINDING_AUDIENCE);
+    let has_proxy = pod.containers.iter().any(|container| container.env(keys::ENV_TOKEN_PROXY).is_some());
+    if has_audience && has_proxy {
+        return Vec::new();
+    }
+    let what = if has_audience { keys::ENV_TOKEN_PROXY } else { "token for the audience of bindings" };
+    let audiences: Vec<_> = pod.tokens.iter().map(|token| token.audience.as_str()).collect();
+    let found = Found::new(format!("the pods ask for an identity binding and got no {what}"));
+    vec![found.fact("audiences", audiences.join(", ")).fix(restart(&pod.maker))]
+}
+
+static B4: Check = Check {
+    id: "B4",
+    severity: Severity::Warning,
+    title: "an identity binding without the label",
+    reads: "the annotation azure.workload.identity/use-identity-binding and the label azure.workload.identity/use of pods and templates",
+    meaning: "without the label the webhook is not called, and the annotation has no effect",
+    cure: "put the label azure.workload.identity/use: \"true\" on the pod template, beside the annotation",
+    leads_to: &[],
+    source: CONCEPTS,
+    run: &[Run::Pod(|case| {
+        let is_opted_in = case.index.namespace(&case.pod.namespace).is_some_and(|namespace| namespace.is_opted_in);
+        let gets_label = is_opted_in && !case.pod.is_admitted;
+        let is_in_vain = case.pod.uses_binding() && !case.pod.is_labelled() && !gets_label;
+        if is_in_vain { vec![Found::new("the pods ask for an identity binding without the label")] } else { Vec::new() }
+    })],
+};

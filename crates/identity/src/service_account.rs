@@ -1,0 +1,415 @@
+//! The service account, and the labels and annotations that ask for its identity.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Check, Run,
+    command::{Command, annotate},
+    finding::{Found, Object, Severity},
+    index::{AccountCase, Index, PodCase},
+    keys::{self, Place},
+    seen::{Keys, Pod},
+};
+use spillway_core::{
+    azure::{ResourceId, is_guid},
+    suggestions::did_you_mean,
+};
+
+pub(super) const CHECKS: &[&Check] = &[&S1, &S2, &S3, &S4, &S5, &S6, &S7, &S8, &S9, &S10, &S11, &S12];
+
+const WEBHOOK: &str = "Azure/azure-workload-identity pkg/webhook/webhook.go";
+
+static S1: Check = Check {
+    id: "S1",
+    severity: Severity::Warning,
+    title: "pods of an annotated service account have no label",
+    reads: "the service account's annotation azure.workload.identity/client-id; the label azure.workload.identity/use of its pods and their templates",
+    meaning: "nothing is injected into these pods: no token, no client id; they sign in as nobody, or as the node's identity",
+    cure: "put the label azure.workload.identity/use: \"true\" on the pod template; pods that are older than the label have to be restarted",
+    leads_to: &[],
+    source: "Azure/azure-workload-identity#601; MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-overview.md",
+    run: &[Run::Account(unlabelled_pods)],
+};
+
+fn unlabelled_pods(case: &AccountCase<'_>) -> Vec<Found> {
+    if case.account.client_id().is_none() {
+        return Vec::new();
+    }
+    let namespace = case.index.namespace(&case.account.name.namespace);
+    let is_opted_in = namespace.is_some_and(|namespace| namespace.is_opted_in);
+    let is_unlabelled = |pod: &&&Pod| !pod.labels.contains_key(keys::USE) && (pod.is_admitted || !is_opted_in);
+    let mut makers: BTreeMap<&Object, Vec<&str>> = BTreeMap::new();
+    for pod in case.pods.iter().filter(is_unlabelled) {
+        let names = makers.entry(&pod.maker).or_default();
+        if pod.is_admitted {
+            names.push(&pod.name);
+        }
+    }
+    if makers.is_empty() {
+        return Vec::new();
+    }
+    let running: usize = makers.values().map(Vec::len).sum();
+    let whose = match makers.keys().collect::<Vec<_>>().as_slice() {
+        [one] => format!("of {} {}", one.kind, one.name),
+        several => format!("of {} workloads", several.len()),
+    };
+    let how_many = match running {
+        0 => "the pods".to_owned(),
+        1 => "1 pod".to_owned(),
+        count => format!("{count} pods"),
+    };
+    let verb = if running == 1 { "has" } else { "have" };
+    let message = format!("{how_many} {whose} {verb} no label {}: \"true\"", keys::USE);
+    let fixes = makers.iter().take(5).map(|(maker, _)| if is_opted_in { restart(maker) } else { label(maker) });
+    let found = Found::new(message).fix(fixes.collect::<Vec<_>>().join("\n"));
+    let names: Vec<_> = makers.keys().map(ToString::to_string).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    vec![found.fact("made by", super::some_of(&names))]
+}
+
+/// Puts the label on the template, which restarts the pods, or on the manifest of a bare pod.
+fn label(maker: &Object) -> String {
+    let patch = match maker.kind.as_str() {
+        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" => {
+            r#"{"spec":{"template":{"metadata":{"labels":{"azure.workload.identity/use":"true"}}}}}"#
+        }
+        "CronJob" => {
+            r#"{"spec":{"jobTemplate":{"spec":{"template":{"metadata":{"labels":{"azure.workload.identity/use":"true"}}}}}}}"#
+        }
+        _ => return format!("put the label {}: \"true\" into the manifest of {maker} and create it anew", keys::USE),
+    };
+    let kind = maker.kind.to_lowercase();
+    let command = Command::new(&format!("kubectl patch {kind}")).word(&maker.name);
+    command.arg("--namespace", maker.namespace.as_deref().unwrap_or("default")).arg("--patch", patch).into()
+}
+
+/// Makes the pods anew.
+pub(super) fn restart(maker: &Object) -> String {
+    let namespace = maker.namespace.as_deref().unwrap_or("default");
+    match maker.kind.as_str() {
+        kind @ ("Deployment" | "StatefulSet" | "DaemonSet") => {
+            let target = format!("{}/{}", kind.to_lowercase(), maker.name);
+            Command::new("kubectl rollout restart").word(&target).arg("--namespace", namespace).into()
+        }
+        _ => format!("delete the pods of {maker}, and create them anew"),
+    }
+}
+
+static S2: Check = Check {
+    id: "S2",
+    severity: Severity::Error,
+    title: "the label's value is not \"true\"",
+    reads: "the label azure.workload.identity/use of pods and templates",
+    meaning: "only the exact string \"true\" selects the pod, so nothing is injected; \"false\" opts out, and is only noted",
+    cure: "set the label to \"true\", in quotes, on the pod template",
+    leads_to: &[],
+    source: "Azure/azure-workload-identity deploy/azure-wi-webhook.yaml (objectSelector)",
+    run: &[Run::Pod(|case| {
+        let Some(value) = case.pod.labels.get(keys::USE).filter(|value| *value != "true") else { return Vec::new() };
+        if value == "false" {
+            let has_client_id = case.account.is_some_and(|account| account.client_id().is_some());
+            let found = Found::new("the label opts the pods out of identity, though their service account has one");
+            let found = found.severity(Severity::Info).fix("nothing to mend if that is meant");
+            return if has_client_id { vec![found] } else { Vec::new() };
+        }
+        let message = format!("the label {} is {value:?}; only \"true\" has an effect", keys::USE);
+        vec![Found::new(message).fix(label(&case.pod.maker))]
+    })],
+};
+
+static S3: Check = Check {
+    id: "S3",
+    severity: Severity::Warning,
+    title: "a label or annotation stands in the wrong place",
+    reads: "keys that begin with azure.workload.identity/ on service accounts, pods, workloads and Services",
+    meaning: "it is not read there: the label counts on pods alone, the client id on service accounts alone",
+    cure: "move it to where it is read",
+    leads_to: &[],
+    source: "Azure/azure-workload-identity#1357; Azure/azure-workload-identity#601",
+    run: &[Run::Account(misplaced_on_account), Run::Pod(misplaced_on_pod), Run::Cluster(misplaced_on_bearers)],
+};
+
+fn misplaced_on_account(case: &AccountCase<'_>) -> Vec<Found> {
+    let mut keys = wrong_keys(&case.account.labels, "service account", "label", &[]);
+    // Since azure-workload-identity 1.0 the label of a service account does nothing; where its pods have it, it does no harm.
+    let is_harmless = !case.pods.is_empty() && case.pods.iter().all(|pod| pod.labels.contains_key(keys::USE));
+    keys.retain(|(key, _)| !(is_harmless && *key == keys::USE));
+    keys.extend(wrong_keys(&case.account.annotations, "service account", "annotation", &[Place::AccountAnnotation]));
+    keys.into_iter().map(|(_, found)| found).collect()
+}
+
+fn misplaced_on_pod(case: &PodCase<'_>) -> Vec<Found> {
+    let mut keys = wrong_keys(&case.pod.labels, "pod", "label", &[Place::PodLabel]);
+    keys.extend(wrong_keys(&case.pod.annotations, "pod", "annotation", &[Place::PodAnnotation]));
+    keys.into_iter().map(|(_, found)| found).collect()
+}
+
+fn misplaced_on_bearers(index: &Index<'_>) -> Vec<Found> {
+    let mut all = Vec::new();
+    for bearer in &index.seen.cluster.bearers {
+        // What the template repeats does no harm on the workload.
+        let template = index.template(&bearer.object);
+        let is_repeated =
+            |key: &str| template.is_some_and(|pod| pod.labels.contains_key(key) || pod.annotations.contains_key(key));
+        let mut keys = wrong_keys(&bearer.labels, &bearer.object.kind, "label", &[]);
+        keys.extend(wrong_keys(&bearer.annotations, &bearer.object.kind, "annotation", &[]));
+        keys.retain(|(key, _)| !is_repeated(key));
+        all.extend(keys.into_iter().map(|(_, found)| found.about(bearer.object.clone())));
+    }
+    all
+}
+
+/// The keys that exist and do not belong here.
+fn wrong_keys<'k>(own: &'k Keys, on: &str, what: &str, right: &[Place]) -> Vec<(&'k str, Found)> {
+    let wrong = own.keys().filter_map(|key| {
+        let places = keys::places(key)?;
+        let is_right = places.iter().any(|place| right.contains(place));
+        (!is_right).then(|| {
+            let wanted = places.iter().map(|place| place.as_str()).collect::<Vec<_>>().join(" or ");
+            let message = format!("{key} is a {what} of the {on} and has no effect there; it is a {wanted}");
+            let message = message.replace("a annotation", "an annotation");
+            (key.as_str(), Found::new(message).fix(format!("move {key} from the {on}: it is read as {wanted}")))
+        })
+    });
+    wrong.collect()
+}
+
+static S4: Check = Check {
+    id: "S4",
+    severity: Severity::Warning,
+    title: "a key that does not exist",
+    reads: "keys that begin with azure.workload.identity/, or nearly, on service accounts, pods and workloads",
+    meaning: "nobody reads it, and nobody complains",
+    cure: "use the key that was meant",
+    leads_to: &[],
+    source: "Azure/azure-workload-identity#1026; Azure/azure-workload-identity pkg/webhook/consts.go",
+    run: &[
+        Run::Account(|case| unknown_keys(&case.account.object(), [&case.account.labels, &case.account.annotations])),
+        Run::Pod(|case| unknown_keys(&case.pod.maker, [&case.pod.labels, &case.pod.annotations])),
+        Run::Cluster(|index| {
+            let bearers = &index.seen.cluster.bearers;
+            bearers.iter().flat_map(|b| unknown_keys(&b.object, [&b.labels, &b.annotations])).collect()
+        }),
+    ],
+};
+
+fn unknown_keys(object: &Object, maps: [&Keys; 2]) -> Vec<Found> {
+    let unknown = maps.into_iter().flat_map(Keys::iter).filter(|(key, _)| keys::places(key).is_none());
+    unknown.map(|(key, value)| unknown_key(object, key, value)).collect()
+}
+
+fn unknown_key(object: &Object, key: &str, value: &str) -> Found {
+    let found = Found::new(format!("nobody reads the key {key}")).about(object.clone());
+    let Some(meant) = keys::nearest(key) else { return found };
+    let found = Found { message: format!("{}; did you mean {meant}?", found.message), ..found };
+    if object.kind != "ServiceAccount" {
+        return found.fix(format!("rename {key} to {meant}"));
+    }
+    let namespace = object.namespace.as_deref().unwrap_or_default().to_owned();
+    let account = super::AccountName { namespace, name: object.name.clone() };
+    let commands = [annotate(&account, meant, Some(value)), annotate(&account, key, None)];
+    found.fix(commands.join("\n"))
+}
+
+static S5: Check = Check {
+    id: "S5",
+    severity: Severity::Error,
+    title: "the client id is not one",
+    reads: "the service account's annotation azure.workload.identity/client-id; the principal ids of the identities",
+    meaning: "Entra knows no application of this id, so every sign-in fails",
+    cure: "use the identity's clientId: az identity show --name IDENTITY_NAME --resource-group RESOURCE_GROUP --query clientId --output tsv",
+    leads_to: &["AADSTS700016"],
+    source: "Azure/azure-workload-identity#1231; MicrosoftDocs/azure-docs#108526",
+    run: &[Run::Account(malformed_client_id)],
+};
+
+fn malformed_client_id(case: &AccountCase<'_>) -> Vec<Found> {
+    let Some(value) = case.account.client_id() else { return Vec::new() };
+    let account = &case.account.name;
+    if let (true, Some(identity)) = (is_guid(value), case.index.principal(value)) {
+        if identity.client_id.eq_ignore_ascii_case(value) {
+            return Vec::new();
+        }
+        let message =
+            format!("the client id {value} is the principal (object) id of identity {}", identity.display_name());
+        let fix = annotate(account, keys::CLIENT_ID, Some(&identity.client_id));
+        return vec![Found::new(message).fact("read from", &*identity.source).fix(fix)];
+    }
+    if is_guid(value) {
+        return Vec::new();
+    }
+    let bare = value.trim_matches(|c: char| c.is_whitespace() || "{}()\"'<>".contains(c));
+    let id = ResourceId::parse(value);
+    let (why, right) = if value.trim().is_empty() {
+        ("is empty", None)
+    } else if is_guid(bare) {
+        ("has something around it", Some(bare.to_owned()))
+    } else if let Some(id) = id {
+        let by_id = |identity: &&super::azure::Identity| identity.id.as_ref().is_some_and(|own| own.key() == id.key());
+        let known = case.index.seen.azure.iter().flat_map(|azure| &azure.identities).find(by_id);
+        ("is a resource id, not a client id", known.map(|identity| identity.client_id.clone()))
+    } else if value.contains("${") || value.contains("{{") || value.starts_with('$') || value.starts_with('<') {
+        ("is a placeholder that nobody filled in", None)
+    } else {
+        ("is not a GUID", None)
+    };
+    let shown = super::difference::visible(value);
+    let found = Found::new(format!("the client id {shown} {why}").replace("  ", " "));
+    vec![match right {
+        Some(right) => found.fix(annotate(account, keys::CLIENT_ID, Some(&right))),
+        None => found,
+    }]
+}
+
+static S6: Check = Check {
+    id: "S6",
+    severity: Severity::Error,
+    title: "the tenant id is wrong",
+    reads: "the service account's annotation azure.workload.identity/tenant-id; the tenant of its identity",
+    meaning: "pods sign in at another tenant, which does not know the identity",
+    cure: "drop the annotation: the tenant of the cluster is the default; or set it to the identity's tenantId",
+    leads_to: &["AADSTS700016", "AADSTS90002"],
+    source: "Azure/azure-workload-identity pkg/webhook/webhook.go; learn.microsoft.com/entra/identity-platform/reference-error-codes",
+    run: &[Run::Account(|case| {
+        let Some(value) = case.account.annotations.get(keys::TENANT_ID) else { return Vec::new() };
+        let identity = case.account.client_id().and_then(|client_id| case.index.identity(client_id));
+        let tenant = identity.and_then(|identity| identity.tenant_id.as_deref());
+        let fix = annotate(&case.account.name, keys::TENANT_ID, tenant);
+        if !is_guid(value) {
+            let message = format!("the tenant id {} is not a GUID", super::difference::visible(value));
+            return vec![Found::new(message).fix(fix)];
+        }
+        let Some((identity, tenant)) = identity.zip(tenant).filter(|(_, tenant)| !tenant.eq_ignore_ascii_case(value))
+        else {
+            return Vec::new();
+        };
+        let message = format!("the tenant id is {value}; identity {} is in tenant {tenant}", identity.display_name());
+        vec![Found::new(message).fact("read from", &*identity.source).fix(fix)]
+    })],
+};
+
+static S7: Check = Check {
+    id: "S7",
+    severity: Severity::Warning,
+    title: "a labelled pod whose service account has no client id",
+    reads: "the label of pods and templates; the service account's annotations; AZURE_CLIENT_ID of the containers",
+    meaning: "a token is mounted, but nothing says for which identity; that is right only for a program that is told in another way",
+    cure: "kubectl annotate serviceaccount NAME azure.workload.identity/client-id=CLIENT_ID",
+    leads_to: &[],
+    source: "Azure/azure-workload-identity#1357",
+    run: &[Run::Pod(|case| {
+        let Some(account) = case.account else { return Vec::new() };
+        let has_own = case.pod.containers.iter().any(|container| container.env(keys::ENV_CLIENT_ID).is_some());
+        let is_concerned = case.pod.is_labelled() && account.client_id().is_none() && account.name.name != "default";
+        if !is_concerned || has_own {
+            return Vec::new();
+        }
+        let message = format!("the pods ask for a token, but service account {} has no client id", account.name.name);
+        vec![Found::new(message).fix(annotate(&account.name, keys::CLIENT_ID, Some("CLIENT_ID")))]
+    })],
+};
+
+static S8: Check = Check {
+    id: "S8",
+    severity: Severity::Warning,
+    title: "a labelled pod that runs as service account default",
+    reads: "the label and spec.serviceAccountName of pods and templates",
+    meaning: "as a rule serviceAccountName was forgotten; an identity of default is shared by every pod of the namespace that names none",
+    cure: "name a service account of its own in spec.serviceAccountName of the pod template",
+    leads_to: &["AADSTS700213", "AADSTS70021"],
+    source: "Azure/azure-workload-identity#691",
+    run: &[Run::Pod(|case| {
+        let is_concerned = case.pod.is_labelled() && case.pod.service_account == "default";
+        let message = "the pods ask for a token and run as service account default";
+        if is_concerned { vec![Found::new(message)] } else { Vec::new() }
+    })],
+};
+
+static S9: Check = Check {
+    id: "S9",
+    severity: Severity::Error,
+    title: "the token's lifetime is out of range",
+    reads: "the annotation azure.workload.identity/service-account-token-expiration of service accounts and pods",
+    meaning: "the webhook refuses every labelled pod with 400, whatever its failurePolicy",
+    cure: "set whole seconds from 3600 to 86400, or drop the annotation",
+    leads_to: &[],
+    source: WEBHOOK,
+    run: &[
+        Run::Account(|case| {
+            let fix = || annotate(&case.account.name, keys::EXPIRATION, Some("3600"));
+            bad_expiration(&case.account.annotations).map(|found| found.fix(fix())).into_iter().collect()
+        }),
+        Run::Pod(|case| bad_expiration(&case.pod.annotations).filter(|_| case.pod.is_labelled()).into_iter().collect()),
+    ],
+};
+
+fn bad_expiration(annotations: &Keys) -> Option<Found> {
+    let value = annotations
+        .get(keys::EXPIRATION)
+        .filter(|seconds| !spillway_core::workload_identity::is_valid_expiration(seconds))?;
+    Some(Found::new(format!("the token's lifetime {value:?} is no number of seconds from 3600 to 86400")))
+}
+
+static S10: Check = Check {
+    id: "S10",
+    severity: Severity::Warning,
+    title: "skip-containers names no container",
+    reads: "the annotation azure.workload.identity/skip-containers; the names of the containers",
+    meaning: "the names are separated by a semicolon; a list with commas is one name that no container has, so nothing is skipped",
+    cure: "separate the names by \";\" and use those of the containers",
+    leads_to: &[],
+    source: WEBHOOK,
+    run: &[Run::Pod(|case| {
+        let unknown = case.pod.skipped().filter(|name| !case.pod.containers.iter().any(|c| c.name == **name));
+        let found = unknown.map(|name| {
+            if name.contains(',') {
+                let right = name.split(',').map(str::trim).collect::<Vec<_>>().join(";");
+                return Found::new(format!("skip-containers separates names by a comma: {name:?}"))
+                    .fix(format!("write {}: {right:?}", keys::SKIP_CONTAINERS));
+            }
+            let names: Vec<_> = case.pod.containers.iter().map(|container| container.name.as_str()).collect();
+            let hint = did_you_mean(name, &names);
+            Found::new(format!("skip-containers names {name:?}, which is no container{hint}"))
+                .fact("containers", names.join(", "))
+        });
+        found.collect()
+    })],
+};
+
+static S11: Check = Check {
+    id: "S11",
+    severity: Severity::Warning,
+    title: "inject-proxy-sidecar that says no, and injects",
+    reads: "the annotation azure.workload.identity/inject-proxy-sidecar",
+    meaning: "its presence alone counts: the privileged proxy is injected, whatever the value",
+    cure: "drop the annotation azure.workload.identity/inject-proxy-sidecar from the pod template",
+    leads_to: &[],
+    source: WEBHOOK,
+    run: &[Run::Pod(|case| {
+        let value = case.pod.annotations.get(keys::PROXY).filter(|value| !value.eq_ignore_ascii_case("true"));
+        let found = |value: &String| Found::new(format!("{} is {value:?}, and yet the proxy is injected", keys::PROXY));
+        value.map(found).into_iter().collect()
+    })],
+};
+
+static S12: Check = Check {
+    id: "S12",
+    severity: Severity::Error,
+    title: "the proxy with hostNetwork",
+    reads: "the annotation azure.workload.identity/inject-proxy-sidecar; spec.hostNetwork; the label",
+    meaning: "the webhook refuses the pod with 400, whatever its failurePolicy",
+    cure: "drop the proxy's annotation, or hostNetwork",
+    leads_to: &[],
+    source: WEBHOOK,
+    run: &[Run::Pod(|case| {
+        let has_both = case.pod.host_network && case.pod.annotations.contains_key(keys::PROXY);
+        let is_refused = has_both && case.pod.is_labelled();
+        let message = "the pods ask for the proxy and for the host's network, and are refused";
+        if is_refused { vec![Found::new(message)] } else { Vec::new() }
+    })],
+};
+
+/// Whether a pod is looked at for what the webhook injects.
+pub(super) fn expects_injection(case: &PodCase<'_>) -> bool {
+    case.pod.is_admitted && case.pod.is_labelled()
+}
