@@ -121,8 +121,9 @@ impl Decider<'_> {
         let Some(decision) = self.decide(&meta.namespace, &view) else { return unknown };
         let (name, verdict) = (&meta.name, &decision.verdict);
         tracing::warn!(namespace = meta.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");
-        let note =
-            format!("pod {name} was created without Spillway and runs on {node}; created anew it would be: {verdict}");
+        let note = format!(
+            "pod {name} was created without Spillway and runs on {node}; the decision on a new pod would be: {verdict}"
+        );
         self.context.event_aggregator.record(meta.owner(), MISSED, note);
         let label = match verdict {
             Verdict::Burst(mode) => mode.as_str(),

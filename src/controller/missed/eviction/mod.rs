@@ -46,7 +46,8 @@ impl Evictions {
         let ObjectKey { namespace, name } = pod.meta.key();
         tracing::info!(namespace, pod = name, result, "tried to evict a pod that the webhook had missed");
         if result == "success" {
-            let note = format!("pod {name} was created without Spillway and has been evicted, to be created anew");
+            let note =
+                format!("pod {name} was created without Spillway and has been evicted, so that its owner recreates it");
             context.event_aggregator.record(pod.meta.owner(), EVICTED, note);
         }
         matches!(result, "success" | "gone")
