@@ -108,7 +108,7 @@ fn credential(number: usize) -> azure::Credential {
         name: format!("c-{number}"),
         issuer: ISSUER.to_owned(),
         subject: Some(format!("system:serviceaccount:ns-{}:sb-{number}", number % 100)),
-        audiences: vec![azure::Cloud::Public.audience().to_owned()],
+        audiences: vec![spillway::azure::Cloud::Public.audience().to_owned()],
         expression: None,
         since: None,
         source: String::new(),

@@ -79,6 +79,7 @@ enum Ground {
 }
 
 /// What has become of a finding that is there no more.
+#[derive(Debug, PartialEq, Eq)]
 enum Fate {
     Mended,
     /// What it was about is gone, or is nobody's business any more.
@@ -509,6 +510,92 @@ mod tests {
         let undiscovered = Basis { has_discovery: false, ..basis() };
         assert_eq!(pass(&of_issuer(), &[], &Grounds::of(&all, undiscovered, |_| true)).1.len(), 1);
         assert!(pass(&of_issuer(), &[], &grounds(&all)).1.is_empty());
+    }
+
+    /// The decision by the letters of ids, to compare the facts of the checks with.
+    fn fate_by_id(grounds: &Grounds, told: &Told, in_doubt: &HashSet<&AccountName>) -> Fate {
+        let can_tell = match (told.object.kind.as_str(), told.id.as_str(), told.id.get(..1)) {
+            ("ServiceAccount", id, family) => {
+                let Some(name) = account(&told.object).filter(|name| grounds.accounts.contains_key(name)) else {
+                    return if grounds.knows(&[Ground::Cluster]) { Fate::Gone } else { Fate::CannotTell };
+                };
+                let is_in_doubt = in_doubt.contains(&name) || grounds.unasked.contains(&name);
+                let needed: &[Ground] = match (id, family) {
+                    (_, Some("F")) | ("S5" | "S6", _) if is_in_doubt => return Fate::CannotTell,
+                    (_, Some("F")) => &[Ground::Cluster, Ground::Credentials, Ground::Issuer],
+                    ("S5" | "S6", _) if grounds.has_no_sources => return Fate::Gone,
+                    ("S5" | "S6", _) => &[Ground::Cluster, Ground::Credentials],
+                    (_, Some("B")) => &[Ground::Cluster, Ground::Grants],
+                    (_, Some("W")) => &[Ground::Cluster, Ground::Webhooks],
+                    ("P6", _) => &[Ground::Cluster, Ground::Nodes],
+                    ("S1" | "S2" | "S3" | "S4" | "S7" | "S8" | "S9" | "S10" | "S11" | "S12", _) => &[Ground::Cluster],
+                    ("P1" | "P2" | "P3" | "P4" | "P5", _) => &[Ground::Cluster],
+                    (id, _) => panic!("{id} is of no family that concerns service accounts"),
+                };
+                grounds.knows(needed)
+            }
+            ("ManagedIdentity", ..) if !grounds.identities.contains(&told.object.name) => {
+                let is_gone = grounds.knows(&[Ground::Credentials, Ground::AllIdentities]);
+                return if is_gone { Fate::Gone } else { Fate::CannotTell };
+            }
+            ("ManagedIdentity", ..) => grounds.knows(&[Ground::Cluster, Ground::Credentials, Ground::Issuer]),
+            (_, _, Some("I")) => grounds.knows(&[Ground::Issuer, Ground::Discovery]),
+            _ => grounds.knows(&[Ground::Cluster, Ground::Webhooks]),
+        };
+        if can_tell { Fate::Mended } else { Fate::CannotTell }
+    }
+
+    #[test]
+    fn each_check_is_mended_on_the_same_grounds_as_by_its_id() {
+        const ALL: [Ground; 8] = [
+            Ground::Cluster,
+            Ground::Credentials,
+            Ground::AllIdentities,
+            Ground::Webhooks,
+            Ground::Grants,
+            Ground::Nodes,
+            Ground::Issuer,
+            Ground::Discovery,
+        ];
+        let name = |name: &str| AccountName { namespace: "shop".to_owned(), name: name.to_owned() };
+        let (web, other) = (name("web"), name("other"));
+        for check in crate::identity::checks() {
+            // What its findings can be about: of a cluster, the bearers of keys are looked at by the command line alone.
+            let kinds: &[&str] = match check.id.get(..1) {
+                Some("F") => &["ServiceAccount", "ManagedIdentity"],
+                Some("W") => &["ServiceAccount", "MutatingWebhookConfiguration"],
+                Some("I") => &["Issuer"],
+                _ => &["ServiceAccount"],
+            };
+            let is_of_family = |families: &[&str]| families.iter().any(|family| check.id.starts_with(family));
+            for kind in kinds {
+                let object = match *kind {
+                    "ServiceAccount" => Object::namespaced(kind, "shop", "web"),
+                    kind => Object::global(kind, "web"),
+                };
+                let told = told(check.id, object);
+                assert_eq!(comes_and_goes(&told), !is_of_family(&["F", "I"]), "{}", check.id);
+                for bits in 0..1_u32 << (ALL.len() + 5) {
+                    let bit = |at: usize| bits & 1 << at != 0;
+                    let flag = |at: usize| bit(ALL.len() + at);
+                    let known = ALL.into_iter().enumerate().filter(|(at, _)| bit(*at)).map(|(_, ground)| ground);
+                    let grounds = Grounds {
+                        accounts: [(if flag(0) { &web } else { &other }.clone(), None)].into(),
+                        unasked: flag(1).then(|| web.clone()).into_iter().collect(),
+                        identities: flag(2).then(|| "web".to_owned()).into_iter().collect(),
+                        known: known.collect(),
+                        has_no_sources: flag(3),
+                        at: Timestamp::UNIX_EPOCH,
+                    };
+                    let in_doubt: HashSet<_> = flag(4).then_some(&web).into_iter().collect();
+                    let expected = fate_by_id(&grounds, &told, &in_doubt);
+                    assert_eq!(grounds.fate(&told, &in_doubt), expected, "{} {kind} {bits:b}", check.id);
+                }
+            }
+            let unasked = Basis { unasked: [web.clone()].into(), ..basis() };
+            let finding = finding(check.id, Severity::Warning, "web");
+            assert_eq!(is_premature(&finding, &unasked), is_of_family(&["F"]), "{}", check.id);
+        }
     }
 
     #[test]
