@@ -5,7 +5,7 @@ use serde_json::json;
 use spillway_core::azure::is_guid;
 
 use super::{
-    AccountName, Check, Run,
+    AccountName, Check, Input, Run,
     finding::{Found, Severity},
     index::{AccountCase, PodCase},
     keys,
@@ -31,6 +31,9 @@ static B1: Check = Check {
     cure: "grant the verb use-managed-identity on the client id, in group cid.wi.aks.azure.com, to the service account",
     leads_to: &[],
     source: CONCEPTS,
+    needs: &[Input::Cluster, Input::Grants],
+    optional: &[],
+    transient: true,
     run: &[Run::Account(|case| {
         let (Some(client_id), Some(grants)) = (bound(case), &case.index.seen.cluster.grants) else { return Vec::new() };
         let is_granted = grants.iter().any(|grant| grant.covers(client_id, &case.account.name));
@@ -69,6 +72,9 @@ static B2: Check = Check {
     cure: "az aks identity-binding create --resource-group RESOURCE_GROUP --cluster-name CLUSTER --name NAME --managed-identity-resource-id IDENTITY_ID",
     leads_to: &["AADSTS70021", "AADSTS700211"],
     source: CONCEPTS,
+    needs: &[Input::Cluster, Input::Grants],
+    optional: &[],
+    transient: true,
     run: &[Run::Account(|case| {
         let identity = bound(case).and_then(|client_id| case.index.identity(client_id));
         let Some((identity, credentials)) = identity.and_then(|one| Some((one, one.credentials.as_ref().ok()?))) else {
@@ -95,6 +101,9 @@ static B3: Check = Check {
     cure: "upgrade the cluster's workload identity add-on, then restart the pods",
     leads_to: &["AADSTS700213", "AADSTS70021"],
     source: "Azure/azure-workload-identity pkg/webhook/webhook.go (v1.6.0)",
+    needs: &[Input::Cluster, Input::Grants],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(unknown_binding)],
 };
 
@@ -123,6 +132,9 @@ static B4: Check = Check {
     cure: "put the label azure.workload.identity/use: \"true\" on the pod template, beside the annotation",
     leads_to: &[],
     source: CONCEPTS,
+    needs: &[Input::Cluster, Input::Grants],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(|case| {
         let is_opted_in = case.index.namespace(&case.pod.namespace).is_some_and(|namespace| namespace.is_opted_in);
         let gets_label = is_opted_in && !case.pod.is_admitted;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::{
-    Check, Run,
+    Check, Input, Run,
     azure::{Credential, Extent, Identity, Unread},
     command::{Wanted, delete_credential, find_identity},
     difference,
@@ -33,6 +33,9 @@ static F0: Check = Check {
     cure: "give the reader the permission that is named, at the scope that is named",
     leads_to: &[],
     source: "learn.microsoft.com/azure/role-based-access-control/built-in-roles/identity",
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
     run: &[Run::Account(|case| {
         let Link::CannotTell { what, unread: Unread { because, action, scope }, fix } = case.link else {
             return Vec::new();
@@ -55,6 +58,9 @@ static F1: Check = Check {
     cure: "az identity list --query \"[?clientId=='CLIENT_ID'].id\" --output tsv",
     leads_to: &["AADSTS700016"],
     source: CODES,
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
     run: &[Run::Account(|case| {
         let (Link::NoIdentity, Some(client_id)) = (case.link, case.account.client_id()) else { return Vec::new() };
         // S5 knows better.
@@ -78,6 +84,9 @@ static F2: Check = Check {
     cure: "create the credential",
     leads_to: &["AADSTS700213", "AADSTS70021", "AADSTS700211"],
     source: CODES,
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
     run: &[Run::Account(|case| {
         let Link::Missing { identity } = case.link else { return Vec::new() };
         let credentials = identity.credentials.as_deref().unwrap_or_default();
@@ -133,6 +142,9 @@ static F3: Check = Check {
     cure: "write the cluster's issuer into the credential",
     leads_to: &["AADSTS700211", "AADSTS70021"],
     source: "Azure/azure-workload-identity#1700; Azure/azure-workload-identity#340; Azure/AKS#3982",
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
     run: &[Run::Account(|case| {
         let Link::Issuer { identity, credential, difference } = case.link else { return Vec::new() };
         let message = format!("the credential's issuer is not the cluster's: {}", difference.why());
@@ -159,6 +171,9 @@ static F4: Check = Check {
     cure: "write the service account's subject into the credential",
     leads_to: &["AADSTS700213", "AADSTS7002138", "AADSTS70021"],
     source: "Azure/login#515; learn.microsoft.com/entra/identity-platform/reference-error-codes",
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
     run: &[Run::Account(|case| {
         let Link::Subject { identity, credential, subject, issuer } = case.link else { return Vec::new() };
         let message = format!("the credential's subject is not quite the service account's: {}", subject.why());
@@ -184,6 +199,9 @@ static F5: Check = Check {
     cure: "write the cloud's audience, and no other, into the credential",
     leads_to: &["AADSTS700212", "AADSTS7002121"],
     source: CONSIDERATIONS,
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
     run: &[Run::Account(|case| {
         let Link::Audience { identity, credential, difference } = case.link else { return Vec::new() };
         let message = format!("the credential's audience is not the cloud's: {}", difference.why());
@@ -201,6 +219,9 @@ static F6: Check = Check {
     cure: "delete credentials that nobody uses (F7, F8), use a second identity, or AKS identity bindings, which need one credential for all clusters and accounts",
     leads_to: &[],
     source: CONSIDERATIONS,
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
     run: &[Run::Identity(|case| {
         let count = case.credentials.len();
         if count < NEARLY {
@@ -236,6 +257,9 @@ static F7: Check = Check {
     cure: "delete the credential",
     leads_to: &[],
     source: "Azure/azure-workload-identity#373; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
     run: &[Run::Identity(|case| {
         let (Some(issuer), true) = (case.index.issuer(), case.index.seen.cluster.is_whole) else {
             return Vec::new();
@@ -265,6 +289,9 @@ static F8: Check = Check {
     cure: "nothing to mend while that cluster exists; else delete the credential",
     leads_to: &[],
     source: "Azure/AKS#3982",
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
     run: &[Run::Identity(|case| {
         let Some(issuer) = case.index.issuer() else { return Vec::new() };
         let own: HashSet<_> = case
@@ -297,6 +324,9 @@ static F9: Check = Check {
     cure: "create one credential with a plain subject for each service account, or use AKS identity bindings",
     leads_to: &["AADSTS7002131", "AADSTS700213"],
     source: "learn.microsoft.com/entra/workload-id/workload-identities-flexible-federated-identity-credentials; Azure/AKS#4688",
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
     run: &[Run::Identity(|case| {
         let is_documented = |issuer: &str| FLEXIBLE_ISSUERS.iter().any(|known| issuer.starts_with(known));
         let flexible = case.credentials.iter().filter_map(|one| Some((one, one.expression.as_ref()?)));
@@ -319,6 +349,9 @@ static F10: Check = Check {
     cure: "wait ten minutes; whoever signs in should try again",
     leads_to: &["AADSTS70021", "AADSTS700213", "AADSTS700211"],
     source: CONSIDERATIONS,
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
     run: &[Run::Account(|case| {
         let Link::Matched { credential } = case.link else { return Vec::new() };
         let Some(since) = credential.since.filter(|_| credential.is_fresh(case.index.seen.at)) else {
@@ -338,6 +371,9 @@ static F11: Check = Check {
     cure: "nothing to mend if that is meant",
     leads_to: &[],
     source: "learn.microsoft.com/azure/architecture/reference-architectures/containers/aks-microservices/aks-microservices",
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
     run: &[Run::Identity(|case| {
         let mut all = Vec::new();
         if case.users.len() >= MANY_USERS {

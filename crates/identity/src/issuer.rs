@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    Check, Run, difference,
+    Check, Input, Run, difference,
     finding::{Found, Object, Severity},
     index::Index,
 };
@@ -19,6 +19,9 @@ static I1: Check = Check {
     cure: "az aks update --resource-group RESOURCE_GROUP --name CLUSTER --enable-oidc-issuer",
     leads_to: &["AADSTS50166", "AADSTS90061", "AADSTS700211"],
     source: "Azure/azure-workload-identity#616; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
+    needs: &[Input::Issuer, Input::Discovery],
+    optional: &[],
+    transient: false,
     run: &[Run::Cluster(unusable_issuer)],
 };
 

@@ -61,7 +61,45 @@ pub struct Check {
     pub leads_to: &'static [&'static str],
     /// Where that is written: `owner/repo path`, or a page of documentation.
     pub source: &'static str,
+    /// The inputs that the check cannot do without. An absent finding is a resolved one only if all of them were read in full.
+    pub needs: &'static [Input],
+    /// The inputs that the check uses where they are configured. Some of its findings do not depend on them.
+    pub optional: &'static [Input],
+    /// Whether its findings appear and disappear by themselves: the pods of a CronJob come and go, and so do endpoints in a rollout.
+    pub transient: bool,
     run: &'static [Run],
+}
+
+impl Check {
+    /// Returns whether the check reads this input, always or where it is configured.
+    pub fn reads_input(&self, input: Input) -> bool {
+        self.needs.contains(&input) || self.optional.contains(&input)
+    }
+}
+
+/// An input of the checks that can be read in full, or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// Service accounts, pods and namespaces.
+    Cluster,
+    /// Managed identities and their federated credentials.
+    Credentials,
+    /// Mutating webhook configurations, and the endpoints behind them.
+    Webhooks,
+    /// The cluster roles that grant identity bindings, and their bindings.
+    Grants,
+    /// Virtual nodes.
+    Nodes,
+    /// The issuer of the cluster's tokens.
+    Issuer,
+    /// The discovery document of the API server.
+    Discovery,
+}
+
+impl Input {
+    /// All inputs.
+    pub const ALL: [Self; 7] =
+        [Self::Cluster, Self::Credentials, Self::Webhooks, Self::Grants, Self::Nodes, Self::Issuer, Self::Discovery];
 }
 
 impl PartialEq for Check {
@@ -194,14 +232,15 @@ fn key<'f>(finding: &'f Finding, order: &'f HashMap<&str, usize>) -> SortKey<'f>
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeSet, HashSet};
 
     use super::*;
 
     #[test]
     fn every_check_says_all_it_has_to_say_under_an_id_of_its_own() {
         let mut ids = BTreeSet::new();
-        for Check { id, severity: _, title, reads, meaning, cure, leads_to, source, run: _ } in checks() {
+        for check in checks() {
+            let Check { id, severity: _, title, reads, meaning, cure, leads_to, source, .. } = check;
             assert!(ids.insert(id), "{id} stands for two checks");
             for text in [title, reads, meaning, cure, source] {
                 assert!(!text.trim().is_empty() && text.trim() == *text, "{id}: {text:?}");
@@ -215,6 +254,48 @@ mod tests {
         for id in ["S1", "S12", "P1", "P6", "W1", "W3", "I1", "F0", "F11", "B1", "B3"] {
             assert!(ids.contains(&id), "{id}");
         }
+    }
+
+    #[test]
+    fn every_check_names_its_inputs_and_every_input_is_needed() {
+        let is_unique = |inputs: &[Input]| inputs.iter().collect::<HashSet<_>>().len() == inputs.len();
+        for Check { id, needs, optional, .. } in checks() {
+            assert!(!needs.is_empty() && is_unique(&[*needs, *optional].concat()), "{id}: {needs:?} {optional:?}");
+        }
+        for input in Input::ALL {
+            assert!(checks().any(|check| check.needs.contains(&input)), "no check needs {input:?}");
+        }
+    }
+
+    /// A new check gets a row: nothing follows from the letter of its id.
+    #[test]
+    fn the_inputs_of_each_check_are_as_listed_here() {
+        use Input::{Cluster, Credentials, Discovery, Grants, Issuer, Nodes, Webhooks};
+        type Row = (&'static [&'static str], &'static [Input], &'static [Input], bool);
+        const ROWS: &[Row] = &[
+            (&["S1", "S2", "S3", "S4", "S7", "S8", "S9", "S10", "S11", "S12"], &[Cluster], &[], true),
+            (&["S5", "S6"], &[Cluster], &[Credentials], true),
+            (&["P1", "P2", "P3", "P4", "P5"], &[Cluster], &[], true),
+            (&["P6"], &[Cluster, Nodes], &[], true),
+            (&["W1", "W2", "W3"], &[Cluster, Webhooks], &[], true),
+            (&["I1"], &[Issuer, Discovery], &[], false),
+            (
+                &["F0", "F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "F9", "F10", "F11"],
+                &[Cluster, Credentials, Issuer],
+                &[],
+                false,
+            ),
+            (&["B1", "B2", "B3", "B4"], &[Cluster, Grants], &[], true),
+        ];
+        let mut listed = 0;
+        for (ids, needs, optional, transient) in ROWS {
+            for id in *ids {
+                let check = check_of(id).unwrap();
+                assert_eq!((check.needs, check.optional, check.transient), (*needs, *optional, *transient), "{id}");
+                listed += 1;
+            }
+        }
+        assert_eq!(listed, checks().count());
     }
 
     const CLUSTER: &str = "https://westeurope.oic.prod-aks.azure.com/t/c/";

@@ -1,7 +1,7 @@
 //! Pods, and what was injected into them.
 
 use super::{
-    Check, Run,
+    Check, Input, Run,
     finding::{Found, Severity},
     index::PodCase,
     keys,
@@ -22,6 +22,9 @@ static P1: Check = Check {
     cure: "restart the pods",
     leads_to: &["AADSTS700016", "AADSTS700213", "AADSTS70021"],
     source: "Azure/azure-workload-identity#109; MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-overview.md",
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(outdated)],
 };
 
@@ -73,6 +76,9 @@ static P2: Check = Check {
     cure: "drop the variable from the pod template",
     leads_to: &["AADSTS700016"],
     source: WEBHOOK,
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(overridden)],
 };
 
@@ -118,6 +124,9 @@ static P3: Check = Check {
     cure: "drop AZURE_FEDERATED_TOKEN_FILE from the pod template: the webhook sets it",
     leads_to: &[],
     source: WEBHOOK,
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(|case| {
         if !expects_injection(case) {
             return Vec::new();
@@ -153,6 +162,9 @@ static P4: Check = Check {
     cure: "drop the volume and let the webhook mount the token; outside the public cloud the webhook has to run with --audience",
     leads_to: &["AADSTS700212", "AADSTS7002121"],
     source: "Azure/azure-workload-identity pkg/webhook/webhook.go; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(|case| {
         let audience = case.index.audience();
         let is_azures = |audience: &str| {
@@ -183,6 +195,9 @@ static P5: Check = Check {
     cure: "run the pods in another namespace; for a namespace of your own drop the label that excludes it",
     leads_to: &[],
     source: "Azure/azure-workload-identity#687; learn.microsoft.com/azure/aks/faq",
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(|case| {
         let Some(why) = excluded_by(case).filter(|_| case.pod.is_labelled() && !case.pod.is_injected()) else {
             return Vec::new();
@@ -209,6 +224,9 @@ static P6: Check = Check {
     cure: "keep the pods on VMs, or move to virtual nodes on Azure Container Instances (microsoft/virtualnodesOnAzureContainerInstances)",
     leads_to: &[],
     source: "MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-overview.md (Limitations)",
+    needs: &[Input::Cluster, Input::Nodes],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(|case| {
         let node = case.pod.node.as_ref().filter(|node| case.index.seen.cluster.v1_virtual_nodes.contains(*node));
         let node = node.filter(|_| case.pod.is_labelled());

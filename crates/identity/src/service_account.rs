@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Check, Run,
+    Check, Input, Run,
     command::{Command, annotate},
     finding::{Found, Object, Severity},
     index::{AccountCase, Index, PodCase},
@@ -28,6 +28,9 @@ static S1: Check = Check {
     cure: "put the label azure.workload.identity/use: \"true\" on the pod template; pods that are older than the label have to be restarted",
     leads_to: &[],
     source: "Azure/azure-workload-identity#601; MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-overview.md",
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Account(unlabelled_pods)],
 };
 
@@ -104,6 +107,9 @@ static S2: Check = Check {
     cure: "set the label to \"true\", in quotes, on the pod template",
     leads_to: &[],
     source: "Azure/azure-workload-identity deploy/azure-wi-webhook.yaml (objectSelector)",
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(|case| {
         let Some(value) = case.pod.labels.get(keys::USE).filter(|value| *value != "true") else { return Vec::new() };
         if value == "false" {
@@ -126,6 +132,9 @@ static S3: Check = Check {
     cure: "move it to where it is read",
     leads_to: &[],
     source: "Azure/azure-workload-identity#1357; Azure/azure-workload-identity#601",
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Account(misplaced_on_account), Run::Pod(misplaced_on_pod), Run::Cluster(misplaced_on_bearers)],
 };
 
@@ -183,6 +192,9 @@ static S4: Check = Check {
     cure: "use the key that was meant",
     leads_to: &[],
     source: "Azure/azure-workload-identity#1026; Azure/azure-workload-identity pkg/webhook/consts.go",
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[
         Run::Account(|case| unknown_keys(&case.account.object(), [&case.account.labels, &case.account.annotations])),
         Run::Pod(|case| unknown_keys(&case.pod.maker, [&case.pod.labels, &case.pod.annotations])),
@@ -220,6 +232,9 @@ static S5: Check = Check {
     cure: "use the identity's clientId: az identity show --name IDENTITY_NAME --resource-group RESOURCE_GROUP --query clientId --output tsv",
     leads_to: &["AADSTS700016"],
     source: "Azure/azure-workload-identity#1231; MicrosoftDocs/azure-docs#108526",
+    needs: &[Input::Cluster],
+    optional: &[Input::Credentials],
+    transient: true,
     run: &[Run::Account(malformed_client_id)],
 };
 
@@ -270,6 +285,9 @@ static S6: Check = Check {
     cure: "drop the annotation: the tenant of the cluster is the default; or set it to the identity's tenantId",
     leads_to: &["AADSTS700016", "AADSTS90002"],
     source: "Azure/azure-workload-identity pkg/webhook/webhook.go; learn.microsoft.com/entra/identity-platform/reference-error-codes",
+    needs: &[Input::Cluster],
+    optional: &[Input::Credentials],
+    transient: true,
     run: &[Run::Account(|case| {
         let Some(value) = case.account.annotations.get(keys::TENANT_ID) else { return Vec::new() };
         let identity = case.account.client_id().and_then(|client_id| case.index.identity(client_id));
@@ -297,6 +315,9 @@ static S7: Check = Check {
     cure: "kubectl annotate serviceaccount NAME azure.workload.identity/client-id=CLIENT_ID",
     leads_to: &[],
     source: "Azure/azure-workload-identity#1357",
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(|case| {
         let Some(account) = case.account else { return Vec::new() };
         let has_own = case.pod.containers.iter().any(|container| container.env(keys::ENV_CLIENT_ID).is_some());
@@ -318,6 +339,9 @@ static S8: Check = Check {
     cure: "name a service account of its own in spec.serviceAccountName of the pod template",
     leads_to: &["AADSTS700213", "AADSTS70021"],
     source: "Azure/azure-workload-identity#691",
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(|case| {
         let is_concerned = case.pod.is_labelled() && case.pod.service_account == "default";
         let message = "the pods ask for a token and run as service account default";
@@ -334,6 +358,9 @@ static S9: Check = Check {
     cure: "set whole seconds from 3600 to 86400, or drop the annotation",
     leads_to: &[],
     source: WEBHOOK,
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[
         Run::Account(|case| {
             let fix = || annotate(&case.account.name, keys::EXPIRATION, Some("3600"));
@@ -358,6 +385,9 @@ static S10: Check = Check {
     cure: "separate the names by \";\" and use those of the containers",
     leads_to: &[],
     source: WEBHOOK,
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(|case| {
         let unknown = case.pod.skipped().filter(|name| !case.pod.containers.iter().any(|c| c.name == **name));
         let found = unknown.map(|name| {
@@ -384,6 +414,9 @@ static S11: Check = Check {
     cure: "drop the annotation azure.workload.identity/inject-proxy-sidecar from the pod template",
     leads_to: &[],
     source: WEBHOOK,
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(|case| {
         let value = case.pod.annotations.get(keys::PROXY).filter(|value| !value.eq_ignore_ascii_case("true"));
         let found = |value: &String| Found::new(format!("{} is {value:?}, and yet the proxy is injected", keys::PROXY));
@@ -400,6 +433,9 @@ static S12: Check = Check {
     cure: "drop the proxy's annotation, or hostNetwork",
     leads_to: &[],
     source: WEBHOOK,
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[Run::Pod(|case| {
         let has_both = case.pod.host_network && case.pod.annotations.contains_key(keys::PROXY);
         let is_refused = has_both && case.pod.is_labelled();

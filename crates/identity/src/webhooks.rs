@@ -1,7 +1,7 @@
 //! The webhook that injects identities: whether it is there, is called after us, and answers.
 
 use super::{
-    Check, Run,
+    Check, Input, Run,
     finding::{Found, Object, Severity},
     index::{Index, PodCase},
     pods::excluded_by,
@@ -25,6 +25,9 @@ static W1: Check = Check {
     cure: "az aks update --resource-group RESOURCE_GROUP --name CLUSTER --enable-oidc-issuer --enable-workload-identity",
     leads_to: &[],
     source: "MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-deploy-cluster.md",
+    needs: &[Input::Cluster, Input::Webhooks],
+    optional: &[],
+    transient: true,
     run: &[Run::Cluster(|index| {
         let cluster = &index.seen.cluster;
         let is_wanted = cluster.service_accounts.iter().any(|account| account.client_id().is_some())
@@ -53,6 +56,9 @@ static W2: Check = Check {
     cure: "give Spillway's configuration its name aci-spillway, which sorts before azure-wi-webhook-mutating-webhook-configuration",
     leads_to: &[],
     source: "kubernetes/apiserver pkg/admission/configuration/mutating_webhook_manager.go; kubernetes/apiserver pkg/admission/plugin/webhook/mutating/dispatcher.go",
+    needs: &[Input::Cluster, Input::Webhooks],
+    optional: &[],
+    transient: true,
     run: &[Run::Cluster(wrong_order), Run::Pod(labelled_in_vain)],
 };
 
@@ -91,6 +97,9 @@ static W3: Check = Check {
     cure: "kubectl --namespace kube-system get pods --selector azure-workload-identity.io/system=true --output wide",
     leads_to: &[],
     source: "Azure/AKS#5686; Azure/azure-workload-identity deploy/azure-wi-webhook.yaml",
+    needs: &[Input::Cluster, Input::Webhooks],
+    optional: &[],
+    transient: true,
     run: &[Run::Cluster(|index| {
         let mut all = Vec::new();
         for (configuration, webhook) in index.injectors().into_iter().flatten() {

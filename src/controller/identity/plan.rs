@@ -7,7 +7,9 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::report::{self, Memory, Sources, State, Told};
 use crate::{
-    identity::{AccountName, Finding, Object, Seen, Severity, azure::Identity as Managed, seen::Pod},
+    identity::{
+        AccountName, Check, Finding, Input, Object, Seen, Severity, azure::Identity as Managed, check_of, seen::Pod,
+    },
     telemetry::FindingLabels,
 };
 
@@ -58,24 +60,11 @@ pub(super) struct Grounds {
     unasked: HashSet<AccountName>,
     /// The names of the identities whose credentials are known; of those that share a name, all must be.
     identities: HashSet<String>,
-    known: HashSet<Ground>,
+    known: HashSet<Input>,
+    knows_all_identities: bool,
     /// Nobody has to be asked for credentials.
     has_no_sources: bool,
     at: Timestamp,
-}
-
-/// Something that was read in full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Ground {
-    Cluster,
-    /// There are sources of credentials, and all have answered.
-    Credentials,
-    AllIdentities,
-    Webhooks,
-    Grants,
-    Nodes,
-    Issuer,
-    Discovery,
 }
 
 /// What has become of a finding that is there no more.
@@ -97,72 +86,70 @@ impl Grounds {
         let unread: HashSet<_> =
             identities().filter(|one| one.credentials.is_err()).map(Managed::display_name).collect();
         let read = identities().map(Managed::display_name).filter(|name| !unread.contains(name));
-        let known = [
-            (Ground::Cluster, cluster.is_whole),
-            (Ground::Credentials, has_credentials && seen.azure.is_some()),
-            (Ground::AllIdentities, seen.azure.as_ref().is_some_and(|azure| azure.unseen.is_none())),
-            (Ground::Webhooks, cluster.webhooks.is_some() && cluster.endpoints.is_some()),
+        let known = Input::ALL.into_iter().filter(|input| match input {
+            Input::Cluster => cluster.is_whole,
+            Input::Credentials => has_credentials && seen.azure.is_some(),
+            Input::Webhooks => cluster.webhooks.is_some() && cluster.endpoints.is_some(),
             // They are read once something uses a binding.
-            (Ground::Grants, cluster.grants.is_some() || !cluster.pods.iter().any(Pod::uses_binding)),
-            (Ground::Nodes, has_nodes),
-            (Ground::Issuer, !seen.issuers.is_empty()),
-            (Ground::Discovery, has_discovery),
-        ];
+            Input::Grants => cluster.grants.is_some() || !cluster.pods.iter().any(Pod::uses_binding),
+            Input::Nodes => has_nodes,
+            Input::Issuer => !seen.issuers.is_empty(),
+            Input::Discovery => has_discovery,
+        });
         Self {
             accounts: accounts.map(|account| (account.name.clone(), account.uid.clone())).collect(),
             unasked,
             identities: read.map(str::to_owned).collect(),
-            known: known.into_iter().filter_map(|(ground, is_known)| is_known.then_some(ground)).collect(),
+            known: known.collect(),
+            knows_all_identities: seen.azure.as_ref().is_some_and(|azure| azure.unseen.is_none()),
             has_no_sources: has_credentials && seen.azure.is_none(),
             at: seen.at,
         }
     }
 
-    fn knows(&self, grounds: &[Ground]) -> bool {
-        grounds.iter().all(|ground| self.known.contains(ground))
+    fn knows(&self, inputs: &[Input]) -> bool {
+        inputs.iter().all(|input| self.known.contains(input))
     }
 
     fn fate(&self, told: &Told, in_doubt: &HashSet<&AccountName>) -> Fate {
-        let can_tell = match (told.object.kind.as_str(), told.id.as_str(), told.id.get(..1)) {
-            ("ServiceAccount", id, family) => {
-                let Some(name) = account(&told.object).filter(|name| self.accounts.contains_key(name)) else {
-                    return if self.knows(&[Ground::Cluster]) { Fate::Gone } else { Fate::CannotTell };
-                };
-                let is_in_doubt = in_doubt.contains(&name) || self.unasked.contains(&name);
-                let needed: &[Ground] = match (id, family) {
-                    (_, Some("F")) | ("S5" | "S6", _) if is_in_doubt => return Fate::CannotTell,
-                    (_, Some("F")) => &[Ground::Cluster, Ground::Credentials, Ground::Issuer],
-                    // In part they are of the account alone; whether it was that part is not known.
-                    ("S5" | "S6", _) if self.has_no_sources => return Fate::Gone,
-                    ("S5" | "S6", _) => &[Ground::Cluster, Ground::Credentials],
-                    (_, Some("B")) => &[Ground::Cluster, Ground::Grants],
-                    (_, Some("W")) => &[Ground::Cluster, Ground::Webhooks],
-                    ("P6", _) => &[Ground::Cluster, Ground::Nodes],
-                    _ => &[Ground::Cluster],
-                };
-                self.knows(needed)
+        // Another version of Spillway made it: this one cannot say whether it is mended.
+        let Some(check) = check_of(&told.id) else { return Fate::Gone };
+        match told.object.kind.as_str() {
+            "ServiceAccount" => self.fate_of_account(check, &told.object, in_doubt),
+            "ManagedIdentity" if !self.identities.contains(&told.object.name) => {
+                let is_gone = self.knows(&[Input::Credentials]) && self.knows_all_identities;
+                if is_gone { Fate::Gone } else { Fate::CannotTell }
             }
-            ("ManagedIdentity", ..) if !self.identities.contains(&told.object.name) => {
-                let is_gone = self.knows(&[Ground::Credentials, Ground::AllIdentities]);
-                return if is_gone { Fate::Gone } else { Fate::CannotTell };
-            }
-            ("ManagedIdentity", ..) => self.knows(&[Ground::Cluster, Ground::Credentials, Ground::Issuer]),
-            (_, _, Some("I")) => self.knows(&[Ground::Issuer, Ground::Discovery]),
-            _ => self.knows(&[Ground::Cluster, Ground::Webhooks]),
+            _ => self.if_known(check.needs),
+        }
+    }
+
+    fn fate_of_account(&self, check: &Check, object: &Object, in_doubt: &HashSet<&AccountName>) -> Fate {
+        let Some(name) = account(object).filter(|name| self.accounts.contains_key(name)) else {
+            return if self.knows(&[Input::Cluster]) { Fate::Gone } else { Fate::CannotTell };
         };
-        if can_tell { Fate::Mended } else { Fate::CannotTell }
+        if check.reads_input(Input::Credentials) && (in_doubt.contains(&name) || self.unasked.contains(&name)) {
+            return Fate::CannotTell;
+        }
+        // It may have rested on them or not: without them, nobody can say whether it is mended.
+        if check.optional.contains(&Input::Credentials) && self.has_no_sources {
+            return Fate::Gone;
+        }
+        match self.if_known(check.optional) {
+            Fate::Mended => self.if_known(check.needs),
+            other => other,
+        }
+    }
+
+    fn if_known(&self, inputs: &[Input]) -> Fate {
+        if self.knows(inputs) { Fate::Mended } else { Fate::CannotTell }
     }
 }
 
 /// Whether a finding says something of credentials that were not asked for yet.
 pub(super) fn is_premature(finding: &Finding, basis: &Basis) -> bool {
-    finding.check.id.starts_with('F')
+    finding.check.needs.contains(&Input::Credentials)
         && finding.service_account.as_ref().is_some_and(|name| basis.unasked.contains(name))
-}
-
-/// Whether a finding rests on pods or webhooks: those of a CronJob come and go, and so do endpoints in a rollout.
-fn comes_and_goes(told: &Told) -> bool {
-    !matches!(told.id.get(..1), Some("F" | "I"))
 }
 
 fn account(object: &Object) -> Option<AccountName> {
@@ -220,7 +207,9 @@ pub(super) fn plan(before: &Memory, findings: &[Finding], grounds: &Grounds, sou
         match grounds.fate(gone, &in_doubt) {
             Fate::Mended => {
                 let since = state.absent_since.unwrap_or(grounds.at);
-                if comes_and_goes(gone) && grounds.at.duration_since(since) < HEAL_AFTER {
+                if check_of(&gone.id).is_some_and(|check| check.transient)
+                    && grounds.at.duration_since(since) < HEAL_AFTER
+                {
                     told.insert(gone.clone(), remembered(Some(since)));
                 } else {
                     events.push(mended(gone));
@@ -254,7 +243,7 @@ fn broken(told: &Told, Same { worst, count }: &Same<'_>) -> Planned {
 }
 
 fn mended(told: &Told) -> Planned {
-    let check = crate::identity::check_of(&told.id);
+    let check = check_of(&told.id);
     let title = check.map(|check| format!(", {}", check.title)).unwrap_or_default();
     let of = if told.object.kind == "ServiceAccount" { String::new() } else { format!("{}: ", told.object) };
     let note = format!("{of}{}{title}: not so any more", told.id);
@@ -312,7 +301,6 @@ mod tests {
     use super::*;
     use crate::identity::{
         azure::{Azure, Unread},
-        check_of,
         seen::{Cluster, Issuer, ServiceAccount},
     };
 
@@ -479,6 +467,12 @@ mod tests {
     }
 
     #[test]
+    fn a_finding_of_a_check_that_is_not_there_is_forgotten_without_an_event() {
+        let (rest, events) = left(["X1"], &grounds(&seen(&["web"])));
+        assert!(rest.is_empty() && events.is_empty(), "{rest:?} {events:?}");
+    }
+
+    #[test]
     fn without_sources_of_credentials_nothing_is_called_mended_that_rests_on_them() {
         let all = seen(&["web"]);
         let without = Seen { azure: None, ..all.clone() };
@@ -517,46 +511,37 @@ mod tests {
         let can_tell = match (told.object.kind.as_str(), told.id.as_str(), told.id.get(..1)) {
             ("ServiceAccount", id, family) => {
                 let Some(name) = account(&told.object).filter(|name| grounds.accounts.contains_key(name)) else {
-                    return if grounds.knows(&[Ground::Cluster]) { Fate::Gone } else { Fate::CannotTell };
+                    return if grounds.knows(&[Input::Cluster]) { Fate::Gone } else { Fate::CannotTell };
                 };
                 let is_in_doubt = in_doubt.contains(&name) || grounds.unasked.contains(&name);
-                let needed: &[Ground] = match (id, family) {
+                let needed: &[Input] = match (id, family) {
                     (_, Some("F")) | ("S5" | "S6", _) if is_in_doubt => return Fate::CannotTell,
-                    (_, Some("F")) => &[Ground::Cluster, Ground::Credentials, Ground::Issuer],
+                    (_, Some("F")) => &[Input::Cluster, Input::Credentials, Input::Issuer],
                     ("S5" | "S6", _) if grounds.has_no_sources => return Fate::Gone,
-                    ("S5" | "S6", _) => &[Ground::Cluster, Ground::Credentials],
-                    (_, Some("B")) => &[Ground::Cluster, Ground::Grants],
-                    (_, Some("W")) => &[Ground::Cluster, Ground::Webhooks],
-                    ("P6", _) => &[Ground::Cluster, Ground::Nodes],
-                    ("S1" | "S2" | "S3" | "S4" | "S7" | "S8" | "S9" | "S10" | "S11" | "S12", _) => &[Ground::Cluster],
-                    ("P1" | "P2" | "P3" | "P4" | "P5", _) => &[Ground::Cluster],
+                    ("S5" | "S6", _) => &[Input::Cluster, Input::Credentials],
+                    (_, Some("B")) => &[Input::Cluster, Input::Grants],
+                    (_, Some("W")) => &[Input::Cluster, Input::Webhooks],
+                    ("P6", _) => &[Input::Cluster, Input::Nodes],
+                    ("S1" | "S2" | "S3" | "S4" | "S7" | "S8" | "S9" | "S10" | "S11" | "S12", _) => &[Input::Cluster],
+                    ("P1" | "P2" | "P3" | "P4" | "P5", _) => &[Input::Cluster],
                     (id, _) => panic!("{id} is of no family that concerns service accounts"),
                 };
                 grounds.knows(needed)
             }
             ("ManagedIdentity", ..) if !grounds.identities.contains(&told.object.name) => {
-                let is_gone = grounds.knows(&[Ground::Credentials, Ground::AllIdentities]);
+                let is_gone = grounds.knows(&[Input::Credentials]) && grounds.knows_all_identities;
                 return if is_gone { Fate::Gone } else { Fate::CannotTell };
             }
-            ("ManagedIdentity", ..) => grounds.knows(&[Ground::Cluster, Ground::Credentials, Ground::Issuer]),
-            (_, _, Some("I")) => grounds.knows(&[Ground::Issuer, Ground::Discovery]),
-            _ => grounds.knows(&[Ground::Cluster, Ground::Webhooks]),
+            ("ManagedIdentity", ..) => grounds.knows(&[Input::Cluster, Input::Credentials, Input::Issuer]),
+            (_, _, Some("I")) => grounds.knows(&[Input::Issuer, Input::Discovery]),
+            _ => grounds.knows(&[Input::Cluster, Input::Webhooks]),
         };
         if can_tell { Fate::Mended } else { Fate::CannotTell }
     }
 
     #[test]
     fn each_check_is_mended_on_the_same_grounds_as_by_its_id() {
-        const ALL: [Ground; 8] = [
-            Ground::Cluster,
-            Ground::Credentials,
-            Ground::AllIdentities,
-            Ground::Webhooks,
-            Ground::Grants,
-            Ground::Nodes,
-            Ground::Issuer,
-            Ground::Discovery,
-        ];
+        const ALL: [Input; 7] = Input::ALL;
         let name = |name: &str| AccountName { namespace: "shop".to_owned(), name: name.to_owned() };
         let (web, other) = (name("web"), name("other"));
         for check in crate::identity::checks() {
@@ -574,8 +559,8 @@ mod tests {
                     kind => Object::global(kind, "web"),
                 };
                 let told = told(check.id, object);
-                assert_eq!(comes_and_goes(&told), !is_of_family(&["F", "I"]), "{}", check.id);
-                for bits in 0..1_u32 << (ALL.len() + 5) {
+                assert_eq!(check.transient, !is_of_family(&["F", "I"]), "{}", check.id);
+                for bits in 0..1_u32 << (ALL.len() + 6) {
                     let bit = |at: usize| bits & 1 << at != 0;
                     let flag = |at: usize| bit(ALL.len() + at);
                     let known = ALL.into_iter().enumerate().filter(|(at, _)| bit(*at)).map(|(_, ground)| ground);
@@ -584,6 +569,7 @@ mod tests {
                         unasked: flag(1).then(|| web.clone()).into_iter().collect(),
                         identities: flag(2).then(|| "web".to_owned()).into_iter().collect(),
                         known: known.collect(),
+                        knows_all_identities: flag(5),
                         has_no_sources: flag(3),
                         at: Timestamp::UNIX_EPOCH,
                     };
