@@ -43,8 +43,8 @@ pub(crate) fn decide(surroundings: &Surroundings, body: &[u8]) -> Result<Vec<u8>
         virtual_nodes: &surroundings.virtual_nodes,
         ..Facts::only(ServiceAccount::WithClientId)
     };
-    let decision = burst::decide(&review.pod, settings.as_ref(), &facts);
-    let patch = burst::json_patch(&review.pod, &decision);
-    let remarks = webhook::remarks(&review, settings.as_ref(), &decision);
+    let decision = burst::decide(&review.pod, &settings, &facts);
+    let patch = burst::json_patch(&review.pod, &decision).as_ref().map(admission::encode);
+    let remarks = webhook::remarks(&review, settings.as_known(), &decision);
     Ok(admission::allow(&review.uid, patch.as_deref(), &remarks))
 }

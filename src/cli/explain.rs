@@ -26,9 +26,11 @@ use super::{
     manifest::{self, Document, PodTemplate},
     print_out,
 };
+use json_patch::Patch as JsonPatch;
+
 use crate::{
     burst::{self, Decision, Outcome, Part, Verdict, reasons},
-    config::{Configuration, GenerationSetting, Overrides, Settings},
+    config::{Configuration, GenerationSetting, Overrides, PodSettings, Settings},
     eligibility::Finding,
 };
 
@@ -119,8 +121,8 @@ struct Explained<'a> {
     profile: Result<&'a str, NotCalled>,
     settings: Option<Settings<'a>>,
     decision: Decision<'a>,
-    /// The exact text that the webhook would send.
-    patch: Option<Vec<u8>>,
+    /// The operations that the webhook would send; empty if there is nothing to change.
+    patch: JsonPatch,
     /// The Services that the pod cannot reach without kube-proxy.
     cut_off: Vec<String>,
     /// Whether the pod is held to both generations only because nobody said which there are.
@@ -244,14 +246,15 @@ fn explain<'a>(
     let settings = profile
         .as_ref()
         .ok()
-        .and_then(|profile| configuration.settings(profile, &of_namespace, &Overrides::read(pod.annotations())));
+        .map(|profile| configuration.settings(profile, &of_namespace, &Overrides::read(pod.annotations())));
     let policies = facts.policies(&name);
     let account = facts.service_account(&name, pod.service_account());
-    let decision = match &profile {
-        Err(_) => Decision::opted_out(),
-        Ok(_) => burst::decide(&pod, settings.as_ref(), &facts.around(&name, namespace, account, &policies)),
+    let decision = match &settings {
+        None => Decision::opted_out(),
+        Some(settings) => burst::decide(&pod, settings, &facts.around(&name, namespace, account, &policies)),
     };
-    let patch = burst::json_patch(&pod, &decision);
+    let settings = settings.and_then(PodSettings::known);
+    let patch = burst::json_patch(&pod, &decision).unwrap_or_default();
     let opts_out = matches!(decision.outcome(Part::KubeProxy), Outcome::Added | Outcome::Kept);
     let services = if opts_out { facts.cluster_ips(&name) } else { Vec::new() };
     let cut_off = services.into_iter().map(str::to_owned).collect();
@@ -295,15 +298,10 @@ impl Explained<'_> {
         }
     }
 
-    /// The patch as JSON; an empty list when there is nothing to change.
-    fn operations(&self) -> anyhow::Result<json_patch::Patch> {
-        Ok(serde_json::from_slice(self.patch.as_deref().unwrap_or(b"[]"))?)
-    }
-
     /// The pod with the patch applied.
     fn admitted(&self) -> anyhow::Result<Value> {
         let mut pod = self.template.pod.clone();
-        json_patch::patch(&mut pod, &self.operations()?)?;
+        json_patch::patch(&mut pod, &self.patch)?;
         Ok(pod)
     }
 }

@@ -215,7 +215,7 @@ fn about_prefer(seen: &Seen<'_>, told: &mut Vec<(ObjectReference, Happening, Str
     let Some(autoscaler) = seen.autoscaler else { return };
     let prefer = seen.snapshot.namespaces().filter(|(_, namespace)| {
         let settings = seen.configuration.settings(&namespace.profile, &namespace.overrides, &Overrides::default());
-        settings.is_some_and(|settings| settings.mode.value == Mode::Prefer)
+        settings.as_known().is_some_and(|settings| settings.mode.value == Mode::Prefer)
     });
     for (name, _) in prefer {
         counts.prefer_drains += 1;

@@ -12,7 +12,6 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use json_patch::Patch as JsonPatch;
 use k8s_openapi::{
     api::core::v1::{Namespace, ObjectReference, Pod as ApiPod},
     jiff::Timestamp,
@@ -236,7 +235,7 @@ impl Decide<'_> {
         let settings = self.configuration.settings(&known.profile, &known.overrides, &overrides);
         let account = self.snapshot.service_account(namespace, pod.service_account());
         let facts = self.snapshot.facts(namespace, &known, account.unwrap_or(ServiceAccount::Unknown));
-        Some(burst::decide(pod, settings.as_ref(), &facts))
+        Some(burst::decide(pod, &settings, &facts))
     }
 
     /// Decides on a pod that waits, and gives it what it can still be given.
@@ -250,8 +249,7 @@ impl Decide<'_> {
             return Ok(Outcome::Right);
         }
         let Some(decision) = self.decide(&name.0, &view) else { return Ok(Outcome::Right) };
-        let patch =
-            burst::living_patch(&view, &decision).and_then(|patch| serde_json::from_slice::<JsonPatch>(&patch).ok());
+        let patch = burst::existing_pod_patch(&view, &decision);
         let version = pod.pointer("/metadata/resourceVersion").and_then(Value::as_str);
         let (Some(patch), Some(version)) = (patch, version) else { return Ok(Outcome::Right) };
         let outcome = write(self.context, name, "heal", &Patch::Json(guarded(version, patch))).await?;

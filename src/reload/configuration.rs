@@ -142,7 +142,7 @@ mod tests {
 
     fn mode(configuration: &Configuration) -> Mode {
         let none = config::Overrides::default();
-        configuration.settings("enabled", &none, &none).unwrap().mode.value
+        configuration.settings("enabled", &none, &none).known().unwrap().mode.value
     }
 
     #[tokio::test(start_paused = true)]

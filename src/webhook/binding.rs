@@ -6,6 +6,7 @@ use axum::{
     extract::{self, State},
     response::Response,
 };
+use json_patch::Patch as JsonPatch;
 
 use super::{App, body, guard::json};
 use crate::{
@@ -31,12 +32,13 @@ pub(super) async fn mutate_binding(State(app): State<Arc<App>>, request: extract
 async fn answer(app: &App, request: &BindingRequest<'_>) -> Vec<u8> {
     let (decision, patch) = decide(app, request).await;
     app.metrics.decided(Resource::Bindings, decision);
+    let patch = patch.as_ref().map(admission::encode);
     app.metrics.patched(patch.as_deref());
     admission::allow(&request.uid, patch.as_deref(), &Remarks::default())
 }
 
 /// A word for the metric, and the patch.
-async fn decide(app: &App, request: &BindingRequest<'_>) -> (&'static str, Option<Vec<u8>>) {
+async fn decide(app: &App, request: &BindingRequest<'_>) -> (&'static str, Option<JsonPatch>) {
     let BindingRequest { uid, namespace, pod, dry_run, binding } = request;
     let snapshot = app.cluster.snapshot();
     let node = binding.node().filter(|node| snapshot.virtual_nodes().iter().any(|known| known.name == *node));

@@ -48,14 +48,14 @@ async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
     let pod = &request.pod;
     let overrides = Overrides::read(pod.annotations());
     let settings = configuration.settings(&namespace.profile, &namespace.overrides, &overrides);
-    let service_account = service_account(app, request, settings.as_ref()).await;
+    let service_account = service_account(app, request, settings.as_known()).await;
     let snapshot = app.cluster.snapshot();
     let facts = snapshot.facts(&request.namespace, &namespace, service_account);
-    let decision = burst::decide(pod, settings.as_ref(), &facts);
-    let patch = burst::json_patch(pod, &decision);
-    report(app, request, settings.as_ref(), &decision);
+    let decision = burst::decide(pod, &settings, &facts);
+    let patch = burst::json_patch(pod, &decision).as_ref().map(admission::encode);
+    report(app, request, settings.as_known(), &decision);
     app.metrics.patched(patch.as_deref());
-    admission::allow(&request.uid, patch.as_deref(), &remarks(request, settings.as_ref(), &decision))
+    admission::allow(&request.uid, patch.as_deref(), &remarks(request, settings.as_known(), &decision))
 }
 
 /// Puts back what a re-applied pod has dropped.
@@ -74,6 +74,7 @@ fn answer_update(app: &App, configuration: &Configuration, request: &Request<'_>
         dry_run = request.dry_run,
         "pod restored",
     );
+    let patch = admission::encode(&patch);
     app.metrics.patched(Some(&patch));
     let remarks = Remarks { warnings: Vec::new(), audit: vec![("restored", added)] };
     admission::allow(&request.uid, Some(&patch), &remarks)

@@ -11,6 +11,7 @@ use proptest::{
 };
 use serde_json::Value;
 use spillway::{
+    admission,
     burst::{self, Facts, ServiceAccount},
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
@@ -81,13 +82,13 @@ fn decide_again(pod: &Value) -> Option<String> {
     let (text, configuration) = (pod.to_string(), Configuration::default());
     let view = serde_json::from_str(&text).unwrap();
     let overrides = Overrides::read(annotations(&view));
-    let settings = configuration.settings("high-scale", &Overrides::default(), &overrides).unwrap();
+    let settings = configuration.settings("high-scale", &Overrides::default(), &overrides);
     let labels = [("type", "virtual-kubelet"), ("virtualization", "virtualnode2"), ("kubernetes.io/os", "linux")];
     let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let nodes = [VirtualNode::new("virtualnode-0".to_owned(), labels)];
     let facts = Facts { virtual_nodes: &nodes, ..Facts::only(ServiceAccount::WithClientId) };
-    let decision = burst::decide(&view, Some(&settings), &facts);
-    burst::json_patch(&view, &decision).map(|patch| String::from_utf8(patch).unwrap())
+    let decision = burst::decide(&view, &settings, &facts);
+    burst::json_patch(&view, &decision).map(|patch| String::from_utf8(admission::encode(&patch)).unwrap())
 }
 
 fn annotations<'v>(pod: &'v spillway::pod::Pod<'_>) -> impl Iterator<Item = (&'v str, &'v str)> {

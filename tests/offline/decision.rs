@@ -22,8 +22,8 @@ fn decide_in(mode: &str, pod: &Value, profile: &str, account: ServiceAccount) ->
     let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let nodes = [VirtualNode::new("virtualnode-0".to_owned(), labels)];
     let facts = Facts { virtual_nodes: &nodes, ..Facts::only(account) };
-    let decision = burst::decide(&view, settings.as_ref(), &facts);
-    let patch: Option<Value> = burst::json_patch(&view, &decision).map(|patch| serde_json::from_slice(&patch).unwrap());
+    let decision = burst::decide(&view, &settings, &facts);
+    let patch: Option<Value> = burst::json_patch(&view, &decision).map(|patch| serde_json::to_value(&patch).unwrap());
     let mut after = pod.clone();
     if let Some(patch) = &patch {
         let patch: json_patch::Patch = serde_json::from_value(patch.clone()).unwrap();
@@ -139,7 +139,7 @@ proptest! {
         let (new_text, old_text, configuration) = (new.to_string(), old.to_string(), Configuration::default());
         let (new_view, old_view) = (from_json(&new_text).unwrap(), from_json(&old_text).unwrap());
         if let Some(patch) = burst::restore(&new_view, &old_view, &configuration.virtual_nodes) {
-            json_patch::patch(&mut new, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+            json_patch::patch(&mut new, &patch).unwrap();
         }
         prop_assert_eq!(pruned(&new["spec"]["affinity"]), pruned(&old["spec"]["affinity"]));
         prop_assert_eq!(&new["spec"]["tolerations"], &old["spec"]["tolerations"]);
@@ -259,11 +259,11 @@ fn admitted(configuration: &str, pod: &Value) -> Value {
     let json = pod.to_string();
     let view: Pod<'_> = from_json(&json).unwrap();
     let none = Overrides::default();
-    let settings = configuration.settings("high-scale", &none, &none).unwrap();
-    let decision = burst::decide(&view, Some(&settings), &Facts::only(ServiceAccount::Unknown));
+    let settings = configuration.settings("high-scale", &none, &none);
+    let decision = burst::decide(&view, &settings, &Facts::only(ServiceAccount::Unknown));
     let patch = burst::json_patch(&view, &decision).unwrap();
     let mut after = pod.clone();
-    json_patch::patch(&mut after, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+    json_patch::patch(&mut after, &patch).unwrap();
     after
 }
 

@@ -17,3 +17,4 @@ pub mod keys;
 pub mod pod;
 pub mod suggestions;
 mod words;
+pub mod workload_identity;

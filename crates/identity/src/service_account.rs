@@ -371,8 +371,9 @@ static S9: Check = Check {
 };
 
 fn bad_expiration(annotations: &Keys) -> Option<Found> {
-    let value =
-        annotations.get(keys::EXPIRATION).filter(|seconds| !spillway_core::burst::is_valid_expiration(seconds))?;
+    let value = annotations
+        .get(keys::EXPIRATION)
+        .filter(|seconds| !spillway_core::workload_identity::is_valid_expiration(seconds))?;
     Some(Found::new(format!("the token's lifetime {value:?} is no number of seconds from 3600 to 86400")))
 }
 

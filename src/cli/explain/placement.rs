@@ -138,7 +138,7 @@ mod tests {
     /// Of a pod with these annotations on this node.
     fn placement(annotations: &Value, node: &str) -> Placement {
         let (configuration, nothing) = (Configuration::default(), Overrides::default());
-        let settings = configuration.settings("enabled", &nothing, &nothing);
+        let settings = configuration.settings("enabled", &nothing, &nothing).known();
         let mut facts = Facts::new("enabled", &[], &configuration.virtual_nodes.selector);
         let node_of = |name: &str, labels: Value, taints: Value| Document {
             source: String::new(),

@@ -7,6 +7,7 @@ use similar::{ChangeTag, TextDiff};
 
 use super::{Explained, placement::Placement};
 use crate::{
+    admission,
     burst::{Outcome, Verdict, Why},
     cli::colours::Colours,
     config::{FULL_TAINT, Mode, Settings, Sourced},
@@ -277,7 +278,7 @@ fn value(one: &Explained<'_>) -> anyhow::Result<Value> {
         "ignored": ignored.collect::<Vec<_>>(),
         "unreachableServices": one.cut_off,
         "notTakenIntoAccount": one.unread,
-        "patch": one.operations()?,
+        "patch": one.patch,
     }))
 }
 
@@ -302,6 +303,11 @@ pub(super) fn yaml(explained: &[Explained<'_>]) -> anyhow::Result<Vec<u8>> {
 }
 
 pub(super) fn patches(explained: &[Explained<'_>]) -> Vec<u8> {
-    let lines = explained.iter().map(|one| one.patch.as_deref().unwrap_or(b"[]"));
-    lines.flat_map(|patch| [patch, b"\n"].concat()).collect()
+    let lines = explained.iter().map(|one| admission::encode(&one.patch));
+    lines
+        .flat_map(|mut patch| {
+            patch.push(b'\n');
+            patch
+        })
+        .collect()
 }

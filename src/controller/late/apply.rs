@@ -68,8 +68,9 @@ pub(super) async fn apply_tolerations(
     }
     let apply = async |pod: DuePod| {
         let namespace = namespaces.get(&pod.name.0).and_then(Option::as_ref);
-        let settings = namespace
-            .and_then(|namespace| configuration.settings(&namespace.profile, &namespace.overrides, &pod.overrides));
+        let settings = namespace.and_then(|namespace| {
+            configuration.settings(&namespace.profile, &namespace.overrides, &pod.overrides).known()
+        });
         // The namespace has changed since the plan. The watch will bring that too.
         if settings.is_none_or(|settings| settings.mode.value != Mode::Late) {
             return Ok(Outcome::Conflict);

@@ -61,7 +61,7 @@ impl Observation<'_> {
     /// The settings of a pod, if its namespace has opted in.
     pub(super) fn settings(&self, name: &Name, pod: &Waiting) -> Option<Settings<'_>> {
         let namespace = self.snapshot.namespace(&name.0)?;
-        self.configuration.settings(&namespace.profile, &namespace.overrides, &overrides(pod))
+        self.configuration.settings(&namespace.profile, &namespace.overrides, &overrides(pod)).known()
     }
 
     /// Returns whether no virtual node takes pods that have the toleration.
@@ -229,7 +229,7 @@ impl Candidate<'_> {
             resource_version: self.pod.resource_version.clone(),
             owner: self.pod.owned.owner(),
             overrides: overrides(self.pod),
-            patch: serde_json::from_slice(&patch).ok()?,
+            patch,
         })
     }
 }

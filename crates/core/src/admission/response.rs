@@ -4,6 +4,8 @@ use std::io::Write;
 
 use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 
+use json_patch::Patch;
+
 use crate::pod::push_string;
 
 /// What an answer says beside yes: to the person who asked, and to the audit log.
@@ -13,6 +15,12 @@ pub struct Remarks {
     pub warnings: Vec<String>,
     /// Names and values; in the audit log the name follows the webhook's own and a slash.
     pub audit: Vec<(&'static str, String)>,
+}
+
+/// Returns the JSON text of a patch, as it travels in an answer.
+pub fn encode(patch: &Patch) -> Vec<u8> {
+    // Writing to memory fails only for maps with keys that are not strings. A patch has none.
+    serde_json::to_vec(patch).unwrap_or_default()
 }
 
 /// The answer that admits the object, with a JSON patch (RFC 6902) or without one.

@@ -4,7 +4,9 @@
 //! (kubernetes `pkg/registry/core/pod/storage/storage.go`, `setPodNodeAndMetadata`): no second write, and no moment in which a
 //! pod on a virtual node is without them. The deletion cost orders the pods of ReplicaSets only: nothing else reads it.
 
-use super::patch::Patch;
+use json_patch::Patch as JsonPatch;
+
+use super::patch::PatchBuilder;
 use crate::{keys::PLACED_ON, pod::Binding};
 
 /// Annotation: pods of the lowest cost go first (Kubernetes, "ReplicaSet", pod deletion cost).
@@ -13,11 +15,11 @@ pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// The JSON patch of a Binding to a virtual node; nothing if it carries all that already.
 ///
 /// A cost of 0 is none. A pod or a Binding that has a deletion cost keeps it.
-pub fn binding_patch(binding: &Binding<'_>, pod_has_cost: bool, cost: i32) -> Option<Vec<u8>> {
+pub fn binding_patch(binding: &Binding<'_>, pod_has_cost: bool, cost: i32) -> Option<JsonPatch> {
     let is_ours = cost != 0 && !pod_has_cost && binding.annotation(DELETION_COST).is_none();
     let text = cost.to_string();
     let entries = [is_ours.then_some((DELETION_COST, text.as_str())), Some((PLACED_ON, "virtual"))];
-    let mut patch = Patch::new();
+    let mut patch = PatchBuilder::new();
     // A binding without metadata names no pod; the API server sends none.
     let annotations = binding.metadata.as_ref()?.annotations.as_ref();
     patch.set_entries("/metadata/annotations", annotations, entries.into_iter().flatten());
@@ -37,13 +39,13 @@ mod tests {
         let view: Binding<'_> = from_json(&text).unwrap();
         let mut after = binding.clone();
         if let Some(patch) = binding_patch(&view, pod_has_cost, cost) {
-            json_patch::patch(&mut after, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+            json_patch::patch(&mut after, &patch).unwrap();
         }
         after
     }
 
     #[test]
-    fn a_pod_on_a_virtual_node_costs_least_unless_it_has_a_cost_of_its_own() {
+    fn a_pod_on_a_virtual_node_gets_the_lowest_cost_unless_it_has_one() {
         let bare = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "v"}});
         let annotations = |binding: Value| binding["metadata"]["annotations"].clone();
         assert_eq!(annotations(after(&bare, false, -100)), json!({DELETION_COST: "-100", PLACED_ON: "virtual"}));
@@ -55,7 +57,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_binding_takes_the_patch_keeps_what_it_has_and_is_right_after_it(
+        fn every_binding_keeps_its_own_annotations(
             own in proptest::option::of(btree_map(select(vec![DELETION_COST, PLACED_ON, "a/b", "~", "x"]), "[a-z\"\\\\]{0,4}", 0..4)),
             pod_has_cost: bool, cost: i32,
         ) {

@@ -1,19 +1,13 @@
 //! The label without which Azure Workload Identity injects nothing.
 
-use super::{Added, Outcome, Part, ServiceAccount, Step, Why};
+use super::{Added, Outcome, Part, Step, Why};
 use crate::{
-    config::{BURST_LABEL, DISABLED, IdentityLabel, Settings},
+    config::{IdentityLabel, Settings},
     eligibility,
+    keys::{BURST_LABEL, DISABLED},
     pod::Pod,
+    workload_identity::{EXPIRATION, PROXY, PROXY_PORT, ServiceAccount, USE, USE_VALUE, is_valid_expiration},
 };
-
-/// Azure Workload Identity's webhook selects pods by this label with exactly the value `"true"`.
-pub(super) const KEY: &str = "azure.workload.identity/use";
-pub(super) const VALUE: &str = "true";
-
-pub(super) const EXPIRATION: &str = "azure.workload.identity/service-account-token-expiration";
-const PROXY: &str = "azure.workload.identity/inject-proxy-sidecar";
-const PROXY_PORT: &str = "azure.workload.identity/proxy-sidecar-port";
 
 /// Whether the decision on this pod depends on its service account.
 pub fn needs_service_account(pod: &Pod<'_>, settings: &Settings<'_>) -> bool {
@@ -30,7 +24,7 @@ pub(super) fn step(pod: &Pod<'_>, settings: &Settings<'_>, service_account: Serv
         (None, account) if would_be_refused(pod, account) => Outcome::Left(Why::WouldBeRefused),
         (None, _) => Outcome::Added,
     };
-    let was_added = pod.label(KEY) == Some(VALUE) && added.has(Part::IdentityLabel);
+    let was_added = pod.label(USE) == Some(USE_VALUE) && added.has(Part::IdentityLabel);
     Step { part: Part::IdentityLabel, outcome: if was_added { Outcome::Kept } else { outcome } }
 }
 
@@ -38,7 +32,7 @@ pub(super) fn step(pod: &Pod<'_>, settings: &Settings<'_>, service_account: Serv
 fn left_regardless(pod: &Pod<'_>, settings: &Settings<'_>) -> Option<Why> {
     if settings.identity_label.value == IdentityLabel::Off {
         Some(Why::IdentityOff)
-    } else if pod.label(KEY).is_some() {
+    } else if pod.label(USE).is_some() {
         Some(Why::LabelSetOnPod)
     } else if pod.label(BURST_LABEL) == Some(DISABLED) {
         Some(Why::OptedOut)
@@ -63,9 +57,4 @@ fn would_be_refused(pod: &Pod<'_>, account: ServiceAccount) -> bool {
         && (pod.spec.host_network == Some(true)
             || pod.annotation(PROXY_PORT).is_some_and(|port| !port.is_empty() && port.parse::<i32>().is_err()));
     bad_expiration || bad_proxy
-}
-
-/// Whether Azure Workload Identity takes this for a token's lifetime in seconds. Empty counts as absent.
-pub fn is_valid_expiration(seconds: &str) -> bool {
-    seconds.is_empty() || seconds.parse::<i64>().is_ok_and(|seconds| (3600..=86400).contains(&seconds))
 }

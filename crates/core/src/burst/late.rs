@@ -1,13 +1,15 @@
 //! What a pod gets that the webhook marked `late` and that has waited for a VM in vain.
 
-use super::{ADDED, Part, patch::Patch, placement};
+use json_patch::Patch as JsonPatch;
+
+use super::{ADDED, Part, patch::PatchBuilder, placement};
 use crate::{config::VirtualNodes, pod::Pod};
 
 /// The JSON patch that lets a living pod onto virtual nodes; nothing if it tolerates them already.
 ///
 /// Tolerations are the one constraint that can be loosened on a pod that exists, by adding some (kubernetes
 /// `pkg/apis/core/validation/validation.go`, `ValidatePodUpdate`); the scheduler then looks at the pod again.
-pub fn late_toleration(pod: &Pod<'_>, nodes: &VirtualNodes) -> Option<Vec<u8>> {
+pub fn late_toleration(pod: &Pod<'_>, nodes: &VirtualNodes) -> Option<JsonPatch> {
     if placement::is_tolerated(pod, nodes) {
         return None;
     }
@@ -16,7 +18,7 @@ pub fn late_toleration(pod: &Pod<'_>, nodes: &VirtualNodes) -> Option<Vec<u8>> {
         "" => toleration.to_owned(),
         others => format!("{toleration},{others}"),
     };
-    let mut patch = Patch::new();
+    let mut patch = PatchBuilder::new();
     let annotations = pod.metadata.annotations.as_ref();
     patch.set_entries("/metadata/annotations", annotations, [(ADDED, added.as_str())].into_iter());
     patch.append(format_args!("/spec/tolerations"), pod.spec.tolerations.is_some(), &nodes.toleration);
@@ -35,7 +37,7 @@ mod tests {
         let view: Pod<'_> = from_json(&text).unwrap();
         let patch = late_toleration(&view, &configuration.virtual_nodes)?;
         let mut pod = pod.clone();
-        json_patch::patch(&mut pod, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+        json_patch::patch(&mut pod, &patch).unwrap();
         Some(pod)
     }
 

@@ -5,110 +5,48 @@
 
 mod binding;
 mod decision;
+mod existing_pod;
 mod identity_label;
 mod late;
-mod living;
 mod network;
 mod patch;
 mod placement;
 pub mod reasons;
 mod restore;
 
-use std::collections::BTreeMap;
-
 pub use binding::{DELETION_COST, binding_patch};
 pub use decision::{Added, Decision, Outcome, Part, Step, Verdict, Why};
-pub use identity_label::{is_valid_expiration, needs_service_account};
+pub use existing_pod::existing_pod_patch;
+pub use identity_label::needs_service_account;
 pub use late::late_toleration;
-pub use living::living_patch;
 pub use patch::json_patch;
 pub use restore::restore;
 
 use self::placement::Form;
 use crate::{
-    config::{BURST_LABEL, DISABLED, Mode, Settings},
-    eligibility::{self, Finding, NetworkPolicy, Severity, Surroundings, VirtualNode},
+    config::{Mode, PodSettings, Settings},
+    eligibility::{self, ClusterContext, Finding, Overflow, Severity},
+    keys::{BURST_LABEL, DISABLED},
     pod::Pod,
 };
 
 pub use crate::keys::{ADDED, DECISION, PLACED_ON, UNSCHEDULABLE_SINCE};
-
-/// What is known of the service account that a pod runs as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ServiceAccount {
-    /// It carries the annotation `azure.workload.identity/client-id` with a value.
-    WithClientId,
-    /// It does, but also a token expiration that Azure Workload Identity refuses.
-    WithBadExpiration,
-    /// It does not.
-    WithoutClientId,
-    /// It could not be looked up.
-    Unknown,
-}
-
-impl ServiceAccount {
-    /// What the annotations of a service account say.
-    pub fn of_annotations<'k>(annotations: impl Iterator<Item = (&'k str, &'k str)>) -> Self {
-        let (mut has_client_id, mut bad_expiration) = (false, false);
-        for (key, value) in annotations {
-            has_client_id |= key == "azure.workload.identity/client-id" && !value.trim().is_empty();
-            bad_expiration |= key == identity_label::EXPIRATION && !identity_label::is_valid_expiration(value);
-        }
-        match (has_client_id, bad_expiration) {
-            (false, _) => Self::WithoutClientId,
-            (true, true) => Self::WithBadExpiration,
-            (true, false) => Self::WithClientId,
-        }
-    }
-}
-
-/// What is known of the cluster when a pod is decided on.
-#[derive(Debug, Clone, Copy)]
-pub struct Facts<'f> {
-    /// The service account that the pod runs as.
-    pub service_account: ServiceAccount,
-    /// The pod's namespace; empty when it is not known.
-    pub namespace: &'f str,
-    /// The virtual nodes; none when none is known.
-    pub virtual_nodes: &'f [VirtualNode],
-    /// Labels of the pod's namespace.
-    pub namespace_labels: &'f BTreeMap<String, String>,
-    /// Annotations of the pod's namespace.
-    pub namespace_annotations: &'f BTreeMap<String, String>,
-    /// The NetworkPolicies of the pod's namespace.
-    pub network_policies: &'f [NetworkPolicy],
-}
-
-impl Facts<'_> {
-    /// When nothing is known but the service account.
-    pub const fn only(service_account: ServiceAccount) -> Facts<'static> {
-        static NOTHING: BTreeMap<String, String> = BTreeMap::new();
-        Facts {
-            service_account,
-            namespace: "",
-            virtual_nodes: &[],
-            namespace_labels: &NOTHING,
-            namespace_annotations: &NOTHING,
-            network_policies: &[],
-        }
-    }
-}
+pub use crate::{eligibility::ClusterContext as Facts, workload_identity::ServiceAccount};
 
 /// Decides on a pod.
 ///
-/// `settings` is nothing when the pod's namespace names a profile that does not exist: such a pod stays, and nothing is added
-/// but the decision. Deciding on a pod that already carries the result changes nothing; deciding on one that has changed since
+/// A pod whose namespace names an unknown profile stays, and gets nothing but the decision. Deciding on a pod that already carries the result changes nothing; deciding on one that has changed since
 /// withdraws what no longer fits.
-pub fn decide<'a>(pod: &Pod<'_>, settings: Option<&Settings<'a>>, facts: &Facts<'_>) -> Decision<'a> {
+pub fn decide<'a>(pod: &Pod<'_>, settings: &PodSettings<'a>, cluster: &ClusterContext<'_>) -> Decision<'a> {
     if pod.label(BURST_LABEL) == Some(DISABLED) {
         return Decision::opted_out();
     }
     let added = Added::read(pod);
-    let Some(settings) = settings else {
+    let PodSettings::Known(settings) = settings else {
         return Decision::unknown_profile(&added);
     };
-    let identity = identity_label::step(pod, settings, facts.service_account, &added);
-    let (refusals, mut notes, accepted) = judge(pod, settings, facts, identity.outcome == Outcome::Added);
+    let identity = identity_label::step(pod, settings, cluster.service_account, &added);
+    let (refusals, mut notes, accepted) = judge(pod, settings, cluster, identity.outcome == Outcome::Added);
     if identity.outcome == Outcome::Left(Why::WouldBeRefused) {
         notes.push(Finding::plain(&reasons::IDENTITY_WOULD_BE_REFUSED));
     }
@@ -143,32 +81,19 @@ pub fn decide<'a>(pod: &Pod<'_>, settings: Option<&Settings<'a>>, facts: &Facts<
 fn judge(
     pod: &Pod<'_>,
     settings: &Settings<'_>,
-    facts: &Facts<'_>,
+    cluster: &ClusterContext<'_>,
     gets_identity_label: bool,
 ) -> (Vec<Finding>, Vec<Finding>, Vec<Finding>) {
     if settings.mode.value == Mode::Off {
         return (vec![Finding::plain(&reasons::MODE_OFF)], Vec::new(), Vec::new());
     }
-    let Facts {
-        service_account: _,
-        namespace,
-        virtual_nodes,
-        namespace_labels,
-        namespace_annotations,
-        network_policies,
-    } = *facts;
-    let surroundings = Surroundings {
-        namespace,
-        gets_identity_label,
-        virtual_nodes,
+    let overflow = Overflow {
         generations: settings.virtual_nodes.generations(),
         toleration: settings.virtual_nodes.toleration_fields(),
-        namespace_labels,
-        namespace_annotations,
-        network_policies,
+        gets_identity_label,
     };
     let (mut refusals, mut notes, mut accepted) = (Vec::new(), Vec::new(), Vec::new());
-    for finding in eligibility::findings(pod, &surroundings) {
+    for finding in eligibility::findings(pod, cluster, overflow) {
         match finding.reason.severity {
             Severity::Refusal if settings.allows(finding.reason) => accepted.push(finding),
             Severity::Refusal => refusals.push(finding),

@@ -7,30 +7,32 @@
 
 mod operations;
 
+use json_patch::Patch as JsonPatch;
 use serde::Serialize;
 
 use self::operations::Field;
-pub(super) use self::operations::{Escaped, Patch};
+pub(super) use self::operations::{Escaped, PatchBuilder};
 use super::{
-    ADDED, Added, DECISION, Decision, Outcome, Part, Verdict, identity_label, network,
+    ADDED, Added, DECISION, Decision, Outcome, Part, Verdict, network,
     placement::{self, Form},
 };
 use crate::{
     config::VirtualNodes,
     pod::{NodeSelectorTerm, Pod},
+    workload_identity::{USE, USE_VALUE},
 };
 
 pub(super) const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 pub(super) const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 
 /// The patch that carries out a decision on the very pod it was made for; nothing when there is nothing to change.
-pub fn json_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<Vec<u8>> {
+pub fn json_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<JsonPatch> {
     if decision.verdict == Verdict::OptedOut {
         return None;
     }
-    let (mut patch, record) = (Patch::new(), Added::read(pod));
+    let (mut patch, record) = (PatchBuilder::new(), Added::read(pod));
     let is_labelled = decision.outcome(Part::IdentityLabel) == Outcome::Added;
-    let label = is_labelled.then_some((identity_label::KEY, identity_label::VALUE));
+    let label = is_labelled.then_some((USE, USE_VALUE));
     patch.set_entries("/metadata/labels", pod.metadata.labels.as_ref(), label.into_iter());
     set_annotations(&mut patch, pod, decision, &record);
     if let Some(nodes) = decision.virtual_nodes {
@@ -40,7 +42,7 @@ pub fn json_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<Vec<u8>> {
     patch.finish()
 }
 
-pub(super) fn set_annotations(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, record: &Added) {
+pub(super) fn set_annotations(patch: &mut PatchBuilder, pod: &Pod<'_>, decision: &Decision<'_>, record: &Added) {
     const PATH: &str = "/metadata/annotations";
     let verdict = decision.verdict.to_string();
     let added = added_value(pod, decision, record);
@@ -93,7 +95,13 @@ fn our_terms(pod: &Pod<'_>, decision: &Decision<'_>, outcome: Outcome, record: &
     (ours.len() < all).then_some(ours)
 }
 
-fn change_toleration(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, nodes: &VirtualNodes, record: &Added) {
+fn change_toleration(
+    patch: &mut PatchBuilder,
+    pod: &Pod<'_>,
+    decision: &Decision<'_>,
+    nodes: &VirtualNodes,
+    record: &Added,
+) {
     const PATH: &str = "/spec/tolerations";
     match decision.outcome(Part::Toleration) {
         Outcome::Added => patch.append(format_args!("{PATH}"), pod.spec.tolerations.is_some(), &nodes.toleration),
@@ -107,7 +115,13 @@ fn change_toleration(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, 
 }
 
 /// Takes away the form that is not wanted, then adds the one that is.
-fn change_affinity(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, nodes: &VirtualNodes, record: &Added) {
+fn change_affinity(
+    patch: &mut PatchBuilder,
+    pod: &Pod<'_>,
+    decision: &Decision<'_>,
+    nodes: &VirtualNodes,
+    record: &Added,
+) {
     if decision.form != Form::Preferred {
         withdraw_preferred_term(patch, pod, nodes, record);
     }
@@ -124,7 +138,7 @@ fn change_affinity(patch: &mut Patch, pod: &Pod<'_>, decision: &Decision<'_>, no
     }
 }
 
-fn require_virtual_nodes(patch: &mut Patch, pod: &Pod<'_>, nodes: &VirtualNodes) {
+fn require_virtual_nodes(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &VirtualNodes) {
     if pod.required_node_affinity().is_none() {
         return add_required_term(patch, pod, nodes);
     }
@@ -136,19 +150,19 @@ fn require_virtual_nodes(patch: &mut Patch, pod: &Pod<'_>, nodes: &VirtualNodes)
 }
 
 /// Adds a required node affinity to a pod that has none.
-pub(super) fn add_required_term(patch: &mut Patch, pod: &Pod<'_>, nodes: &VirtualNodes) {
+pub(super) fn add_required_term(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &VirtualNodes) {
     let term = Preference { match_expressions: [Expression::new(nodes, "In")] };
     add_node_affinity_field(patch, pod, REQUIRED, &NodeSelector { node_selector_terms: [term] });
 }
 
-fn withdraw_preferred_term(patch: &mut Patch, pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
+fn withdraw_preferred_term(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
     if let Some(i) = placement::our_preferred_term(pod, nodes, added) {
         patch.remove(format_args!("/spec/affinity/nodeAffinity/{PREFERRED}/{i}"));
     }
 }
 
 /// A term that would be left empty matches no node at all, so its list goes with it.
-fn withdraw_expressions(patch: &mut Patch, pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
+fn withdraw_expressions(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
     const PATH: &str = "/spec/affinity/nodeAffinity";
     let is_ours_alone = |term: &NodeSelectorTerm<'_>| term.is_only(&nodes.selector.key, "In", &nodes.selector.value);
     for (i, position) in placement::our_expressions(pod, nodes, added) {
@@ -160,7 +174,7 @@ fn withdraw_expressions(patch: &mut Patch, pod: &Pod<'_>, nodes: &VirtualNodes, 
 }
 
 /// Appends to a list of the node affinity, with as many parents as are missing.
-fn add_node_affinity(patch: &mut Patch, pod: &Pod<'_>, field: &str, exists: bool, entry: &impl Serialize) {
+fn add_node_affinity(patch: &mut PatchBuilder, pod: &Pod<'_>, field: &str, exists: bool, entry: &impl Serialize) {
     if exists {
         patch.append(format_args!("/spec/affinity/nodeAffinity/{field}"), true, entry);
     } else {
@@ -169,7 +183,7 @@ fn add_node_affinity(patch: &mut Patch, pod: &Pod<'_>, field: &str, exists: bool
 }
 
 /// Adds a field of the node affinity, with as many parents as are missing.
-pub(super) fn add_node_affinity_field(patch: &mut Patch, pod: &Pod<'_>, field: &str, value: &impl Serialize) {
+pub(super) fn add_node_affinity_field(patch: &mut PatchBuilder, pod: &Pod<'_>, field: &str, value: &impl Serialize) {
     let affinity = pod.spec.affinity.as_ref();
     let field_only = Field::of(field, value);
     match (affinity, affinity.and_then(|affinity| affinity.node_affinity.as_ref())) {

@@ -4,20 +4,27 @@
 //! whole: what Spillway added to them at creation is gone, and the API server refuses the update, since a pod's tolerations can only
 //! grow and its affinity cannot change.
 
+use json_patch::Patch as JsonPatch;
+
 use super::{
-    ADDED, Added, DECISION, Part, identity_label, network,
-    patch::{Expression, PREFERRED, Patch, REQUIRED, add_node_affinity_field, add_required_term, preferred_term},
+    ADDED, Added, DECISION, Part, network,
+    patch::{
+        Expression, PREFERRED, PatchBuilder, REQUIRED, add_node_affinity_field, add_required_term, preferred_term,
+    },
     placement,
 };
-use crate::{config::VirtualNodes, pod::Pod};
+use crate::{
+    config::VirtualNodes,
+    pod::Pod,
+    workload_identity::{USE, USE_VALUE},
+};
 
 /// The patch that puts back into `new` what `spillway.dev/added` names and `old` has; nothing when it is all there.
-pub fn restore(new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes) -> Option<Vec<u8>> {
+pub fn restore(new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes) -> Option<JsonPatch> {
     let added = Added::read(old);
-    let mut patch = Patch::new();
-    let label = added.has(Part::IdentityLabel) && old.label(identity_label::KEY) == Some(identity_label::VALUE);
-    let label =
-        (label && new.label(identity_label::KEY).is_none()).then_some((identity_label::KEY, identity_label::VALUE));
+    let mut patch = PatchBuilder::new();
+    let label = added.has(Part::IdentityLabel) && old.label(USE) == Some(USE_VALUE);
+    let label = (label && new.label(USE).is_none()).then_some((USE, USE_VALUE));
     patch.set_entries("/metadata/labels", new.metadata.labels.as_ref(), label.into_iter());
 
     let lost =
@@ -37,7 +44,7 @@ pub fn restore(new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes) -> Option<Vec
 }
 
 /// In its old place, for an affinity that differs only in its order is a change too.
-fn restore_preferred_term(patch: &mut Patch, new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
+fn restore_preferred_term(patch: &mut PatchBuilder, new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
     let Some(place) = placement::our_preferred_term(old, nodes, added) else { return };
     if placement::our_preferred_term(new, nodes, added).is_some() {
         return;
@@ -52,7 +59,7 @@ fn restore_preferred_term(patch: &mut Patch, new: &Pod<'_>, old: &Pod<'_>, nodes
     }
 }
 
-fn restore_expressions(patch: &mut Patch, new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
+fn restore_expressions(patch: &mut PatchBuilder, new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
     let Some(required) = new.required_node_affinity() else {
         // The whole of it was ours.
         if placement::our_expressions(old, nodes, added).next().is_some() {

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_line_and_the_nearest_right_name() {
+    fn an_error_names_its_line_and_the_nearest_right_name() {
         for (text, expected) in [
             (
                 "network: {kubeproxy: keep}",
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_is_checked_by_default_and_azure_is_asked_where_its_cloud_answers() {
+    fn identity_checks_are_on_and_use_the_endpoint_of_the_cloud() {
         let identity = |text: &str| parse(&format!("{HEAD}identity: {{{text}}}")).unwrap().identity;
         let default = identity("");
         assert!(default.enabled && default.covers("shop") && default.credential_files.is_empty());
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_of_a_wrong_type_is_named_with_its_field_and_what_was_expected() {
+    fn a_wrong_type_is_reported_with_field_and_expected_type() {
         for (text, expected) in [
             ("mode: [prefer]", r#"line 3, column 7: mode: expected "prefer", "late", "bridge", "require" or "off""#),
             ("profiles: {~: {}}", "line 3, column 12: profiles: expected a string, got null"),

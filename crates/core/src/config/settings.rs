@@ -50,6 +50,33 @@ pub struct Sourced<T> {
     pub origin: Origin,
 }
 
+/// The settings for one pod, or why there are none.
+#[derive(Debug, Clone)]
+pub enum PodSettings<'a> {
+    /// The namespace names a profile that exists.
+    Known(Settings<'a>),
+    /// The namespace names a profile that does not exist.
+    UnknownProfile,
+}
+
+impl<'a> PodSettings<'a> {
+    /// Returns the settings, or `None` if the profile does not exist.
+    pub fn known(self) -> Option<Settings<'a>> {
+        match self {
+            Self::Known(settings) => Some(settings),
+            Self::UnknownProfile => None,
+        }
+    }
+
+    /// Returns the settings, or `None` if the profile does not exist.
+    pub fn as_known(&self) -> Option<&Settings<'a>> {
+        match self {
+            Self::Known(settings) => Some(settings),
+            Self::UnknownProfile => None,
+        }
+    }
+}
+
 /// The settings that apply to one pod.
 #[derive(Debug, Clone)]
 pub struct Settings<'a> {
@@ -184,13 +211,13 @@ fn did_you_mean_key(key: &str) -> String {
 }
 
 impl Configuration {
-    /// The settings for a pod of a namespace that names this profile, or nothing if no such profile exists.
-    pub fn settings(&self, profile: &str, namespace: &Overrides, pod: &Overrides) -> Option<Settings<'_>> {
-        let profile = self.profiles.get(profile)?;
+    /// Returns the settings for a pod of a namespace that names this profile.
+    pub fn settings(&self, profile: &str, namespace: &Overrides, pod: &Overrides) -> PodSettings<'_> {
+        let Some(profile) = self.profiles.get(profile) else { return PodSettings::UnknownProfile };
         let mut ignored = Vec::new();
         let namespace = namespace.permitted(Origin::Namespace, &self.overrides.namespace, &mut ignored);
         let pod = pod.permitted(Origin::Pod, &self.overrides.pod, &mut ignored);
-        Some(Settings { ignored, ..self.merge(Some(profile), &namespace, &pod) })
+        PodSettings::Known(Settings { ignored, ..self.merge(Some(profile), &namespace, &pod) })
     }
 
     /// The settings without any overrides of profile, namespace or pod.
@@ -308,7 +335,7 @@ mod tests {
             |value: Option<&str>| value.map_or_else(Overrides::default, |value| overrides(&[(key, value)]));
         let fields = |value: Option<&str>| value.map(field).unwrap_or_default();
         let config = file(&format!("{}\nprofiles: {{p: {{{}}}}}", fields(defaults), fields(profile)));
-        let settings = config.settings("p", &annotations(namespace), &annotations(pod)).unwrap();
+        let settings = config.settings("p", &annotations(namespace), &annotations(pod)).known().unwrap();
         assert_eq!(settings.ignored, [], "{key}");
         match key {
             MODE => (settings.mode.value.as_str().to_owned(), settings.mode.origin),
@@ -320,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pod_beats_its_namespace_beats_the_profile_beats_the_file_beats_the_default() {
+    fn precedence_is_pod_namespace_profile_file_default() {
         const LEVELS: [Origin; 5] = [Origin::Pod, Origin::Namespace, Origin::Profile, Origin::File, Origin::Default];
         let settings: [Setting; 4] = [
             (MODE, |value| format!("mode: {value}"), "prefer", ["late", "off"]),
@@ -354,19 +381,22 @@ mod tests {
         let none = Overrides::default();
         let on_profile = |value| Sourced { value, origin: Origin::Profile };
         let config = file("profiles: {high-scale: {identity: {label: off}, network: {dns: keep}}}");
-        let settings = config.settings("high-scale", &none, &none).unwrap();
+        let settings = config.settings("high-scale", &none, &none).known().unwrap();
         assert_eq!(settings.kube_proxy, on_profile(KubeProxy::OptOut));
         assert_eq!((settings.identity_label.value, settings.dns.value), (IdentityLabel::Off, Dns::Keep));
         let config = file("profiles: {high-scale: {network: {kubeProxy: keep}}}");
-        assert_eq!(config.settings("high-scale", &none, &none).unwrap().kube_proxy, on_profile(KubeProxy::Keep));
+        assert_eq!(
+            config.settings("high-scale", &none, &none).known().unwrap().kube_proxy,
+            on_profile(KubeProxy::Keep)
+        );
     }
 
     #[test]
-    fn a_pod_never_waits_less_for_a_vm_that_comes_than_for_one_that_does_not() {
+    fn late_max_is_never_below_late_after() {
         let none = Overrides::default();
         let max = |text: &str, pod: &Overrides| {
             let late = file(text);
-            late.settings("autoscaled", &none, pod).map(|settings| settings.late_max.as_secs())
+            late.settings("autoscaled", &none, pod).known().map(|settings| settings.late_max.as_secs())
         };
         assert_eq!(max("", &none), Some(600));
         assert_eq!(max("late: {max: 5m}\nprofiles: {autoscaled: {late: {max: 8m}}}", &none), Some(480));
@@ -377,18 +407,18 @@ mod tests {
     fn the_cap_of_a_namespace_is_its_profiles_or_the_files() {
         let none = Overrides::default();
         let config = file("maxPods: 50\nprofiles: {small: {maxPods: 5}, same: {}}");
-        let cap = |profile: &str| config.settings(profile, &none, &none).and_then(|settings| settings.max_pods);
+        let cap = |profile: &str| config.settings(profile, &none, &none).known().and_then(|settings| settings.max_pods);
         assert_eq!((cap("small"), cap("same")), (Some(5), Some(50)));
-        assert_eq!(file("").settings("enabled", &none, &none).and_then(|settings| settings.max_pods), None);
+        assert_eq!(file("").settings("enabled", &none, &none).known().and_then(|settings| settings.max_pods), None);
     }
 
     #[test]
     fn a_profile_that_does_not_exist_has_no_settings() {
         let config = Configuration::default();
         let none = Overrides::default();
-        assert!(config.settings("enabled", &none, &none).is_some());
+        assert!(config.settings("enabled", &none, &none).known().is_some());
         for unknown in ["false", "Enabled", "enabeld", "", "disabled"] {
-            assert!(config.settings(unknown, &none, &none).is_none(), "{unknown}");
+            assert!(config.settings(unknown, &none, &none).known().is_none(), "{unknown}");
         }
     }
 
@@ -409,7 +439,7 @@ mod tests {
             ("spillway.dev/allow", "Nonsense, RuntimeClass"),
         ]);
         let config = Configuration::default();
-        let settings = config.settings("enabled", &namespace, &pod).unwrap();
+        let settings = config.settings("enabled", &namespace, &pod).known().unwrap();
         assert_eq!(settings.mode, Sourced { value: Mode::Off, origin: Origin::Namespace });
         assert_eq!(settings.late_after, Sourced { value: Duration::from_secs(90), origin: Origin::Namespace });
         assert_eq!(settings.allowed.iter().map(|allowed| allowed.value.code).collect::<Vec<_>>(), ["RuntimeClass"]);
@@ -449,9 +479,9 @@ mod tests {
         ] {
             let set = overrides(&[(key, value)]);
             let (namespace, pod) = if on_pod { (&none, &set) } else { (&set, &none) };
-            let with = config.settings("enabled", namespace, pod).unwrap();
+            let with = config.settings("enabled", namespace, pod).known().unwrap();
             let without =
-                Settings { ignored: with.ignored.clone(), ..config.settings("enabled", &none, &none).unwrap() };
+                Settings { ignored: with.ignored.clone(), ..config.settings("enabled", &none, &none).known().unwrap() };
             let same = format!("{with:?}") == format!("{without:?}");
             assert_eq!((with.ignored.len(), same), (usize::from(forbidden), forbidden), "{key}={value} {on_pod}");
         }

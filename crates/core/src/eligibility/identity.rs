@@ -1,12 +1,9 @@
 //! Tokens of the pod's service account. On the first generation there are none since Kubernetes 1.24.
 
 use super::{Applies, Reason, Rule, Severity, at_fault};
-use crate::pod::Volume;
+use crate::{pod::Volume, workload_identity::USE};
 
 pub(super) const RULES: &[&Rule] = &[&API_TOKEN, &SERVICE_ACCOUNT_TOKEN, &WORKLOAD_IDENTITY];
-
-/// The label that asks Azure Workload Identity for a token.
-pub(super) const IDENTITY_LABEL: &str = "azure.workload.identity/use";
 
 static API_TOKEN: Rule = Rule {
     reason: Reason {
@@ -55,7 +52,7 @@ static WORKLOAD_IDENTITY: Rule = Rule {
     },
     reads: "metadata.labels[azure.workload.identity/use], also when Spillway is about to add it",
     check: |subject| {
-        let is_labelled = subject.pod.label(IDENTITY_LABEL) == Some("true");
-        (is_labelled || subject.surroundings.gets_identity_label).then(String::new)
+        let is_labelled = subject.pod.label(USE) == Some("true");
+        (is_labelled || subject.overflow.gets_identity_label).then(String::new)
     },
 };

@@ -7,6 +7,7 @@
 //! Wrongly "eligible" is an outage of that pod on the first generation, where it stays bound and nothing moves it back to a VM;
 //! wrongly "ineligible" is merely no overflow. So the rules are strict, and an owner can accept most of them by name.
 
+mod cluster_context;
 mod containers;
 mod environment;
 mod host;
@@ -20,19 +21,16 @@ mod platform;
 mod probes;
 mod reason;
 mod resources;
-mod surroundings;
 mod volumes;
 
-pub use reason::{Applies, Finding, Reason, Severity};
-pub use surroundings::{
-    Generation, Generations, LabelSelector, NAMESPACE_ANNOTATIONS, NAMESPACE_LABELS, NetworkPolicy, Requirement,
-    Surroundings, VirtualNode,
+pub use cluster_context::{
+    ClusterContext, Generation, Generations, LabelSelector, NAMESPACE_ANNOTATIONS, NAMESPACE_LABELS, NetworkPolicy,
+    Requirement, V2_LABEL, VirtualNode,
 };
-
-pub use surroundings::V2_LABEL;
+pub use reason::{Applies, Finding, Reason, Severity};
 
 pub use self::kind::{is_companion, is_confidential, is_image_cache, is_mirror};
-use crate::pod::Pod;
+use crate::pod::{Pod, TolerationFields};
 
 /// A rule about pods.
 #[derive(Debug)]
@@ -45,13 +43,26 @@ pub struct Rule {
     check: fn(&Subject<'_>) -> Option<String>,
 }
 
-/// A pod and what is known of the cluster around it.
+/// How a pod would overflow.
+#[derive(Debug, Clone, Copy)]
+pub struct Overflow<'s> {
+    /// The generations of virtual nodes that the configuration names; both for `auto`.
+    pub generations: Generations,
+    /// The toleration that Spillway would add.
+    pub toleration: TolerationFields<'s>,
+    /// `true` if Spillway is about to add the identity label.
+    pub gets_identity_label: bool,
+}
+
+/// A pod, the cluster around it, and how the pod would overflow.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'s> {
     /// The pod.
     pub pod: &'s Pod<'s>,
     /// The cluster.
-    pub surroundings: &'s Surroundings<'s>,
+    pub cluster: &'s ClusterContext<'s>,
+    /// How the pod would overflow.
+    pub overflow: Overflow<'s>,
     /// The generations that the pod could land on.
     pub candidates: Generations,
 }
@@ -84,9 +95,9 @@ pub fn rule(code: &str) -> Option<&'static Rule> {
 }
 
 /// Everything that the rules find in this pod, for every generation of virtual nodes that it could land on.
-pub fn findings(pod: &Pod<'_>, surroundings: &Surroundings<'_>) -> Vec<Finding> {
-    let candidates = placement::candidates(pod, surroundings);
-    let subject = Subject { pod, surroundings, candidates };
+pub fn findings(pod: &Pod<'_>, cluster: &ClusterContext<'_>, overflow: Overflow<'_>) -> Vec<Finding> {
+    let candidates = placement::candidates(pod, cluster.virtual_nodes, overflow.generations);
+    let subject = Subject { pod, cluster, overflow, candidates };
     let holds = |rule: &&Rule| rule.reason.applies.to_any_of(candidates);
     rules()
         .filter(holds)

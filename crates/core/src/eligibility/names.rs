@@ -22,7 +22,7 @@ static CONTAINER_GROUP_NAME: Rule = Rule {
     },
     reads: "metadata.{name,generateName}, the namespace",
     check: |subject| {
-        let namespace = Some(subject.surroundings.namespace).filter(|namespace| !namespace.is_empty())?;
+        let namespace = Some(subject.cluster.namespace).filter(|namespace| !namespace.is_empty())?;
         let metadata = &subject.pod.metadata;
         let (name, generated) = match (metadata.name.as_deref(), metadata.generate_name.as_deref()) {
             (Some(name), _) if !name.is_empty() => (name, 0),

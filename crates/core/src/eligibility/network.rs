@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
-use super::{Applies, Reason, Rule, Severity, Subject, at_fault, identity::IDENTITY_LABEL};
+use super::{Applies, Reason, Rule, Severity, Subject, at_fault};
+use crate::workload_identity::USE;
 
 pub(super) const RULES: &[&Rule] = &[&NETWORK_POLICY, &SERVICE_MESH, &RESERVED_PORT, &TOO_MANY_PORTS];
 
@@ -20,9 +21,9 @@ static NETWORK_POLICY: Rule = Rule {
     reads: "metadata.labels, also the one that Spillway is about to add, the namespace's NetworkPolicies",
     check: |subject| {
         // By the time a policy could be enforced, the pod has the label that Spillway is about to add.
-        let is_due = |key: &str| key == IDENTITY_LABEL && subject.surroundings.gets_identity_label;
+        let is_due = |key: &str| key == USE && subject.overflow.gets_identity_label;
         let label = |key: &str| if is_due(key) { Some("true") } else { subject.pod.label(key) };
-        let policies = subject.surroundings.network_policies.iter();
+        let policies = subject.cluster.network_policies.iter();
         let selecting = policies.filter(|policy| policy.pod_selector.selects(label));
         let names: Vec<_> = selecting.map(|policy| policy.name.as_str()).collect();
         (!names.is_empty()).then(|| names.join(", "))
@@ -107,7 +108,7 @@ fn ports(subject: &Subject<'_>) -> BTreeSet<i64> {
 
 /// Injected already, or to be: the pod's own word beats its namespace's, and a label beats the annotation of old.
 fn is_in_istio(subject: &Subject<'_>) -> bool {
-    let (pod, namespace) = (subject.pod, subject.surroundings.namespace_labels);
+    let (pod, namespace) = (subject.pod, subject.cluster.namespace_labels);
     let of_namespace = |key: &str| namespace.get(key).map(String::as_str);
     let has_proxy = pod.annotation("sidecar.istio.io/status").is_some() || has_container(subject, "istio-proxy");
 
@@ -126,7 +127,7 @@ fn is_in_istio(subject: &Subject<'_>) -> bool {
 
 fn is_in_linkerd(subject: &Subject<'_>) -> bool {
     const INJECT: &str = "linkerd.io/inject";
-    let of_namespace = || subject.surroundings.namespace_annotations.get(INJECT).map(String::as_str);
+    let of_namespace = || subject.cluster.namespace_annotations.get(INJECT).map(String::as_str);
     let inject = subject.pod.annotation(INJECT).or_else(of_namespace);
     has_container(subject, "linkerd-proxy") || matches!(inject, Some("enabled" | "ingress"))
 }

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Applies, Generation, Generations, Reason, Rule, Severity, Subject, Surroundings, V2_LABEL, VirtualNode};
+use super::{Applies, Generation, Generations, Reason, Rule, Severity, Subject, V2_LABEL, VirtualNode};
 use crate::pod::{NodeSelectorTerm, NodeView, Pod};
 
 pub(super) const RULES: &[&Rule] = &[
@@ -47,10 +47,10 @@ static TOLERATION_NOT_WHITELISTED: Rule = Rule {
     reads: "the namespace's annotation scheduler.alpha.kubernetes.io/tolerationsWhitelist",
     check: |subject| {
         let whitelist =
-            subject.surroundings.namespace_annotations.get("scheduler.alpha.kubernetes.io/tolerationsWhitelist")?;
+            subject.cluster.namespace_annotations.get("scheduler.alpha.kubernetes.io/tolerationsWhitelist")?;
         // What cannot be read, the plugin refuses whatever we do; an empty list restricts nothing.
         let whitelist: Vec<crate::pod::Toleration<'_>> = serde_json::from_str(whitelist).ok()?;
-        let ours = subject.surroundings.toleration;
+        let ours = subject.overflow.toleration;
         let permitted = whitelist.is_empty() || whitelist.iter().any(|entry| entry.permits(ours));
         (!permitted).then(String::new)
     },
@@ -114,8 +114,7 @@ static APART_FROM_ITSELF: Rule = Rule {
 /// where none is known any may come. One toleration opens both generations, so a node of the generation that the configuration
 /// does not name counts as well if it is there. Where the pod's constraints accept none, all that exist, so that every reason is
 /// listed.
-pub(super) fn candidates(pod: &Pod<'_>, surroundings: &Surroundings<'_>) -> Generations {
-    let Surroundings { virtual_nodes, generations: configured, .. } = *surroundings;
+pub(super) fn candidates(pod: &Pod<'_>, virtual_nodes: &[VirtualNode], configured: Generations) -> Generations {
     let add = |all: Generations, node: &VirtualNode| all.with(node.generation);
     let accepting = virtual_nodes.iter().filter(|node| accepts(pod, node.view()));
     if configured != Generations::BOTH {
@@ -146,7 +145,7 @@ fn asks_for_v2(pod: &Pod<'_>) -> bool {
 
 /// The virtual nodes of the generations that the configuration speaks of, or the documented ones where none is known.
 fn nodes<'s>(subject: &Subject<'s>) -> impl Iterator<Item = &'s VirtualNode> + use<'s> {
-    let Surroundings { virtual_nodes, generations, .. } = *subject.surroundings;
+    let (virtual_nodes, generations) = (subject.cluster.virtual_nodes, subject.overflow.generations);
     let is_meant = move |node: &&VirtualNode| generations.has(node.generation);
     let known = virtual_nodes.iter().any(|node| is_meant(&node));
     let nodes: &'s [VirtualNode] = if known { virtual_nodes } else { &*DOCUMENTED };

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn required_affinity_matches_a_node_exactly_when_the_scheduler_says_so() {
+    fn required_affinity_matches_as_the_scheduler_does() {
         let labels =
             [("type", "virtual-kubelet"), ("cores", "8"), ("empty", "")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         let node = NodeView { name: "virtual", labels: &labels };

@@ -18,7 +18,7 @@
 mod fields;
 mod skip;
 
-use std::{borrow::Cow, fmt, io::Write};
+use std::borrow::Cow;
 
 use serde_json::Number;
 
@@ -62,18 +62,6 @@ pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     out.extend_from_slice(text.as_bytes());
     out.push(b'"');
-}
-
-/// The same with what is displayed.
-pub(crate) fn push_display(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
-    let start = out.len();
-    // Writing to memory cannot fail.
-    let _ = write!(out, "\"{text}\"");
-    let written = out.get(start + 1..out.len() - 1).unwrap_or_default();
-    if plain_run(written) < written.len() {
-        out.truncate(start);
-        let _ = serde_json::to_writer(out, &text);
-    }
 }
 
 /// Why a text could not be read, and where.
@@ -367,7 +355,7 @@ mod tests {
     }
 
     /// Reads a type with both readers. `is_json` says whether serde_json can read the text at all.
-    fn compare<'t, T: Read<'t> + Deserialize<'t> + fmt::Debug>(
+    fn compare<'t, T: Read<'t> + Deserialize<'t> + std::fmt::Debug>(
         text: &'t str,
         is_json: bool,
     ) -> Result<(), TestCaseError> {

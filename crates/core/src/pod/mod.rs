@@ -27,7 +27,7 @@ pub use container::{
     Lifecycle, ObjectFieldSelector, Probe, VolumeMount,
 };
 pub use json::{JsonError, Read, Reader, from_json};
-pub(crate) use json::{field, fields, push_display, push_string};
+pub(crate) use json::{field, fields, push_string};
 pub use present::Present;
 pub use quantity::{MaybeQuantity, Quantity, QuantityError};
 pub use relevant::{Matters, Relevant};

@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_may_hold_text_or_numbers_and_mistakes_stay_where_they_are() {
+    fn a_quantity_is_text_or_number_and_may_be_invalid() {
         for (json, expected) in [
             (r#""500m""#, Quantity::parse("500m")),
             (r#"" 1 ""#, Quantity::parse("1")),

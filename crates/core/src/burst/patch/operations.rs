@@ -1,21 +1,23 @@
-//! JSON patch operations in the making: the text of a JSON array.
+//! Collects the operations of a JSON patch.
 
 use std::fmt;
 
+use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation, jsonptr::PointerBuf};
 use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::{Map, Value};
 
-use crate::pod::{StringMap, push_display, push_string};
+use crate::pod::StringMap;
 
-/// Operations written one after the other.
-pub(crate) struct Patch(Vec<u8>);
+/// Operations in the order in which they apply.
+pub(crate) struct PatchBuilder(Vec<PatchOperation>);
 
-impl Patch {
+impl PatchBuilder {
     pub(crate) fn new() -> Self {
-        const USUAL: usize = 1280; // all five parts take about 1,000 bytes
-        Self(Vec::with_capacity(USUAL))
+        const MOST: usize = 8; // two labels and annotations maps, their entries, toleration and affinity
+        Self(Vec::with_capacity(MOST))
     }
 
-    /// Sets entries of a map: adds the map when it is absent, and leaves out what stands there already.
+    /// Sets entries of a map: adds the map if it is absent, and skips entries that have the value already.
     pub(crate) fn set_entries<'e>(
         &mut self,
         path: &str,
@@ -24,65 +26,48 @@ impl Patch {
     ) {
         match existing {
             None => {
-                let entries: Vec<_> = entries.collect();
+                let entries: Map<_, _> = entries.map(|(key, value)| (key.to_owned(), Value::from(value))).collect();
                 if !entries.is_empty() {
-                    self.add(format_args!("{path}"), &Map(&entries));
+                    self.push_add(format_args!("{path}"), entries.into());
                 }
             }
             Some(existing) => {
                 for (key, value) in entries.filter(|(key, value)| existing.get(key) != Some(value)) {
-                    self.begin("add", format_args!("{path}/{}", Escaped(key)));
-                    self.0.extend(br#","value":"#);
-                    push_string(&mut self.0, value);
-                    self.0.push(b'}');
+                    self.push_add(format_args!("{path}/{}", Escaped(key)), value.into());
                 }
             }
         }
     }
 
-    /// Appends to a list, or adds the list when it is absent.
+    /// Appends to a list, or adds the list if it is absent.
     pub(crate) fn append(&mut self, path: fmt::Arguments<'_>, exists: bool, value: &impl Serialize) {
         if exists { self.add(format_args!("{path}/-"), value) } else { self.add(path, &[value]) }
     }
 
     pub(crate) fn add(&mut self, path: fmt::Arguments<'_>, value: &(impl Serialize + ?Sized)) {
-        self.begin("add", path);
-        self.0.extend(br#","value":"#);
-        // Writing to memory fails only for maps with keys that are no strings; there are none here.
-        let _ = serde_json::to_writer(&mut self.0, value);
-        self.0.push(b'}');
+        // This fails only for maps with keys that are not strings. There are none here.
+        if let Ok(value) = serde_json::to_value(value) {
+            self.push_add(path, value);
+        }
     }
 
     pub(crate) fn remove(&mut self, path: fmt::Arguments<'_>) {
-        self.begin("remove", path);
-        self.0.push(b'}');
+        self.0.extend(pointer(path).map(|path| PatchOperation::Remove(RemoveOperation { path })));
     }
 
-    /// An operation without its end.
-    fn begin(&mut self, op: &'static str, path: fmt::Arguments<'_>) {
-        self.0.push(if self.0.is_empty() { b'[' } else { b',' });
-        self.0.extend(br#"{"op":""#);
-        self.0.extend(op.as_bytes());
-        self.0.extend(br#"","path":"#);
-        push_display(&mut self.0, path);
+    fn push_add(&mut self, path: fmt::Arguments<'_>, value: Value) {
+        self.0.extend(pointer(path).map(|path| PatchOperation::Add(AddOperation { path, value })));
     }
 
-    pub(crate) fn finish(mut self) -> Option<Vec<u8>> {
-        if self.0.is_empty() {
-            return None;
-        }
-        self.0.push(b']');
-        Some(self.0)
+    /// Returns the patch, or `None` if it changes nothing.
+    pub(crate) fn finish(self) -> Option<Patch> {
+        (!self.0.is_empty()).then_some(Patch(self.0))
     }
 }
 
-/// Entries as a JSON object, in their order.
-struct Map<'e>(&'e [(&'e str, &'e str)]);
-
-impl Serialize for Map<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().copied())
-    }
+/// Always some: every path here starts with a slash, and keys are escaped.
+fn pointer(path: fmt::Arguments<'_>) -> Option<PointerBuf> {
+    PointerBuf::parse(path.to_string()).ok()
 }
 
 /// An object with one field, whose name is not known at compile time.

@@ -1,8 +1,11 @@
-//! What is known of the cluster around a pod, as plain values.
+//! The cluster around a pod, as plain values.
 
 use std::collections::BTreeMap;
 
-use crate::pod::{NodeView, TolerationFields, requirement_matches};
+use crate::{
+    pod::{NodeView, requirement_matches},
+    workload_identity::ServiceAccount,
+};
 
 /// A generation of Azure's virtual nodes. Both carry the same taint; what they can run differs widely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,23 +131,34 @@ pub const NAMESPACE_LABELS: &[&str] = &["istio-injection", "istio.io/dataplane-m
 /// The annotations of a namespace that the rules read.
 pub const NAMESPACE_ANNOTATIONS: &[&str] = &["linkerd.io/inject", "scheduler.alpha.kubernetes.io/tolerationsWhitelist"];
 
-/// What is known of the cluster around a pod.
+/// The cluster around one pod, as far as it is known.
 #[derive(Debug, Clone, Copy)]
-pub struct Surroundings<'s> {
+pub struct ClusterContext<'c> {
+    /// The service account that the pod runs as.
+    pub service_account: ServiceAccount,
     /// The pod's namespace; empty when it is not known.
-    pub namespace: &'s str,
-    /// Whether Spillway is about to give the pod the identity label.
-    pub gets_identity_label: bool,
-    /// The virtual nodes of the cluster; none when none is known.
-    pub virtual_nodes: &'s [VirtualNode],
-    /// The generations that the configuration speaks of; both for `auto`.
-    pub generations: Generations,
-    /// The toleration that Spillway would add.
-    pub toleration: TolerationFields<'s>,
+    pub namespace: &'c str,
+    /// The virtual nodes of the cluster; empty if none is known.
+    pub virtual_nodes: &'c [VirtualNode],
     /// Labels of the namespace: at least [`NAMESPACE_LABELS`].
-    pub namespace_labels: &'s BTreeMap<String, String>,
+    pub namespace_labels: &'c BTreeMap<String, String>,
     /// Annotations of the namespace: at least [`NAMESPACE_ANNOTATIONS`].
-    pub namespace_annotations: &'s BTreeMap<String, String>,
-    /// The NetworkPolicies of the namespace.
-    pub network_policies: &'s [NetworkPolicy],
+    pub namespace_annotations: &'c BTreeMap<String, String>,
+    /// The NetworkPolicies of the pod's namespace.
+    pub network_policies: &'c [NetworkPolicy],
+}
+
+impl ClusterContext<'_> {
+    /// Returns a context in which only the service account is known.
+    pub const fn only(service_account: ServiceAccount) -> ClusterContext<'static> {
+        static NOTHING: BTreeMap<String, String> = BTreeMap::new();
+        ClusterContext {
+            service_account,
+            namespace: "",
+            virtual_nodes: &[],
+            namespace_labels: &NOTHING,
+            namespace_annotations: &NOTHING,
+            network_policies: &[],
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! What the decision can still do for a pod that exists, and that no node has been found for.
 
+use json_patch::Patch as JsonPatch;
+
 use super::{
     Added, Decision, Outcome, Part, Verdict, Why,
-    patch::{Patch, set_annotations},
+    patch::{PatchBuilder, set_annotations},
 };
 use crate::pod::Pod;
 
@@ -11,7 +13,7 @@ use crate::pod::Pod;
 /// Of an existing pod, tolerations can be added and annotations changed (kubernetes `pkg/apis/core/validation/validation.go`,
 /// `ValidatePodUpdate`). Its affinity cannot. The identity label could be, but nothing is injected any more: the label alone would
 /// say of a pod without an identity that it has one.
-pub fn living_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<Vec<u8>> {
+pub fn existing_pod_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<JsonPatch> {
     if decision.verdict == Verdict::OptedOut {
         return None;
     }
@@ -23,7 +25,7 @@ pub fn living_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<Vec<u8>> {
             (_, outcome) => outcome,
         };
     }
-    let mut patch = Patch::new();
+    let mut patch = PatchBuilder::new();
     set_annotations(&mut patch, pod, &possible, &Added::read(pod));
     if let (Outcome::Added, Some(nodes)) = (possible.outcome(Part::Toleration), possible.virtual_nodes) {
         patch.append(format_args!("/spec/tolerations"), pod.spec.tolerations.is_some(), &nodes.toleration);
@@ -37,10 +39,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        burst::{ADDED, DECISION, Facts, ServiceAccount, decide},
+        burst::decide,
         config::{Configuration, Overrides},
-        eligibility::VirtualNode,
+        eligibility::{ClusterContext, VirtualNode},
+        keys::{ADDED, DECISION},
         pod::from_json,
+        workload_identity::ServiceAccount,
     };
 
     fn after(profile: &str, pod: &Value) -> Option<Value> {
@@ -50,16 +54,17 @@ mod tests {
         let labels = [("type", "virtual-kubelet"), ("virtualization", "virtualnode2")];
         let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let virtual_nodes = [VirtualNode::new("v".to_owned(), labels)];
-        let facts = Facts { virtual_nodes: &virtual_nodes, ..Facts::only(ServiceAccount::WithClientId) };
-        let decision = decide(&view, settings.as_ref(), &facts);
-        let patch = living_patch(&view, &decision)?;
+        let cluster =
+            ClusterContext { virtual_nodes: &virtual_nodes, ..ClusterContext::only(ServiceAccount::WithClientId) };
+        let decision = decide(&view, &settings, &cluster);
+        let patch = existing_pod_patch(&view, &decision)?;
         let mut pod = pod.clone();
-        json_patch::patch(&mut pod, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+        json_patch::patch(&mut pod, &patch).unwrap();
         Some(pod)
     }
 
     #[test]
-    fn a_living_pod_gets_what_can_still_be_given_and_the_record_says_so() {
+    fn an_existing_pod_gets_only_what_can_still_change() {
         let ours = json!({"key": "virtual-kubelet.io/provider", "operator": "Exists", "effect": "NoSchedule"});
         let own = json!({"key": "x", "operator": "Exists"});
         let pod = json!({

@@ -1,0 +1,49 @@
+//! Azure Workload Identity: its keys on pods and service accounts, and what its webhook accepts
+//! (Azure/azure-workload-identity `pkg/webhook/consts.go`, `pkg/webhook/webhook.go`).
+
+/// Pod label: the webhook selects pods by this label with exactly the value [`USE_VALUE`].
+pub const USE: &str = "azure.workload.identity/use";
+/// The value of [`USE`] that asks for a token.
+pub const USE_VALUE: &str = "true";
+/// Service account annotation: the client ID of the managed identity.
+pub const CLIENT_ID: &str = "azure.workload.identity/client-id";
+/// Annotation of service accounts and pods: the lifetime of the token in seconds. The pod's wins.
+pub const EXPIRATION: &str = "azure.workload.identity/service-account-token-expiration";
+/// Pod annotation: asks for a proxy sidecar by its mere presence.
+pub const PROXY: &str = "azure.workload.identity/inject-proxy-sidecar";
+/// Pod annotation: the port of the proxy sidecar.
+pub const PROXY_PORT: &str = "azure.workload.identity/proxy-sidecar-port";
+
+/// Information about the service account that a pod runs as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceAccount {
+    /// It carries the annotation `azure.workload.identity/client-id` with a value.
+    WithClientId,
+    /// It does, but also a token expiration that Azure Workload Identity refuses.
+    WithBadExpiration,
+    /// It does not.
+    WithoutClientId,
+    /// It could not be looked up.
+    Unknown,
+}
+
+impl ServiceAccount {
+    /// Reads the annotations of a service account.
+    pub fn of_annotations<'k>(annotations: impl Iterator<Item = (&'k str, &'k str)>) -> Self {
+        let (mut has_client_id, mut bad_expiration) = (false, false);
+        for (key, value) in annotations {
+            has_client_id |= key == CLIENT_ID && !value.trim().is_empty();
+            bad_expiration |= key == EXPIRATION && !is_valid_expiration(value);
+        }
+        match (has_client_id, bad_expiration) {
+            (false, _) => Self::WithoutClientId,
+            (true, true) => Self::WithBadExpiration,
+            (true, false) => Self::WithClientId,
+        }
+    }
+}
+
+/// Returns whether Azure Workload Identity accepts this token lifetime, in seconds. An empty value counts as absent.
+pub fn is_valid_expiration(seconds: &str) -> bool {
+    seconds.is_empty() || seconds.parse::<i64>().is_ok_and(|seconds| (3600..=86400).contains(&seconds))
+}
