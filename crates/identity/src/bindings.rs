@@ -1,13 +1,13 @@
-//! AKS identity bindings: one credential for all, and grants inside the cluster in place of a credential for each.
+//! Checks of AKS identity bindings: one credential for all service accounts, and grants in the cluster instead of a credential for each.
 
 use serde_json::json;
 
 use spillway_core::azure::is_guid;
 
 use super::{
-    AccountName, Check, Input, Run,
-    finding::{Found, Severity},
-    index::{AccountCase, PodCase},
+    AccountName, Check, CheckFn, Input,
+    finding::{DraftFinding, Severity},
+    index::{AccountContext, PodContext},
     keys,
     service_account::{expects_injection, restart},
 };
@@ -16,10 +16,10 @@ pub(super) const CHECKS: &[&Check] = &[&B1, &B2, &B3, &B4];
 
 const CONCEPTS: &str = "learn.microsoft.com/azure/aks/identity-bindings-concepts";
 
-/// The client id of a service account with pods that use a binding.
-fn bound<'c>(case: &'c AccountCase<'_>) -> Option<&'c str> {
-    let client_id = case.account.client_id().filter(|client_id| is_guid(client_id))?;
-    case.pods.iter().any(|pod| pod.uses_binding()).then_some(client_id)
+/// Returns the client ID of a service account with pods that use a binding.
+fn bound_client_id<'c>(context: &'c AccountContext<'_>) -> Option<&'c str> {
+    let client_id = context.account.client_id().filter(|client_id| is_guid(client_id))?;
+    context.pods.iter().any(|pod| pod.uses_binding()).then_some(client_id)
 }
 
 static B1: Check = Check {
@@ -34,21 +34,24 @@ static B1: Check = Check {
     needs: &[Input::Cluster, Input::Grants],
     optional: &[],
     transient: true,
-    run: &[Run::Account(|case| {
-        let (Some(client_id), Some(grants)) = (bound(case), &case.index.seen.cluster.grants) else { return Vec::new() };
-        let is_granted = grants.iter().any(|grant| grant.covers(client_id, &case.account.name));
-        if is_granted || !case.index.seen.cluster.is_whole {
+    run: &[CheckFn::Account(|context| {
+        let (Some(client_id), Some(grants)) = (bound_client_id(context), &context.index.observation.cluster.grants)
+        else {
+            return Vec::new();
+        };
+        let is_granted = grants.iter().any(|grant| grant.covers(client_id, &context.account.name));
+        if is_granted || !context.index.observation.cluster.is_complete {
             return Vec::new();
         }
         let message = format!("no ClusterRole lets the service account use the identity {client_id}");
-        vec![Found::new(message).fix(grant(case, client_id))]
+        vec![DraftFinding::new(message).fix(grant(context, client_id))]
     })],
 };
 
-/// `kubectl create clusterrole` wants a resource that the API server serves, which a client id is not.
-fn grant(case: &AccountCase<'_>, client_id: &str) -> String {
+/// Returns the command that grants the identity. `kubectl create clusterrole` does not work: it requires a resource that the API server serves.
+fn grant(context: &AccountContext<'_>, client_id: &str) -> String {
     const GROUP: &str = "rbac.authorization.k8s.io";
-    let AccountName { namespace, name } = &case.account.name;
+    let AccountName { namespace, name } = &context.account.name;
     let (version, client_id) = (format!("{GROUP}/v1"), client_id.to_ascii_lowercase());
     let role = format!("use-identity-{client_id}");
     let grants =
@@ -75,16 +78,16 @@ static B2: Check = Check {
     needs: &[Input::Cluster, Input::Grants],
     optional: &[],
     transient: true,
-    run: &[Run::Account(|case| {
-        let identity = bound(case).and_then(|client_id| case.index.identity(client_id));
+    run: &[CheckFn::Account(|context| {
+        let identity = bound_client_id(context).and_then(|client_id| context.index.identity(client_id));
         let Some((identity, credentials)) = identity.and_then(|one| Some((one, one.credentials.as_ref().ok()?))) else {
             return Vec::new();
         };
-        if credentials.iter().any(super::azure::Credential::is_of_bindings) {
+        if credentials.iter().any(super::managed_identity::FederatedCredential::is_for_bindings) {
             return Vec::new();
         }
         let message = format!("identity {} has no credential {}", identity.display_name(), keys::BINDING_CREDENTIAL);
-        let found = Found::new(message).fact("read from", &*identity.source);
+        let found = DraftFinding::new(message).fact("read from", &*identity.source);
         vec![match &identity.id {
             Some(id) => found.fix(B2.cure.replace("IDENTITY_ID", &super::quoted(&id.to_string()))),
             None => found,
@@ -104,12 +107,12 @@ static B3: Check = Check {
     needs: &[Input::Cluster, Input::Grants],
     optional: &[],
     transient: true,
-    run: &[Run::Pod(unknown_binding)],
+    run: &[CheckFn::Pod(unknown_binding)],
 };
 
-fn unknown_binding(case: &PodCase<'_>) -> Vec<Found> {
-    let pod = case.pod;
-    if !expects_injection(case) || !pod.uses_binding() || !pod.is_injected() {
+fn unknown_binding(context: &PodContext<'_>) -> Vec<DraftFinding> {
+    let pod = context.pod;
+    if !expects_injection(context) || !pod.uses_binding() || !pod.is_injected() {
         return Vec::new();
     }
     let has_audience = pod.tokens.iter().any(|token| token.audience == keys::BINDING_AUDIENCE);
@@ -119,8 +122,8 @@ fn unknown_binding(case: &PodCase<'_>) -> Vec<Found> {
     }
     let what = if has_audience { keys::ENV_TOKEN_PROXY } else { "token for the audience of bindings" };
     let audiences: Vec<_> = pod.tokens.iter().map(|token| token.audience.as_str()).collect();
-    let found = Found::new(format!("the pods ask for an identity binding and got no {what}"));
-    vec![found.fact("audiences", audiences.join(", ")).fix(restart(&pod.maker))]
+    let found = DraftFinding::new(format!("the pods ask for an identity binding and got no {what}"));
+    vec![found.fact("audiences", audiences.join(", ")).fix(restart(&pod.owner))]
 }
 
 static B4: Check = Check {
@@ -135,10 +138,15 @@ static B4: Check = Check {
     needs: &[Input::Cluster, Input::Grants],
     optional: &[],
     transient: true,
-    run: &[Run::Pod(|case| {
-        let is_opted_in = case.index.namespace(&case.pod.namespace).is_some_and(|namespace| namespace.is_opted_in);
-        let gets_label = is_opted_in && !case.pod.is_admitted;
-        let is_in_vain = case.pod.uses_binding() && !case.pod.is_labelled() && !gets_label;
-        if is_in_vain { vec![Found::new("the pods ask for an identity binding without the label")] } else { Vec::new() }
+    run: &[CheckFn::Pod(|context| {
+        let is_opted_in =
+            context.index.namespace(&context.pod.namespace).is_some_and(|namespace| namespace.is_opted_in);
+        let gets_label = is_opted_in && !context.pod.is_admitted;
+        let is_in_vain = context.pod.uses_binding() && !context.pod.is_labelled() && !gets_label;
+        if is_in_vain {
+            vec![DraftFinding::new("the pods ask for an identity binding without the label")]
+        } else {
+            Vec::new()
+        }
     })],
 };

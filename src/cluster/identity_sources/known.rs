@@ -6,9 +6,9 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 
 use super::Name;
 use crate::identity::{
-    azure::Unread,
     grants,
-    seen::{Cluster, Namespace, Pod, ServiceAccount, WebhookConfiguration},
+    managed_identity::ReadFailure,
+    observation::{Cluster, Namespace, Pod, ServiceAccount, ServiceName, WebhookConfiguration},
 };
 
 /// What is known of a kind.
@@ -18,7 +18,7 @@ pub(super) enum Listing<V> {
     #[default]
     Pending,
     /// It may not be read.
-    Refused(Unread),
+    Refused(ReadFailure),
     /// All that there is.
     Listed(BTreeMap<Name, V>),
 }
@@ -39,7 +39,7 @@ impl<V: PartialEq> Listing<V> {
         matches!(self, Self::Pending)
     }
 
-    fn refusal(&self) -> Option<&Unread> {
+    fn refusal(&self) -> Option<&ReadFailure> {
         match self {
             Self::Refused(unread) => Some(unread),
             Self::Pending | Self::Listed(_) => None,
@@ -54,7 +54,7 @@ impl<V: PartialEq> Listing<V> {
     }
 
     /// Says whether that changed anything.
-    pub(super) fn refuse(&mut self, unread: Unread) -> bool {
+    pub(super) fn refuse(&mut self, unread: ReadFailure) -> bool {
         let is_new = self.refusal() != Some(&unread);
         *self = Self::Refused(unread);
         is_new
@@ -93,7 +93,8 @@ impl Known {
     /// The Services of the webhooks that inject identities.
     pub(super) fn services(&self) -> BTreeSet<Name> {
         let webhooks = self.webhooks.values().flat_map(|configuration| &configuration.webhooks);
-        webhooks.filter(|webhook| webhook.wants_label).filter_map(|webhook| webhook.service.clone()).collect()
+        let services = webhooks.filter(|webhook| webhook.wants_label).filter_map(|webhook| webhook.service.as_ref());
+        services.map(|service| (service.namespace.clone(), service.name.clone())).collect()
     }
 
     /// Whether anything uses an identity binding, so that it matters who was granted what.
@@ -127,7 +128,7 @@ impl Known {
     }
 
     /// What may not be read.
-    pub(super) fn refused(&self) -> Vec<Unread> {
+    pub(super) fn refused(&self) -> Vec<ReadFailure> {
         let Self { accounts, pods, namespaces, v1_virtual_nodes, webhooks, endpoints, roles, bindings } = self;
         let kinds = [
             accounts.refusal(),
@@ -155,9 +156,9 @@ impl Known {
         };
         Cluster {
             service_accounts: self.accounts.values().cloned().collect(),
-            is_whole: accounts.is_some() && self.pods.all().is_some() && self.namespaces.all().is_some(),
+            is_complete: accounts.is_some() && self.pods.all().is_some() && self.namespaces.all().is_some(),
             pods: self.pods.values().filter(|pod| pod.concerns_identities() || has_keys(pod)).cloned().collect(),
-            bearers: Vec::new(),
+            annotated_objects: Vec::new(),
             namespaces: self
                 .namespaces
                 .all()
@@ -183,10 +184,11 @@ impl Known {
     }
 
     /// How many endpoints of each Service are ready; nothing as long as that is not known of one.
-    fn ready(&self) -> Option<BTreeMap<Name, usize>> {
+    fn ready(&self) -> Option<BTreeMap<ServiceName, usize>> {
         let ready = |service: Name| {
             let count = self.slices(&service)?.all()?.values().sum();
-            Some((service, count))
+            let (namespace, name) = service;
+            Some((ServiceName { namespace, name }, count))
         };
         self.services().into_iter().map(ready).collect()
     }
@@ -195,13 +197,13 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::seen::Webhook;
+    use crate::identity::observation::Webhook;
 
     fn injector(service: &str) -> WebhookConfiguration {
         let webhook = Webhook {
             name: "mutation.azure-workload-identity.io".to_owned(),
             wants_label: true,
-            service: Some(("kube-system".to_owned(), service.to_owned())),
+            service: Some(ServiceName { namespace: "kube-system".to_owned(), name: service.to_owned() }),
             has_ca_bundle: true,
         };
         WebhookConfiguration { name: "azure-wi".to_owned(), webhooks: vec![webhook] }
@@ -215,7 +217,7 @@ mod tests {
     fn what_is_not_yet_known_or_forbidden_is_absent_and_not_empty() {
         let nothing = Known::default();
         let cluster = nothing.cluster();
-        assert!(!cluster.is_whole && cluster.webhooks.is_none() && cluster.grants.is_none());
+        assert!(!cluster.is_complete && cluster.webhooks.is_none() && cluster.grants.is_none());
         assert_eq!(nothing.pending().len(), 5);
 
         let mut known = Known {
@@ -232,17 +234,17 @@ mod tests {
         known.endpoints.insert(("kube-system".to_owned(), "wi".to_owned()), listed([("a", 1), ("b", 1)]));
         assert!(known.pending().is_empty());
         let cluster = known.cluster();
-        assert!(cluster.is_whole);
+        assert!(cluster.is_complete);
         assert_eq!(cluster.endpoints.unwrap().into_values().collect::<Vec<_>>(), [2]);
 
-        let unread = Unread {
-            because: "403 Forbidden".to_owned(),
+        let unread = ReadFailure {
+            reason: "403 Forbidden".to_owned(),
             action: "list pods".to_owned(),
             scope: "the cluster".to_owned(),
         };
         assert!(known.pods.refuse(unread.clone()) && !known.pods.refuse(unread.clone()), "said once");
         assert!(known.pending().is_empty(), "nothing will come");
-        assert!(!known.cluster().is_whole);
+        assert!(!known.cluster().is_complete);
         assert_eq!(known.refused(), [unread]);
     }
 

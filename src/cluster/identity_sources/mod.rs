@@ -24,10 +24,10 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     identity::{
-        PodSpec, PodStatus,
-        azure::Unread,
-        is_v1_virtual_node, ready_endpoints,
-        seen::{Namespace, Pod, ServiceAccount, WebhookConfiguration},
+        PodSpec, PodStatus, is_v1_virtual_node,
+        managed_identity::ReadFailure,
+        observation::{Namespace, Pod, ServiceAccount, WebhookConfiguration},
+        ready_endpoints,
     },
     lean::Lean,
 };
@@ -129,10 +129,10 @@ fn slices_of(service: &str) -> String {
 }
 
 /// Why a kind is not known, if the answer is that we may not.
-fn refusal(error: &kube::Error, plural: &str, namespace: Option<&str>) -> Option<Unread> {
+fn refusal(error: &kube::Error, plural: &str, namespace: Option<&str>) -> Option<ReadFailure> {
     let kube::Error::Api(status) = error else { return None };
-    (status.code == 403).then(|| Unread {
-        because: format!("403 {}", status.reason),
+    (status.code == 403).then(|| ReadFailure {
+        reason: format!("403 {}", status.reason),
         action: format!("list {plural}"),
         scope: namespace.map_or_else(|| "the cluster".to_owned(), |namespace| format!("namespace {namespace}")),
     })

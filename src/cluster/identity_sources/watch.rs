@@ -21,7 +21,7 @@ use crate::{
     background::again_after_panic,
     config,
     credentials::pages::PAGE,
-    identity::{azure::Unread, seen::Cluster},
+    identity::{managed_identity::ReadFailure, observation::Cluster},
     telemetry::Causes,
 };
 
@@ -61,7 +61,7 @@ impl Following {
     }
 
     /// What may not be read.
-    pub fn refused(&self) -> Vec<Unread> {
+    pub fn refused(&self) -> Vec<ReadFailure> {
         self.known.borrow().refused()
     }
 
