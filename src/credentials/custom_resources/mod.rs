@@ -293,7 +293,7 @@ mod tests {
 
     use super::*;
 
-    const ID: &str = "/subscriptions/s/resourceGroups/rg/providers/Microsoft.IdentityResource/userAssignedIdentities";
+    const ID: &str = "/subscriptions/s/resourceGroups/rg/providers/Microsoft.ManagedIdentity/userAssignedIdentities";
     const ASO: &str = "managedidentity.azure.com";
     const UPBOUND: &str = "managedidentity.azure.upbound.io";
     const NAMESPACED: &str = "managedidentity.azure.m.upbound.io";
