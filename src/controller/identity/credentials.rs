@@ -10,7 +10,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 
 use crate::{
     background::again_after_panic,
-    controller::changes,
+    controller::watch_changes,
     credentials::{ClientIds, Source, Sources, configured, custom_resources::CustomResources, merge},
     telemetry::Causes,
 };
@@ -162,7 +162,7 @@ async fn read_custom_resources(
             time::sleep(DISCOVERY_INTERVAL).await;
             continue;
         };
-        let mut changes = changes("custom resources", resources.watch()).chain(stream::pending());
+        let mut changes = watch_changes("custom resources", resources.watch()).chain(stream::pending());
         let until = time::Instant::now() + DISCOVERY_INTERVAL;
         while time::Instant::now() < until {
             let needed = client_ids.borrow().clone().unwrap_or_default();

@@ -101,7 +101,7 @@ pub(super) async fn run(context: &Context) {
             tracing::info!("identity checks are disabled");
             changed.await;
         }
-        context.metrics.identity.forget();
+        context.metrics.identity.reset();
     }
 }
 

@@ -3,11 +3,11 @@
 use std::{borrow::Cow, fmt};
 
 use serde::{
-    Deserializer,
+    Deserialize, Deserializer,
     de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
 };
 
-use crate::pod::{self, Binding, Pod, Text};
+use crate::pod::{Binding, Pod, Text};
 
 /// A request to admit a pod.
 #[derive(Debug)]
@@ -44,13 +44,13 @@ pub struct BindingRequest<'a> {
 /// Why a body is not a request that can be decided on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Unusable {
+pub enum ReviewError {
     /// Not UTF-8.
     #[error("the body is not UTF-8")]
     Utf8(#[from] std::str::Utf8Error),
     /// Not JSON, or a field of a type that the API does not give it.
     #[error("the body is not an AdmissionReview of the kind that is served here")]
-    Json(#[from] pod::JsonError),
+    Json(#[from] serde_json::Error),
     /// JSON, but of another kind or version.
     #[error("expected kind AdmissionReview of admission.k8s.io/v1, got {kind:?} of {api_version:?}")]
     NotAReview {
@@ -83,7 +83,7 @@ pub enum Unusable {
     NoObject,
 }
 
-impl Unusable {
+impl ReviewError {
     /// A metric label; a closed set.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -98,88 +98,75 @@ impl Unusable {
     }
 }
 
-/// A review of an object of some kind.
-#[derive(Default)]
+/// The review of an object of some kind.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct WireReview<'a, O> {
+    #[serde(borrow)]
     api_version: Option<Text<'a>>,
+    #[serde(borrow)]
     kind: Option<Text<'a>>,
+    #[serde(borrow)]
     request: Option<WireRequest<'a, O>>,
 }
 
-#[derive(Default)]
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct WireRequest<'a, O> {
+    #[serde(borrow)]
     uid: Option<Text<'a>>,
+    #[serde(borrow)]
     kind: Option<GroupVersionKind<'a>>,
+    #[serde(borrow)]
     sub_resource: Option<Text<'a>>,
+    #[serde(borrow)]
     name: Option<Text<'a>>,
+    #[serde(borrow)]
     namespace: Option<Text<'a>>,
+    #[serde(borrow)]
     operation: Option<Text<'a>>,
     dry_run: Option<bool>,
+    #[serde(borrow)]
     user_info: Option<UserInfo<'a>>,
     object: Option<O>,
     old_object: Option<O>,
 }
 
-#[derive(Default)]
+#[derive(Deserialize)]
 struct UserInfo<'a> {
+    #[serde(borrow)]
     username: Option<Text<'a>>,
 }
 
-#[derive(Default)]
+#[derive(Deserialize)]
 struct GroupVersionKind<'a> {
+    #[serde(borrow)]
     group: Option<Text<'a>>,
+    #[serde(borrow)]
     version: Option<Text<'a>>,
+    #[serde(borrow)]
     kind: Option<Text<'a>>,
-}
-
-/// The reading of a review of one kind of object.
-macro_rules! review_of {
-    ($object:ty) => {
-        pod::fields! { 'a;
-            WireReview<'a, $object> { "apiVersion" => api_version, "kind" => kind, "request" => request }
-            WireRequest<'a, $object> {
-                "uid" => uid,
-                "kind" => kind,
-                "subResource" => sub_resource,
-                "name" => name,
-                "namespace" => namespace,
-                "operation" => operation,
-                "dryRun" => dry_run,
-                "userInfo" => user_info,
-                "object" => object,
-                "oldObject" => old_object,
-            }
-        }
-    };
-}
-
-review_of!(Box<Pod<'a>>);
-review_of!(Binding<'a>);
-
-pod::fields! { 'a;
-    UserInfo<'a> { "username" => username }
-    GroupVersionKind<'a> { "group" => group, "version" => version, "kind" => kind }
 }
 
 /// Reads the body of a call to the pod webhook.
 ///
 /// # Errors
 ///
-/// [`Unusable`] for everything that is not the creation of a pod. The caller then looks for the UID with [`recover_uid`].
-pub fn parse(body: &[u8]) -> Result<Request<'_>, Unusable> {
+/// [`ReviewError`] for everything that is not the creation of a pod. The caller then looks for the UID with [`recover_uid`].
+pub fn parse(body: &[u8]) -> Result<Request<'_>, ReviewError> {
     let request: WireRequest<'_, Box<Pod<'_>>> = request(body)?;
     let (uid, operation) = (request.uid()?, text_or_empty(&request.operation).to_owned());
     let is_update = operation == "UPDATE";
     if !request.is_about("Pod", "") || !(is_update || operation == "CREATE") {
-        return Err(Unusable::NotAPod { operation, kind: request.kind() });
+        return Err(ReviewError::NotAPod { operation, kind: request.kind() });
     }
     let WireRequest { namespace, dry_run, user_info, object, old_object, .. } = request;
     let (Some(pod), Some(namespace)) = (object, namespace) else {
-        return Err(Unusable::NoObject);
+        return Err(ReviewError::NoObject);
     };
     let old = old_object.filter(|_| is_update);
     if is_update && old.is_none() {
-        return Err(Unusable::NoObject);
+        return Err(ReviewError::NoObject);
     }
     let username = user_info.and_then(|user| user.username).unwrap_or_default();
     Ok(Request { uid, namespace, dry_run: dry_run.unwrap_or(false), username, pod, old })
@@ -189,40 +176,37 @@ pub fn parse(body: &[u8]) -> Result<Request<'_>, Unusable> {
 ///
 /// # Errors
 ///
-/// [`Unusable`] for everything that is not the binding of a pod, as with [`parse`].
-pub fn parse_binding(body: &[u8]) -> Result<BindingRequest<'_>, Unusable> {
+/// [`ReviewError`] for everything that is not the binding of a pod, as with [`parse`].
+pub fn parse_binding(body: &[u8]) -> Result<BindingRequest<'_>, ReviewError> {
     let request: WireRequest<'_, Binding<'_>> = request(body)?;
     let (uid, operation) = (request.uid()?, text_or_empty(&request.operation).to_owned());
     if !request.is_about("Binding", "binding") || operation != "CREATE" {
-        return Err(Unusable::NotABinding { operation, kind: request.kind() });
+        return Err(ReviewError::NotABinding { operation, kind: request.kind() });
     }
     let WireRequest { name, namespace, dry_run, object, .. } = request;
     let (Some(binding), Some(namespace)) = (object, namespace) else {
-        return Err(Unusable::NoObject);
+        return Err(ReviewError::NoObject);
     };
     // The API server takes the pod's name from the path, and the binding's own may be empty.
-    let pod = name.or_else(|| binding.metadata.as_ref()?.name.clone()).ok_or(Unusable::NoObject)?;
+    let pod = name.or_else(|| binding.metadata.as_ref()?.name.clone()).ok_or(ReviewError::NoObject)?;
     Ok(BindingRequest { uid, namespace, pod, dry_run: dry_run.unwrap_or(false), binding })
 }
 
 /// The request of a review of some kind of object.
-fn request<'a, O: Default>(body: &'a [u8]) -> Result<WireRequest<'a, O>, Unusable>
-where
-    WireReview<'a, O>: pod::Read<'a>,
-{
+fn request<'a, O: Deserialize<'a>>(body: &'a [u8]) -> Result<WireRequest<'a, O>, ReviewError> {
     // One UTF-8 check for the whole body is cheaper than one for each string (`from_slice`).
     let text = std::str::from_utf8(body)?;
-    let review: WireReview<'_, O> = pod::from_json(text)?;
+    let review: WireReview<'_, O> = serde_json::from_str(text)?;
     let (api_version, kind) = (text_or_empty(&review.api_version), text_or_empty(&review.kind));
     if (api_version, kind) != ("admission.k8s.io/v1", "AdmissionReview") {
-        return Err(Unusable::NotAReview { api_version: api_version.to_owned(), kind: kind.to_owned() });
+        return Err(ReviewError::NotAReview { api_version: api_version.to_owned(), kind: kind.to_owned() });
     }
-    review.request.ok_or(Unusable::NoRequest)
+    review.request.ok_or(ReviewError::NoRequest)
 }
 
 impl<'a, O> WireRequest<'a, O> {
-    fn uid(&self) -> Result<Text<'a>, Unusable> {
-        self.uid.clone().filter(|uid| !uid.is_empty()).ok_or(Unusable::NoRequest)
+    fn uid(&self) -> Result<Text<'a>, ReviewError> {
+        self.uid.clone().filter(|uid| !uid.is_empty()).ok_or(ReviewError::NoRequest)
     }
 
     /// Whether it is about a v1 object of the core group, and this subresource.
@@ -344,6 +328,23 @@ mod tests {
             assert_eq!(parse(body.as_bytes()).map(|_| ()).unwrap_err().reason(), reason, "{body}");
         }
         assert_eq!(parse(b"\xff").map(|_| ()).unwrap_err().reason(), "utf8");
+    }
+
+    #[test]
+    fn a_deep_body_is_read_or_refused_with_its_uid() {
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let body = |object: &str| review(&format!(r#"{{{POD},"x":{deep},"object":{object},"uid":"u-1"}}"#));
+        // serde_json skips unknown fields in a loop, without a limit of depth.
+        assert!(parse(body(r#"{"metadata":{},"spec":{}}"#).as_bytes()).is_ok());
+        for object in [
+            format!(r#"{{"metadata":{{}},"spec":{{"x":{deep},"containers":{deep}}}}}"#),
+            format!(r#"{{"metadata":{{}},"spec":{deep}}}"#),
+            deep.clone(),
+        ] {
+            let body = body(&object);
+            assert_eq!(parse(body.as_bytes()).unwrap_err().reason(), "json");
+            assert_eq!(recover_uid(body.as_bytes()).as_deref(), Some("u-1"));
+        }
     }
 
     #[test]

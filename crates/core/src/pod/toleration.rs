@@ -3,10 +3,11 @@
 use bounded_static::ToStatic;
 use serde::Deserialize;
 
-use super::Text;
+use super::{Text, from_map};
 
 /// One entry of `spec.tolerations`.
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct Toleration<'a> {
     /// Empty or absent, with operator `Exists`, means every key.
     #[serde(borrow)]
@@ -32,6 +33,8 @@ pub struct Taint<'a> {
     /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
     pub effect: &'a str,
 }
+
+from_map!(Toleration<'a>);
 
 impl Toleration<'_> {
     /// Whether this toleration tolerates the taint.
@@ -96,8 +99,8 @@ impl Toleration<'_> {
         }
     }
 
-    /// Whether this entry says exactly that.
-    pub fn says(&self, fields: TolerationFields<'_>) -> bool {
+    /// Returns whether this entry has exactly these fields.
+    pub fn equals(&self, fields: TolerationFields<'_>) -> bool {
         let TolerationFields { key, operator, value, effect } = fields;
         let pairs = [(&self.key, key), (&self.operator, operator), (&self.value, value), (&self.effect, effect)];
         pairs.into_iter().all(|(field, text)| field.as_deref().unwrap_or_default() == text)
