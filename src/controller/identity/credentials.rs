@@ -3,14 +3,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, stream};
 use kube::Client;
 use tokio::{sync::watch, task::JoinSet, time};
 
 use crate::{
     background::again_after_panic,
     config::Identity,
-    controller::watch_changes,
     credentials::{Source, Sources, Wanted, configured, custom_resources::CustomResources, merged},
     identity::{azure::Azure, seen::ServiceAccount},
     telemetry::Causes,
@@ -157,7 +155,7 @@ async fn follow_custom_resources(
             time::sleep(DISCOVERY).await;
             continue;
         };
-        let mut changes = watch_changes("custom resources", resources.watch()).chain(stream::pending());
+        let (mut changes, _watches) = resources.watch();
         let until = time::Instant::now() + DISCOVERY;
         while time::Instant::now() < until {
             let wanted_now = wanted.borrow().clone().unwrap_or_default();
@@ -169,7 +167,7 @@ async fn follow_custom_resources(
             loop {
                 tokio::select! {
                     () = time::sleep_until(due) => break,
-                    _ = changes.next() => due = due.min(rested.max(time::Instant::now() + PAUSE)),
+                    Ok(()) = changes.changed() => due = due.min(rested.max(time::Instant::now() + PAUSE)),
                 }
             }
         }

@@ -4,29 +4,25 @@
 mod azure_service_operator;
 mod crossplane;
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use futures_util::{
-    FutureExt, Stream, StreamExt, TryStreamExt,
+    FutureExt,
     future::{BoxFuture, join_all},
-    stream,
 };
 use kube::{
     Api, Client, Resource,
     api::{ApiResource, DynamicObject, ListParams, PartialObjectMeta},
     core::Version,
-    runtime::{
-        WatchStreamExt,
-        watcher::{Config, Error as WatchError, watcher},
-    },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{sync::watch, task::JoinSet};
 
 use super::{Source, Wanted};
 use crate::{
     azure::ResourceId,
     identity::azure::{Azure, Credential, Extent, Identity, Unread},
-    kubernetes::{self, ObjectKey},
+    kubernetes::{ObjectKey, Watch, list as list_all},
     telemetry::Causes,
 };
 
@@ -124,13 +120,15 @@ impl CustomResources {
         Ok((!found.is_empty()).then(|| Self { client: client.clone(), found }))
     }
 
-    /// An item whenever one of them comes, changes or goes, for each that is there already, and for each interruption.
-    pub fn watch(&self) -> impl Stream<Item = Result<(), WatchError>> + Send + use<> {
-        let resources = self.found.iter().flat_map(|one| [&one.identities, &one.credentials]).flatten();
-        stream::select_all(resources.map(|resource| {
+    /// Signals when they are listed, and whenever one of them comes, changes or goes. Must be called within a tokio runtime.
+    pub(crate) fn watch(&self) -> (watch::Receiver<()>, JoinSet<()>) {
+        let (signal, changes) = watch::channel(());
+        let (signal, mut tasks) = (Arc::new(signal), JoinSet::new());
+        for resource in self.found.iter().flat_map(|one| [&one.identities, &one.credentials]).flatten() {
             let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.client.clone(), resource);
-            watcher(api, Config::default().page_size(kubernetes::PAGE)).default_backoff().map_ok(drop).boxed()
-        }))
+            Watch::of(api, "custom resources", None).spawn(&mut tasks, |_| Some(()), signal.clone());
+        }
+        (changes, tasks)
     }
 
     async fn azure(&self) -> Azure {
@@ -247,7 +245,7 @@ where
     O: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned,
 {
     let api: Api<O> = Api::all_with(client.clone(), resource);
-    kubernetes::list(&api, ListParams::default(), |object| Some(read(object))).await
+    list_all(&api, ListParams::default(), |object| Some(read(object))).await
 }
 
 /// Where a credential was read, for people.
