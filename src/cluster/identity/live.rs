@@ -4,7 +4,7 @@ use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration, core::v1 as core, rbac::v1::ClusterRole,
 };
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{ListParams, PartialObjectMeta},
     core::NamespaceResourceScope,
 };
@@ -91,7 +91,10 @@ fn v1_virtual_node(node: NodeObject) -> Option<()> {
     Node::read(node)?.is_first_generation().then_some(())
 }
 
-fn scoped<K: Object<Scope = NamespaceResourceScope>>(client: &Client, namespace: Option<&str>) -> Api<K> {
+fn scoped<K: Object + Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
+    client: &Client,
+    namespace: Option<&str>,
+) -> Api<K> {
     match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),

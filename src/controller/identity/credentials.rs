@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, stream};
 use kube::Client;
 use spillway_core::config::Identity;
 use spillway_identity::{managed_identity::ManagedIdentities, observation::ServiceAccount};
@@ -10,7 +9,6 @@ use tokio::{sync::watch, task::JoinSet, time};
 
 use crate::{
     background::again_after_panic,
-    controller::watch_changes,
     credentials::{ClientIds, Source, Sources, configured, custom_resources::CustomResources, merge},
     telemetry::Causes,
 };
@@ -162,7 +160,7 @@ async fn read_custom_resources(
             time::sleep(DISCOVERY_INTERVAL).await;
             continue;
         };
-        let mut changes = watch_changes("custom resources", resources.watch()).chain(stream::pending());
+        let (mut changes, _watches) = resources.watch();
         let until = time::Instant::now() + DISCOVERY_INTERVAL;
         while time::Instant::now() < until {
             let needed = client_ids.borrow().clone().unwrap_or_default();
@@ -174,7 +172,7 @@ async fn read_custom_resources(
             loop {
                 tokio::select! {
                     () = time::sleep_until(next) => break,
-                    _ = changes.next() => next = next.min(earliest.max(time::Instant::now() + MIN_POLL_INTERVAL)),
+                    Ok(()) = changes.changed() => next = next.min(earliest.max(time::Instant::now() + MIN_POLL_INTERVAL)),
                 }
             }
         }

@@ -4,31 +4,27 @@
 mod azure_service_operator;
 mod crossplane;
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use futures_util::{
-    FutureExt, Stream, StreamExt, TryStreamExt,
+    FutureExt,
     future::{BoxFuture, join_all},
-    stream,
 };
 use kube::{
     Api, Client, Resource,
     api::{ApiResource, DynamicObject, ListParams, PartialObjectMeta},
     core::Version,
-    runtime::{
-        WatchStreamExt,
-        watcher::{Config, Error as WatchError, watcher},
-    },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use spillway_core::azure::ResourceId;
 use spillway_identity::managed_identity::{
     Completeness, FederatedCredential, ManagedIdentities, ManagedIdentity, ReadFailure,
 };
+use tokio::{sync::watch, task::JoinSet};
 
 use super::{ClientIds, Source};
 use crate::{
-    kubernetes::{self, ObjectKey},
+    kubernetes::{ObjectKey, Watch, list as list_all},
     telemetry::Causes,
 };
 
@@ -130,13 +126,15 @@ impl CustomResources {
         Ok((!installed.is_empty()).then(|| Self { client: client.clone(), installed }))
     }
 
-    /// Returns a stream with an item for each object that exists, for each change, and for each interruption.
-    pub fn watch(&self) -> impl Stream<Item = Result<(), WatchError>> + Send + use<> {
-        let resources = self.installed.iter().flat_map(|one| [&one.identities, &one.credentials]).flatten();
-        stream::select_all(resources.map(|resource| {
+    /// Signals when the resources are listed, and at each change of one. Must be called within a tokio runtime.
+    pub(crate) fn watch(&self) -> (watch::Receiver<()>, JoinSet<()>) {
+        let (signal, changes) = watch::channel(());
+        let (signal, mut tasks) = (Arc::new(signal), JoinSet::new());
+        for resource in self.installed.iter().flat_map(|one| [&one.identities, &one.credentials]).flatten() {
             let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.client.clone(), resource);
-            watcher(api, Config::default().page_size(kubernetes::PAGE)).default_backoff().map_ok(drop).boxed()
-        }))
+            Watch::of(api, "custom resources", None).spawn(&mut tasks, |_| Some(()), signal.clone());
+        }
+        (changes, tasks)
     }
 
     async fn read_all(&self) -> ManagedIdentities {
@@ -258,7 +256,7 @@ where
     O: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned,
 {
     let api: Api<O> = Api::all_with(client.clone(), resource);
-    kubernetes::list(&api, ListParams::default(), |object| Some(read(object))).await
+    list_all(&api, ListParams::default(), |object| Some(read(object))).await
 }
 
 /// Returns where a credential was read, for output.
