@@ -14,6 +14,7 @@
 pub mod az_output;
 mod bindings;
 pub mod catalogue;
+mod cause;
 mod command;
 mod convert;
 mod credential_match;
@@ -21,8 +22,10 @@ mod credentials;
 pub mod difference;
 pub mod entra;
 mod finding;
+mod identity_credentials;
 mod index;
 mod issuer;
+mod key_placement;
 mod keys;
 pub mod managed_identity;
 pub mod observation;
