@@ -1,6 +1,6 @@
 //! Commands to paste into a shell.
 
-use super::{finding::AccountName, managed_identity::ManagedIdentity};
+use super::{managed_identity::ManagedIdentity, object::AccountName};
 
 /// A command whose arguments are quoted where necessary.
 pub(super) struct Command(String);

@@ -1,10 +1,10 @@
 //! Checks of the credential that a service account needs.
 
 use super::{
-    Check, CheckFn, Input,
+    check::{Check, CheckFn, Input},
     command::{ExpectedCredential, find_identity},
     credential_match::CredentialMatch,
-    finding::{DraftFinding, Severity},
+    draft::{DraftFinding, Severity},
     identity_credentials::{CONSIDERATIONS, F6, F7, F8, F9, F11},
     index::AccountContext,
     managed_identity::{Completeness, FederatedCredential, MAX_CREDENTIALS, ManagedIdentity, ReadFailure},

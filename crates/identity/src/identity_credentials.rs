@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 
 use super::{
-    Check, CheckFn, Input,
+    check::{Check, CheckFn, Input},
     command::delete_credential,
     credential_match::{CredentialMatch, parse_subject},
     difference,
-    finding::{DraftFinding, Severity},
+    draft::{DraftFinding, Severity},
     index::IdentityContext,
     managed_identity::{FederatedCredential, MAX_CREDENTIALS},
 };
@@ -191,7 +191,7 @@ pub(super) static F11: Check = Check {
             let found = DraftFinding::new(
                 "service accounts of this cluster and of others use the identity under the same name",
             );
-            all.push(found.fact("service accounts", super::abbreviate(&names)));
+            all.push(found.fact("service accounts", super::draft::abbreviate(&names)));
         }
         all
     })],

@@ -1,11 +1,13 @@
 //! Checks of keys of workload identity that stand in the wrong place or do not exist.
 
 use super::{
-    AccountName, Check, CheckFn, Input,
+    check::{Check, CheckFn, Input},
     command::annotate,
-    finding::{DraftFinding, Object, Severity},
+    draft::{DraftFinding, Severity},
     index::{AccountContext, Index, PodContext},
     keys::{self, Place},
+    object::AccountName,
+    object::Object,
     observation::KeyValues,
 };
 

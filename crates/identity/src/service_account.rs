@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Check, CheckFn, Input,
+    check::{Check, CheckFn, Input},
     command::{Command, annotate},
-    finding::{DraftFinding, Object, Severity},
+    draft::{DraftFinding, Severity},
     index::{AccountContext, PodContext},
     key_placement::{S3, S4},
     keys,
+    object::Object,
     observation::{KeyValues, Pod},
 };
 use spillway_core::{
@@ -68,7 +69,7 @@ fn unlabelled_pods(context: &AccountContext<'_>) -> Vec<DraftFinding> {
     let found = DraftFinding::new(message).fix(fixes.collect::<Vec<_>>().join("\n"));
     let names: Vec<_> = owners.keys().map(ToString::to_string).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
-    vec![found.fact("made by", super::abbreviate(&names))]
+    vec![found.fact("made by", super::draft::abbreviate(&names))]
 }
 
 /// Returns the command that adds the label to the pod template, which restarts the pods; words for a bare pod.
