@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{KeyPairError, Leaf, Serving, from_pem};
 use crate::{
-    reload::{Files, ReadError},
+    reload::{ReadError, WatchedFiles},
     telemetry::{Causes, CertificateMetrics},
 };
 
@@ -49,7 +49,7 @@ enum Refusal {
 
 /// Keeps what is in the files in `serving`. Never ends; while the files hold no good pair, the last good one stays.
 pub async fn follow_files(files: KeyPairFiles, serving: Serving, metrics: CertificateMetrics) {
-    let mut content = Files::new([files.certificate.clone(), files.key.clone()]);
+    let mut content = WatchedFiles::new([files.certificate.clone(), files.key.clone()]);
     let mut follower = Follower { files, serving, metrics, early: None, has_told_of_expiry: false };
     loop {
         // The wait for a change is given up at each look at the clock, and taken up again: that loses nothing.

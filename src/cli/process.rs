@@ -55,10 +55,10 @@ pub(super) async fn configuration(
         return Ok(watch::channel(Arc::default()).1);
     };
     let file = ConfigurationFile::load(file, metrics).await?;
-    let in_force = file.in_force();
-    tokio::spawn(logs.follow(in_force.clone()));
+    let configuration = file.subscribe();
+    tokio::spawn(logs.follow(configuration.clone()));
     tokio::spawn(file.follow(told));
-    Ok(in_force)
+    Ok(configuration)
 }
 
 /// SIGTERM, which the kubelet sends, and SIGINT, which Ctrl-C sends.

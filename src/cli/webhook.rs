@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::{Ended, cluster, pod::PodArgs, process};
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     certs::{self, KeyPairFiles, Leaf, Serving},
     cluster::Cluster,
     config::CertificateSource,
@@ -147,9 +147,9 @@ impl Keeper {
                 self.serving.replace(leaf);
             }
             Source::Files(files) => {
-                drop(tokio::spawn(again_after_panic(async move || self.follow_files(files.clone()).await)));
+                drop(tokio::spawn(restart_on_panic(async move || self.follow_files(files.clone()).await)));
             }
-            Source::Configured => drop(tokio::spawn(again_after_panic(async move || self.as_configured().await))),
+            Source::Configured => drop(tokio::spawn(restart_on_panic(async move || self.as_configured().await))),
         }
     }
 

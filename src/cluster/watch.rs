@@ -21,7 +21,7 @@ use super::snapshot::{
     remove_network_policy, remove_node, remove_service_account,
 };
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     config::{BURST_LABEL, DISABLED},
     eligibility::VirtualNode,
     reload::configuration::ConfigReceiver,
@@ -92,10 +92,10 @@ pub(super) fn follow(
     };
     let (namespaces, accounts) = (namespaces.with(client, &publish, metrics), accounts.with(client, &publish, metrics));
     let (nodes, policies) = (nodes.with(client, &publish, metrics), policies.with(client, &publish, metrics));
-    tokio::spawn(again_after_panic(async move || namespaces.follow(opted_in.clone()).await));
-    tokio::spawn(again_after_panic(async move || accounts.follow(all()).await));
-    tokio::spawn(again_after_panic(async move || policies.follow(all()).await));
-    tokio::spawn(again_after_panic(async move || follow_virtual_nodes(&nodes, configuration.clone()).await));
+    tokio::spawn(restart_on_panic(async move || namespaces.follow(opted_in.clone()).await));
+    tokio::spawn(restart_on_panic(async move || accounts.follow(all()).await));
+    tokio::spawn(restart_on_panic(async move || policies.follow(all()).await));
+    tokio::spawn(restart_on_panic(async move || follow_virtual_nodes(&nodes, configuration.clone()).await));
     snapshot
 }
 

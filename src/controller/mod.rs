@@ -46,7 +46,7 @@ use tally::Tally;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     certs::self_managed::{CONFIGURATION, SECRET},
     cluster::Cluster,
     config::CertificateSource,
@@ -201,14 +201,14 @@ async fn reconcile_all(context: &Context) {
     tokio::join!(
         authority::run(context),
         ca_bundle::run(context),
-        again_after_panic(async || identity::run(context).await),
+        restart_on_panic(async || identity::run(context).await),
         last_resort::run(context, &observed),
         late::run(context, &observed, &cluster),
         capacity::run(context, &observed),
         missed::run(context, &observed, &cluster),
         ghosts::run(context, &observed),
         advice::run(context, &observed, &cluster),
-        again_after_panic(async || context.tally.tell(&context.events).await),
+        restart_on_panic(async || context.tally.tell(&context.events).await),
     );
 }
 

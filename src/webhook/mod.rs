@@ -25,7 +25,7 @@ pub use tls::{MinVersion, TlsArgs, TlsError};
 use tokio::sync::Semaphore;
 
 use crate::{
-    admin::{self, Admin, AdminArgs},
+    admin::{self, AdminArgs, AdminServer},
     admission::{Request, ResponseExtras},
     burst::Decision,
     certs::Serving,
@@ -80,7 +80,7 @@ pub enum BindError {
 /// A webhook whose ports are bound. Serving cannot fail.
 pub struct BoundWebhook {
     server: Server,
-    admin: Admin,
+    admin: AdminServer,
     certificate: Serving,
 }
 

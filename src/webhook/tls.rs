@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{
     certs::Serving,
-    reload::{Files, ReadError},
+    reload::{ReadError, WatchedFiles},
 };
 
 /// The ALPN name of HTTP/2. The API server calls webhooks over HTTP/1.1 only (kubernetes/kubernetes#82090). Other
@@ -81,14 +81,14 @@ pub enum TlsError {
 pub(super) struct ReloadableTls {
     min_version: MinVersion,
     certificate: Serving,
-    client_ca: Option<Files>,
+    client_ca: Option<WatchedFiles>,
     server_config: Arc<ArcSwap<ServerConfig>>,
 }
 
 impl ReloadableTls {
     pub(super) async fn new(args: &TlsArgs, certificate: Serving) -> Result<Self, TlsError> {
         let TlsArgs { tls_min_version: min_version, client_ca_file } = args;
-        let mut client_ca = client_ca_file.clone().map(|file| Files::new([file]));
+        let mut client_ca = client_ca_file.clone().map(|file| WatchedFiles::new([file]));
         let pem = match &mut client_ca {
             Some(files) => Some(files.changed().await.map_err(TlsError::Read)?.concat()),
             None => None,

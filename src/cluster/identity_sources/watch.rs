@@ -18,7 +18,7 @@ use super::{
     name, ready, refusal, slices_of,
 };
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     config,
     credentials::pages::PAGE,
     identity::{azure::Unread, seen::Cluster},
@@ -41,7 +41,7 @@ impl Following {
         let (publish, known) = watch::channel(Known::default());
         let keeper = Keeper { client: client.clone(), publish, settings: settings.clone() };
         let mut watches = JoinSet::new();
-        watches.spawn(again_after_panic(async move || {
+        watches.spawn(restart_on_panic(async move || {
             tokio::join!(
                 keeper.keep(&ACCOUNTS),
                 keeper.keep_pods(),

@@ -8,7 +8,7 @@ use kube::Client;
 use tokio::{sync::watch, task::JoinSet, time};
 
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     config::Identity,
     controller::changes,
     credentials::{Source, Sources, Wanted, configured, custom_resources::CustomResources, merged},
@@ -70,11 +70,11 @@ impl Credentials {
         let sources = Arc::new(configured(identity));
         let mut tasks = JoinSet::new();
         let asked_inside = asked.clone();
-        tasks.spawn(again_after_panic(async move || {
+        tasks.spawn(restart_on_panic(async move || {
             follow_sources(&sources, asked.clone(), &tell_outside).await;
         }));
         let client = client.clone();
-        tasks.spawn(again_after_panic(async move || {
+        tasks.spawn(restart_on_panic(async move || {
             follow_custom_resources(&client, &asked_inside, &tell_inside).await;
         }));
         Self { wanted, outside, inside, _tasks: tasks }

@@ -28,7 +28,7 @@ use pod::{Lean, Whole};
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
-    background::again_after_panic, certs::self_managed::CONFIGURATION, cluster::Scope, config::Selector,
+    background::restart_on_panic, certs::self_managed::CONFIGURATION, cluster::Scope, config::Selector,
     reload::configuration::ConfigReceiver,
 };
 
@@ -79,7 +79,7 @@ impl Observed {
         let receivers = (nodes.subscribe(), waiting.subscribe(), assigned.subscribe(), on_virtual.subscribe());
         let (heard, live) = (coming.subscribe(), scope.subscribe());
         let (client, configuration) = (client.clone(), configuration.clone());
-        watches.spawn(again_after_panic(async move || {
+        watches.spawn(restart_on_panic(async move || {
             let all = || Api::all(client.clone());
             tokio::join!(
                 NODES.keep(Api::all(client.clone()), pages(), &nodes),
