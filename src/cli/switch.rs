@@ -19,7 +19,7 @@ use super::{
     cluster::{self, in_time, patiently},
     print_out,
 };
-use crate::certs::self_managed::CONFIGURATION;
+use crate::certs::self_managed::WEBHOOK_CONFIGURATION_NAME;
 
 const STORED: &str = "spillway-switched-off";
 /// What `kubectl create -f` takes, for whoever has to do without this program.
@@ -96,24 +96,26 @@ impl Switch {
             let Some(live) = self.live().await? else {
                 return Ok(match self.stored().await? {
                     Some(_) => {
-                        format!("Already off: {CONFIGURATION} is in {place}, and `spillway on` puts it back.")
+                        format!(
+                            "Already off: {WEBHOOK_CONFIGURATION_NAME} is in {place}, and `spillway on` puts it back."
+                        )
                     }
                     None => format!(
-                        "Already off: there is no MutatingWebhookConfiguration {CONFIGURATION}, and no copy in {place} either. \
+                        "Already off: there is no MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME}, and no copy in {place} either. \
                          To switch on, apply the manifests."
                     ),
                 });
             };
             if dry_run {
                 return Ok(format!(
-                    "Would remove the MutatingWebhookConfiguration {CONFIGURATION}, so that the API server no longer calls \
+                    "Would remove the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME}, so that the API server no longer calls \
                      Spillway, and keep it in {place}. Dry run: nothing was changed."
                 ));
             }
             self.store(&live).await?;
             if self.remove(&live).await? {
                 return Ok(format!(
-                    "Switched off: the MutatingWebhookConfiguration {CONFIGURATION} is removed, and the API server no longer calls \
+                    "Switched off: the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME} is removed, and the API server no longer calls \
                      Spillway.\n\
                      New pods are created as they are written: they stay on VMs, and Spillway gives them no workload identity label.\n\
                      Pods that exist keep what they have.\n\
@@ -122,34 +124,36 @@ impl Switch {
                 ));
             }
         }
-        bail!("{CONFIGURATION} changes all the time; tried {ATTEMPTS} times to remove it as it was stored in {place}")
+        bail!(
+            "{WEBHOOK_CONFIGURATION_NAME} changes all the time; tried {ATTEMPTS} times to remove it as it was stored in {place}"
+        )
     }
 
     async fn on(&self, dry_run: bool) -> anyhow::Result<String> {
         let place = &self.place;
         match (self.stored().await?, self.live().await?) {
-            (None, Some(_)) => Ok(format!("Already on: {CONFIGURATION} is there.")),
+            (None, Some(_)) => Ok(format!("Already on: {WEBHOOK_CONFIGURATION_NAME} is there.")),
             (None, None) => bail!(
-                "nothing to put back: there is neither {CONFIGURATION} nor a copy in {place}; \
+                "nothing to put back: there is neither {WEBHOOK_CONFIGURATION_NAME} nor a copy in {place}; \
                  apply the manifests (kubectl apply -k manifests/base, or helm upgrade)"
             ),
             (Some(_), _) if dry_run => Ok(format!(
-                "Would put back the MutatingWebhookConfiguration {CONFIGURATION} from {place}, unless it is there already, and \
+                "Would put back the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME} from {place}, unless it is there already, and \
                  remove the copy. Dry run: nothing was changed."
             )),
             (Some(stored), Some(live)) => {
                 self.give_back_fields(&stored, live).await?;
                 self.forget(&stored.map).await?;
-                Ok(format!("Already on: {CONFIGURATION} is there. The copy in {place} is removed."))
+                Ok(format!("Already on: {WEBHOOK_CONFIGURATION_NAME} is there. The copy in {place} is removed."))
             }
             (Some(stored), None) => {
                 let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
                 let created = patiently(self.configurations.create(&params, &stored.object)).await;
-                let created = created.with_context(|| format!("cannot create {CONFIGURATION}"))?;
+                let created = created.with_context(|| format!("cannot create {WEBHOOK_CONFIGURATION_NAME}"))?;
                 self.give_back_fields(&stored, created).await?;
                 self.forget(&stored.map).await?;
                 Ok(format!(
-                    "Switched on: the MutatingWebhookConfiguration {CONFIGURATION} is back as it was, and the API server calls \
+                    "Switched on: the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME} is back as it was, and the API server calls \
                      Spillway for new pods.\n\
                      Pods that were created meanwhile stay as they are. The copy in {place} is removed."
                 ))
@@ -158,8 +162,8 @@ impl Switch {
     }
 
     async fn live(&self) -> anyhow::Result<Option<DynamicObject>> {
-        let found = patiently(self.configurations.get_opt(CONFIGURATION)).await;
-        found.with_context(|| format!("cannot get {CONFIGURATION}"))
+        let found = patiently(self.configurations.get_opt(WEBHOOK_CONFIGURATION_NAME)).await;
+        found.with_context(|| format!("cannot get {WEBHOOK_CONFIGURATION_NAME}"))
     }
 
     async fn stored(&self) -> anyhow::Result<Option<Stored>> {
@@ -196,10 +200,10 @@ impl Switch {
         let preconditions =
             Preconditions { uid: live.metadata.uid.clone(), resource_version: live.metadata.resource_version.clone() };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        match in_time(self.configurations.delete(CONFIGURATION, &params)).await? {
+        match in_time(self.configurations.delete(WEBHOOK_CONFIGURATION_NAME, &params)).await? {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
-            Err(error) => Err(error).with_context(|| format!("cannot remove {CONFIGURATION}")),
+            Err(error) => Err(error).with_context(|| format!("cannot remove {WEBHOOK_CONFIGURATION_NAME}")),
         }
     }
 
@@ -213,8 +217,10 @@ impl Switch {
         }
         live.metadata.managed_fields.clone_from(&stored.managers.managed_fields);
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        let replaced = patiently(self.configurations.replace(CONFIGURATION, &params, &live)).await;
-        let context = || format!("{CONFIGURATION} is on, but its field managers are not back; try `spillway on` again");
+        let replaced = patiently(self.configurations.replace(WEBHOOK_CONFIGURATION_NAME, &params, &live)).await;
+        let context = || {
+            format!("{WEBHOOK_CONFIGURATION_NAME} is on, but its field managers are not back; try `spillway on` again")
+        };
         replaced.with_context(context)?;
         Ok(())
     }
@@ -224,7 +230,7 @@ impl Switch {
             Preconditions { uid: map.metadata.uid.clone(), resource_version: map.metadata.resource_version.clone() };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         let deleted = patiently(self.maps.delete(STORED, &params)).await;
-        deleted.with_context(|| format!("{CONFIGURATION} is on, but {} cannot be removed", self.place))?;
+        deleted.with_context(|| format!("{WEBHOOK_CONFIGURATION_NAME} is on, but {} cannot be removed", self.place))?;
         Ok(())
     }
 }

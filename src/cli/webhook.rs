@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::{Ended, cluster, pod::PodArgs, process};
 use crate::{
     background::restart_on_panic,
-    certs::{self, KeyPairFiles, Leaf, Serving},
+    certs::{self, KeyPairFiles, Leaf, ServingCertificate},
     cluster::Cluster,
     config::CertificateSource,
     reload::configuration::ConfigReceiver,
@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
         logs.register(&mut registry);
         let configuration = process::configuration(config.as_deref(), logs, &mut registry, |_| {}).await?;
         let source = certificate.source()?;
-        let serving = Serving::default();
+        let serving = ServingCertificate::default();
         let bound = webhook::bind(listen, serving.clone(), &mut registry).await?;
         let client = Client::try_from(cluster::find(None, "spillway-webhook").await?)
             .context("cannot make a client of the cluster")?;
@@ -112,7 +112,7 @@ impl CertificateArgs {
         // Not left to clap, for which SPILLWAY_SELF_SIGNED=false is a flag that was given.
         match (tls_cert_file, tls_key_file) {
             (Some(certificate), Some(key)) if !self_signed => {
-                let pair = certs::from_files(certificate, key)?;
+                let pair = certs::load_key_pair(certificate, key)?;
                 Leaf::new(pair).context("--tls-cert-file: cannot read the certificate")?;
                 Ok(Source::Files(KeyPairFiles { certificate: certificate.clone(), key: key.clone() }))
             }
@@ -126,7 +126,7 @@ impl CertificateArgs {
 fn self_signed_leaf() -> anyhow::Result<Leaf> {
     let made = certs::generate(&[], OffsetDateTime::now_utc()).context("--self-signed: cannot make a certificate")?;
     tracing::info!(caBundle = STANDARD.encode(&made.ca), "serving a self-signed certificate, for development");
-    Ok(Leaf::new(certs::from_pem(made.certificate.as_bytes(), made.key.as_bytes())?)?)
+    Ok(Leaf::new(certs::parse_key_pair(made.certificate.as_bytes(), made.key.as_bytes())?)?)
 }
 
 /// Keeps a certificate in `serving`.
@@ -134,7 +134,7 @@ struct Keeper {
     configuration: ConfigReceiver,
     client: Client,
     namespace: String,
-    serving: Serving,
+    serving: ServingCertificate,
     metrics: telemetry::CertificateMetrics,
 }
 
@@ -186,6 +186,6 @@ impl Keeper {
     }
 
     async fn follow_files(&self, files: KeyPairFiles) {
-        certs::follow_files(files, self.serving.clone(), self.metrics.clone()).await;
+        certs::watch_certificate_files(files, self.serving.clone(), self.metrics.clone()).await;
     }
 }

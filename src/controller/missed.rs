@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     burst::{self, DECISION, Decision, ServiceAccount, Verdict},
-    certs::self_managed::CONFIGURATION,
+    certs::self_managed::WEBHOOK_CONFIGURATION_NAME,
     cluster::{Cluster, Snapshot, opted_in_since},
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
@@ -133,7 +133,7 @@ async fn round(
     let found = {
         let (waiting, assigned) = (observed.waiting.borrow(), observed.assigned.borrow());
         let scope = observed.scope.borrow();
-        let scope = scope.get(&(String::new(), CONFIGURATION.to_owned()));
+        let scope = scope.get(&(String::new(), WEBHOOK_CONFIGURATION_NAME.to_owned()));
         scope.map(|scope| plan::missed(scope, &waiting, &assigned, &memory.opted_in)).unwrap_or_default()
     };
     let Found { waiting, scheduled, depends } = found;
@@ -141,7 +141,12 @@ async fn round(
         let note = format!(
             "nobody can tell which pods were missed: matchCondition {condition} is not the one of the manifests, and only the API server evaluates it"
         );
-        let about = reference("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration", None, CONFIGURATION);
+        let about = reference(
+            "admissionregistration.k8s.io/v1",
+            "MutatingWebhookConfiguration",
+            None,
+            WEBHOOK_CONFIGURATION_NAME,
+        );
         context.tally.note(about, UNKNOWN, note);
     }
     let decide = Decide { context, snapshot: &snapshot, configuration: &configuration };

@@ -47,7 +47,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     background::restart_on_panic,
-    certs::self_managed::{CONFIGURATION, SECRET},
+    certs::self_managed::{CA_SECRET_NAME, WEBHOOK_CONFIGURATION_NAME},
     cluster::Cluster,
     config::CertificateSource,
     reload::configuration::ConfigReceiver,
@@ -83,8 +83,11 @@ impl Context {
     fn certificate_changes(&self) -> impl Stream<Item = ()> {
         let secrets: Api<PartialObjectMeta<Secret>> = Api::namespaced(self.client.clone(), &self.namespace);
         let webhooks: Api<PartialObjectMeta<MutatingWebhookConfiguration>> = Api::all(self.client.clone());
-        let secret = changes("Secret", watch_object(secrets, SECRET).default_backoff());
-        let webhook = changes("MutatingWebhookConfiguration", watch_object(webhooks, CONFIGURATION).default_backoff());
+        let secret = changes("Secret", watch_object(secrets, CA_SECRET_NAME).default_backoff());
+        let webhook = changes(
+            "MutatingWebhookConfiguration",
+            watch_object(webhooks, WEBHOOK_CONFIGURATION_NAME).default_backoff(),
+        );
         stream::select(stream::select(secret, webhook), each(self.configuration.clone()))
     }
 }

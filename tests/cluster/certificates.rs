@@ -20,7 +20,7 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 use serde_json::{Value, json};
-use spillway::certs::authority::{Stored, certificates};
+use spillway::certs::authority::{CaSecret, certificates};
 use time::OffsetDateTime;
 use tokio::{net::TcpStream, task::JoinHandle};
 use tokio_rustls::TlsConnector;
@@ -65,15 +65,15 @@ impl Installed {
     }
 
     /// The authority as it is stored, if it can be used.
-    fn stored(&self) -> Option<Stored> {
+    fn stored(&self) -> Option<CaSecret> {
         let secret = ["-n", "spillway-system", "get", "secret", "spillway-ca", "--ignore-not-found", "-o", "json"];
         let secret: Value = serde_json::from_str(&self.plane().kubectl(&secret)).ok()?;
         let data = secret["data"].as_object()?.iter();
         let data = data.map(|(key, value)| (key.clone(), STANDARD.decode(value.as_str().unwrap()).unwrap()));
-        Stored::read(&data.collect()).ok()
+        CaSecret::read(&data.collect()).ok()
     }
 
-    fn store(&self, stored: &Stored) {
+    fn store(&self, stored: &CaSecret) {
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
             "metadata": {"name": "spillway-ca", "namespace": "spillway-system"}, "stringData": stored.data(),
@@ -209,7 +209,7 @@ fn a_webhook_that_starts_first_waits_for_its_authority_and_then_for_the_bundle()
     };
     plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
     waits_for("Secret spillway-ca");
-    installed.store(&Stored::replace(&[], OffsetDateTime::now_utc()).unwrap());
+    installed.store(&CaSecret::replace(&[], OffsetDateTime::now_utc()).unwrap());
     waits_for("the caBundle of aci-spillway");
     assert_eq!(expiry(&webhook), 0);
     let _controller = Controller::start(plane, "certificates-first-controller", &[]);
@@ -353,7 +353,7 @@ async fn an_authority_is_rotated_and_no_call_fails_meanwhile() {
     let installed = Installed::new();
     let plane = installed.plane();
     // Of an age at which it is to be rotated.
-    let old = Stored::replace(&[], OffsetDateTime::now_utc() - time::Duration::days(300)).unwrap();
+    let old = CaSecret::replace(&[], OffsetDateTime::now_utc() - time::Duration::days(300)).unwrap();
     installed.store(&old);
     let webhook = Webhook::start_self_managed(plane, "certificates-rotated-webhook", &[]).ready();
     let bundle = format!("caBundle: {}", STANDARD.encode(old.bundle()));

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 use spillway::{
-    certs::authority::Stored,
+    certs::authority::CaSecret,
     controller::{Outcome, authority::Keeper, events::Events},
     telemetry::ControllerMetrics,
 };
@@ -45,7 +45,7 @@ async fn race(installed: &Installed) -> usize {
             let secrets = kube::Api::<k8s_openapi::api::core::v1::Secret>::namespaced(client, "spillway-system");
             let data = secrets.get("spillway-ca").await.unwrap().data.unwrap();
             let data = data.into_iter().map(|(key, value)| (key, value.0)).collect();
-            (outcomes, Stored::read(&data).unwrap().current.certificate().pem())
+            (outcomes, CaSecret::read(&data).unwrap().current.certificate().pem())
         });
     }
     let agreed = keepers.join_all().await;

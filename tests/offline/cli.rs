@@ -499,7 +499,7 @@ fn certs_dev_writes_a_pair_that_serves_and_a_key_that_only_its_owner_reads() {
         assert_eq!(ran.code, 0, "{}", ran.stderr);
     }
     assert_eq!(fs::metadata(out.join("tls.key")).unwrap().permissions().mode() & 0o777, 0o600);
-    spillway::certs::from_files(&out.join("tls.crt"), &out.join("tls.key")).unwrap();
+    spillway::certs::load_key_pair(&out.join("tls.crt"), &out.join("tls.key")).unwrap();
 }
 
 #[test]

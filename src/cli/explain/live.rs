@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::{
     burst::DECISION,
-    certs::self_managed::CONFIGURATION,
+    certs::self_managed::WEBHOOK_CONFIGURATION_NAME,
     cli::{
         cluster::{self, in_time, patiently, told},
         manifest::Document,
@@ -103,15 +103,16 @@ impl Live {
     /// the one that was asked about. Those with a matchCondition that only the API server can evaluate are left out, and said so.
     pub(super) async fn missed(&self, namespace: Option<&str>) -> anyhow::Result<Vec<Document>> {
         let webhooks: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
-        let scope = match in_time(webhooks.get(CONFIGURATION)).await? {
+        let scope = match in_time(webhooks.get(WEBHOOK_CONFIGURATION_NAME)).await? {
             Ok(configuration) => Scope::read(configuration),
             Err(kube::Error::Api(status)) if status.is_not_found() => {
                 bail!(
-                    "there is no MutatingWebhookConfiguration {CONFIGURATION}: the API server calls Spillway for no pod"
+                    "there is no MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME}: the API server calls Spillway for no pod"
                 )
             }
             Err(error) => {
-                return Err(told(error)).context(format!("cannot get MutatingWebhookConfiguration {CONFIGURATION}"));
+                return Err(told(error))
+                    .context(format!("cannot get MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME}"));
             }
         };
         let namespaces: Api<Namespace> = Api::all(self.client.clone());

@@ -28,7 +28,7 @@ use pod::{Lean, Whole};
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
-    background::restart_on_panic, certs::self_managed::CONFIGURATION, cluster::Scope, config::Selector,
+    background::restart_on_panic, certs::self_managed::WEBHOOK_CONFIGURATION_NAME, cluster::Scope, config::Selector,
     reload::configuration::ConfigReceiver,
 };
 
@@ -87,7 +87,7 @@ impl Observed {
                 ASSIGNED.keep(Api::all(client.clone()), pages().fields("spec.nodeName!="), &assigned),
                 keep_virtual(&client, &configuration, seen.clone(), &on_virtual),
                 keep_coming(&client, &coming),
-                SCOPE.keep(Api::all(client.clone()), only(CONFIGURATION), &scope),
+                SCOPE.keep(Api::all(client.clone()), only(WEBHOOK_CONFIGURATION_NAME), &scope),
             );
         }));
         let (nodes, waiting, assigned, on_virtual) = receivers;
