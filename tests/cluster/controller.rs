@@ -1,4 +1,4 @@
-//! The elected controller, on the real API server and with the permissions of its own account.
+//! The elected controller on a real API server, with the permissions of its own account.
 
 use std::{
     fs,
@@ -9,38 +9,36 @@ use std::{
 use serde_json::Value;
 use spillway::{
     certs::authority::CaSecret,
-    controller::{Outcome, authority::Keeper, events::Events},
+    controller::{Outcome, authority::AuthorityReconciler, events::EventRecorder},
     telemetry::ControllerMetrics,
 };
 use tokio::sync::Barrier;
 
-use crate::{
-    certificates::Installed,
-    harness::{Controller, eventually},
-};
+use crate::harness::{AUTHORITY_SECRET, CONTROLLER_LEASE, Controller, InstalledSandbox, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_keepers_at_once_make_one_authority_and_agree_on_it() {
-    let installed = Installed::new();
-    // Who is too late is told by a conflict; a race in which nobody was is none, and is run again.
+async fn twenty_concurrent_controllers_create_one_authority() {
+    let installed = InstalledSandbox::new();
+    // A controller that is too late sees a conflict. A race without one proves nothing, so the test runs it again.
     while race(&installed).await == 0 {
-        installed.clear_authority();
+        installed.delete_authority();
     }
 }
 
-/// Lets them race once, and tells how many came too late.
-async fn race(installed: &Installed) -> usize {
+/// Runs the race once, and returns the number of controllers that saw a conflict.
+async fn race(installed: &InstalledSandbox) -> usize {
     let start = Arc::new(Barrier::new(20));
-    let mut keepers = tokio::task::JoinSet::new();
+    let mut reconcilers = tokio::task::JoinSet::new();
     for index in 0..20 {
         let (client, start) = (installed.plane().client().await, start.clone());
-        keepers.spawn(async move {
-            let events = Events::new(client.clone(), &format!("racer-{index}"));
-            let mut keeper = Keeper::new(client.clone(), "spillway-system", events, ControllerMetrics::default());
+        reconcilers.spawn(async move {
+            let events = EventRecorder::new(client.clone(), &format!("racer-{index}"));
+            let metrics = ControllerMetrics::default();
+            let mut reconciler = AuthorityReconciler::new(client.clone(), "spillway-system", events, metrics);
             let mut outcomes = Vec::new();
             start.wait().await;
-            while outcomes.last() != Some(&Outcome::Right) {
-                outcomes.push(keeper.round().await.unwrap());
+            while outcomes.last() != Some(&Outcome::UpToDate) {
+                outcomes.push(reconciler.round().await.unwrap());
             }
             let secrets = kube::Api::<k8s_openapi::api::core::v1::Secret>::namespaced(client, "spillway-system");
             let data = secrets.get("spillway-ca").await.unwrap().data.unwrap();
@@ -48,20 +46,20 @@ async fn race(installed: &Installed) -> usize {
             (outcomes, CaSecret::read(&data).unwrap().current.certificate().pem())
         });
     }
-    let agreed = keepers.join_all().await;
+    let agreed = reconcilers.join_all().await;
     let made = agreed.iter().filter(|(outcomes, _)| outcomes.contains(&Outcome::Changed)).count();
     assert_eq!(made, 1, "{agreed:#?}");
     assert!(agreed.iter().all(|(_, authority)| *authority == agreed[0].1));
     agreed.iter().filter(|(outcomes, _)| outcomes.contains(&Outcome::Conflict)).count()
 }
 
-fn takes_over(next: &Controller) {
+fn wait_for_leader(next: &Controller) {
     eventually("the other replica to act", || next.leads().then_some(()));
 }
 
 #[test]
-fn one_of_two_replicas_acts_and_the_other_takes_over() {
-    let installed = Installed::new();
+fn one_replica_leads_and_another_takes_over() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let start = |name: &str| Controller::start(plane, name, &[]);
     let first = start("controller-first");
@@ -72,7 +70,7 @@ fn one_of_two_replicas_acts_and_the_other_takes_over() {
 
     let killed = Instant::now();
     first.signal("KILL");
-    takes_over(&second);
+    wait_for_leader(&second);
     let after = killed.elapsed();
     assert!(after > Duration::from_secs(5), "the lease of a replica that may be alive was taken after {after:?}");
 
@@ -81,11 +79,10 @@ fn one_of_two_replicas_acts_and_the_other_takes_over() {
     assert!(second.leads() && !third.leads());
     second.signal("TERM");
     eventually("the second replica to end", || (!second.is_alive()).then_some(()));
-    let gives_back = |line: &Value| line["message"] == "gave the lease back";
-    assert!(second.log().iter().any(gives_back), "{:#?}", second.log());
-    takes_over(&third);
-    let lease = plane.kubectl(&["-n", "spillway-system", "get", "lease", "spillway-controller", "-o", "json"]);
-    let lease: Value = serde_json::from_str(&lease).unwrap();
+    let releases = |line: &Value| line["message"] == "released the lease";
+    assert!(second.log().iter().any(releases), "{:#?}", second.log());
+    wait_for_leader(&third);
+    let lease = plane.get(CONTROLLER_LEASE);
     assert_eq!(
         (&lease["spec"]["holderIdentity"], &lease["spec"]["leaseDurationSeconds"]),
         (&third.name.clone().into(), &15.into())
@@ -93,44 +90,39 @@ fn one_of_two_replicas_acts_and_the_other_takes_over() {
 }
 
 #[test]
-fn a_restart_of_the_api_server_does_not_end_the_controller() {
-    let installed = Installed::new();
+fn the_controller_survives_a_restart_of_the_api_server() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let mut controller = Controller::start(plane, "controller-restart", &[]);
     eventually("the replica to act", || controller.leads().then_some(()));
     plane.restart_api_server();
     assert_eq!(controller.admin("/healthz").0, 200);
-    plane.kubectl(&["-n", "spillway-system", "delete", "secret", "spillway-ca", "--ignore-not-found"]);
-    eventually("the replica to go on", || {
-        let secret = ["-n", "spillway-system", "get", "secret", "spillway-ca"];
-        plane.try_kubectl(&secret, "").status.success().then_some(())
-    });
+    plane.delete(AUTHORITY_SECRET);
+    eventually("the replica to go on", || plane.find(AUTHORITY_SECRET).map(drop));
     assert!(controller.is_alive());
 }
 
 #[test]
-fn a_configuration_that_becomes_unusable_is_told_by_an_event_and_so_is_that_it_is_mended() {
-    let installed = Installed::new();
+fn events_report_an_invalid_configuration_and_its_repair() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let file = plane.dir.join("controller-configuration.yaml");
     let good = "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n";
     fs::write(&file, good).unwrap();
     let controller = Controller::start(plane, "controller-configuration", &["--config", file.to_str().unwrap()]);
-    let told = |wanted: &str| {
+    let wait_for_event = |wanted: &str| {
         eventually(wanted, || {
-            let events = ["-n", "spillway-system", "get", "events.events.k8s.io", "-o", "json"];
-            let events: Value = serde_json::from_str(&plane.kubectl(&events)).unwrap();
-            let mut events = events["items"].as_array().unwrap().clone().into_iter();
+            let mut events = plane.events("spillway-system").into_iter();
             events.find(|e| e["reason"] == wanted && e["reportingInstance"] == "controller-configuration")
         })
     };
     fs::write(&file, format!("{good}modus: off\n")).unwrap();
-    let event = told("ConfigurationInvalid");
+    let event = wait_for_event("ConfigurationInvalid");
     let about = (&event["regarding"]["kind"], &event["regarding"]["name"], &event["type"]);
     assert_eq!(about, (&"ConfigMap".into(), &"spillway-config".into(), &"Warning".into()));
     assert!(event["note"].as_str().unwrap().contains("unknown field \"modus\""), "{event:#}");
     assert_eq!(controller.metric("spillway_configuration_last_reload_failed"), 1);
     fs::write(&file, good).unwrap();
-    assert_eq!(told("ConfigurationReloaded")["type"], "Normal");
+    assert_eq!(wait_for_event("ConfigurationReloaded")["type"], "Normal");
     assert_eq!(controller.metric("spillway_configuration_last_reload_failed"), 0);
 }

@@ -1,5 +1,5 @@
-//! The pods that are shipped, really created in a namespace that enforces the level `restricted` of Pod Security, and placed by the
-//! real scheduler.
+//! The pods of the manifests, created in a namespace that enforces the level `restricted` of Pod Security, and placed by the real
+//! scheduler.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +10,12 @@ use crate::{
     packaging::{NAMESPACE, manifests, remove_everything},
 };
 
-/// The nodes of a component's running pods.
+/// Returns the nodes of a component's running pods.
 fn nodes_of(plane: &ControlPlane, component: &str) -> Vec<String> {
-    let selector = format!("app.kubernetes.io/name=spillway,app.kubernetes.io/component={component}");
-    let pods = plane.kubectl(&["-n", NAMESPACE, "get", "pods", "-l", &selector, "-o", "json"]);
-    let pods: Value = serde_json::from_str(&pods).unwrap();
-    let items = pods["items"].as_array().unwrap().iter();
+    let selector = format!("app.kubernetes.io/name%3Dspillway,app.kubernetes.io/component%3D{component}");
+    let pods = plane.list(&format!("/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={selector}"));
     let living =
-        items.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] == "Running");
+        pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] == "Running");
     living.map(|pod| pod["spec"]["nodeName"].as_str().unwrap().to_owned()).collect()
 }
 
@@ -27,26 +25,25 @@ fn rolled_out(plane: &ControlPlane) {
     }
 }
 
-/// A virtual node that nothing but its label keeps pods away from.
+/// Creates a virtual node without taints, so that only its label keeps pods away.
 fn open_virtual_node(plane: &ControlPlane) {
-    let room = json!({"cpu": "10000", "memory": "40Ti", "pods": "200"});
+    let capacity = json!({"cpu": "10000", "memory": "40Ti", "pods": "200"});
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": "virtual-open", "labels": {
             "kubernetes.io/hostname": "virtual-open", "kubernetes.io/os": "linux", "type": "virtual-kubelet"}},
-        "status": {"capacity": room, "allocatable": room},
+        "status": {"capacity": capacity, "allocatable": capacity},
     });
-    plane.kubectl_with(&["apply", "-f", "-"], &node.to_string());
+    plane.create_or_replace(None, &node);
     eventually("the virtual node to be ready", || {
-        let taints = plane.kubectl(&["get", "node", "virtual-open", "-o", "jsonpath={.spec.taints}"]);
-        taints.is_empty().then_some(())
+        plane.get("/api/v1/nodes/virtual-open")["spec"]["taints"].is_null().then_some(())
     });
 }
 
 #[test]
-fn the_shipped_pods_run_under_restricted_pod_security_on_vms() {
-    let turn = sandbox();
-    let plane = turn.plane;
+fn the_pods_of_spillway_run_on_vms_under_restricted_pod_security() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     remove_everything(plane);
     open_virtual_node(plane);
     plane.kubectl(&["apply", "-k", &manifests("base")]);
@@ -68,18 +65,18 @@ fn the_shipped_pods_run_under_restricted_pod_security_on_vms() {
         }
     }
     eventually("the disruption budget to allow one eviction at a time", || {
-        let budget = ["-n", NAMESPACE, "get", "poddisruptionbudget", "spillway-webhook", "-o", "json"];
-        let budget: Value = serde_json::from_str(&plane.kubectl(&budget)).unwrap();
+        let budget =
+            plane.get(&format!("/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets/spillway-webhook"));
         (budget["status"]["disruptionsAllowed"] == 1 && budget["status"]["expectedPods"] == 2).then_some(())
     });
     remove_everything(plane);
-    plane.kubectl(&["delete", "node", "virtual-open"]);
+    plane.delete_node("virtual-open");
 }
 
 #[test]
-fn highly_available_means_a_node_for_each_replica_through_a_rollout_too() {
-    let turn = sandbox();
-    let plane = turn.plane;
+fn high_availability_spreads_replicas_during_rollouts() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     remove_everything(plane);
     open_virtual_node(plane);
     plane.kubectl(&["apply", "-k", &manifests("overlays/high-availability")]);
@@ -89,7 +86,7 @@ fn highly_available_means_a_node_for_each_replica_through_a_rollout_too() {
         }
         rolled_out(plane);
         for (component, replicas) in [("webhook", 3), ("controller", 2)] {
-            // The old replicas are on their way out when the rollout is done.
+            // Old replicas may still terminate when the rollout is complete.
             let nodes = eventually("only the new replicas to be left", || {
                 Some(nodes_of(plane, component)).filter(|nodes| nodes.len() == replicas)
             });
@@ -100,5 +97,5 @@ fn highly_available_means_a_node_for_each_replica_through_a_rollout_too() {
     let classes = plane.kubectl(&["-n", NAMESPACE, "get", "pods", "-o", "jsonpath={.items[*].spec.priorityClassName}"]);
     assert!(classes.split(' ').all(|class| class == "system-cluster-critical"), "{classes}");
     remove_everything(plane);
-    plane.kubectl(&["delete", "node", "virtual-open"]);
+    plane.delete_node("virtual-open");
 }

@@ -1,18 +1,17 @@
-//! Which nodes take a pod, and how much room they have left.
+//! Which nodes accept a pod, and how much capacity they have free.
 //!
-//! Not the scheduler: what is asked here is whether a pod is *certain* to fit, by the filters that can be judged from a node and the
-//! sums of what is on it (kubernetes `pkg/scheduler/framework/plugins`: nodeunschedulable, tainttoleration, nodeaffinity,
-//! noderesources/fit). A pod whose other constraints depend on where other pods are fits nowhere, as far as this can tell; required
-//! pod affinity is not in the view of a pod, so whoever asks leaves out pods that have it. What other pods have against this one, by
-//! their anti-affinity, is not judged, nor are volumes, ports and images.
+//! This is not the scheduler. It says whether a pod is *certain* to fit, by the filters that depend on the node and on the sums of its
+//! pods only (kubernetes `pkg/scheduler/framework/plugins`: nodeunschedulable, tainttoleration, nodeaffinity, noderesources/fit). A pod
+//! whose constraints depend on the places of other pods fits nowhere. Required pod affinity is not in the view of a pod, so callers leave
+//! out pods that have it. Anti-affinity of other pods, volumes, ports and images are ignored.
 
 use std::collections::HashMap;
 
 use super::observed::{Assigned, Kept, Node, Requests};
 use crate::pod::{Pod, Quantity, ResourceList, ResourceRequirements, Taint};
 
-/// Whether the node takes such a pod, if it has room: it is Ready and not cordoned, the pod tolerates its taints, and it is one that
-/// the pod selects.
+/// Returns whether the node accepts the pod, apart from its capacity: it is Ready and not cordoned, the pod tolerates its taints, and
+/// the pod's selector and required affinity match it.
 pub(super) fn accepts(node: &Node, pod: &Pod<'_>) -> bool {
     let is_tolerated = |taint: Taint<'_>| pod.tolerations().iter().any(|toleration| toleration.tolerates(taint));
     let view = node.view();
@@ -23,7 +22,7 @@ pub(super) fn accepts(node: &Node, pod: &Pod<'_>) -> bool {
         && pod.required_node_affinity().is_none_or(|required| required.matches(view))
 }
 
-/// The taints that keep pods away: a preference does not.
+/// Taints that keep pods away, without those that are a preference.
 pub(super) fn hard_taints(node: &Node) -> impl Iterator<Item = Taint<'_>> {
     let hard = node.taints.iter().filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
     hard.map(|taint| {
@@ -32,63 +31,66 @@ pub(super) fn hard_taints(node: &Node) -> impl Iterator<Item = Taint<'_>> {
     })
 }
 
-/// What some nodes have left.
+/// The free capacity of some nodes.
 #[derive(Debug)]
-pub(super) struct Room<'n>(Vec<Taken<'n>>);
+pub(super) struct FreeCapacity<'n>(Vec<NodeUsage<'n>>);
 
-/// A node, and what is on it.
+/// A node, and the sums of its pods.
 #[derive(Debug)]
-struct Taken<'n> {
+struct NodeUsage<'n> {
     node: &'n Node,
     requests: Requests,
     pods: i128,
 }
 
-impl<'n> Room<'n> {
-    /// What these nodes have left beside the pods that are assigned.
-    pub(super) fn of(nodes: impl Iterator<Item = &'n Node>, assigned: &Kept<Assigned>) -> Self {
-        let taken = nodes.map(|node| Taken { node, requests: Requests::default(), pods: 0 });
-        let mut taken: Vec<_> = taken.collect();
-        let places: HashMap<&str, usize> = taken.iter().enumerate().map(|(i, t)| (t.node.name.as_str(), i)).collect();
+impl<'n> FreeCapacity<'n> {
+    /// The capacity that the assigned pods leave on these nodes.
+    pub(super) fn new(nodes: impl Iterator<Item = &'n Node>, assigned: &Kept<Assigned>) -> Self {
+        let usage = nodes.map(|node| NodeUsage { node, requests: Requests::default(), pods: 0 });
+        let mut usage: Vec<_> = usage.collect();
+        let by_name: HashMap<&str, usize> =
+            usage.iter().enumerate().map(|(index, usage)| (usage.node.name.as_str(), index)).collect();
         for pod in assigned.values() {
-            let Some(taken) = places.get(&*pod.node).and_then(|place| taken.get_mut(*place)) else { continue };
-            taken.add(pod.requests);
+            if let Some(usage) = by_name.get(&*pod.node).and_then(|index| usage.get_mut(*index)) {
+                usage.add(pod.requests);
+            }
         }
-        Self(taken)
+        Self(usage)
     }
 
-    /// Puts a pod on the first node that takes it and has room for it, so that what it needs is there for no other. Returns the
-    /// node, or nothing if there is none, or none that is certain.
-    pub(super) fn put(&mut self, pod: &Pod<'_>) -> Option<&'n Node> {
-        if depends_on_others(pod) || asks_for_more_than_is_counted(pod) {
+    /// Places a pod on the first node that accepts it and has capacity for it, and takes that capacity. Returns the node, or nothing if
+    /// the pod is not certain to fit.
+    pub(super) fn place(&mut self, pod: &Pod<'_>) -> Option<&'n Node> {
+        if depends_on_others(pod) || requests_other_resources(pod) {
             return None;
         }
         let requests = Requests { cpu: pod.request("cpu"), memory: pod.request("memory") };
-        let found = self.0.iter_mut().find(|taken| taken.has_room(requests) && accepts(taken.node, pod))?;
-        found.add(requests);
-        Some(found.node)
+        let usage = self.0.iter_mut().find(|usage| usage.fits(requests) && accepts(usage.node, pod))?;
+        usage.add(requests);
+        Some(usage.node)
     }
 }
 
-impl Taken<'_> {
+impl NodeUsage<'_> {
     fn add(&mut self, requests: Requests) {
         let Requests { cpu, memory } = self.requests;
         self.requests = Requests { cpu: cpu + requests.cpu, memory: memory + requests.memory };
         self.pods += 1;
     }
 
-    /// A pod that asks for nothing of something fits where there is too little of it already, as for the scheduler.
-    fn has_room(&self, requests: Requests) -> bool {
-        let fits =
-            |asked: Quantity, taken: Quantity, there: Quantity| asked == Quantity::ZERO || taken + asked <= there;
-        let there = self.node.allocatable;
+    /// Returns whether the requests fit. As for the scheduler, a request of zero fits even if the resource is exhausted.
+    fn fits(&self, requests: Requests) -> bool {
+        let fits = |requested: Quantity, used: Quantity, allocatable: Quantity| {
+            requested == Quantity::ZERO || used + requested <= allocatable
+        };
+        let allocatable = self.node.allocatable;
         self.pods < self.node.pods
-            && fits(requests.cpu, self.requests.cpu, there.cpu)
-            && fits(requests.memory, self.requests.memory, there.memory)
+            && fits(requests.cpu, self.requests.cpu, allocatable.cpu)
+            && fits(requests.memory, self.requests.memory, allocatable.memory)
     }
 }
 
-/// Whether what the pod needs beside its node depends on where other pods are.
+/// Returns whether the pod's constraints depend on the places of other pods.
 fn depends_on_others(pod: &Pod<'_>) -> bool {
     let is_hard = |kind: Option<&str>| kind.is_none_or(|kind| kind != "ScheduleAnyway");
     let mut spread = pod.spec.topology_spread_constraints.iter().flatten();
@@ -97,8 +99,8 @@ fn depends_on_others(pod: &Pod<'_>) -> bool {
         || anti_affinity.and_then(|terms| terms.required.as_ref()).is_some_and(|terms| !terms.is_empty())
 }
 
-/// Whether the pod asks for anything beside CPU and memory: devices, disk, claims.
-fn asks_for_more_than_is_counted(pod: &Pod<'_>) -> bool {
+/// Returns whether the pod requests resources other than CPU and memory: devices, disk, claims.
+fn requests_other_resources(pod: &Pod<'_>) -> bool {
     let of_containers = pod.all_containers().filter_map(|container| container.resources.as_ref());
     let mut all = of_containers.chain(&pod.spec.resources);
     let has_others = |resources: &ResourceRequirements<'_>| resources.others().next().is_some();
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_takes_a_pod_exactly_when_nothing_keeps_it_away() {
+    fn a_node_accepts_a_pod_unless_a_constraint_keeps_it_away() {
         let taint = |effect: &str| json!({"spec": {"taints": [{"key": "k", "value": "v", "effect": effect}]}});
         let tolerating = json!({"tolerations": [{"key": "k", "operator": "Exists", "effect": "NoSchedule"}]});
         let required = |value: &str| {
@@ -165,37 +167,37 @@ mod tests {
             (json!({}), required("hdd"), false),
         ] {
             let (node, text) = (node("vm", &changes), pod(&spec));
-            assert_eq!(accepts(&node, &crate::pod::from_json(&text).unwrap()), expected, "{changes} {spec}");
+            assert_eq!(accepts(&node, &serde_json::from_str(&text).unwrap()), expected, "{changes} {spec}");
         }
     }
 
-    /// Onto which nodes as many pods of that kind go.
-    fn put(nodes: &[Node], assigned: &Kept<Assigned>, spec: &Value) -> Vec<String> {
+    /// The nodes of as many pods as fit.
+    fn place(nodes: &[Node], assigned: &Kept<Assigned>, spec: &Value) -> Vec<String> {
         let text = pod(spec);
-        let mut room = Room::of(nodes.iter(), assigned);
-        let pod: Pod<'_> = crate::pod::from_json(&text).unwrap();
-        std::iter::from_fn(|| room.put(&pod)).take(20).map(|node| node.name.clone()).collect()
+        let mut capacity = FreeCapacity::new(nodes.iter(), assigned);
+        let pod: Pod<'_> = serde_json::from_str(&text).unwrap();
+        std::iter::from_fn(|| capacity.place(&pod)).take(20).map(|node| node.name.clone()).collect()
     }
 
     #[test]
-    fn one_hole_is_room_for_one_pod() {
+    fn free_capacity_is_used_once() {
         let nodes = [node("a", &json!({})), node("b", &json!({}))];
         let spec = json!({});
-        assert_eq!(put(&nodes, &assigned(&[]), &spec), ["a", "a", "a", "b", "b", "b"], "three pods, by their count");
+        assert_eq!(place(&nodes, &assigned(&[]), &spec), ["a", "a", "a", "b", "b", "b"], "three pods, by their count");
         let nearly_full = assigned(&[("a", "2500m", "0"), ("b", "4", "0"), ("elsewhere", "1", "0")]);
-        assert_eq!(put(&nodes, &nearly_full, &spec), ["a"]);
+        assert_eq!(place(&nodes, &nearly_full, &spec), ["a"]);
         let full = assigned(&[("a", "3500m", "0"), ("b", "3001m", "0")]);
-        assert_eq!(put(&nodes, &full, &spec), Vec::<String>::new());
+        assert_eq!(place(&nodes, &full, &spec), Vec::<String>::new());
         let of_memory = assigned(&[("a", "0", "8Gi"), ("b", "0", "7Gi")]);
         let hungry = json!({"containers": [{"resources": {"requests": {"memory": "1Gi"}}}]});
-        assert_eq!(put(&nodes, &of_memory, &hungry), ["b"]);
+        assert_eq!(place(&nodes, &of_memory, &hungry), ["b"]);
         let nothing = json!({"containers": [{}]});
-        assert_eq!(put(&nodes, &assigned(&[("a", "9", "9Gi")]), &nothing).len(), 5, "nothing fits everywhere");
-        assert_eq!(put(&[node("c", &json!({"spec": {"unschedulable": true}}))], &assigned(&[]), &spec).len(), 0);
+        assert_eq!(place(&nodes, &assigned(&[("a", "9", "9Gi")]), &nothing).len(), 5, "nothing fits everywhere");
+        assert_eq!(place(&[node("c", &json!({"spec": {"unschedulable": true}}))], &assigned(&[]), &spec).len(), 0);
     }
 
     #[test]
-    fn what_cannot_be_judged_fits_nowhere() {
+    fn a_pod_with_unknown_constraints_fits_nowhere() {
         let nodes = [node("a", &json!({}))];
         let apart = json!([{"topologyKey": "kubernetes.io/hostname", "labelSelector": {}}]);
         let gpu = json!({"requests": {"nvidia.com/gpu": "1"}});
@@ -209,7 +211,7 @@ mod tests {
             (spread("ScheduleAnyway"), 3),
             (json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": apart}}}), 0),
         ] {
-            assert_eq!(put(&nodes, &assigned(&[]), &spec).len(), expected, "{spec}");
+            assert_eq!(place(&nodes, &assigned(&[]), &spec).len(), expected, "{spec}");
         }
     }
 }

@@ -1,79 +1,31 @@
-//! Closes virtual nodes to new pods while there are as many on them as there may be, or while too many of those fail to start.
-//!
-//! A virtual node never looks full: the first generation advertises thousands of CPUs, while the quota of a subscription is often a
-//! hundred container groups (MicrosoftDocs/azure-compute-docs `container-instances-resource-and-quota-limits.md`), and pods beyond it
-//! are bound and fail. The taint `spillway.dev/full:NoSchedule` makes them wait for a VM in place of that. It keeps away every pod
-//! that does not tolerate it, whether or not it came through Spillway; nothing is refused, and what runs goes on. The scheduler does
-//! not count: pods that it binds before it sees the taint go beyond the cap. A pod that is on its way out counts until it is gone, as
-//! its container group does; one that is over does not.
+//! Whether virtual nodes must be closed, and which nodes get or lose the taint.
 
 use std::time::Duration;
 
-use futures_util::stream;
 use k8s_openapi::jiff::Timestamp;
 
-use super::{
-    Context, each,
-    observed::{Kept, Node, Observed, OnVirtual, VirtualPod, are_known},
-    pauses::Pauses,
-    reconcile::{Outcome, repeat},
-    taints::{FULL, TaintError},
-    tally::Happening,
+use super::super::{
+    events::EventKind,
+    observed::{Kept, Node, OnVirtual, VirtualPod, are_known},
+    taints::FULL,
 };
 use crate::config::{Breaker, Configuration};
 
-const RECONCILER: &str = "capacity";
+const CAP_REACHED: EventKind = EventKind::warning("VirtualNodesFull");
+const BREAKER_OPEN: EventKind = EventKind::warning("BreakerOpen");
+const REOPENED: EventKind = EventKind::action("VirtualNodesReopened");
 
-const CAP_REACHED: Happening = Happening { is_warning: true, ..Happening::done("VirtualNodesFull") };
-const BREAKER_OPEN: Happening = Happening { is_warning: true, ..Happening::done("BreakerOpen") };
-const REOPENED: Happening = Happening::done("VirtualNodesReopened");
+/// A pod that has not started by then has failed.
+const START_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
-/// A pod that has not started by then has failed to.
-const PATIENCE: Duration = Duration::from_secs(5 * 60);
-
-/// Failures of pods that were bound longer ago say nothing of now: nobody might ever delete them, and the next pods are the ones to
-/// tell whether it still is so.
-const MEMORY: Duration = Duration::from_secs(30 * 60);
-
-/// Rounds, for as long as it is asked to.
-pub(super) async fn run(context: &Context, observed: &Observed) {
-    let changes =
-        [each(observed.nodes.clone()), each(observed.on_virtual.clone()), each(context.configuration.clone())];
-    // Until the first round, what another leader has closed is closed for either reason.
-    let (mut closed, mut fights) = (None, Pauses::default());
-    let round = async || round(context, observed, &mut closed, &mut fights).await;
-    Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
-}
-
-async fn round(
-    context: &Context,
-    observed: &Observed,
-    closed: &mut Option<Closed>,
-    fights: &mut Pauses,
-) -> Result<Outcome, TaintError> {
-    let configuration = context.configuration.borrow().clone();
-    let plan = {
-        let (nodes, on_virtual) = (observed.nodes.borrow(), observed.on_virtual.borrow());
-        fights.retain(nodes.values().map(|node| node.name.as_str()));
-        plan(&nodes, &on_virtual, &configuration, *closed, Timestamp::now())
-    };
-    let Some(Plan { before, now, load, write, virtual_nodes }) = plan else { return Ok(Outcome::Early) };
-    context.metrics.overflow.closed(now.by_cap, now.by_breaker, load.failing);
-    *closed = Some(now);
-    for (happening, note) in told(before, now, load, &configuration) {
-        tracing::warn!(reason = happening.reason, pods = load.total, failing = load.failing, "{note}");
-        for node in &virtual_nodes {
-            context.tally.note(node.reference(), happening, note.clone());
-        }
-    }
-    context.write_taints(FULL, &write, fights).await
-}
+/// How long a failure counts, from when the pod was bound. Failed pods may stay forever, and newer pods show the present state.
+const FAILURE_WINDOW: Duration = Duration::from_secs(30 * 60);
 
 /// Why virtual nodes are closed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Closed {
-    by_cap: bool,
-    by_breaker: bool,
+pub(super) struct Closed {
+    pub(super) by_cap: bool,
+    pub(super) by_breaker: bool,
 }
 
 impl Closed {
@@ -82,26 +34,28 @@ impl Closed {
     }
 }
 
-/// The pods on virtual nodes.
+/// Number of pods on virtual nodes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Load {
-    total: usize,
-    /// Those that were bound of late and have failed to start.
-    failing: usize,
+pub(super) struct Load {
+    /// Pods that count toward the cap.
+    pub(super) total: usize,
+    /// Pods that were bound within the failure window and failed to start.
+    pub(super) failing: usize,
 }
 
+/// Steps of a round.
 #[derive(Debug)]
-struct Plan {
-    before: Closed,
-    now: Closed,
-    load: Load,
-    /// Nodes whose taint is to change, and whether they are to have it.
-    write: Vec<(Node, bool)>,
-    virtual_nodes: Vec<Node>,
+pub(super) struct Plan {
+    pub(super) before: Closed,
+    pub(super) now: Closed,
+    pub(super) load: Load,
+    /// Nodes whose taint must change, and whether they get it.
+    pub(super) taint_changes: Vec<(Node, bool)>,
+    pub(super) virtual_nodes: Vec<Node>,
 }
 
-/// Nothing before everything has arrived.
-fn plan(
+/// Plans a round. Returns nothing while an input has not arrived.
+pub(super) fn plan(
     nodes: &Kept<Node>,
     on_virtual: &OnVirtual,
     configuration: &Configuration,
@@ -113,7 +67,7 @@ fn plan(
     if !are_known(nodes, on_virtual, &settings.selector) {
         return None;
     }
-    let is_full = |node: &Node| node.has_taint(FULL.key, FULL.effect);
+    let is_full = |node: &Node| FULL.is_on_observed(node);
     let before = before.unwrap_or_else(|| {
         let is_closed = nodes.values().filter(is_virtual).any(is_full);
         Closed { by_cap: is_closed, by_breaker: is_closed }
@@ -125,61 +79,69 @@ fn plan(
     };
     let closed = Closed {
         by_cap: settings.max_pods.is_some_and(|cap| is_at_cap(load.total, cap as usize, before.by_cap)),
-        by_breaker: is_open(load.failing, configuration.breaker, before.by_breaker),
+        by_breaker: is_tripped(load.failing, configuration.breaker, before.by_breaker),
     };
-    let wanted = |node: &Node| closed.is_closed() && node.is_virtual(&settings.selector);
-    let wrong = nodes.values().filter(|node| is_full(node) != wanted(node));
+    let desired = |node: &Node| closed.is_closed() && node.is_virtual(&settings.selector);
+    let wrong = nodes.values().filter(|node| is_full(node) != desired(node));
     Some(Plan {
         before,
         now: closed,
         load,
-        write: wrong.map(|node| (node.clone(), wanted(node))).collect(),
+        taint_changes: wrong.map(|node| (node.clone(), desired(node))).collect(),
         virtual_nodes: nodes.values().filter(is_virtual).cloned().collect(),
     })
 }
 
-/// Opened again when a tenth of the cap, and one pod at the least, is free: not for each pod that comes and goes.
-fn is_at_cap(total: usize, cap: usize, was: bool) -> bool {
-    let free = if was { (cap / 10).max(1) } else { 0 };
+/// Returns whether the cap closes virtual nodes. They open again when a tenth of the cap, and at least one pod, is free, so that they do
+/// not open and close with each pod.
+fn is_at_cap(total: usize, cap: usize, was_at_cap: bool) -> bool {
+    let free = if was_at_cap { (cap / 10).max(1) } else { 0 };
     total >= cap || total + free > cap
 }
 
-/// Closed again when half of the failures are gone.
-fn is_open(failing: usize, Breaker { failures }: Breaker, was: bool) -> bool {
+/// Returns whether the breaker closes virtual nodes. They open again when half of the failures are gone.
+fn is_tripped(failing: usize, Breaker { failures }: Breaker, was_tripped: bool) -> bool {
     let failures = failures as usize;
-    failures > 0 && (failing >= failures || (was && failing * 2 > failures))
+    failures > 0 && (failing >= failures || (was_tripped && failing * 2 > failures))
 }
 
-/// Pods of DaemonSets do not count: nobody lets them onto virtual nodes, which run none (learn.microsoft.com/azure/aks/virtual-nodes,
-/// limitations); those that tolerate every taint come there whether or not these are closed, and would keep them so.
+/// Returns whether a pod failed to start.
+///
+/// Pods of DaemonSets do not count. Virtual nodes run none (learn.microsoft.com/azure/aks/virtual-nodes, limitations), and Spillway does
+/// not place them there. Those that tolerate every taint come even to closed virtual nodes, and would keep them closed.
 fn has_failed(pod: &VirtualPod, now: Timestamp) -> bool {
     if pod.owned.controller.as_ref().is_some_and(|owner| owner.kind == "DaemonSet") {
         return false;
     }
     let since = Duration::try_from(now.duration_since(pod.bound)).unwrap_or_default();
-    !pod.is_going && since < MEMORY && (pod.is_failed || (!pod.has_started && since >= PATIENCE))
+    !pod.is_going && since < FAILURE_WINDOW && (pod.is_failed || (!pod.has_started && since >= START_TIMEOUT))
 }
 
-/// What has changed, for people.
-fn told(before: Closed, now: Closed, load: Load, configuration: &Configuration) -> Vec<(Happening, String)> {
-    let mut told = Vec::new();
+/// The events of a change.
+pub(super) fn events(
+    before: Closed,
+    now: Closed,
+    load: Load,
+    configuration: &Configuration,
+) -> Vec<(EventKind, String)> {
+    let mut events = Vec::new();
     if now.by_cap && !before.by_cap {
         let cap = configuration.virtual_nodes.max_pods.unwrap_or_default();
         let note =
             format!("{} pods are on virtual nodes, and virtualNodes.maxPods is {cap}: no more go there", load.total);
-        told.push((CAP_REACHED, note));
+        events.push((CAP_REACHED, note));
     }
     if now.by_breaker && !before.by_breaker {
         let note = format!(
             "{} pods on virtual nodes have failed to start, and breaker.failures is {}: no more go there",
             load.failing, configuration.breaker.failures
         );
-        told.push((BREAKER_OPEN, note));
+        events.push((BREAKER_OPEN, note));
     }
     if before.is_closed() && !now.is_closed() {
-        told.push((REOPENED, format!("virtual nodes take pods again; {} are there", load.total)));
+        events.push((REOPENED, format!("virtual nodes take pods again; {} are there", load.total)));
     }
-    told
+    events
 }
 
 #[cfg(test)]
@@ -227,11 +189,11 @@ mod tests {
     }
 
     #[test]
-    fn at_the_cap_every_virtual_node_is_closed_and_no_other() {
+    fn at_the_cap_all_virtual_nodes_and_no_others_are_closed() {
         let nodes = [node("v", true, false), node("vm", false, false), node("was-virtual", false, true)];
         let writes = |count| {
             let plan = planned("virtualNodes: {maxPods: 20}", &nodes, running(count), None).unwrap();
-            plan.write.into_iter().map(|(node, wanted)| (node.name, wanted)).collect::<Vec<_>>()
+            plan.taint_changes.into_iter().map(|(node, wanted)| (node.name, wanted)).collect::<Vec<_>>()
         };
         let not_ours = ("was-virtual".to_owned(), false);
         assert_eq!(writes(19), std::slice::from_ref(&not_ours));
@@ -239,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_closed_opens_again_only_when_there_is_some_room() {
+    fn virtual_nodes_reopen_only_below_the_cap_by_a_margin() {
         let closed = Some(Closed { by_cap: true, by_breaker: false });
         let is_closed = |count| {
             let nodes = [node("v", true, true)];
@@ -253,15 +215,15 @@ mod tests {
     }
 
     #[test]
-    fn pods_that_fail_to_start_in_numbers_close_virtual_nodes_until_half_of_them_are_gone() {
+    fn failing_pods_open_the_breaker_until_half_are_gone() {
         let hanging =
             |count: usize| (0..count).map(|i| pod(&i.to_string(), 301, &json!({"phase": "Pending"}))).collect();
-        let is_open = |count, was| {
+        let is_tripped = |count, was| {
             let before = Some(Closed { by_cap: false, by_breaker: was });
             planned("", &[node("v", true, was)], hanging(count), before).unwrap().now.by_breaker
         };
         assert_eq!(
-            [(9, false), (10, false), (6, true), (5, true)].map(|(n, was)| is_open(n, was)),
+            [(9, false), (10, false), (6, true), (5, true)].map(|(n, was)| is_tripped(n, was)),
             [false, true, true, false]
         );
         let off = planned("breaker: {failures: 0}", &[node("v", true, false)], hanging(50), None).unwrap();
@@ -269,44 +231,41 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_has_failed_that_has_not_started_for_five_minutes_or_that_the_provider_gave_up() {
+    fn a_pod_fails_by_start_timeout_or_by_provider() {
         let failed = |bound, status: Value| has_failed(&pod("p", bound, &status).1, now());
         assert!(!failed(299, json!({"phase": "Pending"})) && failed(300, json!({"phase": "Pending"})));
         assert!(!failed(900, json!({"phase": "Running"})));
         assert!(failed(1, json!({"phase": "Pending", "reason": "ProviderFailed"})));
         assert!(failed(1, json!({"phase": "Failed", "reason": "ProviderFailed"})));
-        assert!(
-            !failed(1800, json!({"phase": "Pending", "reason": "ProviderFailed"})),
-            "the next pods tell how it is now"
-        );
+        assert!(!failed(1800, json!({"phase": "Pending", "reason": "ProviderFailed"})), "too old");
         let (_, mut of_a_daemon_set) = pod("p", 300, &json!({"phase": "Pending"}));
         let owner = |kind: &str| Some(OwnerReference { kind: kind.to_owned(), ..OwnerReference::default() });
         of_a_daemon_set.owned.controller = owner("ReplicaSet");
         assert!(has_failed(&of_a_daemon_set, now()));
         of_a_daemon_set.owned.controller = owner("DaemonSet");
-        assert!(!has_failed(&of_a_daemon_set, now()), "nobody has let it there");
+        assert!(!has_failed(&of_a_daemon_set, now()), "Spillway did not place it");
     }
 
     #[test]
-    fn what_another_leader_has_closed_stays_closed_until_there_is_room() {
+    fn a_new_leader_keeps_virtual_nodes_closed_at_the_cap() {
         let nodes = [node("v", true, true)];
         assert!(planned("virtualNodes: {maxPods: 20}", &nodes, running(19), None).unwrap().now.by_cap);
         let open = planned("virtualNodes: {maxPods: 20}", &nodes, running(18), None).unwrap();
-        assert_eq!((open.now.is_closed(), open.write.len()), (false, 1));
+        assert_eq!((open.now.is_closed(), open.taint_changes.len()), (false, 1));
     }
 
     #[test]
-    fn what_a_leader_before_has_closed_it_has_told_and_what_this_one_closes_first_is_told_by_this_one() {
+    fn a_new_leader_reports_only_its_own_closing() {
         let reasons = |is_full| {
             let file = "virtualNodes: {maxPods: 20}";
             let plan = planned(file, &[node("v", true, is_full)], running(20), None).unwrap();
-            told(plan.before, plan.now, plan.load, &Configuration::default()).len()
+            events(plan.before, plan.now, plan.load, &Configuration::default()).len()
         };
         assert_eq!((reasons(true), reasons(false)), (0, 1));
     }
 
     #[test]
-    fn a_pod_holds_its_place_until_it_is_gone_or_over_and_one_that_is_going_says_nothing_of_the_provider() {
+    fn a_terminating_pod_counts_toward_the_cap_not_the_breaker() {
         let load = |change: Value| {
             let (name, _) = pod("p", 900, &json!({}));
             let mut pod = json!({"metadata": {"namespace": "shop", "name": "p", "creationTimestamp": "2026-01-01T11:45:00Z"},
@@ -325,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_has_started_when_its_first_container_has_be_it_an_init_container() {
+    fn a_pod_has_started_with_its_first_init_or_app_container() {
         let failed = |statuses: &str, state: &str| {
             let mut status = json!({"phase": "Pending"});
             let image = json!({"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0});
@@ -341,17 +300,17 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_opened_or_closed_before_all_pods_are_known() {
+    fn nothing_is_planned_before_all_pods_have_arrived() {
         let nodes = [node("v", true, true), node("w", true, false)];
         assert!(planned("", &nodes, Vec::new(), None).is_none(), "the pods of w have not arrived");
     }
 
     #[test]
-    fn each_change_is_told_once() {
+    fn each_change_is_one_event() {
         let configuration = Configuration::default();
         let reasons = |before: Closed, now: Closed| {
-            let told = told(before, now, Load::default(), &configuration);
-            told.into_iter().map(|(happening, _)| happening.reason).collect::<Vec<_>>()
+            let events = events(before, now, Load::default(), &configuration);
+            events.into_iter().map(|(kind, _)| kind.reason).collect::<Vec<_>>()
         };
         let (open, cap, breaker) =
             (Closed::default(), Closed { by_cap: true, by_breaker: false }, Closed { by_cap: false, by_breaker: true });
