@@ -119,7 +119,7 @@ fn may_go(manifest: &Value, node: &Node) -> bool {
             pod.tolerations().iter().any(|toleration| toleration.tolerates(Taint { key, value, effect }))
         });
     tolerated
-        && pod.spec.node_selector.as_ref().is_none_or(|selector| selector.unmet_by(view).is_none())
+        && pod.spec.node_selector.as_ref().is_none_or(|selector| selector.first_unmatched(view).is_none())
         && pod.required_node_affinity().is_none_or(|required| required.matches(view))
 }
 
