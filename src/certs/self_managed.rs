@@ -1,19 +1,18 @@
 //! The self-managed certificate of one replica. It watches the CA Secret and the `caBundle`, and signs its own serving
 //! certificate. It does not write to the cluster.
 
-use std::{pin::pin, time::Duration};
+use std::time::Duration;
 
-use futures_util::StreamExt;
 use k8s_openapi::{
     ByteString,
     api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret},
 };
-use kube::{
-    Api, Client,
-    runtime::{WatchStreamExt, watcher::watch_object},
-};
+use kube::Client;
 use time::OffsetDateTime;
-use tokio::time::{self as clock, Instant, MissedTickBehavior};
+use tokio::{
+    sync::watch,
+    time::{self as clock, Instant, MissedTickBehavior},
+};
 
 use super::{
     Leaf, ServingCertificate,
@@ -21,7 +20,10 @@ use super::{
     bundle_trust::BundleTrust,
     leaf_signer::{LeafSigner, SteadyClock},
 };
-use crate::telemetry::{Causes, CertificateMetrics};
+use crate::{
+    kubernetes::{ObjectKey, Store, Watch},
+    telemetry::{Causes, CertificateMetrics},
+};
 
 /// Name of the CA Secret, in the namespace of the program.
 pub(crate) const CA_SECRET_NAME: &str = "spillway-ca";
@@ -35,31 +37,48 @@ const WALL_CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Keeps a certificate in `serving` that the API server trusts. Never returns. On failure, the last certificate stays.
 pub async fn self_managed(client: Client, namespace: String, serving: ServingCertificate, metrics: CertificateMetrics) {
-    let mut secrets =
-        pin!(watch_object(Api::<Secret>::namespaced(client.clone(), &namespace), CA_SECRET_NAME).default_backoff());
-    let configurations = watch_object(Api::<MutatingWebhookConfiguration>::all(client), WEBHOOK_CONFIGURATION_NAME);
-    let mut configurations = pin!(configurations.default_backoff());
-    let mut ticks = clock::interval(WALL_CLOCK_CHECK_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut signer = SelfManagedCertificate::new(&namespace, serving, metrics);
-    loop {
-        tokio::select! {
-            Some(seen) = secrets.next() => match seen {
-                Ok(secret) => signer.observe_secret(secret.as_ref()),
-                Err(error) => interrupted(&error, "Secret"),
-            },
-            Some(seen) = configurations.next() => match seen {
-                Ok(seen) => signer.signer.trusted.observe(seen.as_ref(), Instant::now()),
-                Err(error) => interrupted(&error, "MutatingWebhookConfiguration"),
-            },
-            _ = ticks.tick() => {}
-        }
-        signer.renew(OffsetDateTime::now_utc(), Instant::now());
-    }
+    let secret = Watch::namespaced(&client, "secrets", &namespace).named(CA_SECRET_NAME);
+    let configuration = Watch::all(&client, "mutatingwebhookconfigurations").named(WEBHOOK_CONFIGURATION_NAME);
+    let (publish_secret, secrets) = watch::channel(Store::default());
+    let (publish_configuration, configurations) = watch::channel(Store::default());
+    tokio::join!(
+        secret.run(Some, &publish_secret),
+        configuration.run(Some, &publish_configuration),
+        sign(namespace, serving, metrics, secrets, configurations),
+    );
 }
 
-fn interrupted(error: &kube::runtime::watcher::Error, kind: &str) {
-    tracing::warn!(kind, error = %Causes(error), "watch of the certificate authority interrupted, trying again");
+async fn sign(
+    namespace: String,
+    serving: ServingCertificate,
+    metrics: CertificateMetrics,
+    mut secrets: watch::Receiver<Store<Secret>>,
+    mut configurations: watch::Receiver<Store<MutatingWebhookConfiguration>>,
+) {
+    let mut ticks = clock::interval(WALL_CLOCK_CHECK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut certificate = SelfManagedCertificate::new(&namespace, serving, metrics);
+    let (secret, configuration) =
+        (ObjectKey::new(namespace, CA_SECRET_NAME), ObjectKey::cluster_scoped(WEBHOOK_CONFIGURATION_NAME));
+    loop {
+        // A watch that cannot list changes nothing.
+        tokio::select! {
+            Ok(()) = secrets.changed() => {
+                let secrets = secrets.borrow_and_update();
+                if secrets.is_listed() {
+                    certificate.observe_secret(secrets.get(&secret));
+                }
+            }
+            Ok(()) = configurations.changed() => {
+                let configurations = configurations.borrow_and_update();
+                if configurations.is_listed() {
+                    certificate.signer.trusted.observe(configurations.get(&configuration), Instant::now());
+                }
+            }
+            _ = ticks.tick() => {}
+        }
+        certificate.renew(OffsetDateTime::now_utc(), Instant::now());
+    }
 }
 
 /// Reads the data of the CA Secret.

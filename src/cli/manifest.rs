@@ -8,7 +8,7 @@ use anyhow::{anyhow, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::decode::decode;
+use self::decode::{decode, without_position};
 pub(super) use self::read::read;
 use crate::{
     admission::{self, ReviewError},
@@ -217,7 +217,7 @@ impl Document {
             Ok(request) => request,
             Err(ReviewError::Json(error)) => match decode::<Pod<'_>>(object, PATH) {
                 Err(error) => bail!("{label}: {error}"),
-                Ok(_) => bail!("{label}: {error}"),
+                Ok(_) => bail!("{label}: {}", without_position(&error)),
             },
             Err(unusable) => bail!("{label}: {unusable}"),
         };

@@ -15,9 +15,15 @@ use crate::{
     telemetry::ConfigurationMetrics,
 };
 
-/// The current configuration. A decision reads it once, so that it uses one configuration. Other code can wait for a
-/// change.
+/// The current configuration. A decision reads it once, so that it uses one configuration.
 pub type ConfigReceiver = watch::Receiver<Arc<Configuration>>;
+
+/// Waits until the current configuration meets a condition. Waits forever if its sender is gone.
+pub async fn until(configuration: &ConfigReceiver, condition: impl Fn(&Configuration) -> bool) {
+    if configuration.clone().wait_for(|now| condition(now)).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
 
 /// Error in a configuration file.
 #[derive(Debug, thiserror::Error)]

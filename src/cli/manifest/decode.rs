@@ -15,6 +15,12 @@ pub(super) fn decode<'de, T: Deserialize<'de>>(value: &'de Value, path: &str) ->
     })
 }
 
+/// Returns the message of an error without its position, which is one in generated JSON.
+pub(super) fn without_position(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    api_error(text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message))
+}
+
 /// Returns serde's "invalid type: X, expected Y" without the names of Rust types.
 fn api_error(message: &str) -> String {
     if message.starts_with("invalid length") {
