@@ -312,7 +312,7 @@ impl VirtualPod {
 pub(crate) struct CachedPod {
     pub(crate) state: PodState,
     /// What identity checks read, if they are on and cover its namespace.
-    pub(crate) identity: Option<Box<identity::seen::Pod>>,
+    pub(crate) identity: Option<Box<identity::observation::Pod>>,
 }
 
 /// Where a pod is.
@@ -375,10 +375,10 @@ impl CachedPod {
 }
 
 /// What identity checks read of a pod; `None` if it has ended or is being deleted.
-pub(crate) fn identity_part(object: &PodObject) -> Option<identity::seen::Pod> {
+pub(crate) fn identity_part(object: &PodObject) -> Option<identity::observation::Pod> {
     let spec: identity::PodSpec = serde_json::from_str(object.spec.as_ref()?.get()).ok()?;
     let phase = object.status.as_ref().and_then(|status| status.phase.as_deref());
-    identity::seen::Pod::running(&object.metadata, &spec, phase)
+    identity::observation::Pod::running(&object.metadata, &spec, phase)
 }
 
 fn unscheduled(meta: &ObjectMeta, status: &PodStatus, spec: Spec<'_>) -> Option<UnscheduledPod> {
