@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn remarks_arrive_whatever_they_hold() {
+    fn warnings_and_audit_annotations_are_escaped() {
         let extras = ResponseExtras {
             warnings: vec!["a \"b\" \\ c".to_owned(), "ünïcödé".to_owned()],
             audit_annotations: vec![("decision", "prefer".to_owned()), ("reasons", "x\ny".to_owned())],
