@@ -258,29 +258,36 @@ fn explain<'a>(
     };
     let settings = settings.and_then(PodSettings::known);
     let patch = burst::json_patch(&pod, &decision).unwrap_or_default();
-    let opts_out = matches!(decision.outcome(Part::KubeProxy), Outcome::Added | Outcome::Kept);
-    let services = if opts_out { cluster.cluster_ips(&name) } else { Vec::new() };
-    let unreachable_services = services.into_iter().map(str::to_owned).collect();
     let is_auto = configuration.virtual_nodes.generation == GenerationSetting::Auto;
-    let generations_unknown = is_auto && !cluster.knows_virtual_nodes();
     let is_called = decision.verdict != Verdict::OptedOut;
     let placement = template.live_object.as_ref().map(|pod| Placement::of(pod, cluster, is_called, settings.as_ref()));
-    let count = cluster.on_virtual.get(&name).copied();
-    let cap = settings.as_ref().and_then(|settings| settings.max_pods);
     Ok(Explained {
-        generations_unknown,
+        generations_unknown: is_auto && !cluster.knows_virtual_nodes(),
         template,
         profile,
-        decision,
         patch,
-        unreachable_services,
+        unreachable_services: unreachable_services(&decision, cluster, &name),
         placement,
         is_closed: cluster.are_virtual_nodes_closed(),
-        at_cap: count.filter(|count| cap.is_some_and(|cap| *count >= cap as usize)),
+        at_cap: at_cap(settings.as_ref(), cluster, &name),
+        decision,
         unread,
         namespace: name,
         settings,
     })
+}
+
+/// Returns the Services that a pod with this decision cannot reach without kube-proxy.
+fn unreachable_services(decision: &Decision<'_>, cluster: &KnownCluster, namespace: &str) -> Vec<String> {
+    let opts_out = matches!(decision.outcome(Part::KubeProxy), Outcome::Added | Outcome::Kept);
+    let services = if opts_out { cluster.cluster_ips(namespace) } else { Vec::new() };
+    services.into_iter().map(str::to_owned).collect()
+}
+
+/// Returns the number of the namespace's pods on virtual nodes, if it has reached its cap.
+fn at_cap(settings: Option<&Settings<'_>>, cluster: &KnownCluster, namespace: &str) -> Option<usize> {
+    let (count, cap) = (*cluster.on_virtual.get(namespace)?, settings?.max_pods?);
+    (count >= cap as usize).then_some(count)
 }
 
 impl Explained<'_> {

@@ -15,7 +15,7 @@ use crate::{
     cluster::Cluster,
     config::CertificateSource,
     reload::configuration::{ConfigReceiver, until},
-    telemetry::{self, AdmissionMetrics, Caches, logs},
+    telemetry::{self, AdmissionMetrics, CacheMetrics, logs},
     webhook::{self, App, ListenArgs},
 };
 
@@ -72,7 +72,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
             metrics: telemetry::CertificateMetrics::new(&mut registry),
         };
         certificates.start(source);
-        let cluster = Cluster::follow(client, configuration.clone(), &Caches::new(&mut registry));
+        let cluster = Cluster::follow(client, configuration.clone(), &CacheMetrics::new(&mut registry));
         let app = Arc::new(App::new(configuration, cluster, AdmissionMetrics::new(&mut registry)));
         let signals = process::Signals::listen()?;
         let (webhook, admin) = (bound.webhook_address()?, bound.admin_address()?);

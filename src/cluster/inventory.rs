@@ -24,7 +24,7 @@ use crate::{
     identity::observation,
     kubernetes::{ObjectKey, Store, Watch},
     reload::configuration::{ConfigReceiver, until},
-    telemetry::Caches,
+    telemetry::CacheMetrics,
 };
 
 /// The cluster as the controller sees it. Follows the cluster until it is dropped.
@@ -55,7 +55,7 @@ pub(crate) struct Inventory {
 
 impl Inventory {
     /// Starts to follow the cluster; returns at once. `namespace` is the one of this program. Must be called within a tokio runtime.
-    pub(crate) fn start(client: &Client, namespace: &str, configuration: &ConfigReceiver, metrics: &Caches) -> Self {
+    pub(crate) fn start(client: &Client, namespace: &str, configuration: &ConfigReceiver, metrics: &CacheMetrics) -> Self {
         let (publisher, mut tasks) = (of_admission::Publisher::default(), JoinSet::new());
         let snapshot = publisher.subscribe();
 

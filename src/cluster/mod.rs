@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 pub use snapshot::{Namespace, Snapshot, network_policy};
 use tokio::{sync, task::JoinSet, time};
 
-use crate::{burst::ServiceAccount, reload::configuration::ConfigReceiver, telemetry::Caches};
+use crate::{burst::ServiceAccount, reload::configuration::ConfigReceiver, telemetry::CacheMetrics};
 
 /// How long a pod may wait for its namespace to appear in the cache. Nothing is asked of the API server meanwhile: the
 /// watch that brings the namespace is under way already.
@@ -84,7 +84,7 @@ impl Cluster {
     /// Starts to follow the cluster. Returns at once; [`Cluster::unsynced`] names the caches that are not filled yet.
     ///
     /// The configuration says which nodes are virtual, and is followed too. Must be called within a tokio runtime.
-    pub fn follow(client: Client, configuration: ConfigReceiver, metrics: &Caches) -> Self {
+    pub fn follow(client: Client, configuration: ConfigReceiver, metrics: &CacheMetrics) -> Self {
         let (snapshot, watches) = watch::start(&client, configuration, metrics);
         Self { client, snapshot, _watches: watches }
     }
@@ -246,7 +246,7 @@ mod tests {
     async fn a_webhook_opens_one_watch_for_each_kind_and_only_of_what_matters() {
         let api = crate::kubernetes::testing::FakeApi::default();
         let (_keep, configuration) = sync::watch::channel(Arc::default());
-        let caches = Caches::new(&mut crate::telemetry::registry());
+        let caches = CacheMetrics::new(&mut crate::telemetry::registry());
         let mut cluster = Cluster::follow(api.client(), configuration, &caches);
         cluster.snapshot.wait_for(|snapshot| snapshot.unsynced().is_empty()).await.unwrap();
         time::sleep(Duration::from_secs(60)).await;
@@ -274,7 +274,7 @@ mod tests {
         let (change, configuration) = sync::watch::channel(of("type=one"));
         let client = Client::new(tower::service_fn(one_node_each), "default");
         let mut registry = crate::telemetry::registry();
-        let mut cluster = Cluster::follow(client, configuration, &Caches::new(&mut registry));
+        let mut cluster = Cluster::follow(client, configuration, &CacheMetrics::new(&mut registry));
         let text = crate::telemetry::encode(&registry);
         assert!(text.contains(r#"spillway_cache_synced{cache="virtual nodes"} 0"#), "{text}");
 

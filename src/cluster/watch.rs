@@ -18,7 +18,7 @@ use crate::{
     eligibility::{NetworkPolicy, VirtualNode},
     kubernetes::{Object, ObjectKey, Refusal, Sink, Watch},
     reload::configuration::{ConfigReceiver, until},
-    telemetry::Caches,
+    telemetry::CacheMetrics,
 };
 
 /// Objects in one page of a list. Small pages keep the peak of memory small.
@@ -102,12 +102,12 @@ impl<C: Default + Clone, V> Sink<V> for SnapshotSink<C, V> {
 }
 
 /// The watch of all service accounts, of which metadata is decoded.
-pub(super) fn service_accounts(client: &Client, metrics: &Caches) -> Watch<PartialObjectMeta<v1::ServiceAccount>> {
+pub(super) fn service_accounts(client: &Client, metrics: &CacheMetrics) -> Watch<PartialObjectMeta<v1::ServiceAccount>> {
     watch(client, "serviceaccounts", "service accounts", metrics)
 }
 
 /// The watch of all network policies.
-pub(super) fn network_policies(client: &Client, metrics: &Caches) -> Watch<networking::NetworkPolicy> {
+pub(super) fn network_policies(client: &Client, metrics: &CacheMetrics) -> Watch<networking::NetworkPolicy> {
     watch(client, "networkpolicies", "network policies", metrics)
 }
 
@@ -116,16 +116,16 @@ pub(super) fn watch<K: Object + Resource<DynamicType = ()>>(
     client: &Client,
     resource: &'static str,
     cache: &'static str,
-    metrics: &Caches,
+    metrics: &CacheMetrics,
 ) -> Watch<K> {
-    Watch::all(client, resource).page_size(PAGE).max_backoff(MAX_BACKOFF).metrics(metrics.of(cache))
+    Watch::all(client, resource).page_size(PAGE).max_backoff(MAX_BACKOFF).metrics(metrics.for_cache(cache))
 }
 
 /// Starts the watches of a process that serves admission.
 pub(super) fn start(
     client: &Client,
     configuration: ConfigReceiver,
-    metrics: &Caches,
+    metrics: &CacheMetrics,
 ) -> (watch::Receiver<Arc<Snapshot>>, JoinSet<()>) {
     let (publisher, mut tasks) = (Publisher::default(), JoinSet::new());
     let namespaces: Watch<PartialObjectMeta<v1::Namespace>> = watch(client, "namespaces", "namespaces", metrics);

@@ -16,7 +16,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 use super::{Object, ObjectKey, PAGE, Refusal, Store};
 use crate::{
     background::restart_on_panic,
-    telemetry::{CacheMetrics, Causes},
+    telemetry::{WatchMetrics, Causes},
 };
 
 /// Takes what a watch brings.
@@ -91,7 +91,7 @@ pub(crate) struct Watch<K> {
     /// The resource in the plural, as RBAC spells it.
     resource: &'static str,
     namespace: Option<String>,
-    metrics: Option<CacheMetrics>,
+    metrics: Option<WatchMetrics>,
     max_backoff: Option<Duration>,
 }
 
@@ -142,7 +142,7 @@ impl<K: Object> Watch<K> {
     }
 
     /// Counts what happens to it.
-    pub(crate) fn metrics(mut self, metrics: CacheMetrics) -> Self {
+    pub(crate) fn metrics(mut self, metrics: WatchMetrics) -> Self {
         self.metrics = Some(metrics);
         self
     }
@@ -213,17 +213,17 @@ impl<K: Object> Watch<K> {
             }
             Event::InitDone => {
                 sink.replace(std::mem::take(listed));
-                metrics.inspect(|metrics| metrics.filled());
+                metrics.inspect(|metrics| metrics.listed());
                 tracing::debug!(resource = self.resource, "listed");
                 return true;
             }
             Event::Apply(object) => {
-                metrics.inspect(|metrics| metrics.heard());
+                metrics.inspect(|metrics| metrics.event());
                 sink.apply(ObjectKey::of(&object), reduce(object));
                 return true;
             }
             Event::Delete(object) => {
-                metrics.inspect(|metrics| metrics.heard());
+                metrics.inspect(|metrics| metrics.event());
                 sink.apply(ObjectKey::of(&object), None);
                 return true;
             }
@@ -234,7 +234,7 @@ impl<K: Object> Watch<K> {
     /// Reports an interruption once, and returns the refusal that it stands for.
     fn interrupted(&self, error: &WatchError, reported: &mut Reported) -> Option<Refusal> {
         if let Some(metrics) = &self.metrics {
-            metrics.interrupted();
+            metrics.watch_failed();
         }
         let causes = Causes(error).to_string();
         if reported.is_news(&causes) {
@@ -358,7 +358,7 @@ mod tests {
         api.apply(NODES, node("a", "1"));
         api.forbid(NODES, true);
         let mut registry = telemetry::registry();
-        let metrics = telemetry::Caches::new(&mut registry).of("namespaces");
+        let metrics = telemetry::CacheMetrics::new(&mut registry).for_cache("namespaces");
         let (mut store, _tasks) = follow(&api, |watch| watch.metrics(metrics));
         let refusal = Refusal { status: "403 Forbidden".to_owned(), resource: "nodes", namespace: None };
         store.wait_for(|store| store.refusal() == Some(&refusal)).await.unwrap();

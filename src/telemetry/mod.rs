@@ -6,7 +6,7 @@ mod metrics;
 
 pub(crate) use causes::Causes;
 pub use metrics::{
-    AdmissionMetrics, Advice, CacheMetrics, Caches, CertificateMetrics, ConfigurationMetrics, ConnectionError,
-    ConnectionMetrics, ControllerMetrics, FindingLabels, GaugeGuard, IdentityMetrics, Late, OverflowMetrics, Resource,
+    AdmissionMetrics, AdviceCounts, WatchMetrics, CacheMetrics, CertificateMetrics, ConfigurationMetrics, ConnectionError,
+    ConnectionMetrics, ControllerMetrics, FindingLabels, GaugeGuard, IdentityMetrics, LatePodCounts, OverflowMetrics, Resource,
     count_panics, encode, registry,
 };

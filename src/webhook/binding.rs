@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use crate::{
         cluster::Cluster,
-        telemetry::{AdmissionMetrics, Caches},
+        telemetry::{AdmissionMetrics, CacheMetrics},
     };
 
     /// An API server with the virtual node `virtual`. It answers requests for the pod with `pod`, or never.
@@ -134,7 +134,7 @@ mod tests {
 
     async fn routes(pod: Option<(u16, Value)>) -> (Arc<App>, Router) {
         let (_, configuration) = watch::channel(Arc::default());
-        let cluster = Cluster::follow(api_server(pod), configuration.clone(), &Caches::default());
+        let cluster = Cluster::follow(api_server(pod), configuration.clone(), &CacheMetrics::default());
         let app = Arc::new(App::new(configuration, cluster, AdmissionMetrics::default()));
         while app.cluster.snapshot().virtual_nodes().is_empty() {
             tokio::task::yield_now().await;

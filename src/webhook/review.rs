@@ -177,7 +177,7 @@ mod tests {
     };
     use crate::{
         cluster::Cluster,
-        telemetry::{AdmissionMetrics, Caches},
+        telemetry::{AdmissionMetrics, CacheMetrics},
     };
 
     /// Returns an app whose API server never responds, and its routes.
@@ -187,7 +187,7 @@ mod tests {
         });
         let (_, configuration) = watch::channel(Arc::default());
         let client = kube::Client::new(never, "default");
-        let cluster = Cluster::follow(client, configuration.clone(), &Caches::default());
+        let cluster = Cluster::follow(client, configuration.clone(), &CacheMetrics::default());
         let app = Arc::new(App::new(configuration, cluster, AdmissionMetrics::default()));
         (app.clone(), super::super::routes(app))
     }

@@ -131,7 +131,7 @@ impl Authority {
     pub fn generate(now: OffsetDateTime) -> Result<Self, AuthorityError> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
-        // During a rotation the bundle has two CAs. A subject of its own for each lets people and verifiers
+        // During a rotation the bundle has two CAs. A subject of its own for each lets users and verifiers
         // tell them apart. Verifiers also have the key identifiers.
         let id = params.key_identifier(&key).iter().take(4).fold(0_u32, |id, byte| id << 8 | u32::from(*byte));
         params.distinguished_name.push(DnType::CommonName, format!("Spillway CA {} {id:08x}", now.date()));

@@ -43,7 +43,7 @@ impl Placement {
                 seen.why_virtual(at, node.is_some_and(|node| cluster.is_last_resort(node)))
             }
             (Some(_), Some(false)) => seen.why_vm(),
-            (Some(_), None) => "no virtual node is known here, so it cannot be told whether this is one".to_owned(),
+            (Some(_), None) => "no virtual node is known here, so this may be a virtual node or a VM".to_owned(),
         };
         Self { node: node.map(str::to_owned), is_virtual, why }
     }

@@ -28,8 +28,8 @@ pub(super) fn entry(code: &str) -> anyhow::Result<String> {
 pub(super) fn markdown() -> String {
     let mut out = String::from(
         "# Reasons\n\n<!-- Generated: spillway explain --reasons >docs/reasons.md -->\n\n\
-         Why a pod stays on VMs, or what its owner should know. The names stand in the annotation `spillway.dev/decision`, in the metrics,\n\
-         and in `spillway explain`, which explains one by `--reason CODE`. `v1` is the AKS add-on and virtual-kubelet/azure-aci, `v2` is\n\
+         Why a pod stays on VMs, or what its owner should know. The annotation `spillway.dev/decision`, the metrics and `spillway explain` use these\n\
+         names. `spillway explain --reason CODE` explains one. `v1` is the AKS add-on and virtual-kubelet/azure-aci, `v2` is\n\
          microsoft/virtualnodesOnAzureContainerInstances and the AKS extension.\n",
     );
     for reason in reasons::all() {

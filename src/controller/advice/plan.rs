@@ -14,7 +14,7 @@ use crate::{
     config::{Configuration, Mode, Overrides, PREFIX, VirtualNodes},
     kubernetes::{Store, object_reference},
     pod::{Pod, Taint},
-    telemetry::Advice,
+    telemetry::AdviceCounts,
 };
 
 const NOT_TOLERATED: EventKind = EventKind::problem("TaintNotTolerated");
@@ -45,7 +45,7 @@ pub(super) struct Observation<'o> {
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) events: Vec<ObjectEvent>,
-    pub(super) counts: Advice,
+    pub(super) counts: AdviceCounts,
 }
 
 impl Plan {
@@ -191,7 +191,7 @@ mod tests {
         nodes: Vec<Node>,
         mut pods: Vec<Value>,
         autoscaler: Option<&'static str>,
-    ) -> (Vec<(&'static str, String)>, Advice) {
+    ) -> (Vec<(&'static str, String)>, AdviceCounts) {
         let file = "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n";
         let virtual_node = nodes.iter().map(|node| node.name.clone()).find(|name| !name.starts_with("vm"));
         let virtual_node = virtual_node.unwrap_or_default();

@@ -17,7 +17,7 @@ use crate::{
     cluster::{Node, PodStore, ScaleUps, Snapshot, UnscheduledPod},
     config::{Configuration, Mode, Overrides, Settings, VirtualNodes},
     kubernetes::{Backoff, ObjectKey, Store},
-    telemetry::Late,
+    telemetry::LatePodCounts,
 };
 
 /// The least time between two rounds that give the toleration. `lateRate` counts pods in a second, so one round may use all of it.
@@ -95,7 +95,7 @@ pub(super) struct Plan {
     pub(super) due: Vec<DuePod>,
     /// Pods that are due and do not get it, and why: one for each owner, by its uid.
     pub(super) withheld: BTreeMap<String, Withheld>,
-    pub(super) counts: Late,
+    pub(super) counts: LatePodCounts,
     /// When the next round is necessary even if nothing changes.
     pub(super) requeue_after: Option<Duration>,
 }

@@ -113,7 +113,7 @@ mod tests {
         super::testing::{Cluster, before, node, now, unchanged},
         *,
     };
-    use crate::telemetry::Late;
+    use crate::telemetry::LatePodCounts;
 
     #[test]
     fn the_clock_starts_when_a_pod_is_first_unschedulable() {
@@ -124,7 +124,7 @@ mod tests {
         for (condition, value) in [("reason", "SchedulingGated"), ("status", "True")] {
             let gated = |pod: &mut Value| pod["status"]["conditions"][0][condition] = value.into();
             let plan = Cluster::new().pod("shop", "held", None, gated).plan();
-            assert_eq!((plan.clock_starts.len(), plan.counts), (0, Late::default()), "{value}");
+            assert_eq!((plan.clock_starts.len(), plan.counts), (0, LatePodCounts::default()), "{value}");
         }
         // A value that the controller cannot have written starts the clock again.
         for wrong in ["soon", "2026-01-01T13:00:00Z"] {

@@ -11,7 +11,7 @@ labels!(CacheLabels { cache });
 
 /// Metrics of all caches.
 #[derive(Debug, Clone, Default)]
-pub struct Caches {
+pub struct CacheMetrics {
     synced: Family<CacheLabels, Gauge>,
     last_event: Family<CacheLabels, Gauge>,
     watch_errors: Family<CacheLabels, Counter>,
@@ -19,13 +19,13 @@ pub struct Caches {
 
 /// Metrics of one cache.
 #[derive(Debug, Clone)]
-pub struct CacheMetrics {
+pub struct WatchMetrics {
     synced: Gauge,
     last_event: Gauge,
     watch_errors: Counter,
 }
 
-impl Caches {
+impl CacheMetrics {
     /// Registers the metrics, without any cache.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
@@ -47,9 +47,9 @@ impl Caches {
     }
 
     /// Returns the metrics of one cache, which start at zero. The name comes from a closed set.
-    pub fn of(&self, cache: &'static str) -> CacheMetrics {
+    pub fn for_cache(&self, cache: &'static str) -> WatchMetrics {
         let labels = CacheLabels { cache };
-        CacheMetrics {
+        WatchMetrics {
             synced: self.synced.get_or_create_owned(&labels),
             last_event: self.last_event.get_or_create_owned(&labels),
             watch_errors: self.watch_errors.get_or_create_owned(&labels),
@@ -57,20 +57,20 @@ impl Caches {
     }
 }
 
-impl CacheMetrics {
+impl WatchMetrics {
     /// The initial list is complete.
-    pub fn filled(&self) {
+    pub fn listed(&self) {
         self.synced.set(1);
-        self.heard();
+        self.event();
     }
 
     /// An object was added, changed or deleted.
-    pub fn heard(&self) {
+    pub fn event(&self) {
         self.last_event.set(now());
     }
 
     /// The watch was interrupted.
-    pub fn interrupted(&self) {
+    pub fn watch_failed(&self) {
         self.watch_errors.inc();
     }
 }

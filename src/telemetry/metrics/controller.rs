@@ -6,7 +6,7 @@ use prometheus_client::{
 };
 use time::OffsetDateTime;
 
-use super::{Caches, IdentityMetrics, OverflowMetrics, labels, now};
+use super::{CacheMetrics, IdentityMetrics, OverflowMetrics, labels, now};
 
 labels!(ReconcileLabels { reconciler, result });
 labels!(ReconcilerLabels { reconciler });
@@ -31,13 +31,13 @@ pub struct ControllerMetrics {
     /// Metrics of the overflow to virtual nodes.
     pub overflow: OverflowMetrics,
     /// Metrics of the caches of cluster objects.
-    pub caches: Caches,
+    pub caches: CacheMetrics,
 }
 
 impl ControllerMetrics {
     /// Registers the metrics, all at zero.
     pub fn new(r: &mut Registry) -> Self {
-        let (identity, overflow, caches) = (IdentityMetrics::new(r), OverflowMetrics::new(r), Caches::new(r));
+        let (identity, overflow, caches) = (IdentityMetrics::new(r), OverflowMetrics::new(r), CacheMetrics::new(r));
         let metrics = Self { identity, overflow, caches, ..Self::default() };
         r.register("leader", "1 if this replica is the leader", metrics.leader.clone());
         r.register(
@@ -139,9 +139,9 @@ mod tests {
         let mut registry = crate::telemetry::registry();
         let metrics = ControllerMetrics::new(&mut registry);
         metrics.leads(true);
-        let cache = metrics.caches.of("namespaces");
-        cache.filled();
-        cache.interrupted();
+        let cache = metrics.caches.for_cache("namespaces");
+        cache.listed();
+        cache.watch_failed();
         assert!(crate::telemetry::encode(&registry).contains(r#"spillway_cache_synced{cache="namespaces"} 1"#));
         metrics.leads(false);
         let text = crate::telemetry::encode(&registry);

@@ -12,14 +12,14 @@ mod overflow;
 mod panics;
 
 pub use admission::{AdmissionMetrics, Resource};
-pub use caches::{CacheMetrics, Caches};
+pub use caches::{WatchMetrics, CacheMetrics};
 pub use certificates::CertificateMetrics;
 pub use configuration::ConfigurationMetrics;
 pub use connections::{ConnectionError, ConnectionMetrics, GaugeGuard};
 pub use controller::ControllerMetrics;
 pub use identity::{FindingLabels, IdentityMetrics};
 pub(super) use log_lines::count_dropped_lines;
-pub use overflow::{Advice, Late, OverflowMetrics};
+pub use overflow::{AdviceCounts, LatePodCounts, OverflowMetrics};
 pub use panics::count_panics;
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 

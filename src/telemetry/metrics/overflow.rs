@@ -28,7 +28,7 @@ const DECISIONS: [&str; 7] = ["prefer", "late", "bridge", "require", "stay", "op
 
 /// Number of unschedulable pods in mode `late`, by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Late {
+pub struct LatePodCounts {
     /// `late-after` has not passed yet.
     pub waiting: u64,
     /// `late-after` has passed, but the node autoscaler seems to add a VM.
@@ -59,7 +59,7 @@ pub struct OverflowMetrics {
 
 /// Counts of conditions that need attention.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Advice {
+pub struct AdviceCounts {
     /// Virtual nodes with a taint that Spillway's toleration does not match.
     pub not_tolerated: u64,
     /// Virtual nodes that are close to their maximum number of pods.
@@ -130,11 +130,11 @@ impl OverflowMetrics {
 
     /// Sets everything that only a leader knows to zero.
     pub fn reset(&self) {
-        self.late(Late::default());
+        self.late(LatePodCounts::default());
         self.closed(false, false, 0);
         self.missed(BTreeMap::new());
         self.ghosts(0);
-        self.advice(Advice::default());
+        self.advice(AdviceCounts::default());
     }
 
     /// Sets the number of ghosts: virtual nodes without a virtual kubelet.
@@ -143,8 +143,8 @@ impl OverflowMetrics {
     }
 
     /// Sets the counts of conditions that need attention.
-    pub fn advice(&self, advice: Advice) {
-        let Advice { not_tolerated, nearly_full, with_kube_proxy, prefer_drains, while_vms_have_room } = advice;
+    pub fn advice(&self, advice: AdviceCounts) {
+        let AdviceCounts { not_tolerated, nearly_full, with_kube_proxy, prefer_drains, while_vms_have_room } = advice;
         self.problem("taint_not_tolerated", not_tolerated);
         self.problem("nearly_full", nearly_full);
         let set = |gauge: &Gauge, count| {
@@ -177,7 +177,7 @@ impl OverflowMetrics {
     }
 
     /// Sets the number of unschedulable pods in mode `late`.
-    pub fn late(&self, Late { waiting, coming, closed, capped, paced, refused }: Late) {
+    pub fn late(&self, LatePodCounts { waiting, coming, closed, capped, paced, refused }: LatePodCounts) {
         let states = [
             ("waiting", waiting),
             ("coming", coming),
@@ -216,11 +216,11 @@ mod tests {
         ] {
             assert!(fresh.contains(line), "{line}\n{fresh}");
         }
-        metrics.late(Late { closed: 1, ..Late::default() });
+        metrics.late(LatePodCounts { closed: 1, ..LatePodCounts::default() });
         metrics.closed(true, true, 1);
         metrics.missed([("prefer", 1), ("stay", 2)].into());
         metrics.ghosts(1);
-        metrics.advice(Advice { nearly_full: 1, with_kube_proxy: 1, ..Advice::default() });
+        metrics.advice(AdviceCounts { nearly_full: 1, with_kube_proxy: 1, ..AdviceCounts::default() });
         assert!(crate::telemetry::encode(&registry).contains(r#"spillway_missed_pods{decision="stay"} 2"#));
         metrics.reset();
         let samples = |text: &str| text.lines().map(ToOwned::to_owned).collect::<std::collections::BTreeSet<_>>();
