@@ -1,6 +1,6 @@
 # Needs: Rust, Go 1.26 (another Go fetches it), make, a C compiler, git.
 .DEFAULT_GOAL := help
-.PHONY: help demo test prove check fuzz bench-decide bench-identity bench-controller image-root bench
+.PHONY: help demo test test-core prove check fuzz bench-decide bench-identity bench-controller image-root bench
 
 FUZZ_SECONDS ?= 120
 OHA_VERSION = 1.16.0
@@ -11,19 +11,23 @@ help: ## this list
 demo: ## see Spillway work on a real control plane with fake nodes (KEEP=1 leaves it running)
 	@examples/demo.sh
 
-# The same properties are tried with the same values each time: what fails is the change. Other values are for `make fuzz`.
-test: ## all tests; those in tests/cluster use a real control plane
-	controlplane=$$(tests/controlplane/build.sh) && SPILLWAY_CONTROLPLANE="$$controlplane" PROPTEST_RNG_SEED=1 cargo test --locked --workspace
+test: ## all tests; those in tests/cluster use a real control plane; some 8 minutes on two cores
+	@tests/run.sh
+
+test-core: ## the tests of the decision alone; some seconds
+	cargo test --locked -p spillway-core
 
 # STORIES="A D" plays these alone, and writes to target/proof.
 prove: ## stories on the real scheduler beside a control group, written to docs/proof: tables and charts; some 3 minutes
 	controlplane=$$(tests/controlplane/build.sh) && SPILLWAY_CONTROLPLANE="$$controlplane" cargo test --locked --test prove -- $(STORIES)
 
+# `--all-targets` leaves out those that `cargo test` leaves out.
 # Go's vet looks at the dependencies too: with the flags of build.sh they need no second compilation, but some 2 CPU-minutes once.
 check: ## formatting, lints, documentation, generated files
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --test cluster --test prove -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	@echo "docs/config.schema.json is what 'spillway config schema' prints"
 	@mkdir -p target && cargo run --locked --quiet -- config schema >target/config.schema.json
@@ -44,15 +48,15 @@ check: ## formatting, lints, documentation, generated files
 	  { echo "mend with: kubectl kustomize manifests/base >manifests/install.yaml" >&2; exit 1; }
 	unformatted=$$(gofmt -l tests/controlplane) && test -z "$$unformatted" || { echo "gofmt: $$unformatted" >&2; exit 1; }
 	cd tests/controlplane && CGO_ENABLED=0 GOWORK=off go vet -trimpath -tags notest,grpcnotrace .
-	bash -n examples/demo.sh && bash -n tests/controlplane/build.sh && bash -n .ci/run && bash -n image/build-root.sh
+	bash -n examples/demo.sh && bash -n tests/controlplane/build.sh && bash -n tests/run.sh && bash -n .ci/run && bash -n image/build-root.sh
 
 # Without a sanitizer: the program has no unsafe code for one to watch, and is faster without.
 fuzz: ## fuzz each target for FUZZ_SECONDS (120); needs Rust's nightly toolchain and a C++ compiler, fetches cargo-fuzz
 	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 	cargo +nightly fuzz build --sanitizer none
-	for target in review reader quantity patch; do \
+	for target in review quantity patch; do \
 	  mkdir -p fuzz/corpus/$$target; \
-	  case $$target in patch|reader) seeds=fuzz/corpus/review ;; *) seeds= ;; esac; \
+	  case $$target in patch) seeds=fuzz/corpus/review ;; *) seeds= ;; esac; \
 	  cargo +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target $$seeds -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
 

@@ -26,6 +26,7 @@ pub mod cli;
 pub mod cluster;
 pub mod controller;
 pub mod credentials;
+mod kubernetes;
 mod lean;
 pub mod reload;
 pub mod telemetry;

@@ -12,13 +12,11 @@ use serde_json::Value;
 
 use crate::{
     REVIEW, process,
-    report::{Paced, Row},
+    report::{Paced, RATE, Row},
 };
 
 /// How often everything is measured. The median counts.
 pub(crate) const ROUNDS: usize = 7;
-/// Requests per second that are easy for every server: a saturated one keeps everything awake, which flatters the fast one.
-pub(crate) const RATE: u32 = 4000;
 const PACED: Duration = Duration::from_secs(6);
 const SATURATED: Duration = Duration::from_secs(3);
 const CONNECTIONS: &str = "16";

@@ -49,7 +49,7 @@ fn measure() -> anyhow::Result<()> {
     // In turns, so that what else the machine does meets all of them alike.
     let mut rounds: [Vec<Row>; 4] = Default::default();
     for round in 1..=load::ROUNDS {
-        println!("round {round} of {}: {} requests/s, then as many as there can be", load::ROUNDS, load::RATE);
+        println!("round {round} of {}: {} requests/s, then as many as there can be", load::ROUNDS, report::RATE);
         for ((_, pid, address), rows) in servers.iter().zip(&mut rounds) {
             rows.push(Load { pid: *pid, address: *address }.row()?);
         }

@@ -45,6 +45,6 @@ pub(crate) fn decide(surroundings: &Surroundings, body: &[u8]) -> Result<Vec<u8>
     };
     let decision = burst::decide(&review.pod, &settings, &facts);
     let patch = burst::json_patch(&review.pod, &decision).as_ref().map(admission::encode);
-    let remarks = webhook::remarks(&review, settings.as_known(), &decision);
-    Ok(admission::allow(&review.uid, patch.as_deref(), &remarks))
+    let extras = webhook::response_extras(&review, settings.as_known(), &decision);
+    Ok(admission::allow(&review.uid, patch.as_deref(), &extras))
 }

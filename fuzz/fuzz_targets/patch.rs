@@ -16,7 +16,7 @@ use spillway_core::{
     burst::{self, Facts, ServiceAccount, Verdict},
     config::{Configuration, Mode, Overrides},
     eligibility::VirtualNode,
-    pod::{self, Pod},
+    pod::Pod,
 };
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
@@ -98,7 +98,7 @@ fn admit(pod: &Value, circumstances: &Circumstances) -> Option<Value> {
 fn decide(pod: &Value, circumstances: &Circumstances) -> Option<(Verdict, Option<Patch>)> {
     let Circumstances { profile, mode, account, virtual_nodes } = circumstances;
     let text = pod.to_string();
-    let view: Pod<'_> = pod::from_json(&text).ok()?;
+    let view: Pod<'_> = serde_json::from_str(&text).ok()?;
     let namespace = Overrides::read([("spillway.dev/mode", mode.as_str())].into_iter());
     let settings = CONFIGURATION.settings(profile, &namespace, &Overrides::read(view.annotations()));
     let decision =
@@ -110,10 +110,10 @@ fn decide(pod: &Value, circumstances: &Circumstances) -> Option<(Verdict, Option
 /// The same pod after an update, which must not take away what its creation added.
 fn update(new: &Value, old: &Value) {
     let (old_text, new_text) = (old.to_string(), new.to_string());
-    let (Ok(old), Ok(view)) = (pod::from_json(&old_text), pod::from_json(&new_text)) else { return };
+    let (Ok(old), Ok(view)) = (serde_json::from_str(&old_text), serde_json::from_str(&new_text)) else { return };
     let Some(patch) = burst::restore(&view, &old, &CONFIGURATION.virtual_nodes) else { return };
     let text = patched(new, &patch).to_string();
-    let view = pod::from_json(&text).expect("the result is a pod");
+    let view = serde_json::from_str(&text).expect("the result is a pod");
     let again = burst::restore(&view, &old, &CONFIGURATION.virtual_nodes);
     assert_eq!(again, None);
 }

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{KeyPairError, Leaf, Serving, from_pem};
 use crate::{
     reload::{Files, ReadError},
-    telemetry::{Causes, Certificates},
+    telemetry::{Causes, CertificateMetrics},
 };
 
 /// How often the wall clock is read.
@@ -48,7 +48,7 @@ enum Refusal {
 }
 
 /// Keeps what is in the files in `serving`. Never ends; while the files hold no good pair, the last good one stays.
-pub async fn follow_files(files: KeyPairFiles, serving: Serving, metrics: Certificates) {
+pub async fn follow_files(files: KeyPairFiles, serving: Serving, metrics: CertificateMetrics) {
     let mut content = Files::new([files.certificate.clone(), files.key.clone()]);
     let mut follower = Follower { files, serving, metrics, early: None, has_told_of_expiry: false };
     loop {
@@ -65,7 +65,7 @@ pub async fn follow_files(files: KeyPairFiles, serving: Serving, metrics: Certif
 struct Follower {
     files: KeyPairFiles,
     serving: Serving,
-    metrics: Certificates,
+    metrics: CertificateMetrics,
     /// A good certificate that is not valid yet, while an older one still is.
     early: Option<Leaf>,
     has_told_of_expiry: bool,
@@ -85,7 +85,7 @@ impl Follower {
                 let KeyPairFiles { certificate, key } = &self.files;
                 let error = Causes(&refusal);
                 tracing::error!(%error, certificate = %certificate.display(), key = %key.display(), "cannot use the serving certificate");
-                self.metrics.refused();
+                self.metrics.load_failed();
             }
         }
     }
@@ -111,7 +111,7 @@ impl Follower {
         if leaf.not_before() > now {
             tracing::warn!(%certificate, notBefore = %leaf.not_before(), "the certificate is not valid yet");
         }
-        self.metrics.put_in_force(not_after);
+        self.metrics.loaded(not_after);
         self.serving.replace(leaf);
         self.has_told_of_expiry = false;
         self.look_at_the_clock(now);
@@ -147,7 +147,7 @@ mod tests {
 
     fn follower(directory: &Path) -> Follower {
         let files = KeyPairFiles::in_directory(directory);
-        let (serving, metrics) = (Serving::default(), Certificates::default());
+        let (serving, metrics) = (Serving::default(), CertificateMetrics::default());
         Follower { files, serving, metrics, early: None, has_told_of_expiry: false }
     }
 
@@ -178,7 +178,7 @@ mod tests {
     async fn a_malformed_pair_leaves_the_last_good_one_and_does_not_end_the_following() {
         let volume = tempfile::tempdir().unwrap();
         let mut registry = crate::telemetry::registry();
-        let (serving, metrics) = (Serving::default(), Certificates::new(&mut registry));
+        let (serving, metrics) = (Serving::default(), CertificateMetrics::new(&mut registry));
         let now = OffsetDateTime::now_utc();
         let [one, two, three] = [1, 2, 3].map(|days| generate(&[], now + Span::days(days) - Span::days(10)).unwrap());
         let expiry = |days: i64| (now + Span::days(80 + days)).replace_nanosecond(0).unwrap();

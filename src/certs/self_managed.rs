@@ -21,7 +21,7 @@ use super::{
     replica::{Clock, Replica},
     trusted::Trusted,
 };
-use crate::telemetry::{Causes, Certificates};
+use crate::telemetry::{Causes, CertificateMetrics};
 
 /// The Secret of the authority, in the namespace of the program.
 pub(crate) const SECRET: &str = "spillway-ca";
@@ -34,7 +34,7 @@ pub(crate) const CONFIGURATION: &str = "aci-spillway";
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Keeps a certificate in `serving` that the API server trusts. Never ends; whatever fails, the last good one stays.
-pub async fn self_managed(client: Client, namespace: String, serving: Serving, metrics: Certificates) {
+pub async fn self_managed(client: Client, namespace: String, serving: Serving, metrics: CertificateMetrics) {
     let mut secrets =
         pin!(watch_object(Api::<Secret>::namespaced(client.clone(), &namespace), SECRET).default_backoff());
     let configurations = watch_object(Api::<MutatingWebhookConfiguration>::all(client), CONFIGURATION);
@@ -74,14 +74,14 @@ struct Signer {
     names: Vec<String>,
     clock: Clock,
     serving: Serving,
-    metrics: Certificates,
+    metrics: CertificateMetrics,
     namespace: String,
     /// What was last said to be missing: each is logged once.
     missing: Option<&'static str>,
 }
 
 impl Signer {
-    fn new(namespace: &str, serving: Serving, metrics: Certificates) -> Self {
+    fn new(namespace: &str, serving: Serving, metrics: CertificateMetrics) -> Self {
         Self {
             replica: Replica::default(),
             names: names(namespace),
@@ -107,7 +107,7 @@ impl Signer {
             Ok(None) => {}
             Ok(Some(Ok(leaf))) => {
                 tracing::info!(notAfter = %leaf.not_after(), "signed a serving certificate");
-                self.metrics.put_in_force(leaf.not_after());
+                self.metrics.loaded(leaf.not_after());
                 self.serving.replace(leaf);
             }
             Ok(Some(Err(error))) => self.refuse(&error),
@@ -118,7 +118,7 @@ impl Signer {
 
     fn refuse(&self, error: &dyn std::error::Error) {
         tracing::error!(error = %Causes(error), "cannot sign a serving certificate");
-        self.metrics.refused();
+        self.metrics.load_failed();
     }
 
     fn say_what_is_missing(&mut self) {
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     fn signer() -> Signer {
-        Signer::new("spillway-system", Serving::default(), Certificates::default())
+        Signer::new("spillway-system", Serving::default(), CertificateMetrics::default())
     }
 
     fn secret(stored: &Stored) -> Secret {

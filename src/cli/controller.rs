@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use super::{Ended, cluster, pod::PodArgs, print_out, process};
 use crate::{
     admin::{self, AdminArgs},
-    controller::{self, Controller, Standing, last_resort},
+    controller::{self, Controller, Leadership, last_resort},
     telemetry::{self, ControllerMetrics, logs},
 };
 
@@ -46,7 +46,7 @@ const TOLD: usize = 8;
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let Args { config, cleanup, admin, pod, runtime, logs } = args;
-    let filter = logs::start(logs).context("cannot start logging")?;
+    let logs = logs::start(logs);
     if *cleanup {
         return runtime.start()?.block_on(clean_up());
     }
@@ -54,17 +54,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     runtime.start()?.block_on(async {
         let mut registry = telemetry::registry();
         telemetry::count_panics(&mut registry);
+        logs.register(&mut registry);
         let (tell, told) = mpsc::channel(TOLD);
         let tell = move |change: Result<(), &_>| drop(tell.try_send(change.err().map(ToString::to_string)));
-        let configuration = process::configuration(config.as_deref(), filter, &mut registry, tell).await?;
+        let configuration = process::configuration(config.as_deref(), logs, &mut registry, tell).await?;
         let admin = admin::bind(admin).await?;
         let client = client().await?;
         let metrics = ControllerMetrics::new(&mut registry);
         let controller = Controller::new(client, &pod.namespace, &pod_name, configuration, metrics);
         let signals = process::Signals::listen()?;
         tracing::info!(admin = %admin.address()?, pod = pod_name, "listening");
-        let standing = controller.standing();
-        let admin = tokio::spawn(admin.serve(move || missing(&standing), registry));
+        let leadership = controller.leadership();
+        let admin = tokio::spawn(admin.serve(move || missing(&leadership), registry));
         signals.end(|stop| controller.run(stop.asked(), told)).await;
         admin.abort();
         Ok(Ended::Fine)
@@ -86,9 +87,9 @@ async fn clean_up() -> anyhow::Result<Ended> {
 
 /// What is missing before the controller does its part, acting or standing by. The configuration never is: without one it does not
 /// start.
-fn missing(standing: &watch::Receiver<Standing>) -> Vec<&'static str> {
-    match *standing.borrow() {
-        Standing::Unknown => vec!["lease"],
-        Standing::StandingBy | Standing::Leading => Vec::new(),
+fn missing(leadership: &watch::Receiver<Leadership>) -> Vec<&'static str> {
+    match *leadership.borrow() {
+        Leadership::Unknown => vec!["lease"],
+        Leadership::StandingBy | Leadership::Leading => Vec::new(),
     }
 }

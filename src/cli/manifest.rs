@@ -215,7 +215,7 @@ impl Document {
             Ok(request) => request,
             Err(Unusable::Json(error)) => match typed::<Pod<'_>>(object, PATH) {
                 Err(error) => bail!("{label}: {error}"),
-                Ok(_) => bail!("{label}: {}", error.message()),
+                Ok(_) => bail!("{label}: {error}"),
             },
             Err(unusable) => bail!("{label}: {unusable}"),
         };

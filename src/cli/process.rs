@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    reload::configuration::{ConfigurationFile, InForce, LoadError},
+    reload::configuration::{ConfigReceiver, ConfigurationFile, LoadError},
     telemetry::{ConfigurationMetrics, logs},
 };
 
@@ -45,10 +45,10 @@ impl RuntimeArgs {
 /// Without a file, the built-in defaults.
 pub(super) async fn configuration(
     file: Option<&Path>,
-    filter: logs::Filter,
+    logs: logs::Logs,
     registry: &mut Registry,
     told: impl FnMut(Result<(), &LoadError>) + Send + 'static,
-) -> anyhow::Result<InForce> {
+) -> anyhow::Result<ConfigReceiver> {
     let metrics = ConfigurationMetrics::new(registry);
     let Some(file) = file else {
         metrics.replaced();
@@ -56,7 +56,7 @@ pub(super) async fn configuration(
     };
     let file = ConfigurationFile::load(file, metrics).await?;
     let in_force = file.in_force();
-    tokio::spawn(filter.follow(in_force.clone()));
+    tokio::spawn(logs.follow(in_force.clone()));
     tokio::spawn(file.follow(told));
     Ok(in_force)
 }

@@ -14,8 +14,8 @@ use crate::{
     certs::{self, KeyPairFiles, Leaf, Serving},
     cluster::Cluster,
     config::CertificateSource,
-    reload::configuration::InForce,
-    telemetry::{self, Admission, Caches, logs},
+    reload::configuration::ConfigReceiver,
+    telemetry::{self, AdmissionMetrics, Caches, logs},
     webhook::{self, App, ListenArgs},
 };
 
@@ -49,12 +49,13 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
     let Args { config, listen, certificate, pod, runtime, logs } = args;
-    let filter = logs::start(logs).context("cannot start logging")?;
+    let logs = logs::start(logs);
     let pod_name = pod.pod_name().context("--pod-name: cannot read the name of this host")?;
     runtime.start()?.block_on(async {
         let mut registry = telemetry::registry();
         telemetry::count_panics(&mut registry);
-        let configuration = process::configuration(config.as_deref(), filter, &mut registry, |_| {}).await?;
+        logs.register(&mut registry);
+        let configuration = process::configuration(config.as_deref(), logs, &mut registry, |_| {}).await?;
         let source = certificate.source()?;
         let serving = Serving::default();
         let bound = webhook::bind(listen, serving.clone(), &mut registry).await?;
@@ -65,11 +66,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
             client: client.clone(),
             namespace: pod.namespace.clone(),
             serving,
-            metrics: telemetry::Certificates::new(&mut registry),
+            metrics: telemetry::CertificateMetrics::new(&mut registry),
         };
         keeper.keep(source);
         let cluster = Cluster::follow(client, configuration.clone(), &Caches::new(&mut registry));
-        let app = Arc::new(App::new(configuration, cluster, Admission::new(&mut registry)));
+        let app = Arc::new(App::new(configuration, cluster, AdmissionMetrics::new(&mut registry)));
         let signals = process::Signals::listen()?;
         let (webhook, admin) = (bound.webhook_address()?, bound.admin_address()?);
         tracing::info!(%webhook, %admin, pod = pod_name, "listening");
@@ -130,11 +131,11 @@ fn self_signed_leaf() -> anyhow::Result<Leaf> {
 
 /// Keeps a certificate in `serving`.
 struct Keeper {
-    configuration: InForce,
+    configuration: ConfigReceiver,
     client: Client,
     namespace: String,
     serving: Serving,
-    metrics: telemetry::Certificates,
+    metrics: telemetry::CertificateMetrics,
 }
 
 impl Keeper {
@@ -142,7 +143,7 @@ impl Keeper {
     fn keep(self, source: Source) {
         match source {
             Source::Made(leaf) => {
-                self.metrics.put_in_force(leaf.not_after());
+                self.metrics.loaded(leaf.not_after());
                 self.serving.replace(leaf);
             }
             Source::Files(files) => {

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 pub use snapshot::{Namespace, Snapshot, network_policy};
 use tokio::{sync, time};
 
-use crate::{burst::ServiceAccount, reload::configuration::InForce, telemetry::Caches};
+use crate::{burst::ServiceAccount, reload::configuration::ConfigReceiver, telemetry::Caches};
 
 /// How long a pod may wait for its namespace to appear in the cache. Nothing is asked of the API server meanwhile: the
 /// watch that brings the namespace is under way already.
@@ -72,7 +72,7 @@ impl Cluster {
     ///
     /// The configuration says which nodes are virtual, and is followed too. Must be called within a tokio runtime. The watches end
     /// when the view is dropped.
-    pub fn follow(client: Client, configuration: InForce, metrics: &Caches) -> Self {
+    pub fn follow(client: Client, configuration: ConfigReceiver, metrics: &Caches) -> Self {
         let snapshot = watch::follow(&client, configuration, metrics);
         Self { client, snapshot }
     }

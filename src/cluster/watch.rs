@@ -24,7 +24,7 @@ use crate::{
     background::again_after_panic,
     config::{BURST_LABEL, DISABLED},
     eligibility::VirtualNode,
-    reload::configuration::InForce,
+    reload::configuration::ConfigReceiver,
     telemetry::{CacheMetrics, Caches},
 };
 
@@ -56,7 +56,11 @@ impl Backoff for Pauses {
 type Publish = Arc<watch::Sender<Arc<Snapshot>>>;
 
 /// Starts the watches; they end when the receiver is gone.
-pub(super) fn follow(client: &Client, configuration: InForce, metrics: &Caches) -> watch::Receiver<Arc<Snapshot>> {
+pub(super) fn follow(
+    client: &Client,
+    configuration: ConfigReceiver,
+    metrics: &Caches,
+) -> watch::Receiver<Arc<Snapshot>> {
     let (publish, snapshot) = watch::channel(Arc::default());
     let publish = Arc::new(publish);
     let all = || Config::default().page_size(PAGE);
@@ -98,7 +102,7 @@ pub(super) fn follow(client: &Client, configuration: InForce, metrics: &Caches) 
 /// Follows the nodes that the configuration in force selects. What is known of the others stays until the new list is complete.
 async fn follow_virtual_nodes(
     nodes: &Following<Vec<VirtualNode>, PartialObjectMeta<v1::Node>>,
-    mut configuration: InForce,
+    mut configuration: ConfigReceiver,
 ) {
     loop {
         let selector = configuration.borrow_and_update().virtual_nodes.selector.clone();

@@ -15,9 +15,8 @@ use tokio::time::Instant;
 use super::{
     Context, FIELD_MANAGER, NAME,
     clock::{ClockError, server_time},
-    events::Events,
-    is_conflict,
-    reconcile::{Outcome, repeat},
+    events::EventRecorder,
+    reconcile::{Outcome, run_rounds},
 };
 use crate::{
     certs::{
@@ -25,14 +24,15 @@ use crate::{
         self_managed::{CONFIGURATION, SECRET, read},
         trusted::Trusted,
     },
+    kubernetes::is_conflict,
     telemetry::{Causes, ControllerMetrics},
 };
 
 /// Why a round failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum KeeperError {
-    /// The API server did not give or take an object.
+pub enum RotationError {
+    /// The API server refused to read or write an object.
     #[error("cannot {0}")]
     Api(&'static str, #[source] kube::Error),
     /// The time is not known.
@@ -43,35 +43,35 @@ pub enum KeeperError {
     Authority(#[from] AuthorityError),
 }
 
-/// Rounds, for as long as it is asked to.
+/// Runs rounds until it is dropped.
 pub(super) async fn run(context: &Context) {
     let Context { client, namespace, events, metrics, .. } = context;
-    let mut keeper = Keeper::new(client.clone(), namespace, events.clone(), metrics.clone());
-    let round = async || if context.is_self_managed() { keeper.round().await } else { Ok(Outcome::Right) };
-    Box::pin(repeat("authority", metrics, context.certificate_changes(), round)).await;
+    let mut reconciler = AuthorityReconciler::new(client.clone(), namespace, events.clone(), metrics.clone());
+    let round = async || if context.is_self_managed() { reconciler.round().await } else { Ok(Outcome::UpToDate) };
+    Box::pin(run_rounds("authority", metrics, context.certificate_changes(), round)).await;
 }
 
-/// Keeps the authority.
-pub struct Keeper {
+/// Creates, rotates and replaces the authority.
+pub struct AuthorityReconciler {
     client: Client,
     secrets: Api<Secret>,
     namespace: String,
-    events: Events,
+    events: EventRecorder,
     metrics: ControllerMetrics,
     trusted: Trusted,
-    /// What the Secret last held: should it vanish together with the bundle, replicas still serve with these.
+    /// The certificates that the Secret last held. If the Secret and the bundle are both lost, replicas still serve with these.
     known: Vec<CaCertificate>,
 }
 
-struct Seen {
+struct Observation {
     secret: Option<Secret>,
     stored: Result<Stored, Lacking>,
     now: OffsetDateTime,
 }
 
-impl Keeper {
-    /// A keeper that has seen nothing yet.
-    pub fn new(client: Client, namespace: &str, events: Events, metrics: ControllerMetrics) -> Self {
+impl AuthorityReconciler {
+    /// A reconciler that has observed nothing yet.
+    pub fn new(client: Client, namespace: &str, events: EventRecorder, metrics: ControllerMetrics) -> Self {
         Self {
             secrets: Api::namespaced(client.clone(), namespace),
             client,
@@ -83,51 +83,51 @@ impl Keeper {
         }
     }
 
-    /// Looks once, and does at most one thing about it. Every write is conditional on what was seen: whoever else writes
-    /// meanwhile, nothing is lost.
+    /// Observes once, and takes at most one step. The write applies to the observed version only, so it never overwrites the change of
+    /// another client.
     ///
     /// # Errors
     ///
-    /// When the API server cannot be asked or refuses, or no authority can be made.
-    pub async fn round(&mut self) -> Result<Outcome, KeeperError> {
-        let Seen { secret, stored, now } = self.observe().await?;
+    /// If the API server does not answer or refuses, or if no authority can be made.
+    pub async fn round(&mut self) -> Result<Outcome, RotationError> {
+        let Observation { secret, stored, now } = self.observe().await?;
         let next = stored.as_ref().ok().and_then(|stored| stored.next.as_ref());
         let is_trusted = next.is_some_and(|next| self.trusted.is_settled(next.certificate(), Instant::now()));
         let step = assess(stored.as_ref(), is_trusted, now);
-        let Some(wanted) = self.plan(step, stored, now)? else { return Ok(Outcome::Right) };
+        let Some(wanted) = self.plan(step, stored, now)? else { return Ok(Outcome::UpToDate) };
         let Some(written) = self.apply(secret, &wanted).await? else { return Ok(Outcome::Conflict) };
         self.report(&written, step, &wanted).await;
         Ok(Outcome::Changed)
     }
 
-    async fn observe(&mut self) -> Result<Seen, KeeperError> {
+    async fn observe(&mut self) -> Result<Observation, RotationError> {
         let now = server_time(&self.client).await?;
         let configurations: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
-        let read_error = |error| KeeperError::Api("read MutatingWebhookConfiguration aci-spillway", error);
+        let read_error = |error| RotationError::Api("read MutatingWebhookConfiguration aci-spillway", error);
         let configuration = configurations.get_opt(CONFIGURATION).await.map_err(read_error)?;
         self.trusted.observe(configuration.as_ref(), Instant::now());
         let secret = self.secrets.get_opt(SECRET).await;
-        let secret = secret.map_err(|error| KeeperError::Api("read Secret spillway-ca", error))?;
+        let secret = secret.map_err(|error| RotationError::Api("read Secret spillway-ca", error))?;
         let stored = read(secret.as_ref());
         match &stored {
-            Ok(stored) => self.take_note(stored),
+            Ok(stored) => self.remember(stored),
             Err(Lacking::Missing) => {}
             Err(malformed) => {
                 let error = Causes(malformed);
                 tracing::warn!(%error, namespace = self.namespace, name = SECRET, "no usable certificate authority");
             }
         }
-        Ok(Seen { secret, stored, now })
+        Ok(Observation { secret, stored, now })
     }
 
-    fn take_note(&mut self, stored: &Stored) {
+    fn remember(&mut self, stored: &Stored) {
         self.known = stored.certificates().cloned().collect();
         let old = stored.old.as_ref().map_or(0, |old| old.certificates.len());
         let next = stored.next.iter().count();
         self.metrics.authority(stored.current.certificate().not_after(), next, old);
     }
 
-    /// What the Secret is to hold; nothing if it may stay as it is.
+    /// Returns the desired content of the Secret, or nothing if it may stay as it is.
     fn plan(
         &self,
         step: Step,
@@ -142,20 +142,20 @@ impl Keeper {
             (Step::Prepare(_), Ok(stored)) => stored.prepare(now)?,
             (Step::Promote(_), Ok(stored)) => stored.promote(now),
             (Step::Retire, Ok(stored)) => stored.retire(),
-            // The others need something to be stored.
+            // The other steps need a stored authority.
             (Step::Keep, _) | (_, Err(_)) => return Ok(None),
         };
         Ok(Some(wanted))
     }
 
-    /// Creates the Secret, or replaces what was seen; nothing if somebody else was faster, whose work is as good.
-    async fn apply(&self, seen: Option<Secret>, wanted: &Stored) -> Result<Option<Secret>, KeeperError> {
+    /// Creates the Secret, or replaces the observed version. Returns nothing if another client was faster.
+    async fn apply(&self, observed: Option<Secret>, wanted: &Stored) -> Result<Option<Secret>, RotationError> {
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let data = wanted.data().into_iter().map(|(key, value)| (key, ByteString(value.into_bytes())));
         let data = Some(data.collect());
-        let written = if let Some(seen) = seen {
-            // Carries the resourceVersion of what was seen, which the API server compares.
-            self.secrets.replace(SECRET, &params, &Secret { data, ..seen }).await
+        let written = if let Some(observed) = observed {
+            // The API server compares the observed resourceVersion.
+            self.secrets.replace(SECRET, &params, &Secret { data, ..observed }).await
         } else {
             let labels = [("app.kubernetes.io/name", "spillway"), ("app.kubernetes.io/managed-by", NAME)];
             let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -167,12 +167,12 @@ impl Keeper {
         match written {
             Ok(written) => Ok(Some(written)),
             Err(error) if is_conflict(&error) => Ok(None),
-            Err(error) => Err(KeeperError::Api("write Secret spillway-ca", error)),
+            Err(error) => Err(RotationError::Api("write Secret spillway-ca", error)),
         }
     }
 
     async fn report(&mut self, written: &Secret, step: Step, wanted: &Stored) {
-        self.take_note(wanted);
+        self.remember(wanted);
         let not_after = wanted.current.certificate().not_after();
         tracing::info!(step = ?step, notAfter = %not_after, "wrote the certificate authority");
         let (type_, reason, note) = match step {

@@ -1,8 +1,8 @@
-//! Keeps the `caBundle` of the MutatingWebhookConfiguration `aci-spillway`: what the authority's Secret says is trusted.
+//! Keeps the `caBundle` of the MutatingWebhookConfiguration `aci-spillway` equal to the trusted certificates in the authority's Secret.
 //!
-//! By a JSON patch with a `test` on each webhook's name, built from the live list. Server-side apply would not do: the webhooks are a
-//! list of named entries, whoever applies one field of an entry owns the entry too, and a later manifest without that webhook would
-//! leave half of it behind, which the API server refuses.
+//! Writes a JSON patch to the observed version. Server-side apply does not fit: webhooks are a list of named entries, and a client that
+//! applies one field of an entry owns the entry too. A later manifest without that webhook would leave half of the entry, which the API
+//! server refuses.
 
 use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, jsonptr::PointerBuf};
 use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret};
@@ -13,33 +13,36 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    Context, FIELD_MANAGER, guarded, is_conflict,
-    reconcile::{Outcome, repeat},
+    Context, FIELD_MANAGER,
+    reconcile::{Outcome, run_rounds},
 };
-use crate::certs::self_managed::{CONFIGURATION, SECRET, read};
+use crate::{
+    certs::self_managed::{CONFIGURATION, SECRET, read},
+    kubernetes::{conditional_patch, is_conflict},
+};
 
 /// Why a round failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {0}")]
 struct BundleError(&'static str, #[source] kube::Error);
 
-/// Rounds, for as long as it is asked to.
+/// Runs rounds until it is dropped.
 pub(super) async fn run(context: &Context) {
-    let round = async || if context.is_self_managed() { round(context).await } else { Ok(Outcome::Right) };
-    Box::pin(repeat("ca-bundle", &context.metrics, context.certificate_changes(), round)).await;
+    let round = async || if context.is_self_managed() { round(context).await } else { Ok(Outcome::UpToDate) };
+    Box::pin(run_rounds("ca-bundle", &context.metrics, context.certificate_changes(), round)).await;
 }
 
 async fn round(context: &Context) -> Result<Outcome, BundleError> {
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &context.namespace);
     let configurations: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
     let secret = secrets.get_opt(SECRET).await.map_err(|error| BundleError("read Secret spillway-ca", error))?;
-    // The keeper of the authority mends it, and that is a change that brings us back here.
-    let Ok(stored) = read(secret.as_ref()) else { return Ok(Outcome::Right) };
+    // The authority reconciler repairs the Secret, and that change starts a round here.
+    let Ok(stored) = read(secret.as_ref()) else { return Ok(Outcome::UpToDate) };
     let read_error = |error| BundleError("read MutatingWebhookConfiguration aci-spillway", error);
     let configuration = configurations.get_opt(CONFIGURATION).await.map_err(read_error)?;
-    // Whoever took the webhook out of the way did not do it by mistake.
-    let Some(configuration) = configuration else { return Ok(Outcome::Right) };
-    let Some(patch) = plan(&configuration, &stored.bundle()) else { return Ok(Outcome::Right) };
+    // Without the configuration the webhook is switched off on purpose.
+    let Some(configuration) = configuration else { return Ok(Outcome::UpToDate) };
+    let Some(patch) = plan(&configuration, &stored.bundle()) else { return Ok(Outcome::UpToDate) };
 
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let patch = Patch::Json::<()>(patch);
@@ -60,7 +63,7 @@ async fn round(context: &Context) -> Result<Outcome, BundleError> {
     }
 }
 
-/// What is to be written; nothing if every webhook has this bundle already.
+/// Returns the patch, or nothing if every webhook has this bundle already.
 fn plan(configuration: &MutatingWebhookConfiguration, bundle: &str) -> Option<JsonPatch> {
     let webhooks = configuration.webhooks.as_deref().unwrap_or_default();
     let wrong = webhooks
@@ -74,9 +77,9 @@ fn plan(configuration: &MutatingWebhookConfiguration, bundle: &str) -> Option<Js
         PatchOperation::Add(AddOperation { path, value })
     });
     let operations: Vec<_> = operations.collect();
-    // The list is patched by index: it has to be the one that was seen.
+    // The indices are valid for the observed version only.
     let version = configuration.metadata.resource_version.as_deref()?;
-    (!operations.is_empty()).then(|| guarded(version, JsonPatch(operations)))
+    (!operations.is_empty()).then(|| conditional_patch(version, JsonPatch(operations)))
 }
 
 #[cfg(test)]
@@ -99,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn only_wrong_bundles_are_written_and_only_to_the_list_that_was_seen() {
+    fn only_wrong_bundles_are_written_to_the_observed_version() {
         let live = configuration(&[("a", Some("wanted")), ("b", None), ("c", Some("other"))]);
         let patch = serde_json::to_value(plan(&live, "wanted").unwrap()).unwrap();
         assert_eq!(
@@ -113,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_where_all_is_right() {
+    fn nothing_is_written_if_all_bundles_are_right() {
         assert_eq!(plan(&configuration(&[("a", Some("wanted")), ("b", Some("wanted"))]), "wanted"), None);
         assert_eq!(plan(&configuration(&[]), "wanted"), None);
         assert_eq!(plan(&MutatingWebhookConfiguration::default(), "wanted"), None);

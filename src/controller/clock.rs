@@ -1,4 +1,4 @@
-//! What time it is by the API server: it is who verifies the certificates, and so its clock is the one that counts.
+//! The time of the API server. It verifies the certificates, so its clock decides.
 
 use axum::http::{Request, header::DATE};
 use kube::{Client, client::Body};
@@ -16,7 +16,8 @@ pub enum ClockError {
     NoDate,
 }
 
-/// Every answer of an HTTP server with a clock has a date (RFC 9110, section 6.6.1); `/version` is open to every account.
+/// Returns the date of an answer. Every HTTP server with a clock sends one (RFC 9110, section 6.6.1), and all accounts may read
+/// `/version`.
 pub(super) async fn server_time(client: &Client) -> Result<OffsetDateTime, ClockError> {
     let request = Request::get("/version").body(Body::empty()).map_err(|_static_parts| ClockError::NoDate)?;
     let answer = client.send(request).await.map_err(ClockError::Ask)?;
@@ -24,7 +25,7 @@ pub(super) async fn server_time(client: &Client) -> Result<OffsetDateTime, Clock
     read(date).ok_or(ClockError::NoDate)
 }
 
-/// Reads a date such as `Sun, 06 Nov 1994 08:49:37 GMT`, which is also one of RFC 2822.
+/// Reads a date such as `Sun, 06 Nov 1994 08:49:37 GMT`, which is also valid in RFC 2822.
 fn read(date: &str) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(date, &Rfc2822).ok()
 }

@@ -9,68 +9,67 @@ use k8s_openapi::api::core::v1;
 use kube::{Api, Client, api::ListParams};
 
 use super::{
-    Context, each,
-    ghosts::cordon,
+    Context, changes_of,
+    ghosts::set_cordon,
     observed::{Kept, Node, Observed},
-    pauses::Pauses,
-    reconcile::{Outcome, repeat},
-    taints::{self, FULL, GHOST, LAST_RESORT, TaintError, Written},
+    reconcile::{Outcome, run_rounds},
+    taints::{FULL, GHOST, LAST_RESORT, TaintError, TaintWrite, write_taint},
 };
-use crate::config::VirtualNodes;
+use crate::{config::VirtualNodes, kubernetes::Backoff};
 
 const RECONCILER: &str = "last-resort";
 
-/// Rounds, for as long as it is asked to.
+/// Runs rounds until it is dropped.
 pub(super) async fn run(context: &Context, observed: &Observed) {
-    let changes = stream::select(each(observed.nodes.clone()), each(context.configuration.clone()));
-    let mut fights = Pauses::default();
-    Box::pin(repeat(RECONCILER, &context.metrics, changes, async || round(context, observed, &mut fights).await)).await;
+    let changes = stream::select(changes_of(observed.nodes.clone()), changes_of(context.configuration.clone()));
+    let mut backoff = Backoff::default();
+    let round = async || round(context, observed, &mut backoff).await;
+    Box::pin(run_rounds(RECONCILER, &context.metrics, changes, round)).await;
 }
 
-async fn round(context: &Context, observed: &Observed, fights: &mut Pauses) -> Result<Outcome, TaintError> {
+async fn round(context: &Context, observed: &Observed, backoff: &mut Backoff) -> Result<Outcome, TaintError> {
     let configuration = context.configuration.borrow().clone();
     let plan = {
         let nodes = observed.nodes.borrow();
-        fights.retain(nodes.values().map(|node| node.name.as_str()));
+        backoff.retain(nodes.values().map(|node| node.name.as_str()));
         plan(&nodes, &configuration.virtual_nodes)
     };
-    context.write_taints(LAST_RESORT, &plan, fights).await
+    context.reconcile_taints(LAST_RESORT, &plan, backoff).await
 }
 
-/// Nodes whose taint is to change, and whether they are to have it: those that have it and should not, and those that lack it. A node
-/// that is no longer selected loses it.
+/// Returns the nodes whose taint must change, and whether they get it. A node that is no longer selected loses it.
 fn plan(nodes: &Kept<Node>, settings: &VirtualNodes) -> Vec<(Node, bool)> {
     let wrong = nodes.values().filter_map(|node| {
-        let wanted = settings.last_resort_taint && node.is_virtual(&settings.selector);
-        (node.has_taint(LAST_RESORT.key, LAST_RESORT.effect) != wanted).then(|| (node.clone(), wanted))
+        let desired = settings.last_resort_taint && node.is_virtual(&settings.selector);
+        (LAST_RESORT.is_on_observed(node) != desired).then(|| (node.clone(), desired))
     });
     wrong.collect()
 }
 
-/// Takes the taints of Spillway off all nodes, undoes its cordons, and returns the names of those that had any.
+/// Removes Spillway's taints from all nodes, undoes its cordons, and returns the names of the nodes that had any.
 ///
 /// # Errors
 ///
-/// What the API server answers, and [`CleanupError::Contended`] if somebody else writes to a node all the time.
+/// Errors of the API server, and [`CleanupError::Contended`] if another client writes to a node all the time.
 pub async fn cleanup(client: &Client) -> Result<Vec<String>, CleanupError> {
-    // Read as leanly as they are watched.
+    // Decodes only the fields that the watch decodes.
     let (nodes, lean): (Api<v1::Node>, Api<_>) = (Api::all(client.clone()), Api::all(client.clone()));
     let mut cleaned = Vec::new();
-    let mut pages = ListParams::default().limit(PAGE);
+    let mut pages = ListParams::default().limit(PAGE_SIZE);
     loop {
         let page = lean.list(&pages).await.map_err(CleanupError::List)?;
         for node in page.items.into_iter().filter_map(Node::read) {
-            if node.has_taint(GHOST.key, GHOST.effect) && node.is_cordoned {
-                let uncordoned = cordon(&nodes, &node.name, false).await;
+            if GHOST.is_on_observed(&node) && node.is_cordoned {
+                let uncordoned = set_cordon(&nodes, &node.name, false).await;
                 uncordoned.map_err(|error| CleanupError::Write(node.name.clone(), error))?;
             }
-            let ours = [LAST_RESORT, FULL, GHOST].into_iter().filter(|taint| node.has_taint(taint.key, taint.effect));
+            let ours = [LAST_RESORT, FULL, GHOST].into_iter().filter(|taint| taint.is_on_observed(&node));
             let mut is_cleaned = false;
             for taint in ours {
-                let written = taints::write(&nodes, &node.name, taint, false).await;
+                let written = write_taint(&nodes, &node.name, taint, false).await;
                 match written.map_err(|error| CleanupError::Write(node.name.clone(), error))? {
-                    Written::Right | Written::Changed => is_cleaned = true,
-                    Written::Conflict | Written::Stripped => return Err(CleanupError::Contended(node.name)),
+                    TaintWrite::UpToDate | TaintWrite::Changed => is_cleaned = true,
+                    TaintWrite::Conflict | TaintWrite::Stripped => return Err(CleanupError::Contended(node.name)),
                 }
             }
             cleaned.extend(is_cleaned.then_some(node.name));
@@ -82,9 +81,10 @@ pub async fn cleanup(client: &Client) -> Result<Vec<String>, CleanupError> {
     }
 }
 
-const PAGE: u32 = 250;
+/// Nodes in a page of the list.
+const PAGE_SIZE: u32 = 250;
 
-/// Why the taints could not be taken off.
+/// Why the taints could not be removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CleanupError {
@@ -95,6 +95,6 @@ pub enum CleanupError {
     #[error("cannot write the taints of node {0}")]
     Write(String, #[source] kube::Error),
     /// The taint is still there.
-    #[error("somebody else writes the taints of node {0} at the same time: try again")]
+    #[error("another client writes the taints of node {0} at the same time: try again")]
     Contended(String),
 }

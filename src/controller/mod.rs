@@ -1,5 +1,5 @@
-//! The controller: what one elected replica keeps right in the cluster. One reconciler a file, each in rounds of observe, plan, apply
-//! and report; [`Controller::run`] names them all.
+//! The controller: reconcilers that one elected replica runs. Each has a file or folder of its own, and runs in rounds: observe, plan,
+//! apply, report. [`reconcile_all`] lists them.
 
 mod advice;
 pub mod authority;
@@ -7,26 +7,22 @@ mod ca_bundle;
 mod capacity;
 mod clock;
 pub mod events;
+mod free_capacity;
 mod ghosts;
 mod identity;
 pub mod last_resort;
 mod late;
-mod lease;
 mod missed;
 mod observed;
-mod pauses;
 mod pods;
 mod reconcile;
-mod room;
 mod taints;
-mod tally;
 
-use events::{Events, reference};
+use events::{EventAggregator, EventRecorder, reference};
 use futures_util::{
     Stream, StreamExt, future,
     stream::{self, BoxStream},
 };
-use json_patch::{Patch as JsonPatch, PatchOperation, ReplaceOperation, jsonptr::PointerBuf};
 use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret};
 use kube::{
     Api, Client,
@@ -37,68 +33,68 @@ use kube::{
         watcher::{Error as WatchError, watch_object},
     },
 };
-use lease::Election;
-pub use lease::Standing;
 use observed::Observed;
 pub use reconcile::Outcome;
-use serde_json::json;
-use tally::Tally;
 use tokio::sync::{mpsc, watch};
 
+pub use crate::kubernetes::Leadership;
 use crate::{
     background::again_after_panic,
     certs::self_managed::{CONFIGURATION, SECRET},
     cluster::Cluster,
     config::CertificateSource,
-    reload::configuration::InForce,
+    kubernetes::LeaderElector,
+    reload::configuration::ConfigReceiver,
     telemetry::{Causes, ControllerMetrics},
 };
 
-/// The name under which the controller is known: its Lease, its events, its requests and writes.
+/// The name of the controller: of its Lease, in its events, and as user agent and field manager.
 pub const NAME: &str = "spillway-controller";
 
-/// Who wrote a field, as the API server records it.
+/// The field manager of all writes.
 const FIELD_MANAGER: &str = NAME;
 
 /// The ConfigMap that the configuration file comes from.
 const CONFIG_MAP: &str = "spillway-config";
 
-/// What every reconciler needs.
+/// Dependencies of the reconcilers.
 struct Context {
     client: Client,
     namespace: String,
-    configuration: InForce,
-    events: Events,
-    tally: Tally,
+    configuration: ConfigReceiver,
+    events: EventRecorder,
+    event_aggregator: EventAggregator,
     metrics: ControllerMetrics,
 }
 
 impl Context {
-    /// Whether the certificates are ours to keep.
+    /// Returns whether Spillway manages its certificates.
     fn is_self_managed(&self) -> bool {
         self.configuration.borrow().certificates.source == CertificateSource::SelfManaged
     }
 
-    /// An item for each change of what certificates rest on: the authority's Secret, the webhook configuration, the configuration.
+    /// An item for each change of an input of the certificates: the authority's Secret, the webhook configuration, the configuration.
     fn certificate_changes(&self) -> impl Stream<Item = ()> {
         let secrets: Api<PartialObjectMeta<Secret>> = Api::namespaced(self.client.clone(), &self.namespace);
         let webhooks: Api<PartialObjectMeta<MutatingWebhookConfiguration>> = Api::all(self.client.clone());
-        let secret = changes("Secret", watch_object(secrets, SECRET).default_backoff());
-        let webhook = changes("MutatingWebhookConfiguration", watch_object(webhooks, CONFIGURATION).default_backoff());
-        stream::select(stream::select(secret, webhook), each(self.configuration.clone()))
+        let secret = watch_changes("Secret", watch_object(secrets, SECRET).default_backoff());
+        let webhook =
+            watch_changes("MutatingWebhookConfiguration", watch_object(webhooks, CONFIGURATION).default_backoff());
+        stream::select(stream::select(secret, webhook), changes_of(self.configuration.clone()))
     }
 }
 
-/// An item for each change of what is watched.
-fn each<T: Send + Sync + 'static>(watched: watch::Receiver<T>) -> BoxStream<'static, ()> {
-    let changes = stream::unfold(watched, async |mut watched| {
-        watched.changed().await.ok()?;
-        Some(((), watched))
+/// An item for each change of a value.
+fn changes_of<T: Send + Sync + 'static>(value: watch::Receiver<T>) -> BoxStream<'static, ()> {
+    let changes = stream::unfold(value, async |mut value| {
+        value.changed().await.ok()?;
+        Some(((), value))
     });
     changes.boxed()
 }
 
-fn changes<K>(
+/// An item for each event of a watch.
+fn watch_changes<K>(
     kind: &'static str,
     watched: impl Stream<Item = Result<K, WatchError>> + Send + 'static,
 ) -> BoxStream<'static, ()> {
@@ -112,89 +108,71 @@ fn changes<K>(
     changes.boxed()
 }
 
-/// Whether a conditional write met what it did not expect: an object that is there already, is gone, or has changed.
-fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
-}
-
-/// Whether there was no answer: then it is not about what was asked for, and the next request will do no better.
-fn is_unanswered(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::HyperError(_) | kube::Error::Service(_))
-}
-
-/// A patch for this version of an object alone, which it was made for. To any other the answer is 409, as it is to an update with a
-/// `resourceVersion` (kubernetes.io/docs/reference/using-api/api-concepts); a `test` that fails is answered by 422, as what an admission
-/// policy or the validation refuses may be too.
-fn guarded(resource_version: &str, patch: JsonPatch) -> JsonPatch {
-    let version = PointerBuf::from_tokens(["metadata", "resourceVersion"]);
-    let same = PatchOperation::Replace(ReplaceOperation { path: version, value: json!(resource_version) });
-    JsonPatch(std::iter::once(same).chain(patch.0).collect())
-}
-
-/// The reconcilers, and what decides whether they run.
+/// The reconcilers, and the election that decides which replica runs them.
 pub struct Controller {
     context: Context,
-    election: Election,
-    standing: watch::Sender<Standing>,
+    elector: LeaderElector,
+    leadership: watch::Sender<Leadership>,
 }
 
 impl Controller {
-    /// A controller that has not begun. `pod_name` is its identity among the replicas.
+    /// A controller that has not started. `pod_name` is its identity among the replicas.
     pub fn new(
         client: Client,
         namespace: &str,
         pod_name: &str,
-        configuration: InForce,
+        configuration: ConfigReceiver,
         metrics: ControllerMetrics,
     ) -> Self {
-        let events = Events::new(client.clone(), pod_name);
-        let election = Election::new(client.clone(), namespace, pod_name);
-        let (namespace, tally) = (namespace.to_owned(), Tally::default());
-        let context = Context { client, namespace, configuration, events, tally, metrics };
-        Self { context, election, standing: watch::Sender::new(Standing::Unknown) }
+        let events = EventRecorder::new(client.clone(), pod_name);
+        let elector = LeaderElector::new(client.clone(), namespace, NAME, pod_name);
+        let event_aggregator = EventAggregator::default();
+        let context =
+            Context { client, namespace: namespace.to_owned(), configuration, events, event_aggregator, metrics };
+        Self { context, elector, leadership: watch::Sender::new(Leadership::Unknown) }
     }
 
-    /// Whether this replica acts, from now on.
-    pub fn standing(&self) -> watch::Receiver<Standing> {
-        self.standing.subscribe()
+    /// The role of this replica, as it changes.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
     }
 
-    /// Takes part in the election, and reconciles while it has won it. Ends when `stop` does, and gives the lease back.
+    /// Takes part in the election, and reconciles while this replica leads. Ends when `stop` does, and releases the Lease.
     ///
-    /// `refusals` brings what is wrong with the configuration file each time that it changes, or that nothing is.
+    /// `refusals` brings the error of the configuration file each time that the file changes, or nothing if the file is valid.
     pub async fn run(self, stop: impl Future<Output = ()>, refusals: mpsc::Receiver<Option<String>>) {
         tokio::select! {
             () = stop => {}
             () = Box::pin(self.lead_when_elected()) => {}
-            () = tell_of_configuration(&self.context, refusals) => {}
+            () = report_configuration(&self.context, refusals) => {}
         }
-        // Whatever was under way has been dropped: from here on nothing is written.
-        self.stand(Standing::StandingBy);
-        self.election.give_back().await;
+        // All reconcilers have been dropped: nothing is written from here on.
+        self.set_leadership(Leadership::StandingBy);
+        self.elector.release().await;
     }
 
     async fn lead_when_elected(&self) {
         loop {
-            let tenure = self.election.win(|| self.stand(Standing::StandingBy)).await;
-            self.stand(Standing::Leading);
+            let term = self.elector.acquire(|| self.set_leadership(Leadership::StandingBy)).await;
+            self.set_leadership(Leadership::Leading);
             tokio::select! {
-                lost = tenure.lost() => tracing::warn!(?lost, "standing by"),
+                reason = term.lost() => tracing::warn!(?reason, "lost leadership"),
                 () = reconcile_all(&self.context) => {}
             }
-            self.stand(Standing::StandingBy);
+            self.set_leadership(Leadership::StandingBy);
         }
     }
 
-    fn stand(&self, standing: Standing) {
-        let is_new = self.standing.send_if_modified(|old| std::mem::replace(old, standing) != standing);
-        if is_new {
-            tracing::info!(?standing, "the lease was seen");
-            self.context.metrics.leads(standing == Standing::Leading);
+    fn set_leadership(&self, leadership: Leadership) {
+        let has_changed = self.leadership.send_if_modified(|old| std::mem::replace(old, leadership) != leadership);
+        if has_changed {
+            tracing::info!(?leadership, "leadership changed");
+            self.context.metrics.leads(leadership == Leadership::Leading);
         }
     }
 }
 
-/// Every reconciler.
+/// Runs all reconcilers.
 async fn reconcile_all(context: &Context) {
     let observed = Observed::start(&context.client, &context.configuration);
     let cluster = Cluster::follow(context.client.clone(), context.configuration.clone(), &context.metrics.caches);
@@ -208,12 +186,12 @@ async fn reconcile_all(context: &Context) {
         missed::run(context, &observed, &cluster),
         ghosts::run(context, &observed),
         advice::run(context, &observed, &cluster),
-        again_after_panic(async || context.tally.tell(&context.events).await),
+        again_after_panic(async || context.event_aggregator.publish(&context.events).await),
     );
 }
 
-/// Writes an event when the configuration file has become unusable, and when it is mended. Every replica says what it reads.
-async fn tell_of_configuration(context: &Context, mut refusals: mpsc::Receiver<Option<String>>) {
+/// Writes an event when the configuration file becomes invalid, and when it is valid again. Each replica reports its own file.
+async fn report_configuration(context: &Context, mut refusals: mpsc::Receiver<Option<String>>) {
     let about = reference("v1", "ConfigMap", Some(&context.namespace), CONFIG_MAP);
     let mut is_invalid = false;
     while let Some(refusal) = refusals.recv().await {
@@ -225,6 +203,6 @@ async fn tell_of_configuration(context: &Context, mut refusals: mpsc::Receiver<O
         };
         context.events.publish(&about, type_, reason, note).await;
     }
-    // Without a file there is nothing to tell.
+    // Without a file there is nothing to report.
     std::future::pending::<()>().await;
 }

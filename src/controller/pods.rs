@@ -1,21 +1,24 @@
 //! Writes to pods.
 
 use futures_util::{StreamExt, stream};
+use json_patch::Patch as JsonPatch;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Context, FIELD_MANAGER, is_conflict, is_unanswered, observed::Name, pauses::Pauses, reconcile::Outcome};
-use crate::telemetry::Causes;
+use super::{Context, FIELD_MANAGER, observed::Name, reconcile::Outcome};
+use crate::{
+    kubernetes::{Backoff, conditional_patch, is_conflict, is_unanswered},
+    telemetry::Causes,
+};
 
-/// Requests that are under way at the same time.
-pub(super) const AT_ONCE: usize = 8;
+/// The most requests at the same time.
+pub(super) const MAX_CONCURRENT_REQUESTS: usize = 8;
 
-/// Why something could not be done about a pod.
+/// Why a request about a pod failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {verb} pod {namespace}/{name}")]
 pub(super) struct PodError {
@@ -31,24 +34,26 @@ impl PodError {
         Self { verb, namespace: namespace.clone(), name: name.clone(), source }
     }
 
-    /// Whether it is not about this pod.
-    pub(super) fn is_of_all(&self) -> bool {
+    /// Returns whether the API server did not answer, so that other pods will fail as well.
+    pub(super) fn is_unanswered(&self) -> bool {
         is_unanswered(&self.source)
     }
 }
 
-/// Writes to a pod; counts that.
-pub(super) async fn write(
+/// Patches this version of a pod, and counts the result under `action`.
+pub(super) async fn patch_pod(
     context: &Context,
     pod: &Name,
+    resource_version: &str,
     action: &'static str,
-    patch: &Patch<Value>,
+    patch: JsonPatch,
 ) -> Result<Outcome, PodError> {
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let patch = Patch::Json::<()>(conditional_patch(resource_version, patch));
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.0);
-    let (result, outcome) = match pods.patch_metadata(&pod.1, &params, patch).await {
+    let (result, outcome) = match pods.patch_metadata(&pod.1, &params, &patch).await {
         Ok(_) => ("success", Ok(Outcome::Changed)),
-        // It is gone, or has changed since: what it is now will be seen.
+        // The pod is gone or has changed. The watch will bring that.
         Err(error) if is_conflict(&error) => ("conflict", Ok(Outcome::Conflict)),
         Err(error) => ("failure", Err(PodError::new("write", pod, error))),
     };
@@ -56,37 +61,38 @@ pub(super) async fn write(
     outcome
 }
 
-/// Does something about a number of pods, each with its uid. One that is refused, by the admission policy of somebody else, pauses; that
-/// is logged and no reason to do less about the others. One that has changed meanwhile does not: what it is now comes by the watch, and
-/// is then looked at.
+/// Runs a write for each of a number of pods, which are named by their uids.
+///
+/// A pod whose write is refused, for example by an admission policy, backs off: that is logged, and the other pods go on. A pod that has
+/// changed in the meantime does not back off: the watch brings its new state.
 ///
 /// # Errors
 ///
 /// If the API server does not answer.
-pub(super) async fn together<F: Future<Output = Result<Outcome, PodError>>>(
-    tries: Vec<(String, F)>,
-    pauses: &mut Pauses,
+pub(super) async fn apply_all<F: Future<Output = Result<Outcome, PodError>>>(
+    writes: Vec<(String, F)>,
+    backoff: &mut Backoff,
 ) -> Result<Outcome, PodError> {
     let now = Instant::now();
-    for (uid, _) in &tries {
-        pauses.tries(uid, now);
+    for (uid, _) in &writes {
+        backoff.start(uid, now);
     }
-    let tries = tries.into_iter().map(|(uid, attempt)| async move { (uid, attempt.await) });
-    let mut done = std::pin::pin!(stream::iter(tries).buffer_unordered(AT_ONCE));
-    let mut all = Ok(Outcome::Right);
-    while let Some((uid, outcome)) = done.next().await {
+    let writes = writes.into_iter().map(|(uid, write)| async move { (uid, write.await) });
+    let mut written = std::pin::pin!(stream::iter(writes).buffer_unordered(MAX_CONCURRENT_REQUESTS));
+    let mut all = Ok(Outcome::UpToDate);
+    while let Some((uid, outcome)) = written.next().await {
         match outcome {
             Ok(Outcome::Changed) => {
-                pauses.end(&uid);
+                backoff.reset(&uid);
                 all = all.map(|_| Outcome::Changed);
             }
-            Ok(Outcome::Conflict) => pauses.end(&uid),
-            Ok(Outcome::Right | Outcome::Early) => {}
-            Err(error) if error.is_of_all() => {
-                pauses.end(&uid);
+            Ok(Outcome::Conflict) => backoff.reset(&uid),
+            Ok(Outcome::UpToDate | Outcome::NotSynced) => {}
+            Err(error) if error.is_unanswered() => {
+                backoff.reset(&uid);
                 all = Err(error);
             }
-            Err(error) => tracing::warn!(error = %Causes(&error), "will be tried again later"),
+            Err(error) => tracing::warn!(error = %Causes(&error), "pod write failed, trying again later"),
         }
     }
     all
@@ -99,18 +105,18 @@ mod tests {
 
     use super::*;
 
-    /// What comes of pods, and which of them pause then.
-    fn done(outcomes: Vec<(&str, Result<Outcome, kube::Error>)>) -> (Result<Outcome, PodError>, Vec<String>) {
+    /// Applies these outcomes. Returns the result and the pods that back off.
+    fn apply(outcomes: Vec<(&str, Result<Outcome, kube::Error>)>) -> (Result<Outcome, PodError>, Vec<String>) {
         let name = ("shop".to_owned(), "web".to_owned());
-        let mut pauses = Pauses::default();
+        let mut backoff = Backoff::default();
         let uids: Vec<_> = outcomes.iter().map(|(uid, _)| (*uid).to_owned()).collect();
-        let tries = outcomes.into_iter().map(|(uid, outcome)| {
+        let writes = outcomes.into_iter().map(|(uid, outcome)| {
             let outcome = outcome.map_err(|error| PodError::new("write", &name, error));
             (uid.to_owned(), std::future::ready(outcome))
         });
-        let all = together(tries.collect(), &mut pauses).now_or_never().unwrap();
+        let all = apply_all(writes.collect(), &mut backoff).now_or_never().unwrap();
         let now = Instant::now();
-        (all, uids.into_iter().filter(|uid| pauses.rest(uid, now).is_some()).collect())
+        (all, uids.into_iter().filter(|uid| backoff.remaining(uid, now).is_some()).collect())
     }
 
     fn answer(code: u16) -> kube::Error {
@@ -118,29 +124,29 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_refused_pauses_one_that_has_changed_does_not_and_neither_is_a_failure_of_the_others() {
-        let (all, pausing) = done(vec![
+    fn a_refused_pod_backs_off_and_does_not_fail_the_others() {
+        let (all, backing_off) = apply(vec![
             ("denied", Err(answer(403))),
             ("changed", Ok(Outcome::Changed)),
             ("conflict", Ok(Outcome::Conflict)),
             ("broken", Err(answer(500))),
         ]);
         assert_eq!(all.unwrap(), Outcome::Changed);
-        assert_eq!(pausing, ["denied", "broken"]);
+        assert_eq!(backing_off, ["denied", "broken"]);
     }
 
     #[test]
-    fn where_the_api_server_does_not_answer_the_round_has_failed_and_no_pod_is_to_blame() {
-        let (all, pausing) = done(vec![("p", Err(kube::Error::Service("down".into())))]);
+    fn no_answer_fails_the_round_and_no_pod_backs_off() {
+        let (all, backing_off) = apply(vec![("p", Err(kube::Error::Service("down".into())))]);
         assert!(all.is_err());
-        assert_eq!(pausing, <[&str; 0]>::default());
+        assert_eq!(backing_off, <[&str; 0]>::default());
     }
 
     #[test]
-    fn pods_whose_writes_never_end_pause_too() {
-        let mut pauses = Pauses::default();
+    fn a_pod_whose_write_never_ends_backs_off() {
+        let mut backoff = Backoff::default();
         let hangs = vec![("p".to_owned(), std::future::pending())];
-        assert!(together(hangs, &mut pauses).now_or_never().is_none());
-        assert!(pauses.rest("p", Instant::now()).is_some());
+        assert!(apply_all(hangs, &mut backoff).now_or_never().is_none());
+        assert!(backoff.remaining("p", Instant::now()).is_some());
     }
 }

@@ -1,5 +1,4 @@
-//! The rhythm of a reconciler: a round whenever something changed and every half minute, never faster than it is good for the API
-//! server, and later and later while it fails.
+//! The loop of a reconciler: a round after each change and every half minute, with a minimum interval, and with backoff while it fails.
 
 use std::{error::Error, panic::AssertUnwindSafe, time::Duration};
 
@@ -14,116 +13,153 @@ use tokio::{
 
 use crate::telemetry::{Causes, ControllerMetrics};
 
-/// A change that no watch brings, such as the passing of time, is seen after this.
-const PERIOD: Duration = Duration::from_secs(30);
+/// The time after which a round starts even without a change.
+const RESYNC_PERIOD: Duration = Duration::from_secs(30);
 
-/// The least time between two rounds. Bounds what a fight with another writer costs.
-const PAUSE: Duration = Duration::from_millis(250);
+/// The least time between two rounds. Limits the cost of a fight with another writer.
+const MIN_INTERVAL: Duration = Duration::from_millis(250);
 
-/// When it is looked again whether everything has arrived.
-const SOON: Duration = Duration::from_secs(1);
+/// The time between two rounds while an input has not arrived.
+const SYNC_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The most time between two rounds that come to nothing.
-const LONGEST: Duration = Duration::from_secs(30);
+/// The most time between two rounds that fail.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// How long a round may take. The API server answers in milliseconds, or not at all.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The most time for a round. The API server answers in milliseconds, or not at all.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How a round ended.
+/// The result of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Everything was right already.
-    Right,
-    /// Something was written. It may not be the last thing to do.
+    /// Nothing had to change.
+    UpToDate,
+    /// Something was written. More may be necessary.
     Changed,
-    /// Somebody else wrote meanwhile: look again.
+    /// Another client wrote at the same time. The next round looks again.
     Conflict,
-    /// Not all of what it rests on has arrived yet: nothing was done.
-    Early,
+    /// An input has not arrived yet, so the round did nothing.
+    NotSynced,
 }
 
-/// Brings a round at a time that only the round before knows.
-#[derive(Debug, Default)]
-pub(super) struct Alarm(watch::Sender<Option<Instant>>);
+impl Outcome {
+    /// Label of metric `spillway_reconciles`; a closed set.
+    fn label(self) -> &'static str {
+        match self {
+            Self::UpToDate | Self::Changed => "success",
+            Self::Conflict => "conflict",
+            Self::NotSynced => "early",
+        }
+    }
+}
 
-impl Alarm {
-    /// Rings after this time, in place of any other time that was asked for.
-    pub(super) fn set(&self, after: Duration) {
-        self.0.send_replace(Some(Instant::now() + after));
+/// The outcome of a round over many objects: its first error, or else a conflict, or else a change.
+#[derive(Debug)]
+pub(super) struct CombinedOutcome<E>(Result<Outcome, E>);
+
+impl<E> Default for CombinedOutcome<E> {
+    fn default() -> Self {
+        Self(Ok(Outcome::UpToDate))
+    }
+}
+
+impl<E> CombinedOutcome<E> {
+    pub(super) fn add(&mut self, outcome: Result<Outcome, E>) {
+        match (&self.0, outcome) {
+            (Err(_), _) | (_, Ok(Outcome::UpToDate)) | (Ok(Outcome::Conflict), Ok(_)) => {}
+            (_, outcome) => self.0 = outcome,
+        }
     }
 
-    /// An item for each time that it rings.
-    pub(super) fn rings(&self) -> BoxStream<'static, ()> {
-        let rings = stream::unfold((self.0.subscribe(), None), async |(mut asked, rung)| {
+    pub(super) fn outcome(self) -> Result<Outcome, E> {
+        self.0
+    }
+}
+
+/// Starts a round at a time that only the previous round knows.
+#[derive(Debug, Default)]
+pub(super) struct Requeue(watch::Sender<Option<Instant>>);
+
+impl Requeue {
+    /// Sets the time of the next round. Replaces the former time.
+    pub(super) fn after(&self, duration: Duration) {
+        self.0.send_replace(Some(Instant::now() + duration));
+    }
+
+    /// An item each time that a round is due.
+    pub(super) fn due(&self) -> BoxStream<'static, ()> {
+        let due = stream::unfold((self.0.subscribe(), None), async |(mut requested, last)| {
             loop {
-                // Once for each time that is asked for.
-                let next = (*asked.borrow_and_update()).filter(|next| Some(*next) != rung);
-                let ring = async {
+                // Once for each requested time.
+                let next = (*requested.borrow_and_update()).filter(|next| Some(*next) != last);
+                let reached = async {
                     match next {
                         Some(next) => sleep_until(next).await,
                         None => std::future::pending().await,
                     }
                 };
                 tokio::select! {
-                    () = ring => return Some(((), (asked, next))),
-                    changed = asked.changed() => changed.ok()?,
+                    () = reached => return Some(((), (requested, next))),
+                    changed = requested.changed() => changed.ok()?,
                 }
             }
         });
-        rings.boxed()
+        due.boxed()
     }
 }
 
-/// Does round after round, for as long as it is asked to. Ends when `changes` does. A round that panics has failed: what one pod brings
-/// about must not end the other reconcilers. The panic itself is counted and logged where all are.
-pub(super) async fn repeat<E: Error + 'static>(
+/// Runs rounds until `changes` ends.
+///
+/// A round that panics counts as failed: it must not end the other reconcilers. The panic hook counts and logs the panic itself.
+pub(super) async fn run_rounds<E: Error + 'static>(
     reconciler: &'static str,
     metrics: &ControllerMetrics,
     changes: impl Stream<Item = ()>,
     mut round: impl AsyncFnMut() -> Result<Outcome, E>,
 ) {
     let mut changes = std::pin::pin!(changes);
-    let mut backoff = PAUSE;
+    let mut backoff = MIN_INTERVAL;
     loop {
-        let began = Instant::now();
-        let outcome = match timeout(PATIENCE, AssertUnwindSafe(round()).catch_unwind()).await {
-            Ok(Ok(Ok(outcome))) => {
-                if outcome == Outcome::Conflict {
-                    tracing::info!(reconciler, "the API server has something else than was seen, looking again");
-                }
-                Some(outcome)
-            }
-            Ok(Ok(Err(error))) => {
-                tracing::warn!(reconciler, error = %Causes(&error), "reconciler failed, trying again");
-                None
-            }
-            Ok(Err(_panic)) => {
-                tracing::warn!(reconciler, "reconciler panicked, trying again");
-                None
-            }
-            Err(_elapsed) => {
-                tracing::warn!(reconciler, "no answer from the API server within {PATIENCE:?}, trying again");
-                None
-            }
+        let started = Instant::now();
+        let outcome = run_round(reconciler, &mut round).await;
+        metrics.reconciled(reconciler, outcome.map_or("failure", Outcome::label));
+        backoff = match outcome {
+            Some(Outcome::UpToDate | Outcome::Changed) => MIN_INTERVAL,
+            Some(Outcome::NotSynced) => SYNC_POLL_INTERVAL,
+            Some(Outcome::Conflict) | None => MAX_BACKOFF.min(backoff * 2),
         };
-        let result = match outcome {
-            Some(Outcome::Right | Outcome::Changed) => "success",
-            Some(Outcome::Conflict) => "conflict",
-            Some(Outcome::Early) => "early",
-            None => "failure",
-        };
-        metrics.reconciled(reconciler, result);
-        backoff = match result {
-            "success" => PAUSE,
-            "early" => SOON,
-            _ => LONGEST.min(backoff * 2),
-        };
-        sleep_until(began + backoff).await;
-        if outcome == Some(Outcome::Right) {
+        sleep_until(started + backoff).await;
+        if outcome == Some(Outcome::UpToDate) {
             tokio::select! {
                 change = changes.next() => if change.is_none() { return },
-                () = sleep_until(began + PERIOD) => {}
+                () = sleep_until(started + RESYNC_PERIOD) => {}
             }
+        }
+    }
+}
+
+/// Runs one round, and logs how it failed. Returns nothing if it failed.
+async fn run_round<E: Error + 'static>(
+    reconciler: &'static str,
+    round: &mut impl AsyncFnMut() -> Result<Outcome, E>,
+) -> Option<Outcome> {
+    match timeout(ROUND_TIMEOUT, AssertUnwindSafe(round()).catch_unwind()).await {
+        Ok(Ok(Ok(outcome))) => {
+            if outcome == Outcome::Conflict {
+                tracing::info!(reconciler, "another client wrote at the same time, trying again");
+            }
+            Some(outcome)
+        }
+        Ok(Ok(Err(error))) => {
+            tracing::warn!(reconciler, error = %Causes(&error), "reconciler failed, trying again");
+            None
+        }
+        Ok(Err(_panic)) => {
+            tracing::warn!(reconciler, "reconciler panicked, trying again");
+            None
+        }
+        Err(_elapsed) => {
+            tracing::warn!(reconciler, "no answer from the API server within {ROUND_TIMEOUT:?}, trying again");
+            None
         }
     }
 }
@@ -134,51 +170,67 @@ mod tests {
 
     use super::*;
 
-    /// How many rounds there are in just under a minute that end as `outcome` says.
+    /// Number of rounds in just under a minute, each with this outcome.
     async fn rounds(changes: impl Stream<Item = ()>, outcome: impl Fn() -> Result<Outcome, io::Error>) -> u32 {
         let (metrics, rounds) = (ControllerMetrics::default(), Cell::new(0));
         let round = async || {
             rounds.set(rounds.get() + 1);
             outcome()
         };
-        let _ = timeout(Duration::from_secs(59), repeat("test", &metrics, changes, round)).await;
+        let _ = timeout(Duration::from_secs(59), run_rounds("test", &metrics, changes, round)).await;
         rounds.get()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn there_is_a_round_every_half_minute_and_at_each_change_but_never_a_hot_loop() {
+    async fn rounds_follow_changes_and_the_resync_period_within_limits() {
         let four_a_second = 230..240;
-        assert_eq!(rounds(stream::pending(), || Ok(Outcome::Right)).await, 2);
-        assert!(four_a_second.contains(&rounds(stream::repeat(()), || Ok(Outcome::Right)).await));
-        // What was changed is looked at again at once, for it may not be the last thing to do.
+        assert_eq!(rounds(stream::pending(), || Ok(Outcome::UpToDate)).await, 2);
+        assert!(four_a_second.contains(&rounds(stream::repeat(()), || Ok(Outcome::UpToDate)).await));
+        // After a change the next round starts at once: more may be necessary.
         assert!(four_a_second.contains(&rounds(stream::pending(), || Ok(Outcome::Changed)).await));
         for outcome in [|| Ok(Outcome::Conflict), || Err(io::Error::other("down")), || panic!("a bug")] {
-            let in_vain = rounds(stream::repeat(()), outcome).await;
-            assert!((6..=8).contains(&in_vain), "{in_vain}");
+            let failing = rounds(stream::repeat(()), outcome).await;
+            assert!((6..=8).contains(&failing), "{failing}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_alarm_rings_once_at_the_time_that_was_asked_for_last() {
-        let alarm = Alarm::default();
-        let (mut rings, start) = (alarm.rings(), Instant::now());
-        alarm.set(Duration::from_secs(60));
-        alarm.set(Duration::from_secs(7));
-        rings.next().await;
+    async fn a_requeue_is_due_once_at_the_time_set_last() {
+        let requeue = Requeue::default();
+        let (mut due, start) = (requeue.due(), Instant::now());
+        requeue.after(Duration::from_secs(60));
+        requeue.after(Duration::from_secs(7));
+        due.next().await;
         assert_eq!(start.elapsed().as_secs(), 7);
-        assert!(timeout(Duration::from_secs(600), rings.next()).await.is_err());
-        alarm.set(Duration::from_secs(1));
-        assert!(timeout(Duration::from_secs(2), rings.next()).await.is_ok());
+        assert!(timeout(Duration::from_secs(600), due.next()).await.is_err());
+        requeue.after(Duration::from_secs(1));
+        assert!(timeout(Duration::from_secs(2), due.next()).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_round_that_hangs_is_given_up() {
+    async fn a_round_that_hangs_times_out() {
         let (metrics, rounds) = (ControllerMetrics::default(), Cell::new(0));
         let round = async || {
             rounds.set(rounds.get() + 1);
             std::future::pending::<Result<Outcome, io::Error>>().await
         };
-        let _ = timeout(Duration::from_secs(60), repeat("test", &metrics, stream::pending(), round)).await;
+        let _ = timeout(Duration::from_secs(60), run_rounds("test", &metrics, stream::pending(), round)).await;
         assert!(rounds.get() >= 3, "{}", rounds.get());
+    }
+
+    #[test]
+    fn a_combined_outcome_is_the_first_error_or_conflict_or_change() {
+        let combine = |outcomes: &[Result<Outcome, u8>]| {
+            let mut combined = CombinedOutcome::default();
+            for outcome in outcomes {
+                combined.add(*outcome);
+            }
+            combined.outcome()
+        };
+        let (unchanged, changed, conflict) = (Ok(Outcome::UpToDate), Ok(Outcome::Changed), Ok(Outcome::Conflict));
+        assert_eq!(combine(&[unchanged, unchanged]), unchanged);
+        assert_eq!(combine(&[unchanged, changed, unchanged]), changed);
+        assert_eq!(combine(&[changed, conflict, changed]), conflict);
+        assert_eq!(combine(&[conflict, Err(1), changed, Err(2)]), Err(1));
     }
 }

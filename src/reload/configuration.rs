@@ -17,7 +17,7 @@ use crate::{
 
 /// The configuration in force. Whoever decides takes it once, so that a decision rests on one configuration; whoever must act on a
 /// change can wait for one.
-pub type InForce = watch::Receiver<Arc<Configuration>>;
+pub type ConfigReceiver = watch::Receiver<Arc<Configuration>>;
 
 /// Why a configuration file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +89,7 @@ impl ConfigurationFile {
     }
 
     /// The configuration in force, from now on.
-    pub fn in_force(&self) -> InForce {
+    pub fn in_force(&self) -> ConfigReceiver {
         self.in_force.subscribe()
     }
 

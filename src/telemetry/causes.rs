@@ -1,9 +1,9 @@
-//! Errors in the log.
+//! Errors with their causes, for log lines.
 
 use std::{error::Error, fmt};
 
-/// An error with its causes on one line: `tracing_subscriber` writes but the first message into its JSON. A cause that the message
-/// before it contains is left out, for many libraries write it there too.
+/// An error with its causes on one line. `tracing_subscriber` writes only the first message into its JSON. A cause is
+/// left out if the message before it contains it, because many libraries repeat the cause in the message.
 pub(crate) struct Causes<'a>(pub(crate) &'a dyn Error);
 
 impl fmt::Display for Causes<'_> {

@@ -1,46 +1,50 @@
 //! Logs: lines on standard error, as text or JSON.
 
-mod together;
+mod batch_writer;
 
 use std::{
     io::{self, IsTerminal},
-    sync::{Arc, OnceLock},
+    sync::{Mutex, PoisonError},
 };
 
-use tokio::sync::watch;
+use prometheus_client::registry::Registry;
+use tracing_appender::non_blocking::{ErrorCounter, WorkerGuard};
 use tracing_subscriber::{EnvFilter, reload::Handle};
 
-use self::together::Together;
-use crate::config::{Configuration, LogLevel, did_you_mean};
+use super::metrics::count_dropped_lines;
+use crate::{
+    config::{LogLevel, did_you_mean},
+    reload::configuration::ConfigReceiver,
+};
 
-/// Where the lines go, once there are some.
-static LINES: OnceLock<Together> = OnceLock::new();
+/// The guard of the thread that writes, while logging is started.
+static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
-/// How much to log, from nothing to everything.
+/// The levels, from nothing to everything.
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
 
-/// How to log.
+/// Options of the log.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LogArgs {
-    /// What to log: error, warn, info, debug or trace; also per module, such as `info,kube=debug`
+    /// Log level: error, warn, info, debug or trace; also for single modules, such as `info,kube=debug`
     #[arg(long, env = "SPILLWAY_LOG", default_value = "info", value_name = "LEVEL", value_parser = parse_level)]
     pub log_level: String,
 
-    /// How to write it
+    /// Log format
     #[arg(long, env = "SPILLWAY_LOG_FORMAT", default_value = "json", value_name = "FORMAT")]
     pub log_format: LogFormat,
 }
 
-/// How a log line is written.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// One JSON object for each line.
+    /// One JSON object per line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 
-/// EnvFilter would take a mistyped level for the name of a module of which everything is to be logged, and so nothing else.
+/// Checks the levels. EnvFilter would take a misspelled level for a module name, and log only that module.
 fn parse_level(text: &str) -> Result<String, String> {
     for directive in text.split(',').filter(|directive| !directive.contains(['[', ']', '{', '}'])) {
         let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
@@ -52,30 +56,28 @@ fn parse_level(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// What is logged, as long as the program runs.
-pub struct Filter {
-    by_flag: EnvFilter,
-    set: Box<dyn Fn(EnvFilter) + Send>,
+/// The log level, which the configuration can change, and the counter of dropped lines.
+pub struct Logs {
+    filter_of_flag: EnvFilter,
+    dropped: ErrorCounter,
+    set_filter: Box<dyn Fn(EnvFilter) + Send>,
 }
 
-/// Starts logging. Called once; a second call changes nothing.
-///
-/// # Errors
-///
-/// When there can be no thread for it.
-pub fn start(args: &LogArgs) -> io::Result<Filter> {
+/// Starts logging. A second call changes nothing.
+pub fn start(args: &LogArgs) -> Logs {
     fn setter<S: 'static>(handle: Handle<EnvFilter, S>) -> Box<dyn Fn(EnvFilter) + Send> {
-        // Fails only when logging has ended.
+        // Fails only after logging has ended.
         Box::new(move |filter| drop(handle.reload(filter)))
     }
     let LogArgs { log_level, log_format } = args;
-    let by_flag = EnvFilter::new(log_level);
-    let lines = Together::start(io::stderr())?;
+    let filter_of_flag = EnvFilter::new(log_level);
+    let (lines, guard) = batch_writer::non_blocking(io::stderr());
+    let dropped = lines.error_counter();
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(by_flag.clone())
+        .with_env_filter(filter_of_flag.clone())
         .with_ansi(io::stderr().is_terminal())
-        .with_writer(LINES.get_or_init(|| lines).clone());
-    let (started, set) = match log_format {
+        .with_writer(lines);
+    let (started, set_filter) = match log_format {
         LogFormat::Json => {
             let builder = builder.json().flatten_event(true).with_current_span(false).with_span_list(false);
             let builder = builder.with_filter_reloading();
@@ -88,29 +90,35 @@ pub fn start(args: &LogArgs) -> io::Result<Filter> {
             (builder.try_init(), set)
         }
     };
-    if started.is_err() {
-        tracing::debug!("logging was started before");
+    match started {
+        Ok(()) => *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard),
+        Err(_) => tracing::debug!("logging was started before"),
     }
-    Ok(Filter { by_flag, set })
+    Logs { filter_of_flag, dropped, set_filter }
 }
 
-/// Writes the lines that wait to be written with others: for whoever ends the process.
+/// Writes the queued lines, at the end of the process. Later lines are lost.
 pub fn flush() {
-    if let Some(lines) = LINES.get() {
-        lines.flush();
-    }
+    drop(WRITER.lock().unwrap_or_else(PoisonError::into_inner).take());
 }
 
-impl Filter {
-    /// Does what the configuration says, for as long as it is asked to; where it says nothing, what the flag said.
-    pub async fn follow(self, mut configuration: watch::Receiver<Arc<Configuration>>) {
-        let mut in_force = None;
+impl Logs {
+    /// Registers the metrics of the log.
+    pub fn register(&self, registry: &mut Registry) {
+        count_dropped_lines(registry, self.dropped.clone());
+    }
+
+    /// Applies the log level of the configuration, or that of the flag if the configuration has none.
+    pub async fn follow(self, mut configuration: ConfigReceiver) {
+        let mut current = None;
         loop {
             let wanted = configuration.borrow_and_update().logging.level;
-            if wanted != in_force {
-                (self.set)(wanted.map_or_else(|| self.by_flag.clone(), |level| EnvFilter::new(level.as_str())));
+            if wanted != current {
+                (self.set_filter)(
+                    wanted.map_or_else(|| self.filter_of_flag.clone(), |level| EnvFilter::new(level.as_str())),
+                );
                 tracing::info!(level = wanted.map_or("by flag", LogLevel::as_str), "log level changed");
-                in_force = wanted;
+                current = wanted;
             }
             if configuration.changed().await.is_err() {
                 return;
@@ -124,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_level_that_does_not_exist_is_refused_with_the_nearest_that_does() {
+    fn unknown_levels_are_rejected_with_a_suggestion() {
         for level in ["info", "WARN", "off", "info,kube=debug", "warn,spillway::webhook=trace", "info,kube[span]=debug"]
         {
             assert_eq!(parse_level(level).as_deref(), Ok(level));

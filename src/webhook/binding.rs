@@ -1,4 +1,5 @@
-//! The binding of a pod to a node: one to a virtual node is marked, so that a ReplicaSet that scales in removes that pod first.
+//! The Binding of a pod to a node. A Binding to a virtual node gets annotations, so that scale-in deletes that pod
+//! first.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,43 +9,45 @@ use axum::{
 };
 use json_patch::Patch as JsonPatch;
 
-use super::{App, body, guard::json};
+use super::{App, body, fail_open::json_response};
 use crate::{
-    admission::{self, BindingRequest, Remarks},
+    admission::{self, BindingRequest, ResponseExtras},
     burst::{DELETION_COST, binding_patch},
     config::{BURST_LABEL, DISABLED},
     telemetry::Resource,
 };
 
-/// From the end of a request's head to its answer. The API server waits one second (`timeoutSeconds`), and counts from before it
-/// connects. The read of the pod takes 500 ms at most.
-const BUDGET: Duration = Duration::from_millis(750);
+/// Time from the end of a request's head to its response. The API server waits one second (`timeoutSeconds`), which
+/// starts before it connects. Reading the pod takes at most 500 ms.
+const BINDING_REVIEW_TIMEOUT: Duration = Duration::from_millis(750);
 
 /// `POST /mutate-v1-binding`
 pub(super) async fn mutate_binding(State(app): State<Arc<App>>, request: extract::Request) -> Response {
-    body::serve(&app, request, Resource::Bindings, BUDGET, async |body| match admission::parse_binding(body) {
-        Ok(request) => json(answer(&app, &request).await),
-        Err(why) => body::unusable(&app, body, &why),
+    body::serve(&app, request, Resource::Bindings, BINDING_REVIEW_TIMEOUT, async |body| match admission::parse_binding(
+        body,
+    ) {
+        Ok(request) => json_response(respond(&app, &request).await),
+        Err(why) => body::respond_to_unusable(&app, body, &why),
     })
     .await
 }
 
-async fn answer(app: &App, request: &BindingRequest<'_>) -> Vec<u8> {
-    let (decision, patch) = decide(app, request).await;
+async fn respond(app: &App, request: &BindingRequest<'_>) -> Vec<u8> {
+    let (decision, patch) = decide_binding(app, request).await;
     app.metrics.decided(Resource::Bindings, decision);
     let patch = patch.as_ref().map(admission::encode);
     app.metrics.patched(patch.as_deref());
-    admission::allow(&request.uid, patch.as_deref(), &Remarks::default())
+    admission::allow(&request.uid, patch.as_deref(), &ResponseExtras::default())
 }
 
-/// A word for the metric, and the patch.
-async fn decide(app: &App, request: &BindingRequest<'_>) -> (&'static str, Option<JsonPatch>) {
+/// Returns the `decision` label of the metric, and the patch.
+async fn decide_binding(app: &App, request: &BindingRequest<'_>) -> (&'static str, Option<JsonPatch>) {
     let BindingRequest { uid, namespace, pod, dry_run, binding } = request;
     let snapshot = app.cluster.snapshot();
     let node = binding.node().filter(|node| snapshot.virtual_nodes().iter().any(|known| known.name == *node));
     let Some(node) = node else { return ("none", None) };
-    // A Binding carries neither labels nor annotations of its pod. Without them nothing is written: it may be opted out, or have a
-    // deletion cost, which a Binding's would overwrite.
+    // A Binding has neither the labels nor the annotations of its pod. The pod may be opted out, or have a deletion
+    // cost that the Binding would overwrite. Without the pod's metadata, the Binding stays unchanged.
     let metadata = match app.cluster.pod(namespace, pod).await {
         Ok(metadata) => {
             app.metrics.pod_looked_up("found");
@@ -58,7 +61,7 @@ async fn decide(app: &App, request: &BindingRequest<'_>) -> (&'static str, Optio
                 namespace = &**namespace,
                 pod = &**pod,
                 error,
-                "pod unknown, binding unchanged"
+                "cannot get the pod, leaving the binding unchanged"
             );
             return ("unknown", None);
         }
@@ -76,7 +79,7 @@ async fn decide(app: &App, request: &BindingRequest<'_>) -> (&'static str, Optio
         node,
         keeps_its_cost = has_cost.then_some(true),
         dry_run,
-        "pod is placed on a virtual node",
+        "pod bound to a virtual node",
     );
     ("virtual", binding_patch(binding, has_cost, cost))
 }
@@ -101,10 +104,10 @@ mod tests {
     use super::*;
     use crate::{
         cluster::Cluster,
-        telemetry::{Admission, Caches},
+        telemetry::{AdmissionMetrics, Caches},
     };
 
-    /// An API server with the virtual node `virtual`, and with a pod that it gives or withholds.
+    /// An API server with the virtual node `virtual`. It answers requests for the pod with `pod`, or never.
     fn api_server(pod: Option<(u16, Value)>) -> kube::Client {
         let answer = move |request: http::Request<kube::client::Body>| {
             let pod = pod.clone();
@@ -132,14 +135,14 @@ mod tests {
     async fn routes(pod: Option<(u16, Value)>) -> (Arc<App>, Router) {
         let (_, configuration) = watch::channel(Arc::default());
         let cluster = Cluster::follow(api_server(pod), configuration.clone(), &Caches::default());
-        let app = Arc::new(App::new(configuration, cluster, Admission::default()));
+        let app = Arc::new(App::new(configuration, cluster, AdmissionMetrics::default()));
         while app.cluster.snapshot().virtual_nodes().is_empty() {
             tokio::task::yield_now().await;
         }
         (app.clone(), super::super::routes(app))
     }
 
-    /// The annotations that the binding gets, or nothing.
+    /// Returns the annotations that the patch adds to the Binding.
     async fn annotations(routes: Router, node: &str) -> Option<Value> {
         let review = json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
@@ -164,30 +167,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_binding_to_a_virtual_node_is_marked_and_only_then_is_the_pod_read() {
+    async fn only_bindings_to_virtual_nodes_are_annotated() {
         let (_app, routes) = routes(Some(pod(&json!({})))).await;
         let marks = json!({DELETION_COST: "-100", crate::burst::PLACED_ON: "virtual"});
         assert_eq!(annotations(routes, "virtual").await, Some(marks));
-        // This pod is never given: whoever asked for it would wait.
+        // The API server never returns this pod, so a request for it would time out.
         let (_app, routes) = self::routes(None).await;
         let answer = timeout(Duration::from_millis(1), annotations(routes, "vm")).await;
         assert_eq!(answer.ok(), Some(None));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_deletion_cost_of_the_pods_own_is_kept() {
+    async fn an_existing_deletion_cost_is_kept() {
         let (_app, routes) = routes(Some(pod(&json!({"annotations": {DELETION_COST: "5"}})))).await;
         assert_eq!(annotations(routes, "virtual").await, Some(json!({crate::burst::PLACED_ON: "virtual"})));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_that_is_opted_out_is_left_alone() {
+    async fn the_binding_of_an_opted_out_pod_is_unchanged() {
         let (_app, routes) = routes(Some(pod(&json!({"labels": {BURST_LABEL: DISABLED}})))).await;
         assert_eq!(annotations(routes, "virtual").await, None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_that_cannot_be_read_in_500_ms_is_bound_as_it_is() {
+    async fn a_binding_is_unchanged_if_its_pod_is_not_read_in_500_ms() {
         let forbidden =
             json!({"kind": "Status", "code": 403, "message": "", "reason": "Forbidden", "status": "Failure"});
         for (pod, waits) in [(None, 500), (Some((403, forbidden)), 0)] {

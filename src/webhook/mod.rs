@@ -1,55 +1,59 @@
-//! Serving: HTTPS for the API server, and a plain admin port for probes and metrics.
+//! The admission webhook: HTTPS for the API server, and a plain HTTP port for probes and metrics.
 
-mod accept;
+mod audit_annotations;
 mod binding;
 mod body;
 mod connection;
+mod connection_limiter;
 mod drain;
-mod guard;
-mod remarks;
+mod fail_open;
 mod review;
+mod server;
 #[cfg(test)]
-mod testing;
+mod test_server;
 mod tls;
+mod warnings;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-pub use accept::{Server, ServerArgs, ServerError};
 use axum::{Router, routing::post};
 pub use drain::{DrainArgs, Draining};
 use prometheus_client::registry::Registry;
-pub use remarks::remarks;
+pub use server::{Server, ServerArgs, ServerError};
 use time::OffsetDateTime;
 pub use tls::{MinVersion, TlsArgs, TlsError};
 use tokio::sync::Semaphore;
 
 use crate::{
     admin::{self, Admin, AdminArgs},
+    admission::{Request, ResponseExtras},
+    burst::Decision,
     certs::Serving,
     cluster::Cluster,
-    reload::configuration::InForce,
-    telemetry::Admission,
+    config::Settings,
+    reload::configuration::ConfigReceiver,
+    telemetry::AdmissionMetrics,
 };
 
-/// What the requests need.
+/// State that all requests share.
 pub struct App {
-    /// The configuration in force.
-    pub configuration: InForce,
-    /// What is known of the cluster.
+    /// The current configuration.
+    pub configuration: ConfigReceiver,
+    /// The cache of cluster objects.
     pub cluster: Cluster,
-    /// Where requests are counted.
-    pub metrics: Admission,
-    body_budget: Semaphore,
+    /// The metrics of requests.
+    pub metrics: AdmissionMetrics,
+    large_body_permits: Semaphore,
 }
 
 impl App {
-    /// An app that has served no request yet.
-    pub fn new(configuration: InForce, cluster: Cluster, metrics: Admission) -> Self {
-        Self { configuration, cluster, metrics, body_budget: Semaphore::new(body::BODY_BUDGET) }
+    /// Creates the state of a new server.
+    pub fn new(configuration: ConfigReceiver, cluster: Cluster, metrics: AdmissionMetrics) -> Self {
+        Self { configuration, cluster, metrics, large_body_permits: Semaphore::new(body::LARGE_BODY_PERMITS) }
     }
 }
 
-/// Where and how to listen.
+/// Addresses and options of both ports.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ListenArgs {
     #[allow(missing_docs)]
@@ -61,7 +65,7 @@ pub struct ListenArgs {
     pub admin: AdminArgs,
 }
 
-/// Why the webhook could not start.
+/// Error that keeps the webhook from starting.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
@@ -73,51 +77,63 @@ pub enum BindError {
     Admin(#[from] admin::BindError),
 }
 
-/// A webhook whose ports are taken: nothing is left that can fail.
-pub struct Bound {
+/// A webhook whose ports are bound. Serving cannot fail.
+pub struct BoundWebhook {
     server: Server,
     admin: Admin,
     certificate: Serving,
 }
 
-/// Takes the ports and prepares TLS.
+/// Binds both ports and sets up TLS.
 ///
 /// # Errors
 ///
 /// [`BindError`], which names the flag at fault.
-pub async fn bind(args: &ListenArgs, certificate: Serving, registry: &mut Registry) -> Result<Bound, BindError> {
+pub async fn bind(args: &ListenArgs, certificate: Serving, registry: &mut Registry) -> Result<BoundWebhook, BindError> {
     let ListenArgs { server, admin } = args;
     let server = Server::bind(server, certificate.clone(), registry).await?;
-    Ok(Bound { server, admin: admin::bind(admin).await?, certificate })
+    Ok(BoundWebhook { server, admin: admin::bind(admin).await?, certificate })
 }
 
-impl Bound {
-    /// Where the API server is served; tests bind port 0.
+impl BoundWebhook {
+    /// Returns the address for the API server. Tests bind port 0.
     ///
     /// # Errors
     ///
-    /// When the operating system cannot tell.
+    /// When the operating system does not return the address.
     pub fn webhook_address(&self) -> io::Result<SocketAddr> {
         self.server.address()
     }
 
-    /// Where probes and metrics are served.
+    /// Returns the address of probes and metrics.
     ///
     /// # Errors
     ///
-    /// When the operating system cannot tell.
+    /// When the operating system does not return the address.
     pub fn admin_address(&self) -> io::Result<SocketAddr> {
         self.admin.address()
     }
 
-    /// Serves until `stop` is done, and then as long as [`DrainArgs`] says.
+    /// Serves until `stop` is done, and then shuts down as [`DrainArgs`] says.
     pub async fn serve(self, app: Arc<App>, registry: Registry, stop: impl Future<Output = ()>) {
         let Self { server, admin, certificate } = self;
-        let (asked, draining) = (app.clone(), server.draining());
-        let missing = move || missing(&asked.cluster, &certificate, &draining);
-        let admin = tokio::spawn(admin.serve(missing, registry));
+        let (state, draining) = (app.clone(), server.draining());
+        let not_ready_reasons = move || not_ready_reasons(&state.cluster, &certificate, &draining);
+        let admin = tokio::spawn(admin.serve(not_ready_reasons, registry));
         server.serve(routes(app), stop).await;
         admin.abort();
+    }
+}
+
+/// Returns the warnings and the audit annotations of the response to `request`.
+pub fn response_extras(
+    request: &Request<'_>,
+    settings: Option<&Settings<'_>>,
+    decision: &Decision<'_>,
+) -> ResponseExtras {
+    ResponseExtras {
+        warnings: warnings::warnings(request, settings, decision),
+        audit_annotations: audit_annotations::audit_annotations(request, settings, decision),
     }
 }
 
@@ -128,12 +144,13 @@ fn routes(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// What is missing before requests can be decided. The configuration never is: without one the program does not start.
-fn missing(cluster: &Cluster, certificate: &Serving, draining: &Draining) -> Vec<&'static str> {
-    let mut missing = cluster.unsynced();
-    missing.extend(certificate.missing(OffsetDateTime::now_utc()));
-    if draining.has_begun() {
-        missing.push("shutting down");
+/// Returns what is missing before the webhook can decide. The configuration is always there: without one the program
+/// does not start.
+fn not_ready_reasons(cluster: &Cluster, certificate: &Serving, draining: &Draining) -> Vec<&'static str> {
+    let mut reasons = cluster.unsynced();
+    reasons.extend(certificate.missing(OffsetDateTime::now_utc()));
+    if draining.has_started() {
+        reasons.push("shutting down");
     }
-    missing
+    reasons
 }

@@ -1,7 +1,7 @@
-//! One AdmissionReview, from body to answer: read, look up, decide, write, count.
+//! One AdmissionReview, from body to response: read, look up, decide, write, count.
 //!
-//! Whatever goes wrong, the pod is admitted unchanged. A body from which not even a UID can be read gets a 4xx, which the
-//! webhook's `failurePolicy: Ignore` turns into the same.
+//! Every failure admits the pod unchanged. A body without a readable UID gets a 4xx, and the webhook's `failurePolicy:
+//! Ignore` admits the pod.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use axum::{
 
 use super::{
     App, body,
-    guard::{self, json},
-    remarks,
+    fail_open::{self, json_response},
+    response_extras,
 };
 use crate::{
-    admission::{self, Remarks, Request},
+    admission::{self, Request, ResponseExtras},
     burst::{self, Decision, Outcome, Part, ServiceAccount, Verdict},
     cluster::Lookup,
     config::{Configuration, Overrides, Settings},
@@ -26,43 +26,49 @@ use crate::{
 
 /// `POST /mutate-v1-pod`
 pub(super) async fn mutate_pod(State(app): State<Arc<App>>, request: extract::Request) -> Response {
-    body::serve(&app, request, Resource::Pods, guard::BUDGET, async |body| match admission::parse(body) {
-        Ok(request) => json(answer(&app, &request).await),
-        Err(why) => body::unusable(&app, body, &why),
+    body::serve(&app, request, Resource::Pods, fail_open::POD_REVIEW_TIMEOUT, async |body| {
+        match admission::parse(body) {
+            Ok(request) => json_response(respond(&app, &request).await),
+            Err(why) => body::respond_to_unusable(&app, body, &why),
+        }
     })
     .await
 }
 
-async fn answer(app: &App, request: &Request<'_>) -> Vec<u8> {
-    // Taken once: what is decided here rests on one configuration.
+async fn respond(app: &App, request: &Request<'_>) -> Vec<u8> {
+    // Read once, so that a decision uses one configuration.
     let configuration = app.configuration.borrow().clone();
     if let Some(old) = &request.old {
-        return answer_update(app, &configuration, request, old);
+        return respond_to_update(app, &configuration, request, old);
     }
     let Some(namespace) = app.cluster.namespace(&request.namespace).await else {
         app.metrics.namespace_missed();
         app.metrics.decided(Resource::Pods, "none");
-        tracing::warn!(uid = &*request.uid, namespace = &*request.namespace, "namespace not known to have opted in");
-        return admission::allow(&request.uid, None, &Remarks::default());
+        tracing::warn!(
+            uid = &*request.uid,
+            namespace = &*request.namespace,
+            "namespace not in the cache, admitting the pod unchanged"
+        );
+        return admission::allow(&request.uid, None, &ResponseExtras::default());
     };
     let pod = &request.pod;
     let overrides = Overrides::read(pod.annotations());
     let settings = configuration.settings(&namespace.profile, &namespace.overrides, &overrides);
-    let service_account = service_account(app, request, settings.as_known()).await;
+    let service_account = look_up_service_account(app, request, settings.as_known()).await;
     let snapshot = app.cluster.snapshot();
     let facts = snapshot.facts(&request.namespace, &namespace, service_account);
     let decision = burst::decide(pod, &settings, &facts);
     let patch = burst::json_patch(pod, &decision).as_ref().map(admission::encode);
-    report(app, request, settings.as_known(), &decision);
+    record_decision(app, request, settings.as_known(), &decision);
     app.metrics.patched(patch.as_deref());
-    admission::allow(&request.uid, patch.as_deref(), &remarks(request, settings.as_known(), &decision))
+    admission::allow(&request.uid, patch.as_deref(), &response_extras(request, settings.as_known(), &decision))
 }
 
-/// Puts back what a re-applied pod has dropped.
-fn answer_update(app: &App, configuration: &Configuration, request: &Request<'_>, old: &Pod<'_>) -> Vec<u8> {
+/// Restores the fields that a second `kubectl apply` of a bare pod has dropped.
+fn respond_to_update(app: &App, configuration: &Configuration, request: &Request<'_>, old: &Pod<'_>) -> Vec<u8> {
     let Some(patch) = burst::restore(&request.pod, old, &configuration.virtual_nodes) else {
         app.metrics.decided(Resource::Pods, "none");
-        return admission::allow(&request.uid, None, &Remarks::default());
+        return admission::allow(&request.uid, None, &ResponseExtras::default());
     };
     app.metrics.decided(Resource::Pods, "restore");
     let added = old.annotation(burst::ADDED).unwrap_or_default().to_owned();
@@ -76,12 +82,13 @@ fn answer_update(app: &App, configuration: &Configuration, request: &Request<'_>
     );
     let patch = admission::encode(&patch);
     app.metrics.patched(Some(&patch));
-    let remarks = Remarks { warnings: Vec::new(), audit: vec![("restored", added)] };
-    admission::allow(&request.uid, Some(&patch), &remarks)
+    let extras = ResponseExtras { warnings: Vec::new(), audit_annotations: vec![("restored", added)] };
+    admission::allow(&request.uid, Some(&patch), &extras)
 }
 
-/// Looks the service account up if the decision depends on it. On failure the pod goes without the label, and that is counted.
-async fn service_account(app: &App, request: &Request<'_>, settings: Option<&Settings<'_>>) -> ServiceAccount {
+/// Looks up the service account if the decision needs it. On failure, the pod does not get the label, and a metric
+/// counts it.
+async fn look_up_service_account(app: &App, request: &Request<'_>, settings: Option<&Settings<'_>>) -> ServiceAccount {
     let Request { uid, namespace, pod, .. } = request;
     if !settings.is_some_and(|settings| burst::needs_service_account(pod, settings)) {
         return ServiceAccount::Unknown;
@@ -96,14 +103,20 @@ async fn service_account(app: &App, request: &Request<'_>, settings: Option<&Set
         Lookup::Read(Err(error)) => {
             app.metrics.service_account_looked_up(error.result());
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(uid = &**uid, namespace = &**namespace, name, error, "service account unknown");
+            tracing::warn!(
+                uid = &**uid,
+                namespace = &**namespace,
+                name,
+                error,
+                "cannot get the service account, not adding the identity label"
+            );
             ServiceAccount::Unknown
         }
     }
 }
 
-/// Counts the decision, and writes one line for a pod that is changed or held back.
-fn report(app: &App, request: &Request<'_>, settings: Option<&Settings<'_>>, decision: &Decision<'_>) {
+/// Counts the decision and logs one line.
+fn record_decision(app: &App, request: &Request<'_>, settings: Option<&Settings<'_>>, decision: &Decision<'_>) {
     let word = match &decision.verdict {
         Verdict::Burst(mode) => mode.as_str(),
         Verdict::Stay(findings) => {
@@ -159,15 +172,15 @@ mod tests {
     use tower::ServiceExt;
 
     use super::{
-        super::body::{BODY_BUDGET, BODY_LIMIT, BODY_TIME},
+        super::body::{BODY_READ_TIMEOUT, LARGE_BODY_PERMITS, MAX_BODY_BYTES},
         *,
     };
     use crate::{
         cluster::Cluster,
-        telemetry::{Admission, Caches},
+        telemetry::{AdmissionMetrics, Caches},
     };
 
-    /// An app whose API server never answers, and its routes.
+    /// Returns an app whose API server never responds, and its routes.
     fn app() -> (Arc<App>, Router) {
         let never = tower::service_fn(|_: HttpRequest<kube::client::Body>| {
             std::future::pending::<Result<http::Response<kube::client::Body>, Infallible>>()
@@ -175,7 +188,7 @@ mod tests {
         let (_, configuration) = watch::channel(Arc::default());
         let client = kube::Client::new(never, "default");
         let cluster = Cluster::follow(client, configuration.clone(), &Caches::default());
-        let app = Arc::new(App::new(configuration, cluster, Admission::default()));
+        let app = Arc::new(App::new(configuration, cluster, AdmissionMetrics::default()));
         (app.clone(), super::super::routes(app))
     }
 
@@ -188,7 +201,7 @@ mod tests {
         "object":{"metadata":{},"spec":{"containers":[]}}}}"#;
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_trickles_is_given_up_before_the_api_server_gives_up() {
+    async fn a_slow_body_times_out_before_the_api_server_does() {
         let (_app, routes) = app();
         let trickle = futures_util::stream::unfold((), async |()| {
             time::sleep(Duration::from_millis(100)).await;
@@ -196,16 +209,16 @@ mod tests {
         });
         let start = Instant::now();
         let answer = routes.oneshot(post(Body::from_stream(trickle))).await.unwrap();
-        assert_eq!((answer.status(), start.elapsed()), (StatusCode::REQUEST_TIMEOUT, BODY_TIME));
+        assert_eq!((answer.status(), start.elapsed()), (StatusCode::REQUEST_TIMEOUT, BODY_READ_TIMEOUT));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn announced_megabytes_that_never_come_do_not_hold_up_ordinary_reviews() {
+    async fn large_bodies_that_never_arrive_do_not_block_small_ones() {
         let (_app, routes) = app();
         for _ in 0..16 {
             let never = Body::from_stream(futures_util::stream::pending::<Result<Bytes, Infallible>>());
             let mut request = post(never);
-            request.headers_mut().insert(header::CONTENT_LENGTH, BODY_LIMIT.into());
+            request.headers_mut().insert(header::CONTENT_LENGTH, MAX_BODY_BYTES.into());
             tokio::spawn(routes.clone().oneshot(request));
         }
         time::sleep(Duration::from_millis(1)).await;
@@ -213,18 +226,29 @@ mod tests {
         request.headers_mut().insert(header::CONTENT_LENGTH, REVIEW.len().into());
         let start = Instant::now();
         let answer = routes.oneshot(request).await.unwrap();
-        assert_eq!((answer.status(), start.elapsed().as_millis()), (StatusCode::OK, 100), "the namespace's wait alone");
+        assert_eq!(
+            (answer.status(), start.elapsed().as_millis()),
+            (StatusCode::OK, 100),
+            "only the wait for the namespace"
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_a_panic_the_next_request_is_served() {
+    async fn requests_are_served_after_a_panic() {
         let (app, routes) = app();
         let panics = async {
             let _seen = app.cluster.snapshot();
-            let _share = app.body_budget.acquire_many(u32::try_from(BODY_BUDGET).unwrap()).await;
+            let _permit = app.large_body_permits.acquire_many(u32::try_from(LARGE_BODY_PERMITS).unwrap()).await;
             panic!("a bug")
         };
-        guard::answered(&app.metrics, Resource::Pods, REVIEW.as_bytes(), Instant::now() + guard::BUDGET, panics).await;
+        fail_open::respond_in_time(
+            &app.metrics,
+            Resource::Pods,
+            REVIEW.as_bytes(),
+            Instant::now() + fail_open::POD_REVIEW_TIMEOUT,
+            panics,
+        )
+        .await;
         let start = Instant::now();
         let answer = routes.oneshot(post(REVIEW.into())).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);

@@ -1,4 +1,4 @@
-//! TLS: versions, and who may call.
+//! TLS: protocol versions and client certificates.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -17,27 +17,28 @@ use crate::{
     reload::{Files, ReadError},
 };
 
-/// What an HTTP/2 client asks for in its handshake. The API server calls webhooks over HTTP/1.1 only (kubernetes/kubernetes#82090);
-/// other callers may choose.
+/// The ALPN name of HTTP/2. The API server calls webhooks over HTTP/1.1 only (kubernetes/kubernetes#82090). Other
+/// clients may use HTTP/2.
 pub(super) const HTTP2: &[u8] = b"h2";
 
-/// How to speak TLS.
+/// Options of TLS.
 #[derive(Debug, Clone, clap::Args)]
 pub struct TlsArgs {
-    /// The oldest TLS version to speak
+    /// Minimum TLS version
     #[arg(long, env = "SPILLWAY_TLS_MIN_VERSION", default_value = "1.2", value_name = "VERSION")]
     pub tls_min_version: MinVersion,
 
-    /// Serve only callers with a certificate of this authority, PEM; the file is followed
+    /// Accept only clients with a certificate of this CA, PEM; the file is reloaded when it changes
     ///
-    /// The API server sends none unless its AdmissionConfiguration names a kubeconfig with one for webhooks (kubernetes.io,
-    /// "Dynamic Admission Control", "Authenticate API servers"), which AKS does not let you set. Its certificates for kubelets and
-    /// for aggregated API servers are not sent to webhooks.
+    /// The API server sends no client certificate by default. It sends one if its AdmissionConfiguration names a
+    /// kubeconfig with one for webhooks (kubernetes.io, "Dynamic Admission Control", "Authenticate API servers").
+    /// AKS does not let you set that. The API server does not send its certificates for kubelets and aggregated API
+    /// servers to webhooks.
     #[arg(long, env = "SPILLWAY_CLIENT_CA_FILE", value_name = "FILE")]
     pub client_ca_file: Option<PathBuf>,
 }
 
-/// The oldest TLS version to speak.
+/// Minimum TLS version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum MinVersion {
     /// TLS 1.2 and 1.3.
@@ -58,33 +59,33 @@ impl MinVersion {
     }
 }
 
-/// Why TLS could not be set up.
+/// Error in the TLS options.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
     /// The file could not be read.
     #[error("--client-ca-file: {0}")]
     Read(ReadError),
-    /// Not PEM, or PEM of something else.
-    #[error("--client-ca-file: no PEM certificates")]
+    /// The file is not PEM, or has PEM of another type.
+    #[error("--client-ca-file: not PEM certificates")]
     Pem(#[source] pem::Error),
-    /// No certificate in the file, or one that is no authority's.
-    #[error("--client-ca-file: holds no certificate of an authority")]
-    NotAnAuthority(#[source] VerifierBuilderError),
-    /// A certificate that cannot be read, or versions that do not fit together.
+    /// The file has no certificate, or one that is not of a CA.
+    #[error("--client-ca-file: contains no CA certificate")]
+    NoCaCertificate(#[source] VerifierBuilderError),
+    /// A certificate cannot be parsed, or the versions do not fit together.
     #[error("cannot set up TLS")]
     Rustls(#[from] rustls::Error),
 }
 
-/// How handshakes are made: what the flags say, with the authority that its file holds now.
-pub(super) struct Tls {
+/// The TLS configuration, which is rebuilt when the client CA file changes.
+pub(super) struct ReloadableTls {
     min_version: MinVersion,
     certificate: Serving,
     client_ca: Option<Files>,
-    settings: Arc<ArcSwap<ServerConfig>>,
+    server_config: Arc<ArcSwap<ServerConfig>>,
 }
 
-impl Tls {
+impl ReloadableTls {
     pub(super) async fn new(args: &TlsArgs, certificate: Serving) -> Result<Self, TlsError> {
         let TlsArgs { tls_min_version: min_version, client_ca_file } = args;
         let mut client_ca = client_ca_file.clone().map(|file| Files::new([file]));
@@ -92,45 +93,45 @@ impl Tls {
             Some(files) => Some(files.changed().await.map_err(TlsError::Read)?.concat()),
             None => None,
         };
-        let settings = settings(*min_version, &certificate, pem.as_deref())?;
-        let settings = Arc::new(ArcSwap::from_pointee(settings));
-        Ok(Self { min_version: *min_version, certificate, client_ca, settings })
+        let server_config = server_config(*min_version, &certificate, pem.as_deref())?;
+        let server_config = Arc::new(ArcSwap::from_pointee(server_config));
+        Ok(Self { min_version: *min_version, certificate, client_ca, server_config })
     }
 
-    /// What the next handshake is made with.
-    pub(super) fn acceptor(&self) -> Acceptor {
-        Acceptor(self.settings.clone())
+    /// Returns the configuration for new handshakes.
+    pub(super) fn current_tls(&self) -> CurrentTls {
+        CurrentTls(self.server_config.clone())
     }
 
-    /// Follows the file of the authority for as long as it is asked to. One that cannot be used changes nothing.
-    pub(super) async fn follow(mut self) {
+    /// Reloads the client CA file when it changes. Never returns. An unusable file changes nothing.
+    pub(super) async fn reload_client_ca(mut self) {
         let Some(mut files) = self.client_ca.take() else { return std::future::pending().await };
         loop {
             let read = files.changed().await.map_err(TlsError::Read);
-            match read.and_then(|pem| settings(self.min_version, &self.certificate, Some(&pem.concat()))) {
-                Ok(settings) => {
-                    self.settings.store(Arc::new(settings));
-                    tracing::info!("client authority replaced");
+            match read.and_then(|pem| server_config(self.min_version, &self.certificate, Some(&pem.concat()))) {
+                Ok(server_config) => {
+                    self.server_config.store(Arc::new(server_config));
+                    tracing::info!("reloaded the client CA");
                 }
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
-                    tracing::error!(error, "client authority kept: the file cannot be used");
+                    tracing::error!(error, "cannot reload the client CA, keeping the current one");
                 }
             }
         }
     }
 }
 
-/// The settings in force, for the accept loop.
-pub(super) struct Acceptor(Arc<ArcSwap<ServerConfig>>);
+/// The current TLS configuration.
+pub(super) struct CurrentTls(Arc<ArcSwap<ServerConfig>>);
 
-impl Acceptor {
-    pub(super) fn current(&self) -> TlsAcceptor {
+impl CurrentTls {
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
         self.0.load_full().into()
     }
 }
 
-fn settings(
+fn server_config(
     min_version: MinVersion,
     certificate: &Serving,
     client_ca: Option<&[u8]>,
@@ -140,24 +141,24 @@ fn settings(
         ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(min_version.versions())?;
     let builder = match client_ca {
         None => builder.with_no_client_auth(),
-        Some(pem) => builder.with_client_cert_verifier(verifier(pem, provider)?),
+        Some(pem) => builder.with_client_cert_verifier(client_verifier(pem, provider)?),
     };
-    let mut settings = builder.with_cert_resolver(Arc::new(certificate.clone()));
-    settings.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
-    // Go's client resumes no session unless it is given a cache (crypto/tls, ClientSessionCache), and the API server gives it none:
-    // tickets would be work and memory for nothing.
-    settings.send_tls13_tickets = 0;
-    settings.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(settings)
+    let mut server_config = builder.with_cert_resolver(Arc::new(certificate.clone()));
+    server_config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
+    // Go's client resumes sessions only with a cache (crypto/tls, ClientSessionCache), and the API server sets
+    // none. Session tickets would waste work and memory.
+    server_config.send_tls13_tickets = 0;
+    server_config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(server_config)
 }
 
-fn verifier(pem: &[u8], provider: Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+fn client_verifier(pem: &[u8], provider: Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
         roots.add(certificate.map_err(TlsError::Pem)?)?;
     }
     let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
-    builder.build().map_err(TlsError::NotAnAuthority)
+    builder.build().map_err(TlsError::NoCaCertificate)
 }
 
 #[cfg(test)]
@@ -171,73 +172,74 @@ mod tests {
     use tokio::time;
 
     use super::{
-        super::testing::{Caller, Served},
+        super::test_server::{ClientOptions, TestServer},
         *,
     };
     use crate::certs::DevCertificates;
 
-    /// A caller's certificate, and its authority.
-    fn caller() -> DevCertificates {
+    /// Returns a client certificate and its CA.
+    fn client_certificate() -> DevCertificates {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         authority.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
-        let mut caller = CertificateParams::default();
-        caller.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let mut client = CertificateParams::default();
+        client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().unwrap();
-        let certificate = caller.signed_by(&key, &authority).unwrap().pem();
+        let certificate = client.signed_by(&key, &authority).unwrap().pem();
         DevCertificates { ca: authority.pem(), certificate, key: key.serialize_pem() }
     }
 
     #[tokio::test]
-    async fn tls_1_2_is_refused_where_1_3_is_asked_for() {
+    async fn the_minimum_tls_version_is_enforced() {
         static OLD: [&SupportedProtocolVersion; 1] = [&TLS12];
-        let served = Served::start(&[]).await;
-        let old = |served: &Served| Caller { versions: &OLD, ..served.caller() }.connect();
-        assert!(old(&served).await.unwrap().get("/").await.is_some());
-        let strict = Served::start(&["--tls-min-version=1.3"]).await;
+        let server = TestServer::start(&[]).await;
+        let old = |server: &TestServer| ClientOptions { versions: &OLD, ..server.client_options() }.connect();
+        assert!(old(&server).await.unwrap().get("/").await.is_some());
+        let strict = TestServer::start(&["--tls-min-version=1.3"]).await;
         assert!(old(&strict).await.is_err());
         assert!(strict.client().await.get("/").await.is_some());
     }
 
-    /// Whether a caller with this certificate is answered. In TLS 1.3 it hears of a refusal only after its own handshake.
-    async fn is_served(served: &Served, certificate: Option<&DevCertificates>) -> bool {
-        let caller = Caller { certificate: certificate.cloned(), ..served.caller() };
-        match caller.connect().await {
+    /// Returns whether the server responds to a client with this certificate. In TLS 1.3, a client sees a rejection
+    /// only after its own handshake.
+    async fn is_served(server: &TestServer, certificate: Option<&DevCertificates>) -> bool {
+        let options = ClientOptions { certificate: certificate.cloned(), ..server.client_options() };
+        match options.connect().await {
             Ok(mut client) => client.get("/").await.is_some(),
             Err(_) => false,
         }
     }
 
     #[tokio::test]
-    async fn only_callers_of_the_named_authority_are_served_and_its_file_is_followed() {
+    async fn the_client_ca_is_enforced_and_reloaded() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ca.crt");
-        let (one, two) = (caller(), caller());
+        let (one, two) = (client_certificate(), client_certificate());
         fs::write(&file, &one.ca).unwrap();
-        let served = Served::start(&["--client-ca-file", file.to_str().unwrap()]).await;
-        assert!(is_served(&served, Some(&one)).await);
-        assert!(!is_served(&served, Some(&two)).await, "of another authority");
-        assert!(!is_served(&served, None).await, "without a certificate");
+        let server = TestServer::start(&["--client-ca-file", file.to_str().unwrap()]).await;
+        assert!(is_served(&server, Some(&one)).await);
+        assert!(!is_served(&server, Some(&two)).await, "of another CA");
+        assert!(!is_served(&server, None).await, "without a certificate");
 
         for (content, first, second) in [("no PEM", true, false), (&two.ca, false, true)] {
             fs::write(&file, content).unwrap();
             time::pause();
             time::sleep(std::time::Duration::from_secs(5)).await;
             time::resume();
-            assert_eq!(is_served(&served, Some(&one)).await, first, "{content}");
-            assert_eq!(is_served(&served, Some(&two)).await, second, "{content}");
+            assert_eq!(is_served(&server, Some(&one)).await, first, "{content}");
+            assert_eq!(is_served(&server, Some(&two)).await, second, "{content}");
         }
     }
 
     #[tokio::test]
-    async fn a_file_without_an_authority_is_refused_at_the_start() {
+    async fn a_client_ca_file_without_a_ca_fails_at_startup() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ca.crt");
         let args = TlsArgs { tls_min_version: MinVersion::Tls12, client_ca_file: Some(file.clone()) };
-        let refusal = async || Tls::new(&args, Serving::default()).await.err().unwrap().to_string();
+        let refusal = async || ReloadableTls::new(&args, Serving::default()).await.err().unwrap().to_string();
         assert_eq!(refusal().await, format!("--client-ca-file: cannot read {}", file.display()));
         fs::write(&file, "").unwrap();
-        assert_eq!(refusal().await, "--client-ca-file: holds no certificate of an authority");
+        assert_eq!(refusal().await, "--client-ca-file: contains no CA certificate");
     }
 }

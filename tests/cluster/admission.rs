@@ -99,8 +99,8 @@ fn a_dry_run_shows_what_a_create_does_and_leaves_nothing_behind() {
         ("opted-out", json!({"metadata": {"labels": {"spillway.dev/burst": "disabled"}}})),
     ] {
         let wanted = pod(name, &more);
-        let shown = namespace.dry_run(&wanted);
-        assert_eq!(namespace.kubectl(&["get", "pods", "-o", "name"], ""), "", "a dry run of {name} left a pod behind");
+        let shown = namespace.kubectl_dry_run(&wanted);
+        assert_eq!(namespace.pods(), [Value::Null; 0], "a dry run of {name} left a pod behind");
         let text = namespace.kubectl(&["apply", "-o", "json", "-f", "-"], &wanted.to_string());
         let created: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(stable(&shown), stable(&created), "{name}");
@@ -118,9 +118,8 @@ fn a_workload_gets_the_same_pods_as_a_person() {
             "metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "registry.example/c"}]}}},
     }));
     namespace.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"], "");
-    let decisions = namespace
-        .kubectl(&["get", "pods", "-o", r"jsonpath={.items[*].metadata.annotations.spillway\.dev/decision}"], "");
-    assert_eq!(decisions, "prefer prefer prefer");
+    let decision = |pod: &Value| pod["metadata"]["annotations"]["spillway.dev/decision"].clone();
+    assert_eq!(namespace.pods().iter().map(decision).collect::<Vec<_>>(), ["prefer"; 3]);
 }
 
 #[test]

@@ -27,20 +27,19 @@ fn deploy(namespace: &Namespace, replicas: u32) {
 
 /// The names of the pods on the virtual node.
 fn there(namespace: &Namespace) -> Vec<String> {
-    let list: Value = serde_json::from_str(&namespace.kubectl(&["get", "pods", "-o", "json"], "")).unwrap();
-    let on_virtual = list["items"].as_array().unwrap().iter().filter(|pod| pod["spec"]["nodeName"] == "virtualnode-0");
+    let pods = namespace.pods();
+    let on_virtual = pods.iter().filter(|pod| pod["spec"]["nodeName"] == "virtualnode-0");
     on_virtual.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
 }
 
 fn is_closed(installed: &Installed) -> bool {
-    let taints = installed.plane().kubectl(&["get", "node", "virtualnode-0", "-o", "jsonpath={.spec.taints[*].key}"]);
-    taints.contains("spillway.dev/full")
+    let node = installed.plane().get("/api/v1/nodes/virtualnode-0");
+    node["spec"]["taints"].to_string().contains("spillway.dev/full")
 }
 
 fn reasons(installed: &Installed) -> Vec<String> {
-    let list = installed.plane().kubectl(&["get", "events.events.k8s.io", "-n", "default", "-o", "json"]);
-    let list: Value = serde_json::from_str(&list).unwrap();
-    list["items"].as_array().unwrap().iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
+    let events = installed.plane().events("default");
+    events.iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
 }
 
 fn told(installed: &Installed, reason: &str) {
@@ -61,15 +60,13 @@ fn at_max_pods_virtual_nodes_are_closed_and_open_again_when_there_is_room() {
 
     namespace.kubectl(&["scale", "deployment", "web", "--replicas=6"], "");
     eventually("two pods to wait", || {
-        let waiting = namespace.kubectl(&["get", "pods", "-o", "json"], "");
-        let waiting: Value = serde_json::from_str(&waiting).unwrap();
         let is_waiting = |pod: &&Value| pod["status"]["conditions"].to_string().contains("Unschedulable");
-        (waiting["items"].as_array().unwrap().iter().filter(is_waiting).count() == 2).then_some(())
+        (namespace.pods().iter().filter(is_waiting).count() == 2).then_some(())
     });
     assert_eq!(there(&namespace).len(), 4);
 
     let gone = there(&namespace).swap_remove(0);
-    namespace.kubectl(&["delete", "pod", &gone], "");
+    namespace.delete_pod(&gone);
     // All that wait may go at once: the taint is back only when they are seen there.
     eventually("another pod to go there", || (there(&namespace).len() >= 4).then_some(()));
     namespace.kubectl(&["scale", "deployment", "web", "--replicas=1"], "");
@@ -89,8 +86,8 @@ fn pods_that_the_provider_fails_to_run_close_virtual_nodes() {
         eventually("the pods to be on the virtual node", || Some(there(&namespace)).filter(|there| there.len() == 3));
     assert!(!is_closed(&installed));
     for pod in &pods {
-        let failed = r#"{"status": {"phase": "Pending", "reason": "ProviderFailed"}}"#;
-        namespace.kubectl(&["patch", "pod", pod, "--subresource=status", "--type=merge", "-p", failed], "");
+        let failed = json!({"status": {"phase": "Pending", "reason": "ProviderFailed"}});
+        namespace.patch(&format!("pods/{pod}/status"), &failed);
     }
     eventually("the virtual node to be closed", || {
         (is_closed(&installed) && controller.metric(CLOSED_BY_BREAKER) == 1).then_some(())

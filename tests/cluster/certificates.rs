@@ -33,6 +33,9 @@ use crate::{
     },
 };
 
+const CONFIGURATION: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/aci-spillway";
+const SECRET: &str = "/api/v1/namespaces/spillway-system/secrets/spillway-ca";
+
 /// Everything installed, except for what the controller makes and the webhook configuration. It is left so, too.
 pub(crate) struct Installed(Sandbox);
 
@@ -49,25 +52,24 @@ impl Installed {
     }
 
     fn clear(&self) {
-        self.plane().kubectl(&["delete", "--ignore-not-found", "mutatingwebhookconfiguration", "aci-spillway"]);
+        self.plane().delete(CONFIGURATION);
         self.clear_authority();
     }
 
     /// As if no controller had run yet.
     pub(crate) fn clear_authority(&self) {
-        self.plane().kubectl(&["-n", "spillway-system", "delete", "--ignore-not-found", "secret/spillway-ca"]);
+        self.plane().delete(SECRET);
         self.clear_lease();
     }
 
     /// As if the controller that led had given its lease back, so that the next leads at once.
     pub(crate) fn clear_lease(&self) {
-        self.plane().kubectl(&["-n", "spillway-system", "delete", "--ignore-not-found", "lease/spillway-controller"]);
+        self.plane().delete("/apis/coordination.k8s.io/v1/namespaces/spillway-system/leases/spillway-controller");
     }
 
     /// The authority as it is stored, if it can be used.
     fn stored(&self) -> Option<Stored> {
-        let secret = ["-n", "spillway-system", "get", "secret", "spillway-ca", "--ignore-not-found", "-o", "json"];
-        let secret: Value = serde_json::from_str(&self.plane().kubectl(&secret)).ok()?;
+        let secret = self.plane().find(SECRET)?;
         let data = secret["data"].as_object()?.iter();
         let data = data.map(|(key, value)| (key.clone(), STANDARD.decode(value.as_str().unwrap()).unwrap()));
         Stored::read(&data.collect()).ok()
@@ -78,13 +80,12 @@ impl Installed {
             "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
             "metadata": {"name": "spillway-ca", "namespace": "spillway-system"}, "stringData": stored.data(),
         });
-        self.plane().kubectl_with(&["create", "-f", "-"], &secret.to_string());
+        self.plane().create_in(Some("spillway-system"), &secret);
     }
 
     /// The caBundle of each webhook of the configuration.
     fn bundles(&self) -> Vec<String> {
-        let webhooks = self.plane().kubectl(&["get", "mutatingwebhookconfiguration", "aci-spillway", "-o", "json"]);
-        let webhooks: Value = serde_json::from_str(&webhooks).unwrap();
+        let webhooks = self.plane().get(CONFIGURATION);
         let bundle = |webhook: &Value| {
             let bundle = webhook["clientConfig"]["caBundle"].as_str().unwrap_or_default();
             String::from_utf8(STANDARD.decode(bundle).unwrap()).unwrap()
@@ -103,9 +104,8 @@ impl Installed {
 
     /// The reasons of the events about the authority.
     fn events(&self) -> Vec<String> {
-        let events = ["-n", "spillway-system", "get", "events.events.k8s.io", "-o", "json"];
-        let events: Value = serde_json::from_str(&self.plane().kubectl(&events)).unwrap();
-        let about = events["items"].as_array().unwrap().iter().filter(|e| e["regarding"]["name"] == "spillway-ca");
+        let events = self.plane().events("spillway-system");
+        let about = events.iter().filter(|event| event["regarding"]["name"] == "spillway-ca");
         about.map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
     }
 }
@@ -142,8 +142,7 @@ impl Load {
     async fn nothing_was_lost(self) {
         self.is_over.store(true, Ordering::Relaxed);
         let (created, verified) = (self.created.await.unwrap(), self.verified.await.unwrap());
-        let pods: Value = serde_json::from_str(&self.namespace.kubectl(&["get", "pods", "-o", "json"], "")).unwrap();
-        let pods = pods["items"].as_array().unwrap();
+        let pods = self.namespace.pods();
         let decided = pods.iter().filter(|pod| !pod["metadata"]["annotations"]["spillway.dev/decision"].is_null());
         assert_eq!((decided.count(), self.plane.failed_open(&self.namespace.name)), (created, 0));
         assert!(created >= CREATED && verified >= VERIFIED, "{created} {verified}");
@@ -207,7 +206,7 @@ fn a_webhook_that_starts_first_waits_for_its_authority_and_then_for_the_bundle()
         let expected = (503, format!("not ready: certificate: waiting for {what}, which spillway-controller writes\n"));
         eventually(what, || (webhook.admin("/readyz") == expected).then_some(()));
     };
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    plane.apply(&webhook_configuration(plane, webhook.address));
     waits_for("Secret spillway-ca");
     installed.store(&Stored::replace(&[], OffsetDateTime::now_utc()).unwrap());
     waits_for("the caBundle of aci-spillway");
@@ -245,7 +244,7 @@ fn certificates_from_elsewhere_are_left_alone_until_the_configuration_says_other
         fs::write(&file, format!("{head}certificates: {{source: {source}}}\n")).unwrap();
     };
     configure("cert-manager");
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
+    plane.apply(&webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
     let controller = Controller::start(plane, "certificates-elsewhere", &["--config", file.to_str().unwrap()]);
     for reconciler in ["authority", "ca-bundle"] {
         let rounds = format!(r#"spillway_reconciles_total{{reconciler="{reconciler}",result="success"}}"#);
@@ -289,9 +288,10 @@ fn a_manifest_that_is_applied_again_keeps_the_bundle_or_gets_it_back() {
         installed.bundles_are_right();
         is_called(how);
     }
-    let other = plane.kubectl(&["get", "mutatingwebhookconfiguration", "aci-spillway-other", "-o", "json"]);
-    plane.kubectl(&["delete", "mutatingwebhookconfiguration", "aci-spillway-other"]);
-    assert!(!other.contains("caBundle"), "{other}");
+    let path = CONFIGURATION.replace("aci-spillway", "aci-spillway-other");
+    let other = plane.get(&path)["webhooks"].to_string();
+    plane.delete(&path);
+    assert!(other.contains("clientConfig") && !other.contains("caBundle"), "{other}");
 }
 
 /// Had the controller written by server-side apply, it would own a part of each webhook: what is taken out of the manifest would stay, as
@@ -325,7 +325,7 @@ async fn an_authority_that_is_deleted_or_broken_is_replaced_and_no_call_fails_me
     let plane = installed.plane();
     let controller = Controller::start(plane, "certificates-deleted", &[]);
     let webhook = Webhook::start_self_managed(plane, "certificates-deleted-webhook", &[]).ready();
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    plane.apply(&webhook_configuration(plane, webhook.address));
     installed.bundles_are_right();
     let load = Load::start(plane, webhook.address).await;
     let secret = ["-n", "spillway-system"];
@@ -358,7 +358,7 @@ async fn an_authority_is_rotated_and_no_call_fails_meanwhile() {
     let webhook = Webhook::start_self_managed(plane, "certificates-rotated-webhook", &[]).ready();
     let bundle = format!("caBundle: {}", STANDARD.encode(old.bundle()));
     let configuration = webhook_configuration(plane, webhook.address).replace("caBundle: Cg==", &bundle);
-    plane.kubectl_with(&["apply", "-f", "-"], &configuration);
+    plane.apply(&configuration);
     let load = Load::start(plane, webhook.address).await;
     let before = signed(&webhook);
     let controller = Controller::start(plane, "certificates-rotated", &[]);

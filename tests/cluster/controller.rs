@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use spillway::{
     certs::authority::Stored,
-    controller::{Outcome, authority::Keeper, events::Events},
+    controller::{Outcome, authority::AuthorityReconciler, events::EventRecorder},
     telemetry::ControllerMetrics,
 };
 use tokio::sync::Barrier;
@@ -20,7 +20,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_keepers_at_once_make_one_authority_and_agree_on_it() {
+async fn twenty_replicas_at_once_create_one_authority() {
     let installed = Installed::new();
     // Who is too late is told by a conflict; a race in which nobody was is none, and is run again.
     while race(&installed).await == 0 {
@@ -31,16 +31,17 @@ async fn twenty_keepers_at_once_make_one_authority_and_agree_on_it() {
 /// Lets them race once, and tells how many came too late.
 async fn race(installed: &Installed) -> usize {
     let start = Arc::new(Barrier::new(20));
-    let mut keepers = tokio::task::JoinSet::new();
+    let mut reconcilers = tokio::task::JoinSet::new();
     for index in 0..20 {
         let (client, start) = (installed.plane().client().await, start.clone());
-        keepers.spawn(async move {
-            let events = Events::new(client.clone(), &format!("racer-{index}"));
-            let mut keeper = Keeper::new(client.clone(), "spillway-system", events, ControllerMetrics::default());
+        reconcilers.spawn(async move {
+            let events = EventRecorder::new(client.clone(), &format!("racer-{index}"));
+            let metrics = ControllerMetrics::default();
+            let mut reconciler = AuthorityReconciler::new(client.clone(), "spillway-system", events, metrics);
             let mut outcomes = Vec::new();
             start.wait().await;
-            while outcomes.last() != Some(&Outcome::Right) {
-                outcomes.push(keeper.round().await.unwrap());
+            while outcomes.last() != Some(&Outcome::UpToDate) {
+                outcomes.push(reconciler.round().await.unwrap());
             }
             let secrets = kube::Api::<k8s_openapi::api::core::v1::Secret>::namespaced(client, "spillway-system");
             let data = secrets.get("spillway-ca").await.unwrap().data.unwrap();
@@ -48,7 +49,7 @@ async fn race(installed: &Installed) -> usize {
             (outcomes, Stored::read(&data).unwrap().current.certificate().pem())
         });
     }
-    let agreed = keepers.join_all().await;
+    let agreed = reconcilers.join_all().await;
     let made = agreed.iter().filter(|(outcomes, _)| outcomes.contains(&Outcome::Changed)).count();
     assert_eq!(made, 1, "{agreed:#?}");
     assert!(agreed.iter().all(|(_, authority)| *authority == agreed[0].1));
@@ -81,11 +82,10 @@ fn one_of_two_replicas_acts_and_the_other_takes_over() {
     assert!(second.leads() && !third.leads());
     second.signal("TERM");
     eventually("the second replica to end", || (!second.is_alive()).then_some(()));
-    let gives_back = |line: &Value| line["message"] == "gave the lease back";
-    assert!(second.log().iter().any(gives_back), "{:#?}", second.log());
+    let releases = |line: &Value| line["message"] == "released the lease";
+    assert!(second.log().iter().any(releases), "{:#?}", second.log());
     takes_over(&third);
-    let lease = plane.kubectl(&["-n", "spillway-system", "get", "lease", "spillway-controller", "-o", "json"]);
-    let lease: Value = serde_json::from_str(&lease).unwrap();
+    let lease = plane.get("/apis/coordination.k8s.io/v1/namespaces/spillway-system/leases/spillway-controller");
     assert_eq!(
         (&lease["spec"]["holderIdentity"], &lease["spec"]["leaseDurationSeconds"]),
         (&third.name.clone().into(), &15.into())
@@ -100,10 +100,9 @@ fn a_restart_of_the_api_server_does_not_end_the_controller() {
     eventually("the replica to act", || controller.leads().then_some(()));
     plane.restart_api_server();
     assert_eq!(controller.admin("/healthz").0, 200);
-    plane.kubectl(&["-n", "spillway-system", "delete", "secret", "spillway-ca", "--ignore-not-found"]);
+    plane.delete("/api/v1/namespaces/spillway-system/secrets/spillway-ca");
     eventually("the replica to go on", || {
-        let secret = ["-n", "spillway-system", "get", "secret", "spillway-ca"];
-        plane.try_kubectl(&secret, "").status.success().then_some(())
+        plane.find("/api/v1/namespaces/spillway-system/secrets/spillway-ca").map(drop)
     });
     assert!(controller.is_alive());
 }
@@ -118,9 +117,7 @@ fn a_configuration_that_becomes_unusable_is_told_by_an_event_and_so_is_that_it_i
     let controller = Controller::start(plane, "controller-configuration", &["--config", file.to_str().unwrap()]);
     let told = |wanted: &str| {
         eventually(wanted, || {
-            let events = ["-n", "spillway-system", "get", "events.events.k8s.io", "-o", "json"];
-            let events: Value = serde_json::from_str(&plane.kubectl(&events)).unwrap();
-            let mut events = events["items"].as_array().unwrap().clone().into_iter();
+            let mut events = plane.events("spillway-system").into_iter();
             events.find(|e| e["reason"] == wanted && e["reportingInstance"] == "controller-configuration")
         })
     };

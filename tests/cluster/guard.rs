@@ -8,12 +8,20 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::pod,
-    harness::{ControlPlane, Namespace, sandbox},
-    packaging::install_base,
+    harness::{ControlPlane, Namespace, install, sandbox},
+    packaging::shipped_configuration,
 };
 
 const CONTROLLER: &str = "system:serviceaccount:spillway-system:spillway-controller";
 const WEBHOOK: &str = "system:serviceaccount:spillway-system:spillway-webhook";
+
+const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+
+/// Registers the webhook as it is shipped, by its Service.
+fn register_with_a_service(plane: &ControlPlane) {
+    plane.delete(&format!("{CONFIGURATIONS}/aci-spillway"));
+    plane.apply(&shipped_configuration());
+}
 
 /// One of our accounts, which RBAC lets do everything for the time of a test.
 struct Account {
@@ -23,7 +31,8 @@ struct Account {
 
 impl Account {
     async fn unleashed(plane: &'static ControlPlane, user: &str) -> Self {
-        install_base(plane);
+        install(plane);
+        register_with_a_service(plane);
         let binding = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "unleashed"},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
@@ -32,9 +41,9 @@ impl Account {
                 {"kind": "ServiceAccount", "name": "spillway-webhook", "namespace": "spillway-system"},
             ],
         });
-        plane.kubectl_with(&["apply", "-f", "-"], &binding.to_string());
+        plane.create_or_replace(None, &binding);
         // Policies take effect some time after they were created. The webhook may write nothing.
-        let mut account = Self { plane, client: plane.client_as(Some(WEBHOOK)).await };
+        let mut account = Self { plane, client: plane.client_as(WEBHOOK).await };
         let forbidden = [
             ("/api/v1/namespaces/default/pods", pod("probe", &json!({}))),
             ("/api/v1/nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "probe"}})),
@@ -55,7 +64,7 @@ impl Account {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
-        account.client = plane.client_as(Some(user)).await;
+        account.client = plane.client_as(user).await;
         account
     }
 
@@ -94,7 +103,7 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.plane.try_kubectl(&["delete", "clusterrolebinding", "unleashed"], "");
+        self.plane.delete("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/unleashed");
     }
 }
 
@@ -226,7 +235,7 @@ async fn of_pods_the_controller_may_write_nothing_else() {
     let resize = json!([{"op": "replace", "path": "/spec/containers/0/resources/requests/cpu", "value": "2"}]);
     controller.must_not("PATCH", &format!("{pod_path}/resize"), resize, other).await;
     controller.must_not("POST", &format!("{pod_path}/exec?command=sh"), Value::Null, other).await;
-    let now: Value = serde_json::from_str(&namespace.kubectl(&["get", "pod", "rich", "-o", "json"], "")).unwrap();
+    let now = namespace.pod("rich");
     assert_eq!(now["metadata"]["resourceVersion"], rich["metadata"]["resourceVersion"], "nothing was written");
 }
 
@@ -262,8 +271,8 @@ async fn of_nodes_the_controller_may_write_its_own_taints_and_unschedulable() {
         "metadata": {"name": "guarded", "labels": {"owned": "x"}, "annotations": {"a": "b"}},
         "spec": {"taints": [foreign], "providerID": "azure://1"},
     });
-    turn.plane.kubectl_with(&["create", "-f", "-"], &node.to_string());
-    turn.plane.kubectl_with(&["create", "-f", "-"], r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"bare"}}"#);
+    turn.plane.create(&node);
+    turn.plane.create(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "bare"}}));
     let path = "/api/v1/nodes/guarded";
     let own = json!({"key": "spillway.dev/full", "effect": "NoSchedule"});
     let add = json!([{"op": "add", "path": "/spec/taints/-", "value": own}]);
@@ -291,7 +300,8 @@ async fn of_nodes_the_controller_may_write_its_own_taints_and_unschedulable() {
     controller.must_not("PATCH", &format!("{path}/status"), json!({"status": {"capacity": {"cpu": "9"}}}), other).await;
     controller.must_not("POST", "/api/v1/nodes", json!({"metadata": {"name": "new"}}), other).await;
     controller.must_not("GET", &format!("{path}/proxy/logs"), Value::Null, other).await;
-    turn.plane.kubectl(&["delete", "node", "guarded", "bare"]);
+    turn.plane.delete_node("guarded");
+    turn.plane.delete_node("bare");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -314,7 +324,7 @@ async fn of_secrets_the_controller_may_write_its_authority() {
             .await;
         let only = "Spillway may create and change the Secret spillway-ca";
         controller.must_not("DELETE", &format!("{secrets}/spillway-ca"), json!({}), only).await;
-        turn.plane.kubectl(&["-n", "spillway-system", "delete", "secret", "spillway-ca"]);
+        turn.plane.delete("/api/v1/namespaces/spillway-system/secrets/spillway-ca");
         controller.must_not("POST", secrets, secret("other", kind), only).await;
         let mut secret_named_by_the_server = secret("", kind);
         secret_named_by_the_server["metadata"] = json!({"generateName": "spillway-ca"});
@@ -331,14 +341,7 @@ async fn of_secrets_the_controller_may_write_its_authority() {
 async fn of_config_maps_the_controller_may_write_its_report_and_of_events_its_own() {
     let turn = sandbox();
     let controller = Account::unleashed(turn.plane, CONTROLLER).await;
-    turn.plane.kubectl(&[
-        "-n",
-        "spillway-system",
-        "delete",
-        "--ignore-not-found",
-        "configmap",
-        "spillway-identity-report",
-    ]);
+    turn.plane.delete("/api/v1/namespaces/spillway-system/configmaps/spillway-identity-report");
     let maps = |namespace: &str| format!("/api/v1/namespaces/{namespace}/configmaps");
     let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
     let report = format!("{}/spillway-identity-report", maps("spillway-system"));
@@ -348,7 +351,7 @@ async fn of_config_maps_the_controller_may_write_its_report_and_of_events_its_ow
     controller.must_not("DELETE", &report, json!({}), only).await;
     controller.must_not("POST", &maps("spillway-system"), map("other"), only).await;
     controller.must_not("POST", &maps("default"), map("spillway-identity-report"), only).await;
-    turn.plane.kubectl(&["-n", "spillway-system", "delete", "configmap", "spillway-identity-report"]);
+    turn.plane.delete("/api/v1/namespaces/spillway-system/configmaps/spillway-identity-report");
 
     let events = |namespace: &str| format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
     let event = |name: &str, namespace: &str, kind: &str, by: &str| {
@@ -369,7 +372,6 @@ async fn of_config_maps_the_controller_may_write_its_report_and_of_events_its_ow
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_the_webhook_configuration_the_controller_may_write_the_bundle() {
-    const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
     let turn = sandbox();
     let controller = Account::unleashed(turn.plane, CONTROLLER).await;
     let ours = format!("{CONFIGURATIONS}/aci-spillway");
@@ -398,12 +400,12 @@ async fn of_the_webhook_configuration_the_controller_may_write_the_bundle() {
     let name = "Spillway may change the configuration aci-spillway only";
     controller.must_not("DELETE", &ours, json!({}), name).await;
     controller.must_not("POST", CONFIGURATIONS, json!({"metadata": {"name": "other"}}), name).await;
-    turn.plane.kubectl_with(
-        &["create", "-f", "-"],
-        r#"{"apiVersion":"admissionregistration.k8s.io/v1","kind":"MutatingWebhookConfiguration","metadata":{"name":"other"}}"#,
-    );
+    turn.plane.create(&json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": "other"},
+    }));
     controller.must_not("PATCH", &format!("{CONFIGURATIONS}/other"), json!({"webhooks": []}), name).await;
-    turn.plane.kubectl(&["delete", "mutatingwebhookconfiguration", "other"]);
+    turn.plane.delete(&format!("{CONFIGURATIONS}/other"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -463,8 +465,7 @@ async fn a_policy_that_is_broken_stops_nobody_else() {
     let turn = sandbox();
     let controller = Account::unleashed(turn.plane, CONTROLLER).await;
     let namespace = turn.plane.namespace(Some("enabled"));
-    let text = turn.plane.kubectl(&["get", "validatingadmissionpolicy", "spillway-pods", "-o", "json"]);
-    let mut policy: Value = serde_json::from_str(&text).unwrap();
+    let mut policy = turn.plane.get("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/spillway-pods");
     let expression = "dyn(object).there.is.no.such.field == dyn(oldObject).nor.this";
     policy["metadata"] = json!({"name": "broken"});
     policy["spec"]["validations"] = json!([{"expression": expression, "message": "not reached"}]);
@@ -473,10 +474,8 @@ async fn a_policy_that_is_broken_stops_nobody_else() {
         "metadata": {"name": "broken"}, "spec": {"policyName": "broken", "validationActions": ["Deny"]},
     });
     let broken = Broken(turn.plane);
-    turn.plane.kubectl_with(
-        &["create", "-f", "-"],
-        &json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]}).to_string(),
-    );
+    turn.plane.create(&policy);
+    turn.plane.create(&binding);
     namespace.create(&pod("web", &json!({})));
     let own = json!({"metadata": {"annotations": {"spillway.dev/decision": "prefer"}}});
     let path = path(&namespace, "web");
@@ -507,29 +506,27 @@ struct Broken(&'static ControlPlane);
 
 impl Drop for Broken {
     fn drop(&mut self) {
-        let delete = ["delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", "broken"];
-        self.0.try_kubectl(&delete, "");
+        for kind in ["validatingadmissionpolicybindings", "validatingadmissionpolicies"] {
+            self.0.delete(&format!("/apis/admissionregistration.k8s.io/v1/{kind}/broken"));
+        }
     }
 }
 
 #[test]
 fn what_rbac_cannot_name_a_policy_holds() {
     let turn = sandbox();
-    install_base(turn.plane);
-    let get = |args: &[&str]| -> Value { serde_json::from_str(&turn.plane.kubectl(args)).unwrap() };
-    let policies = get(&["get", "validatingadmissionpolicies", "-o", "json"]);
-    let held: BTreeSet<&str> = policies["items"]
-        .as_array()
-        .unwrap()
+    install(turn.plane);
+    let policies = turn.plane.list("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies");
+    let held: BTreeSet<&str> = policies
         .iter()
         .flat_map(|policy| policy["spec"]["matchConstraints"]["resourceRules"].as_array().unwrap())
         .flat_map(|rule| rule["resources"].as_array().unwrap())
         .map(|resource| resource.as_str().unwrap())
         .collect();
     let mut loose = BTreeSet::new();
-    for kind in ["role", "clusterrole"] {
+    for (kind, path) in [("role", "namespaces/spillway-system/roles"), ("clusterrole", "clusterroles")] {
         for account in ["spillway-controller", "spillway-webhook"] {
-            let role = get(&["-n", "spillway-system", "get", kind, account, "-o", "json"]);
+            let role = turn.plane.get(&format!("/apis/rbac.authorization.k8s.io/v1/{path}/{account}"));
             for rule in role["rules"].as_array().unwrap().iter().filter(|rule| rule["resourceNames"].is_null()) {
                 let resource = rule["resources"][0].as_str().unwrap();
                 let verbs = rule["verbs"].as_array().unwrap().iter().map(|verb| verb.as_str().unwrap());

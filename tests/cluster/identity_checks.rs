@@ -14,6 +14,7 @@ use crate::{
 
 const CLIENT_ID: &str = "00000000-1111-4222-8333-444444444444";
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 const AZURE_WI: &str = "azure-wi-webhook-mutating-webhook-configuration";
 
 /// A cluster with the kinds of Azure Service Operator, as far as they are read, and without a report. It is left without them.
@@ -24,7 +25,7 @@ impl Watched {
         let watched = Self(Installed::new());
         watched.clear();
         let plane = watched.0.plane();
-        plane.kubectl_with(&["apply", "-f", "-"], &azure_service_operator().to_string());
+        plane.create_or_replace(None, &azure_service_operator());
         let kinds =
             ["userassignedidentities", "federatedidentitycredentials"].map(|kind| format!("crd/{kind}.{GROUP}"));
         plane.kubectl(&["wait", "--for=condition=Established", &kinds[0], &kinds[1]]);
@@ -33,16 +34,17 @@ impl Watched {
 
     fn clear(&self) {
         let plane = self.0.plane();
-        plane.kubectl(&["delete", "--ignore-not-found", "mutatingwebhookconfiguration", AZURE_WI, "zz-spillway"]);
-        plane.kubectl(&["-n", "kube-system", "delete", "--ignore-not-found", "endpointslice", "azure-wi"]);
+        for name in [AZURE_WI, "zz-spillway"] {
+            plane.delete(&format!("{CONFIGURATIONS}/{name}"));
+        }
+        plane.delete("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices/azure-wi");
         self.forget();
     }
 
     /// As if no leader had been there before.
     pub(crate) fn forget(&self) {
-        let delete = ["-n", "spillway-system", "delete", "--ignore-not-found"];
-        let objects = ["configmap/spillway-identity-report", "lease/spillway-controller"];
-        self.0.plane().kubectl(&[&delete[..], &objects].concat());
+        self.0.plane().delete("/api/v1/namespaces/spillway-system/configmaps/spillway-identity-report");
+        self.0.clear_lease();
     }
 }
 
@@ -100,14 +102,12 @@ fn service_account(name: &str) -> Value {
 }
 
 fn apply(namespace: &Namespace, object: &Value) {
-    namespace.kubectl(&["apply", "-f", "-"], &object.to_string());
+    namespace.apply(object);
 }
 
 /// What the report says, if there is one.
 fn report(plane: &ControlPlane) -> Option<Value> {
-    let get =
-        ["-n", "spillway-system", "get", "configmap", "spillway-identity-report", "--ignore-not-found", "-o", "json"];
-    let map: Value = serde_json::from_str(&plane.kubectl(&get)).ok()?;
+    let map = plane.find("/api/v1/namespaces/spillway-system/configmaps/spillway-identity-report")?;
     serde_json::from_str(map["data"]["report.json"].as_str()?).ok()
 }
 
@@ -131,21 +131,17 @@ fn is_remembered(plane: &ControlPlane, id: &str, name: &str) -> bool {
 
 /// The notes of the events about an object of a namespace with this reason, and whether each has the object's uid.
 fn notes(plane: &ControlPlane, namespace: &str, name: &str, reason: &str) -> Vec<(String, bool)> {
-    let field = format!("regarding.name={name},reason={reason}");
-    let events =
-        plane.kubectl(&["-n", namespace, "get", "events.v1.events.k8s.io", "--field-selector", &field, "-o", "json"]);
-    let events: Value = serde_json::from_str(&events).unwrap();
-    let items = events["items"].as_array().unwrap().iter();
+    let mut events = plane.events(namespace);
+    events.retain(|event| event["regarding"]["name"] == name && event["reason"] == reason);
+    let items = events.iter();
     items.map(|event| (event["note"].as_str().unwrap().to_owned(), event["regarding"]["uid"].is_string())).collect()
 }
 
 /// The reasons of the events about an object of a namespace, each as often as it was written.
 fn events(plane: &ControlPlane, namespace: &str, name: &str) -> Vec<String> {
-    let field = format!("regarding.name={name}");
-    let events =
-        plane.kubectl(&["-n", namespace, "get", "events.v1.events.k8s.io", "--field-selector", &field, "-o", "json"]);
-    let events: Value = serde_json::from_str(&events).unwrap();
-    let of_identity = events["items"].as_array().unwrap().iter().filter_map(|event| {
+    let events = plane.events(namespace);
+    let of_object = events.iter().filter(|event| event["regarding"]["name"] == name);
+    let of_identity = of_object.filter_map(|event| {
         let count = event["series"]["count"].as_u64().unwrap_or(1);
         let reason = event["reason"].as_str()?;
         reason.starts_with("Identity").then(|| vec![reason.to_owned(); usize::try_from(count).unwrap()])
@@ -265,7 +261,7 @@ fn pods_from_before_the_annotation_are_named_until_they_are_restarted() {
     apply(&namespace, &service_account("web"));
     until(plane, "P1", "before", true);
     assert!(!has(plane, "P1", "after"), "{:?}", findings(plane));
-    namespace.kubectl(&["delete", "pod", "before", "--now"], "");
+    namespace.delete_pod("before");
     until(plane, "P1", "before", false);
     // Pods come and go: that it is mended is said when it has stayed so.
     assert!(is_remembered(plane, "P1", "web"), "{}", report(plane).unwrap());
@@ -297,22 +293,22 @@ fn a_webhook_that_comes_too_early_or_does_not_answer_is_told_of() {
     let namespace = plane.namespace(None);
     apply(&namespace, &service_account("web"));
     let _controller = leading(plane, "identity-webhooks");
-    plane.kubectl_with(&["apply", "-f", "-"], &azure_workload_identity().to_string());
+    plane.create_or_replace(None, &azure_workload_identity());
     until(plane, "W3", AZURE_WI, true);
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": {"name": "azure-wi", "namespace": "kube-system", "labels": {"kubernetes.io/service-name": "azure-wi-webhook-webhook-service"}},
         "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}], "ports": [{"name": "https", "port": 9443, "protocol": "TCP"}],
     });
-    plane.kubectl_with(&["apply", "-f", "-"], &slice.to_string());
+    plane.create_or_replace(Some("kube-system"), &slice);
     until(plane, "W3", AZURE_WI, false);
 
     let ours = webhook_configuration(plane, "127.0.0.1:9".parse().unwrap());
     let mut ours: Value = serde_saphyr::from_str(&ours).unwrap();
     ours["metadata"]["name"] = "zz-spillway".into();
-    plane.kubectl_with(&["apply", "-f", "-"], &ours.to_string());
+    plane.create_or_replace(None, &ours);
     until(plane, "W2", "zz-spillway", true);
-    plane.kubectl(&["delete", "mutatingwebhookconfiguration", "zz-spillway"]);
+    plane.delete(&format!("{CONFIGURATIONS}/zz-spillway"));
     until(plane, "W2", "zz-spillway", false);
     eventually("the events on what stands for the cluster", || {
         let said = events(plane, "spillway-system", "spillway-config");
@@ -362,12 +358,7 @@ fn a_thousand_service_accounts_cost_few_events_and_few_passes() {
 
 /// How many events there are about service accounts of a namespace, each as often as it was written.
 fn all_events(plane: &ControlPlane, namespace: &str) -> u64 {
-    let events = plane.kubectl(&["-n", namespace, "get", "events.v1.events.k8s.io", "-o", "json"]);
-    let events: Value = serde_json::from_str(&events).unwrap();
-    let of_identity = events["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|event| event["reason"].as_str().unwrap().starts_with("Identity"));
+    let events = plane.events(namespace);
+    let of_identity = events.iter().filter(|event| event["reason"].as_str().unwrap().starts_with("Identity"));
     of_identity.map(|event| event["series"]["count"].as_u64().unwrap_or(1)).sum()
 }

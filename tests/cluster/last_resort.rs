@@ -6,6 +6,7 @@ use std::{
     thread,
 };
 
+use axum::http::Method;
 use serde_json::{Value, json};
 
 use crate::{
@@ -36,11 +37,11 @@ impl VirtualNode {
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name, "labels": {"type": "virtual-kubelet"}},
             "spec": {"taints": [taint]}, "status": {"allocatable": room, "capacity": room},
         });
-        self.plane.kubectl_with(&["create", "-f", "-"], &node.to_string());
+        self.plane.create(&node);
     }
 
     fn get(&self) -> Value {
-        serde_json::from_str(&self.plane.kubectl(&["get", "node", self.name, "-o", "json"])).unwrap()
+        self.plane.get(&format!("/api/v1/nodes/{}", self.name))
     }
 
     /// Taints as kubectl writes them.
@@ -59,15 +60,14 @@ impl VirtualNode {
     /// By a patch that another writer may be faster than. `kubectl taint` writes the list as it has read it, whatever it is by then: two
     /// of them at a time lose what the other writes.
     fn try_remove_taint(&self) {
-        let node = self.plane.kubectl(&["get", "node", self.name, "-o", "json"]);
-        let node: Value = serde_json::from_str(&node).unwrap();
+        let node = self.get();
         let taints = node["spec"]["taints"].as_array().unwrap();
         let Some(place) = taints.iter().position(|taint| taint["key"] == TAINT) else { return };
         let patch = json!([
             {"op": "test", "path": "/metadata/resourceVersion", "value": node["metadata"]["resourceVersion"]},
             {"op": "remove", "path": format!("/spec/taints/{place}")},
         ]);
-        self.plane.try_kubectl(&["patch", "node", self.name, "--type=json", "-p", &patch.to_string()], "");
+        let _ = self.plane.send(Method::PATCH, &format!("/api/v1/nodes/{}", self.name), &patch);
     }
 
     fn becomes_last_resort(&self) {
@@ -77,7 +77,7 @@ impl VirtualNode {
 
 impl Drop for VirtualNode {
     fn drop(&mut self) {
-        self.plane.try_kubectl(&["delete", "node", self.name, "--ignore-not-found"], "");
+        self.plane.delete_node(self.name);
     }
 }
 
@@ -90,32 +90,24 @@ fn virtual_nodes_stay_the_last_resort_whatever_becomes_of_the_taint() {
     let controller = Controller::start(plane, "last-resort", &["--config", &volume.file()]);
     node.becomes_last_resort();
     assert!(node.taints().contains(&"virtual-kubelet.io/provider=azure:NoSchedule".to_owned()), "{:?}", node.taints());
-    let vms = plane.kubectl(&[
-        "get",
-        "nodes",
-        "-l",
-        "type!=virtual-kubelet",
-        "-o",
-        "jsonpath={.items[*].spec.taints[*].key}",
-    ]);
-    assert!(!vms.contains(TAINT), "VMs are left alone: {vms}");
+    let vms = plane.list("/api/v1/nodes?labelSelector=type!%3Dvirtual-kubelet");
+    assert!(vms.len() >= 3, "{vms:#?}");
+    assert!(!vms.iter().any(|vm| vm["spec"]["taints"].to_string().contains(TAINT)), "VMs are left alone: {vms:#?}");
     plane.kubectl(&["taint", "node", node.name, &format!("{TAINT}:PreferNoSchedule-")]);
     node.becomes_last_resort();
-    plane.kubectl(&["delete", "node", node.name]);
+    plane.delete_node(node.name);
     node.create_again();
     node.becomes_last_resort();
     // The list of taints belongs to whoever wrote it last, and others write to a node that is not Ready.
     eventually("the node to be written by our field manager", || {
         node.try_remove_taint();
         node.becomes_last_resort();
-        let managed = plane.kubectl(&["get", "node", node.name, "--show-managed-fields", "-o", "json"]);
-        managed.contains("spillway-controller").then_some(())
+        node.get()["metadata"]["managedFields"].to_string().contains("spillway-controller").then_some(())
     });
     assert!(controller.metric("spillway_actions_total{action=\"add_taint\",result=\"success\"}") >= 3);
     eventually("the event", || {
-        let events = plane.kubectl(&["get", "events.events.k8s.io", "--show-managed-fields", "-o", "json"]);
-        let events: Value = serde_json::from_str(&events).unwrap();
-        let mut events = events["items"].as_array().unwrap().iter();
+        let events = plane.events("default");
+        let mut events = events.iter();
         let is_it = |event: &&Value| event["reason"] == "LastResortTaint" && event["regarding"]["name"] == node.name;
         let event = events.find(is_it)?;
         assert_eq!(event["metadata"]["managedFields"][0]["manager"], "spillway-controller", "{event:#}");
@@ -216,16 +208,14 @@ fn a_webhook_that_strips_the_taint_is_named_and_not_fought() {
     let installed = Installed::new();
     let plane = installed.plane();
     let node = VirtualNode::create(plane, "last-resort-stripped");
-    plane.kubectl_with(&["apply", "-f", "-"], &stripping().to_string());
+    plane.create_or_replace(None, &stripping());
     eventually("the policy to be at work", || {
         plane.kubectl(&["taint", "--overwrite", "node", node.name, &format!("{TAINT}:PreferNoSchedule")]);
         (!node.is_last_resort()).then_some(())
     });
     let controller = Controller::start(plane, "last-resort-stripped", &[]);
     let told = || {
-        let events: Value =
-            serde_json::from_str(&plane.kubectl(&["get", "events.events.k8s.io", "-o", "json"])).unwrap();
-        let mut events = events["items"].as_array().unwrap().clone().into_iter();
+        let mut events = plane.events("default").into_iter();
         events.find(|event| event["reason"] == "TaintStripped" && event["regarding"]["name"] == node.name)
     };
     let event = eventually("the event", told);

@@ -39,14 +39,9 @@ fn deploy(namespace: &Namespace, replicas: u32, spec: &Value) {
     }));
 }
 
-fn pods(namespace: &Namespace) -> Vec<Value> {
-    let list: Value = serde_json::from_str(&namespace.kubectl(&["get", "pods", "-o", "json"], "")).unwrap();
-    list["items"].as_array().unwrap().clone()
-}
-
 /// The pods, once there are so many and this is true of all of them.
 fn all(namespace: &Namespace, count: usize, what: &str, is_so: impl Fn(&Value) -> bool) -> Vec<Value> {
-    eventually(what, || Some(pods(namespace)).filter(|pods| pods.len() == count && pods.iter().all(&is_so)))
+    eventually(what, || Some(namespace.pods()).filter(|pods| pods.len() == count && pods.iter().all(&is_so)))
 }
 
 fn is_on(pod: &Value, node: &str) -> bool {
@@ -60,12 +55,6 @@ fn ours(pod: &Value) -> usize {
 
 fn clock(pod: &Value) -> Option<&str> {
     pod["metadata"]["annotations"][SINCE].as_str()
-}
-
-fn events(namespace: &Namespace, reason: &str) -> Vec<Value> {
-    let list: Value =
-        serde_json::from_str(&namespace.kubectl(&["get", "events.events.k8s.io", "-o", "json"], "")).unwrap();
-    list["items"].as_array().unwrap().iter().filter(|event| event["reason"] == reason).cloned().collect()
 }
 
 #[test]
@@ -83,20 +72,9 @@ fn pods_that_no_vm_takes_in_time_go_to_virtual_nodes_and_their_owner_hears_of_it
         assert_eq!(ours(pod), 1, "{pod:#}");
         assert_eq!(pod["metadata"]["annotations"]["spillway.dev/added"], "toleration,affinity");
         let by_us = |entry: &Value| entry["manager"] == "spillway-controller";
-        let managers = plane.kubectl(&[
-            "-n",
-            &namespace.name,
-            "get",
-            "pod",
-            pod["metadata"]["name"].as_str().unwrap(),
-            "--show-managed-fields",
-            "-o",
-            "json",
-        ]);
-        let managers: Value = serde_json::from_str(&managers).unwrap();
-        assert!(managers["metadata"]["managedFields"].as_array().unwrap().iter().any(by_us), "one field manager");
+        assert!(pod["metadata"]["managedFields"].as_array().unwrap().iter().any(by_us), "one field manager");
     }
-    let told = eventually("the event", || Some(events(&namespace, "LateBurst")).filter(|events| !events.is_empty()));
+    let told = eventually("the event", || Some(namespace.events("LateBurst")).filter(|events| !events.is_empty()));
     assert_eq!(told[0]["regarding"]["kind"], "ReplicaSet", "{told:#?}");
     assert!(told.len() <= 2, "twelve pods of one owner are not twelve events: {told:#?}");
     assert_eq!(controller.metric("spillway_actions_total{action=\"burst\",result=\"success\"}"), 12);
@@ -114,9 +92,9 @@ fn pods_that_a_vm_takes_in_time_never_tolerate_virtual_nodes() {
     let room = json!({"cpu": "1000", "memory": "64Gi", "pods": "100"});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "late-vm"},
         "status": {"allocatable": room, "capacity": room}});
-    plane.kubectl_with(&["create", "-f", "-"], &node.to_string());
+    plane.create(&node);
     let there = all(&namespace, 3, "the pods to be on the VM", |pod| is_on(pod, "late-vm"));
-    plane.kubectl(&["delete", "node", "late-vm"]);
+    plane.delete_node("late-vm");
     assert!(there.iter().all(|pod| ours(pod) == 0), "{there:#?}");
 }
 
@@ -134,7 +112,7 @@ fn a_pod_that_a_scheduling_gate_has_held_does_not_overflow_at_once() {
     // The controller goes on meanwhile, and leaves the pod that is held alone.
     deploy(&other, 1, &json!({}));
     all(&other, 1, "another pod to overflow", |pod| is_on(pod, "virtualnode-0"));
-    let held = pods(&namespace).swap_remove(0);
+    let held = namespace.pods().swap_remove(0);
     assert_eq!((clock(&held), ours(&held)), (None, 0), "{held:#}");
     let name = held["metadata"]["name"].as_str().unwrap();
     let lifted = Instant::now();
@@ -182,15 +160,15 @@ fn a_namespace_that_has_opted_out_meanwhile_keeps_its_pods_from_virtual_nodes() 
     // Nobody acts while the namespaces change.
     first.signal("TERM");
     eventually("the first replica to end", || (!first.is_alive()).then_some(()));
-    plane.kubectl(&["label", "namespace", &out.name, "spillway.dev/burst-"]);
-    plane.kubectl(&["annotate", "namespace", &off.name, "spillway.dev/mode=off"]);
+    out.set_metadata(&json!({"labels": {"spillway.dev/burst": null}}));
+    off.set_metadata(&json!({"annotations": {"spillway.dev/mode": "off"}}));
     for namespace in [&out, &off, &stays] {
-        plane.kubectl(&["annotate", "--overwrite", "namespace", &namespace.name, "spillway.dev/late-after=1s"]);
+        namespace.set_metadata(&json!({"annotations": {"spillway.dev/late-after": "1s"}}));
     }
     let _second = Controller::start(plane, "late-out-second", &[]);
     all(&stays, 1, "the third pod to overflow", |pod| is_on(pod, "virtualnode-0"));
     for namespace in [&out, &off] {
-        assert_eq!(ours(&pods(namespace)[0]), 0);
+        assert_eq!(ours(&namespace.pods()[0]), 0);
     }
 }
 
@@ -218,7 +196,7 @@ fn what_an_autoscaler_says_puts_the_overflow_off_until_late_max() {
     }
     let is_promised = |pod: &Value| pod["metadata"]["name"] == promised;
     let after_one = eventually("the other pod to overflow", || {
-        let pods = pods(&namespace);
+        let pods = namespace.pods();
         pods.iter().any(|pod| !is_promised(pod) && is_on(pod, "virtualnode-0")).then_some(pods)
     });
     assert!(after_one.iter().all(|pod| !is_promised(pod) || ours(pod) == 0), "{after_one:#?}");
@@ -236,13 +214,13 @@ fn a_namespace_at_its_cap_overflows_no_further_and_is_told() {
     deploy(&namespace, 6, &json!({}));
     let capped = "spillway_late_pods{state=\"capped\"}";
     eventually("two pods to be held back", || (controller.metric(capped) == 2).then_some(()));
-    let told = eventually("the event", || events(&namespace, "LateWithheld").pop());
+    let told = eventually("the event", || namespace.events("LateWithheld").pop());
     assert!(told["note"].as_str().unwrap().contains("maxPods is 4"), "{told:#}");
-    let there = |node| pods(&namespace).iter().filter(|pod| is_on(pod, node)).count();
+    let there = |node| namespace.pods().iter().filter(|pod| is_on(pod, node)).count();
     eventually("four pods to be on the virtual node", || (there("virtualnode-0") == 4).then_some(()));
     // One goes, the next may come.
-    let gone = pods(&namespace).into_iter().find(|pod| is_on(pod, "virtualnode-0")).unwrap();
-    namespace.kubectl(&["delete", "pod", gone["metadata"]["name"].as_str().unwrap()], "");
+    let gone = namespace.pods().into_iter().find(|pod| is_on(pod, "virtualnode-0")).unwrap();
+    namespace.delete_pod(gone["metadata"]["name"].as_str().unwrap());
     eventually("a fifth to be let", || {
         (controller.metric("spillway_actions_total{action=\"burst\",result=\"success\"}") == 5).then_some(())
     });

@@ -16,7 +16,7 @@ const GRACE: Duration = Duration::from_secs(3);
 /// A webhook that is called and does not answer: nobody listens on this port.
 fn without_answer(plane: &ControlPlane) {
     let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, nobody));
+    plane.apply(&webhook_configuration(plane, nobody));
 }
 
 fn deploy(namespace: &Namespace, name: &str, replicas: u32, cpu: &str, changes: &Value) {
@@ -32,8 +32,9 @@ fn deploy(namespace: &Namespace, name: &str, replicas: u32, cpu: &str, changes: 
 }
 
 fn pods(namespace: &Namespace, app: &str) -> Vec<Value> {
-    let list = namespace.kubectl(&["get", "pods", "-l", &format!("app={app}"), "-o", "json"], "");
-    serde_json::from_str::<Value>(&list).unwrap()["items"].as_array().unwrap().clone()
+    let mut pods = namespace.pods();
+    pods.retain(|pod| pod["metadata"]["labels"]["app"] == app);
+    pods
 }
 
 fn decision(pod: &Value) -> Option<&str> {
@@ -46,12 +47,6 @@ fn all(namespace: &Namespace, app: &str, count: usize, what: &str, is_so: impl F
 
 fn has_node(pod: &Value) -> bool {
     pod["spec"]["nodeName"].is_string()
-}
-
-fn events(namespace: &Namespace, reason: &str) -> Vec<Value> {
-    let list = namespace.kubectl(&["get", "events.events.k8s.io", "-o", "json"], "");
-    let list: Value = serde_json::from_str(&list).unwrap();
-    list["items"].as_array().unwrap().iter().filter(|event| event["reason"] == reason).cloned().collect()
 }
 
 /// What `spillway explain --missed` ends with and prints.
@@ -70,7 +65,7 @@ fn pods_that_wait_are_decided_on_once_the_controller_sees_that_they_were_missed(
     // Created before the namespace opts in, so not missed.
     deploy(&late, "early", 1, "20", &json!({}));
     all(&late, "early", 1, "the pod to wait", |pod| !has_node(pod));
-    plane.kubectl(&["label", "namespace", &late.name, "spillway.dev/burst=enabled"]);
+    late.set_metadata(&json!({"labels": {"spillway.dev/burst": "enabled"}}));
     thread::sleep(GRACE);
     deploy(&shop, "web", 5, "20", &json!({}));
     deploy(&shop, "stays", 1, "20", &json!({"spec": {"hostNetwork": true}}));
@@ -89,7 +84,7 @@ fn pods_that_wait_are_decided_on_once_the_controller_sees_that_they_were_missed(
         decision(pod).is_some_and(|decision| decision.contains("HostNetwork"))
     });
     let told = eventually("the event", || {
-        events(&shop, "MissedPodHealed").into_iter().find(|event| {
+        shop.events("MissedPodHealed").into_iter().find(|event| {
             event["regarding"]["kind"] == "ReplicaSet" && event["note"].as_str().unwrap().contains("prefer")
         })
     });
@@ -116,7 +111,7 @@ fn pods_that_have_a_node_are_told_of_and_evicted_by_nobody_unless_that_is_asked_
         let count = |decision| controller.metric(&format!("spillway_missed_pods{{decision=\"{decision}\"}}"));
         (count("prefer") == 2 && count("stay") == 1).then_some(())
     });
-    let told = eventually("the events", || Some(events(&shop, "PodMissed")).filter(|events| events.len() == 2));
+    let told = eventually("the events", || Some(shop.events("PodMissed")).filter(|events| events.len() == 2));
     assert!(told.iter().all(|event| event["regarding"]["kind"] == "ReplicaSet"), "{told:#?}");
     let names = |pods: &[Value]| pods.iter().map(|pod| pod["metadata"]["name"].clone()).collect::<Vec<_>>();
     assert_eq!(names(&pods(&shop, "web")), names(&before));
@@ -160,7 +155,7 @@ fn where_it_is_asked_for_one_pod_of_an_owner_is_evicted_once_the_webhook_answers
     // A third makes the certificate, and is gone when the webhook answers: the second has nothing to wait for.
     let signer = Controller::start(plane, "missed-signer", &[]);
     let webhook = Webhook::start_self_managed(plane, "missed-evict-webhook", &[]).ready();
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    plane.apply(&webhook_configuration(plane, webhook.address));
     let trial = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "trial"},
         "spec": {"containers": [{"name": "c", "image": "registry.example/c"}]}});
     eventually("the webhook to answer", || decision(&shop.dry_run(&trial)).map(drop));
@@ -177,7 +172,7 @@ fn where_it_is_asked_for_one_pod_of_an_owner_is_evicted_once_the_webhook_answers
     assert!(controller.metric(&format!("{RESULT}\"success\"}}")) >= 1, "in other namespaces too");
     eventually("the budget to be met", || (controller.metric(&format!("{RESULT}\"blocked\"}}")) >= 1).then_some(()));
     assert!(pods(&shop, "held").iter().all(|pod| decision(pod).is_none()));
-    eventually("the event", || events(&shop, "MissedPodEvicted").pop());
+    eventually("the event", || shop.events("MissedPodEvicted").pop());
     let rounds = || controller.metric("spillway_reconciles_total{reconciler=\"missed\",result=\"success\"}");
     let (before, mut changes) = (rounds(), 0);
     eventually("more rounds", || {

@@ -38,7 +38,7 @@ fn every_metric_of_ours_in_alerts_and_dashboard_exists() {
     install(plane);
     let controller = Controller::start(plane, "monitored-controller", &[]);
     let webhook = Webhook::start_self_managed(plane, "monitored-webhook", &[]);
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    plane.apply(&webhook_configuration(plane, webhook.address));
     // What is counted by a reason of docs/reasons.md is not there before the first pod of its kind.
     let namespace = plane.namespace(Some("enabled"));
     let decision = |changes: Value| namespace.dry_run(&pod("monitored", &changes))["metadata"]["annotations"].clone();
@@ -64,12 +64,11 @@ fn no_key_and_no_token_is_logged_even_at_trace() {
     let flags = ["--log-level", "trace"];
     let controller = Controller::start(plane, "traced-controller", &flags);
     let webhook = Webhook::start_self_managed(plane, "traced-webhook", &flags);
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    plane.apply(&webhook_configuration(plane, webhook.address));
     let webhook = webhook.ready();
     eventually("the controller to lead", || controller.leads().then_some(()));
     let mut secrets = Vec::new();
-    let stored = plane.kubectl(&["-n", "spillway-system", "get", "secret", "spillway-ca", "-o", "json"]);
-    let stored: Value = serde_json::from_str(&stored).unwrap();
+    let stored = plane.get("/api/v1/namespaces/spillway-system/secrets/spillway-ca");
     let key = stored["data"]["tls.key"].as_str().unwrap();
     let pem = String::from_utf8(STANDARD.decode(key).unwrap()).unwrap();
     secrets.push(key.to_owned());
@@ -120,8 +119,9 @@ async fn every_metric_of_the_api_server_in_alerts_and_dashboard_exists() {
     assert!(create("garbage"), "what fails in the call itself is ignored");
     let names = asked_for("apiserver_");
     eventually("the API server's metrics", || {
-        let all = plane.kubectl(&["get", "--raw", "/metrics"]);
-        let ours: Vec<_> = all.lines().filter(|line| line.contains(r#"name="pods.spillway.dev""#)).collect();
+        let all = plane.get("/metrics");
+        let ours: Vec<_> =
+            all.as_str().unwrap().lines().filter(|line| line.contains(r#"name="pods.spillway.dev""#)).collect();
         let ours = ours.join("\n");
         names.is_subset(&offered(&ours)).then_some(())
     });

@@ -24,7 +24,7 @@ fn nodes() {
         "1000",
     ));
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
-    control_plane().kubectl_with(&["apply", "-f", "-"], &list.to_string());
+    control_plane().create_or_replace(None, &list);
     control_plane().nodes_are_ready("test=overflow");
 }
 
@@ -44,8 +44,7 @@ fn deploy(namespace: &Namespace) {
 /// How many pods are on VMs, on the virtual node, and found unschedulable, once every pod is one of these.
 fn placed(namespace: &Namespace) -> (usize, usize, usize) {
     eventually("30 pods to be placed or found unschedulable", || {
-        let list: Value = serde_json::from_str(&namespace.kubectl(&["get", "pods", "-o", "json"], "")).unwrap();
-        let pods = list["items"].as_array().unwrap();
+        let pods = namespace.pods();
         let on = |kind: &str| {
             pods.iter().filter(|pod| pod["spec"]["nodeName"].as_str().is_some_and(|node| node.contains(kind))).count()
         };

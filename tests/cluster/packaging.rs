@@ -2,7 +2,7 @@
 
 pub(crate) mod helm;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs, sync::OnceLock};
 
 use serde_json::{Value, json};
 
@@ -15,20 +15,16 @@ pub(crate) fn manifests(path: &str) -> String {
     format!("{ROOT}{path}")
 }
 
-/// Installs manifests/base, unless a test before has left it.
-pub(crate) fn install_base(plane: &ControlPlane) {
-    let there =
-        "validatingadmissionpolicybinding/spillway-webhook-configuration mutatingwebhookconfiguration/aci-spillway";
-    let there: Vec<_> = ["get"].into_iter().chain(there.split(' ')).collect();
-    if !plane.try_kubectl(&there, "").status.success() {
-        plane.kubectl(&["apply", "-k", &manifests("base")]);
-    }
+/// Returns the manifest of the webhook configuration.
+pub(crate) fn shipped_configuration() -> String {
+    fs::read_to_string(manifests("base/mutatingwebhookconfiguration.yaml")).unwrap()
 }
 
 /// What makes Spillway's objects disappear, whoever installed them. The namespace stays: it takes long to go.
 pub(crate) fn remove_everything(plane: &ControlPlane) {
     plane.try_helm(&["uninstall", "spillway", "--namespace", NAMESPACE, "--ignore-not-found"]);
-    let rendered = plane.kubectl(&["kustomize", &manifests("base")]);
+    static RENDERED: OnceLock<String> = OnceLock::new();
+    let rendered = RENDERED.get_or_init(|| plane.kubectl(&["kustomize", &manifests("base")]));
     let rest: Vec<_> = rendered.split("\n---\n").filter(|document| !document.contains("kind: Namespace\n")).collect();
     plane.kubectl_with(&["delete", "--ignore-not-found", "--wait", "-f", "-"], &rest.join("\n---\n"));
 }
@@ -203,10 +199,8 @@ fn the_api_server_takes_every_overlay_without_a_complaint() {
         let said = String::from_utf8_lossy(&applied.stderr);
         assert!(applied.status.success() && said.is_empty(), "{overlay}: {said}");
     }
-    let policies = ["get", "validatingadmissionpolicies", "-o", "json"];
     let policies = eventually("the expressions to be checked", || {
-        let policies: Value = serde_json::from_str(&plane.kubectl(&policies)).unwrap();
-        let items = policies["items"].as_array().unwrap().clone();
+        let items = plane.list("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies");
         items.iter().all(|policy| policy["status"]["typeChecking"].is_object()).then_some(items)
     });
     for policy in policies {

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, thread, time::Duration};
 
+use axum::http::Method;
 use serde_json::{Value, json};
 
 use crate::{
@@ -139,8 +140,8 @@ fn decision(webhook: &Webhook, namespace: &Namespace) -> String {
     answer["response"]["auditAnnotations"]["decision"].as_str().unwrap_or_default().to_owned()
 }
 
-fn opt_in(namespace: &Namespace, plane: &ControlPlane) {
-    plane.kubectl(&["label", "--overwrite", "namespace", &namespace.name, "spillway.dev/burst=enabled"]);
+fn opt_in(namespace: &Namespace, _: &ControlPlane) {
+    namespace.set_metadata(&json!({"labels": {"spillway.dev/burst": "enabled"}}));
 }
 
 fn is_decided(webhook: &Webhook, namespace: &Namespace) -> bool {
@@ -149,7 +150,8 @@ fn is_decided(webhook: &Webhook, namespace: &Namespace) -> bool {
 
 fn give_identity(namespace: &Namespace, plane: &ControlPlane) {
     opt_in(namespace, plane);
-    namespace.kubectl(&["annotate", "serviceaccount", "default", "azure.workload.identity/client-id=0"], "");
+    let annotations = json!({"azure.workload.identity/client-id": "0"});
+    namespace.patch("serviceaccounts/default", &json!({"metadata": {"annotations": annotations}}));
 }
 
 fn is_labelled(webhook: &Webhook, namespace: &Namespace) -> bool {
@@ -161,7 +163,7 @@ fn is_labelled(webhook: &Webhook, namespace: &Namespace) -> bool {
 fn add_first_generation(namespace: &Namespace, plane: &ControlPlane) {
     opt_in(namespace, plane);
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "first-generation", "labels": {"type": "virtual-kubelet"}}});
-    plane.kubectl_with(&["apply", "-f", "-"], &node.to_string());
+    plane.create_or_replace(None, &node);
 }
 
 fn stays_for_its_address(webhook: &Webhook, namespace: &Namespace) -> bool {
@@ -191,19 +193,29 @@ fn kubeconfig_with(plane: &ControlPlane, name: &str, rights: &[&Right]) -> PathB
     // Whoever may ask for this has all the others, too: the authorizer hears of a role after it was made.
     rules.push(json!({"nonResourceURLs": ["/known"], "verbs": ["get"]}));
     let group = "rbac.authorization.k8s.io";
-    let items = json!([
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": "default"}},
-        {"apiVersion": format!("{group}/v1"), "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules},
-        {"apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": name},
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}});
+    plane.create_in(Some("default"), &account);
+    let role_and_binding = [
+        json!({"apiVersion": format!("{group}/v1"), "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules}),
+        json!({"apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": name},
             "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": name},
-            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}]},
-    ]);
-    plane.kubectl_with(&["apply", "-f", "-"], &json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
-    let account = format!("--as=system:serviceaccount:default:{name}");
-    eventually("the rights to be known", || {
-        plane.try_kubectl(&["auth", "can-i", "get", "/known", &account], "").status.success().then_some(())
-    });
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}]}),
+    ];
+    for object in &role_and_binding {
+        plane.create(object);
+    }
+    let user = format!("system:serviceaccount:default:{name}");
+    eventually("the rights to be known", || may(plane, &user, "/known").then_some(()));
     plane.kubeconfig_for("default", name)
+}
+
+/// Returns whether the authorizer lets a user get a path that is no resource.
+fn may(plane: &ControlPlane, user: &str, path: &str) -> bool {
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+        "spec": {"user": user, "nonResourceAttributes": {"path": path, "verb": "get"}},
+    });
+    plane.create(&review)["status"]["allowed"] == true
 }
 
 fn is_ready(webhook: &Webhook) -> bool {
@@ -284,7 +296,7 @@ fn without_any_one_of_its_rights_the_webhook_lacks_something() {
             Some(Certificates | Identity | Overflow) | None => {}
         }
     }
-    plane.kubectl(&["delete", "node", "first-generation"]);
+    plane.delete_node("first-generation");
 }
 
 /// What a log says is forbidden, in the words of the API server.
@@ -300,15 +312,15 @@ fn complaints(log: &[Value]) -> BTreeSet<String> {
 
 /// Breaks the authority, so that it is replaced and told of: each time another event of the same kind.
 fn break_authority(plane: &ControlPlane) {
-    let garbage = r#"{"data":{"tls.key":"Z2FyYmFnZQ=="}}"#;
-    plane.try_kubectl(&["-n", "spillway-system", "patch", "secret", "spillway-ca", "-p", garbage], "");
+    let garbage = json!({"data": {"tls.key": "Z2FyYmFnZQ=="}});
+    let _ = plane.send(Method::PATCH, "/api/v1/namespaces/spillway-system/secrets/spillway-ca", &garbage);
 }
 
 #[test]
 fn without_any_one_of_its_rights_an_account_cannot_do_its_part_for_the_certificates() {
     let installed = Installed::new();
     let plane = installed.plane();
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
+    plane.apply(&webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
     let rights = rights(plane);
     let of = |account: &str| rights.iter().filter(|right| right.account == account).collect::<Vec<_>>();
     let (of_webhook, of_controller) = (of("spillway-webhook"), of("spillway-controller"));
@@ -357,7 +369,7 @@ fn without_any_one_of_its_rights_the_controller_cannot_check_identity_in_full() 
     let plane = watched.0.plane();
     let namespace = plane.namespace(None);
     // What makes it read everything: a webhook with a Service, and a pod with an identity binding.
-    plane.kubectl_with(&["apply", "-f", "-"], &azure_workload_identity().to_string());
+    plane.create_or_replace(None, &azure_workload_identity());
     namespace.identity("bound");
     let annotations = json!({"azure.workload.identity/use-identity-binding": "true"});
     namespace.create(&pod(
@@ -377,15 +389,11 @@ fn without_any_one_of_its_rights_the_controller_cannot_check_identity_in_full() 
         let expected = BTreeSet::from([format!("{} {}", right.verb, right.resource)]);
         eventually(&format!("{expected:?} to be missed"), || {
             // Another finding makes another report.
-            let key = format!("azure.workload.identity/client-id={}", std::process::id());
-            plane.try_kubectl(
-                &["-n", &namespace.name, "annotate", "--overwrite", "serviceaccount", "default", &key],
-                "",
-            );
-            plane.try_kubectl(
-                &["-n", &namespace.name, "annotate", "serviceaccount", "default", "azure.workload.identity/client-id-"],
-                "",
-            );
+            for client_id in [json!("1"), Value::Null] {
+                let path = format!("/api/v1/namespaces/{}/serviceaccounts/default", namespace.name);
+                let annotations = json!({"azure.workload.identity/client-id": client_id});
+                let _ = plane.send(Method::PATCH, &path, &json!({"metadata": {"annotations": annotations}}));
+            }
             (complaints(&controller.log()) == expected).then_some(())
         });
     }
@@ -410,7 +418,7 @@ fn missed_and_held(plane: &ControlPlane, namespace: &Namespace) -> Webhook {
     namespace.kubectl(&["rollout", "status", "deployment/held", "--timeout=60s"], "");
     let signer = Controller::start(plane, "overflow-rights-signer", &[]);
     let webhook = Webhook::start_self_managed(plane, "overflow-rights-webhook", &[]).ready();
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, webhook.address));
+    plane.apply(&webhook_configuration(plane, webhook.address));
     eventually("the webhook to answer", || {
         namespace.dry_run(&pod("trial", &json!({})))["metadata"]["annotations"]["spillway.dev/decision"]
             .as_str()
@@ -426,7 +434,7 @@ fn without_any_one_of_its_rights_the_controller_cannot_keep_overflow_in_order() 
     const STRANGE: &str = "overflow-rights";
     let installed = Installed::new();
     let plane = installed.plane();
-    plane.kubectl_with(&["apply", "-f", "-"], &webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
+    plane.apply(&webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
     let (missed, late) = (plane.namespace(Some("enabled")), {
         plane.annotated_namespace(Some("autoscaled"), &json!({"spillway.dev/late-after": "0s"}))
     });
@@ -447,8 +455,8 @@ fn without_any_one_of_its_rights_the_controller_cannot_keep_overflow_in_order() 
     };
     let whole = controller("overflow-rights-all", &of_controller);
     eventually("everything to be done", || {
-        let node = late.kubectl(&["get", "pod", "overflow-rights-all", "-o", "jsonpath={.spec.nodeName}"], "");
-        let taints = plane.kubectl(&["get", "node", STRANGE, "-o", "jsonpath={.spec.taints}"]);
+        let node = late.pod("overflow-rights-all")["spec"]["nodeName"].clone();
+        let taints = plane.get(&format!("/api/v1/nodes/{STRANGE}"))["spec"]["taints"].to_string();
         let is_blocked = whole.metric(&format!("{TRIED}\"blocked\"}}")) > 0;
         (node == "virtualnode-0" && taints.contains("last-resort") && is_blocked).then_some(())
     });
@@ -471,5 +479,5 @@ fn without_any_one_of_its_rights_the_controller_cannot_keep_overflow_in_order() 
             is_missed.then_some(())
         });
     }
-    plane.kubectl(&["delete", "node", STRANGE]);
+    plane.delete_node(STRANGE);
 }

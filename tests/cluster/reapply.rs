@@ -57,7 +57,7 @@ fn a_replaced_pod_keeps_what_it_was_given() {
     let namespace = control_plane().namespace(Some("high-scale"));
     namespace.create(&opinionated());
     let mut created = eventually("the pod to be bound", || {
-        let pod: Value = serde_json::from_str(&namespace.kubectl(&["get", "pod", "web", "-o", "json"], "")).unwrap();
+        let pod = namespace.pod("web");
         pod["spec"]["nodeName"].is_string().then_some(pod)
     });
     // A replacement drops our annotations as well: the record in the old object counts.

@@ -12,12 +12,10 @@ use crate::{
 
 /// The nodes of a component's running pods.
 fn nodes_of(plane: &ControlPlane, component: &str) -> Vec<String> {
-    let selector = format!("app.kubernetes.io/name=spillway,app.kubernetes.io/component={component}");
-    let pods = plane.kubectl(&["-n", NAMESPACE, "get", "pods", "-l", &selector, "-o", "json"]);
-    let pods: Value = serde_json::from_str(&pods).unwrap();
-    let items = pods["items"].as_array().unwrap().iter();
+    let selector = format!("app.kubernetes.io/name%3Dspillway,app.kubernetes.io/component%3D{component}");
+    let pods = plane.list(&format!("/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={selector}"));
     let living =
-        items.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] == "Running");
+        pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] == "Running");
     living.map(|pod| pod["spec"]["nodeName"].as_str().unwrap().to_owned()).collect()
 }
 
@@ -36,10 +34,9 @@ fn open_virtual_node(plane: &ControlPlane) {
             "kubernetes.io/hostname": "virtual-open", "kubernetes.io/os": "linux", "type": "virtual-kubelet"}},
         "status": {"capacity": room, "allocatable": room},
     });
-    plane.kubectl_with(&["apply", "-f", "-"], &node.to_string());
+    plane.create_or_replace(None, &node);
     eventually("the virtual node to be ready", || {
-        let taints = plane.kubectl(&["get", "node", "virtual-open", "-o", "jsonpath={.spec.taints}"]);
-        taints.is_empty().then_some(())
+        plane.get("/api/v1/nodes/virtual-open")["spec"]["taints"].is_null().then_some(())
     });
 }
 
@@ -68,12 +65,12 @@ fn the_shipped_pods_run_under_restricted_pod_security_on_vms() {
         }
     }
     eventually("the disruption budget to allow one eviction at a time", || {
-        let budget = ["-n", NAMESPACE, "get", "poddisruptionbudget", "spillway-webhook", "-o", "json"];
-        let budget: Value = serde_json::from_str(&plane.kubectl(&budget)).unwrap();
+        let budget =
+            plane.get(&format!("/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets/spillway-webhook"));
         (budget["status"]["disruptionsAllowed"] == 1 && budget["status"]["expectedPods"] == 2).then_some(())
     });
     remove_everything(plane);
-    plane.kubectl(&["delete", "node", "virtual-open"]);
+    plane.delete_node("virtual-open");
 }
 
 #[test]
@@ -100,5 +97,5 @@ fn highly_available_means_a_node_for_each_replica_through_a_rollout_too() {
     let classes = plane.kubectl(&["-n", NAMESPACE, "get", "pods", "-o", "jsonpath={.items[*].spec.priorityClassName}"]);
     assert!(classes.split(' ').all(|class| class == "system-cluster-critical"), "{classes}");
     remove_everything(plane);
-    plane.kubectl(&["delete", "node", "virtual-open"]);
+    plane.delete_node("virtual-open");
 }

@@ -24,7 +24,7 @@ fn nodes(test: &str) {
     let labels = json!({"test": test, "type": "virtual-kubelet", "virtualization": "virtualnode2"});
     items.push(node(format!("{test}-virtual"), labels, taints, "1000"));
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
-    control_plane().kubectl_with(&["apply", "-f", "-"], &list.to_string());
+    control_plane().create_or_replace(None, &list);
     control_plane().nodes_are_ready(&format!("test={test}"));
 }
 
@@ -44,8 +44,7 @@ fn deploy(namespace: &Namespace, test: &str, replicas: u32, annotations: &Value)
 /// The pods, once there are so many and all of them run.
 fn running(namespace: &Namespace, count: usize) -> Vec<Value> {
     eventually("the pods to run", || {
-        let list: Value = serde_json::from_str(&namespace.kubectl(&["get", "pods", "-o", "json"], "")).unwrap();
-        let pods = list["items"].as_array().unwrap().clone();
+        let pods = namespace.pods();
         let is_there = pods.len() == count && pods.iter().all(|pod| pod["status"]["phase"] == "Running");
         is_there.then_some(pods)
     })

@@ -15,7 +15,7 @@ use proptest::{
     test_runner::TestRunner,
 };
 use serde_json::{Value, json};
-use spillway::pod::{NodeView, Pod, Taint, from_json};
+use spillway::pod::{NodeView, Pod, Taint};
 
 use crate::harness::control_plane;
 
@@ -112,7 +112,7 @@ fn manifest(name: &str, shape: &Value, node: &str) -> Value {
 /// What Spillway thinks.
 fn may_go(manifest: &Value, node: &Node) -> bool {
     let text = manifest.to_string();
-    let pod: Pod<'_> = from_json(&text).unwrap();
+    let pod: Pod<'_> = serde_json::from_str(&text).unwrap();
     let view = NodeView { name: &node.name, labels: &node.labels };
     let tolerated =
         node.taints.iter().filter(|(_, _, effect)| *effect != "PreferNoSchedule").all(|(key, value, effect)| {
@@ -141,14 +141,8 @@ fn create_nodes(runner: &mut TestRunner) -> Vec<Node> {
                 "spec": {"taints": taints}, "status": {"allocatable": room, "capacity": room}})
         })
         .collect();
-    control_plane()
-        .kubectl_with(&["apply", "-f", "-"], &json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
-    let not_ready = || {
-        control_plane()
-            .kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.taints[*].key}"])
-            .contains("not-ready")
-    };
-    crate::harness::eventually("the nodes to be ready", || (!not_ready()).then_some(()));
+    control_plane().create_or_replace(None, &json!({"items": items}));
+    control_plane().nodes_are_ready("");
     nodes
 }
 

@@ -19,25 +19,26 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{ControlPlane, sandbox, spillway_command},
-    packaging::install_base,
+    harness::{self, ControlPlane, sandbox, spillway_command},
+    packaging::shipped_configuration,
 };
 
 const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/base");
 const KIND: &str = "mutatingwebhookconfiguration";
 const NAME: &str = "aci-spillway";
+const CONFIGURATION: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/aci-spillway";
+const COPY: &str = "/api/v1/namespaces/spillway-system/configmaps/spillway-switched-off";
 
 /// Spillway installed anew in this way, with what else writes to the configuration: the bundle, and somebody's label.
 fn install(plane: &ControlPlane, how: &[&str]) {
-    install_base(plane);
-    plane.kubectl(&["delete", KIND, NAME, "--ignore-not-found"]);
-    let configuration = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/base/mutatingwebhookconfiguration.yaml");
-    let named = std::fs::read_to_string(configuration).unwrap().replace(
+    harness::install(plane);
+    plane.delete(CONFIGURATION);
+    let named = shipped_configuration().replace(
         "  name: aci-spillway\n",
         "  name: aci-spillway\n  labels: {app.kubernetes.io/name: spillway}\n", // as kustomize does
     );
     plane.kubectl_with(&[&["apply", "-f", "-"], how].concat(), &named);
-    plane.kubectl(&["-n", "spillway-system", "delete", "configmap", "spillway-switched-off", "--ignore-not-found"]);
+    plane.delete(COPY);
     let bundle = r#"[{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": "YQ=="}]"#;
     plane.kubectl(&["patch", KIND, NAME, "--type=json", "--patch", bundle, "--field-manager=spillway-controller"]);
     plane.kubectl(&["label", KIND, NAME, "example.com/team=a"]);
@@ -46,15 +47,11 @@ fn install(plane: &ControlPlane, how: &[&str]) {
 }
 
 fn live(plane: &ControlPlane) -> Option<Value> {
-    let text = plane.kubectl(&["get", KIND, NAME, "-o", "json", "--ignore-not-found", "--show-managed-fields"]);
-    (!text.is_empty()).then(|| serde_json::from_str(&text).unwrap())
+    plane.find(CONFIGURATION)
 }
 
 fn stored(plane: &ControlPlane) -> Option<Value> {
-    let args =
-        ["-n", "spillway-system", "get", "configmap", "spillway-switched-off", "-o", "json", "--ignore-not-found"];
-    let text = plane.kubectl(&args);
-    (!text.is_empty()).then(|| serde_json::from_str(&text).unwrap())
+    plane.find(COPY)
 }
 
 /// What must survive, and who owns which field.
@@ -140,7 +137,7 @@ fn on_without_a_copy_says_what_to_do() {
     let turn = sandbox();
     let plane = turn.plane;
     install(plane, &[]);
-    plane.kubectl(&["delete", KIND, NAME]);
+    plane.delete(CONFIGURATION);
     expect(plane, &["on"], 2, &["nothing to put back", "kubectl apply -k manifests/base"]);
     expect(plane, &["off"], 0, &["Already off", "no copy", "apply the manifests"]);
 }

@@ -1,5 +1,6 @@
 //! Virtual nodes that nobody runs, or that are not what the configuration takes them for.
 
+use axum::http::Method;
 use serde_json::{Value, json};
 
 use crate::{
@@ -19,7 +20,7 @@ pub(crate) fn virtual_node(plane: &ControlPlane, name: &str, taint: &str) {
     let room = json!({"cpu": "100", "memory": "1Ti", "pods": "200"});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels},
         "spec": {"taints": taints}, "status": {"allocatable": room, "capacity": room}});
-    plane.kubectl_with(&["apply", "-f", "-"], &node.to_string());
+    plane.create(&node);
 }
 
 fn infrastructure(plane: &ControlPlane, name: &str) {
@@ -27,18 +28,23 @@ fn infrastructure(plane: &ControlPlane, name: &str) {
         "spec": {"nodeName": "vm-1", "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false,
             "containers": [{"name": "c", "image": "registry.example/c"}]}});
     eventually("the service account of the namespace", || {
-        plane.try_kubectl(&["apply", "-f", "-"], &pod.to_string()).status.success().then_some(())
+        plane.send(Method::POST, "/api/v1/namespaces/default/pods", &pod).ok().map(drop)
     });
 }
 
+/// Removes a virtual node and its pod.
+fn remove(plane: &ControlPlane, name: &str) {
+    plane.delete_node(name);
+    plane.delete(&format!("/api/v1/namespaces/default/pods/{name}?gracePeriodSeconds=0"));
+}
+
 fn node(plane: &ControlPlane, name: &str) -> Value {
-    serde_json::from_str(&plane.kubectl(&["get", "node", name, "-o", "json"])).unwrap()
+    plane.get(&format!("/api/v1/nodes/{name}"))
 }
 
 fn told(plane: &ControlPlane, reason: &str) -> Vec<String> {
-    let list = plane.kubectl(&["get", "events.events.k8s.io", "-A", "-o", "json"]);
-    let list: Value = serde_json::from_str(&list).unwrap();
-    let events = list["items"].as_array().unwrap().iter().filter(|event| event["reason"] == reason);
+    let events = plane.list("/apis/events.k8s.io/v1/events");
+    let events = events.iter().filter(|event| event["reason"] == reason);
     events.map(|event| event["regarding"]["name"].as_str().unwrap().to_owned()).collect()
 }
 
@@ -68,8 +74,7 @@ fn a_virtual_node_that_nobody_runs_is_told_of_cordoned_and_uncordoned_when_it_is
     };
     eventually("the node to be open", || is_back(&node(plane, "ghost-0")).then_some(()));
     for name in ["ghost-0", "ghost-1"] {
-        plane.kubectl(&["delete", "node", name]);
-        plane.kubectl(&["delete", "pod", name, "--now"]);
+        remove(plane, name);
     }
 }
 
@@ -79,7 +84,8 @@ fn what_keeps_overflow_from_working_well_is_told_of() {
     let plane = installed.plane();
     virtual_node(plane, "strange-0", "azure.com/aci");
     infrastructure(plane, "strange-0");
-    plane.kubectl(&["-n", "kube-system", "create", "configmap", "cluster-autoscaler-status"]);
+    let status = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cluster-autoscaler-status"}});
+    plane.create_in(Some("kube-system"), &status);
     let (prefer, late) = (plane.namespace(Some("enabled")), plane.namespace(Some("autoscaled")));
     let controller = Controller::start(plane, "advice", &[]);
     eventually("the strange taint to be told of", || {
@@ -88,9 +94,8 @@ fn what_keeps_overflow_from_working_well_is_told_of() {
     eventually("the autoscaler to be told of", || told(plane, "PreferDrainsVMs").contains(&prefer.name).then_some(()));
     assert!(!told(plane, "PreferDrainsVMs").contains(&late.name));
     assert_eq!(controller.metric("spillway_virtual_node_problems{problem=\"taint_not_tolerated\"}"), 1);
-    plane.kubectl(&["-n", "kube-system", "delete", "configmap", "cluster-autoscaler-status"]);
-    plane.kubectl(&["delete", "node", "strange-0"]);
-    plane.kubectl(&["delete", "pod", "strange-0", "--now"]);
+    plane.delete("/api/v1/namespaces/kube-system/configmaps/cluster-autoscaler-status");
+    remove(plane, "strange-0");
 }
 
 #[test]

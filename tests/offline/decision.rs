@@ -6,7 +6,7 @@ use spillway::{
     burst::{self, Facts, ServiceAccount, Verdict},
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
-    pod::{Pod, from_json},
+    pod::Pod,
 };
 
 use crate::generated_pods::{Allow, lost, pod};
@@ -15,7 +15,7 @@ use crate::generated_pods::{Allow, lost, pod};
 /// the pod with the patch applied by an implementation of RFC 6902 that is not ours.
 fn decide_in(mode: &str, pod: &Value, profile: &str, account: ServiceAccount) -> (Verdict, Option<Value>, Value) {
     let (text, configuration) = (pod.to_string(), Configuration::default());
-    let view: Pod<'_> = from_json(&text).unwrap();
+    let view: Pod<'_> = serde_json::from_str(&text).unwrap();
     let namespace = Overrides::read([("spillway.dev/mode", mode)].into_iter());
     let settings = configuration.settings(profile, &namespace, &Overrides::read(view.annotations()));
     let labels = [("type", "virtual-kubelet"), ("virtualization", "virtualnode2"), ("kubernetes.io/os", "linux")];
@@ -137,7 +137,7 @@ proptest! {
             }
         }
         let (new_text, old_text, configuration) = (new.to_string(), old.to_string(), Configuration::default());
-        let (new_view, old_view) = (from_json(&new_text).unwrap(), from_json(&old_text).unwrap());
+        let (new_view, old_view) = (serde_json::from_str(&new_text).unwrap(), serde_json::from_str(&old_text).unwrap());
         if let Some(patch) = burst::restore(&new_view, &old_view, &configuration.virtual_nodes) {
             json_patch::patch(&mut new, &patch).unwrap();
         }
@@ -257,7 +257,7 @@ fn admitted(configuration: &str, pod: &Value) -> Value {
     let text = format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{configuration}\n");
     let configuration = spillway::config::parse(&text).unwrap();
     let json = pod.to_string();
-    let view: Pod<'_> = from_json(&json).unwrap();
+    let view: Pod<'_> = serde_json::from_str(&json).unwrap();
     let none = Overrides::default();
     let settings = configuration.settings("high-scale", &none, &none);
     let decision = burst::decide(&view, &settings, &Facts::only(ServiceAccount::Unknown));

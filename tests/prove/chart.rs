@@ -23,8 +23,11 @@ const VMS: RGBColor = RGBColor(0x2b, 0x6c, 0xb0);
 const VIRTUAL: RGBColor = RGBColor(0xed, 0x89, 0x36);
 const WAITING: RGBColor = RGBColor(0xa0, 0xae, 0xc0);
 
+/// The name and the colour of a layer, and what it shows.
+type Layer = (&'static str, RGBColor, fn(Counts) -> usize);
+
 /// The layers from the back to the front: each covers what is below it.
-const LAYERS: [(&str, RGBColor, fn(Counts) -> usize); 3] = [
+const LAYERS: [Layer; 3] = [
     ("waiting", WAITING, Counts::total),
     ("on the virtual node", VIRTUAL, |counts| counts.vms + counts.virtual_nodes),
     ("on VMs", VMS, |counts| counts.vms),

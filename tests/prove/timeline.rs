@@ -86,7 +86,9 @@ impl Timeline {
                 let follow = async {
                     let mut events = std::pin::pin!(watcher(pods, Config::default()));
                     while let Some(event) = events.next().await {
-                        event.into_iter().for_each(|event| lock(&log).take(event));
+                        if let Ok(event) = event {
+                            lock(&log).take(event);
+                        }
                     }
                 };
                 tokio::select! {

@@ -10,7 +10,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 use crate::{
     background::again_after_panic,
     config::Identity,
-    controller::changes,
+    controller::watch_changes,
     credentials::{Source, Sources, Wanted, configured, custom_resources::CustomResources, merged},
     identity::{azure::Azure, seen::ServiceAccount},
     telemetry::Causes,
@@ -157,7 +157,7 @@ async fn follow_custom_resources(
             time::sleep(DISCOVERY).await;
             continue;
         };
-        let mut changes = changes("custom resources", resources.watch()).chain(stream::pending());
+        let mut changes = watch_changes("custom resources", resources.watch()).chain(stream::pending());
         let until = time::Instant::now() + DISCOVERY;
         while time::Instant::now() < until {
             let wanted_now = wanted.borrow().clone().unwrap_or_default();

@@ -95,7 +95,7 @@ pub(super) async fn run(context: &Context) {
             tracing::info!("identity is not checked: it is switched off");
             another.await;
         }
-        context.metrics.identity.forget();
+        context.metrics.identity.reset();
     }
 }
 

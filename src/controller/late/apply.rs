@@ -4,17 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, jsonptr::PointerBuf};
 use k8s_openapi::{api::core::v1::Namespace, jiff::Timestamp};
-use kube::{Api, api::Patch};
+use kube::Api;
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
     super::{
-        Context, guarded, is_unanswered,
-        pauses::Pauses,
-        pods::{PodError, together, write},
+        Context,
+        events::EventKind,
+        pods::{PodError, apply_all, patch_pod},
         reconcile::Outcome,
-        tally::Happening,
     },
     LateError,
     plan::{ClockStart, DuePod},
@@ -23,19 +22,21 @@ use crate::{
     burst::UNSCHEDULABLE_SINCE,
     cluster,
     config::{Configuration, DISABLED, Mode},
+    kubernetes::{Backoff, is_unanswered},
     telemetry::Causes,
 };
 
-const BURST: Happening = Happening::done("LateBurst");
+const BURST: EventKind = EventKind::action("LateBurst");
 
 /// Records since when pods have been unschedulable.
 pub(super) async fn start_clocks(
     context: &Context,
     clocks: Vec<ClockStart>,
-    pauses: &mut Pauses,
+    backoff: &mut Backoff,
 ) -> Result<Outcome, LateError> {
     let start = async |clock: ClockStart| {
-        let outcome = write(context, &clock.name, "start_clock", &Patch::Json(clock_patch(&clock))).await?;
+        let patch = clock_patch(clock.since);
+        let outcome = patch_pod(context, &clock.name, &clock.resource_version, "start_clock", patch).await?;
         if outcome == Outcome::Changed {
             let (ClockStart { since, .. }, (namespace, name)) = (&clock, &clock.name);
             tracing::debug!(namespace, pod = name, %since, "pod is unschedulable for the first time");
@@ -43,15 +44,15 @@ pub(super) async fn start_clocks(
         Ok(outcome)
     };
     let writes = clocks.into_iter().map(|clock| (clock.uid.clone(), start(clock)));
-    Ok(together(writes.collect(), pauses).await?)
+    Ok(apply_all(writes.collect(), backoff).await?)
 }
 
 /// Records the time in whole seconds, as the API server counts. The pod has annotations: the decision is one.
-fn clock_patch(clock: &ClockStart) -> JsonPatch {
-    let since = Timestamp::from_second(clock.since.as_second()).unwrap_or(clock.since);
+fn clock_patch(since: Timestamp) -> JsonPatch {
+    let since = Timestamp::from_second(since.as_second()).unwrap_or(since);
     let path = PointerBuf::from_tokens(["metadata", "annotations", UNSCHEDULABLE_SINCE]);
     let add = AddOperation { path, value: json!(since.to_string()) };
-    guarded(&clock.resource_version, JsonPatch(vec![PatchOperation::Add(add)]))
+    JsonPatch(vec![PatchOperation::Add(add)])
 }
 
 /// Gives the toleration to pods whose namespaces are still in mode `late`. Reads the namespaces again: the watch may be behind.
@@ -59,12 +60,12 @@ pub(super) async fn apply_tolerations(
     context: &Context,
     configuration: &Configuration,
     pods: Vec<DuePod>,
-    pauses: &mut Pauses,
+    backoff: &mut Backoff,
 ) -> Result<Outcome, LateError> {
     let namespaces = &read_namespaces(context, &pods).await?;
     let (pods, unread): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| namespaces.contains_key(&pod.name.0));
     for pod in unread {
-        pauses.tries(&pod.uid, Instant::now());
+        backoff.start(&pod.uid, Instant::now());
     }
     let apply = async |pod: DuePod| {
         let namespace = namespaces.get(&pod.name.0).and_then(Option::as_ref);
@@ -78,17 +79,16 @@ pub(super) async fn apply_tolerations(
         apply_toleration(context, pod).await
     };
     let writes = pods.into_iter().map(|pod| (pod.uid.clone(), apply(pod)));
-    Ok(together(writes.collect(), pauses).await?)
+    Ok(apply_all(writes.collect(), backoff).await?)
 }
 
 async fn apply_toleration(context: &Context, pod: DuePod) -> Result<Outcome, PodError> {
-    let patch = Patch::Json(guarded(&pod.resource_version, pod.patch));
-    let outcome = write(context, &pod.name, "burst", &patch).await?;
+    let outcome = patch_pod(context, &pod.name, &pod.resource_version, "burst", pod.patch).await?;
     if outcome == Outcome::Changed {
         let ((namespace, name), seconds) = (&pod.name, pod.waited.as_secs());
         tracing::info!(namespace, pod = name, waited_seconds = seconds, "pod may go to virtual nodes now");
         let note = format!("pod {name} may go to virtual nodes now: no VM has taken it for {seconds} s");
-        context.tally.note(pod.owner, BURST, note);
+        context.event_aggregator.record(pod.owner, BURST, note);
     }
     Ok(outcome)
 }
@@ -131,17 +131,17 @@ mod tests {
 
     use super::{
         super::{
-            super::{events::Events, tally::Tally},
+            super::events::{EventAggregator, EventRecorder},
             testing::{Cluster, unchanged},
         },
         *,
     };
-    use crate::{burst::DECISION, telemetry::ControllerMetrics};
+    use crate::{burst::DECISION, kubernetes::conditional_patch, telemetry::ControllerMetrics};
 
     #[test]
     fn a_clock_is_written_to_the_observed_version_only() {
         let clock = Cluster::new().pod("shop", "new", None, unchanged).plan().clock_starts.swap_remove(0);
-        let patch = clock_patch(&clock);
+        let patch = conditional_patch(&clock.resource_version, clock_patch(clock.since));
         let mut pod = json!({"metadata": {"resourceVersion": "7", "annotations": {DECISION: "late"}}});
         let expected = json!({"metadata": {"resourceVersion": "7",
             "annotations": {DECISION: "late", UNSCHEDULABLE_SINCE: "2026-01-01T12:00:00Z"}}});
@@ -156,8 +156,8 @@ mod tests {
     async fn a_namespace_is_read_again_before_its_pods_may_go() {
         for (label, mode, expected) in [
             ("autoscaled", "late", Outcome::Changed),
-            ("disabled", "late", Outcome::Right),
-            ("autoscaled", "off", Outcome::Right),
+            ("disabled", "late", Outcome::UpToDate),
+            ("autoscaled", "off", Outcome::UpToDate),
         ] {
             let answer = move |request: http::Request<Body>| async move {
                 let metadata = json!({"name": "shop", "labels": {"spillway.dev/burst": label}, "annotations": {"spillway.dev/mode": mode}});
@@ -173,12 +173,12 @@ mod tests {
                 client: client.clone(),
                 namespace: "spillway-system".to_owned(),
                 configuration: tokio::sync::watch::Sender::new(Arc::default()).subscribe(),
-                events: Events::new(client, "test"),
-                tally: Tally::default(),
+                events: EventRecorder::new(client, "test"),
+                event_aggregator: EventAggregator::default(),
                 metrics: ControllerMetrics::default(),
             };
             let due = Cluster::new().pod("shop", "p", Some(900), unchanged).plan().due;
-            let outcome = apply_tolerations(&context, &Configuration::default(), due, &mut Pauses::default()).await;
+            let outcome = apply_tolerations(&context, &Configuration::default(), due, &mut Backoff::default()).await;
             assert_eq!(outcome.unwrap(), expected, "{label} {mode}");
         }
     }

@@ -23,18 +23,17 @@ use self::{
     plan::{MIN_ROUND_INTERVAL, Observation, Plan, plan},
 };
 use super::{
-    Context, each,
+    Context, changes_of,
+    events::EventKind,
     observed::Observed,
-    pauses::Pauses,
     pods::PodError,
-    reconcile::{Alarm, Outcome, repeat},
-    tally::Happening,
+    reconcile::{Outcome, Requeue, run_rounds},
 };
-use crate::{cluster::Cluster, config::Configuration};
+use crate::{cluster::Cluster, config::Configuration, kubernetes::Backoff};
 
 const RECONCILER: &str = "late";
 
-const WITHHELD: Happening = Happening::wrong("LateWithheld");
+const WITHHELD: EventKind = EventKind::problem("LateWithheld");
 
 /// How long a VM that has just become Ready counts as on its way: the scheduler needs a moment to place pods on it.
 const SETTLING: Duration = Duration::from_secs(15);
@@ -50,11 +49,11 @@ enum LateError {
 
 /// Runs rounds until it is dropped.
 pub(super) async fn run(context: &Context, observed: &Observed, cluster: &Cluster) {
-    let alarm = Alarm::default();
-    let changes = [each(observed.waiting.clone()), each(context.configuration.clone()), alarm.rings()];
+    let requeue = Requeue::default();
+    let changes = [changes_of(observed.waiting.clone()), changes_of(context.configuration.clone()), requeue.due()];
     let mut memory = Memory::default();
-    let round = async || round(context, observed, cluster, &alarm, &mut memory).await;
-    Box::pin(repeat(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
+    let round = async || round(context, observed, cluster, &requeue, &mut memory).await;
+    Box::pin(run_rounds(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
 /// State that is kept between rounds. A new leader starts without it.
@@ -63,31 +62,32 @@ struct Memory {
     /// When pods last got the toleration.
     last_applied: Option<Instant>,
     in_flight: InFlight,
-    pauses: Pauses,
+    /// Pods whose last write failed.
+    backoff: Backoff,
 }
 
 async fn round(
     context: &Context,
     observed: &Observed,
     cluster: &Cluster,
-    alarm: &Alarm,
+    requeue: &Requeue,
     memory: &mut Memory,
 ) -> Result<Outcome, LateError> {
     let configuration = context.configuration.borrow().clone();
-    let Some(plan) = observe_and_plan(&configuration, observed, cluster, memory) else { return Ok(Outcome::Early) };
+    let Some(plan) = observe_and_plan(&configuration, observed, cluster, memory) else { return Ok(Outcome::NotSynced) };
     context.metrics.overflow.late(plan.counts);
     for withheld in plan.withheld.into_values() {
-        context.tally.note(withheld.owner, WITHHELD, withheld.note);
+        context.event_aggregator.record(withheld.owner, WITHHELD, withheld.note);
     }
-    let clocks = start_clocks(context, plan.clock_starts, &mut memory.pauses).await?;
+    let clocks = start_clocks(context, plan.clock_starts, &mut memory.backoff).await?;
     if !plan.due.is_empty() {
         memory.last_applied = Some(Instant::now());
         memory.in_flight.extend(plan.due.iter().map(|pod| pod.name.clone()));
     }
-    let tolerations = apply_tolerations(context, &configuration, plan.due, &mut memory.pauses).await?;
+    let tolerations = apply_tolerations(context, &configuration, plan.due, &mut memory.backoff).await?;
     // Some writes of this round may have failed, and their pods back off now.
-    if let Some(next) = plan.requeue_after.into_iter().chain(memory.pauses.next(Instant::now())).min() {
-        alarm.set(next);
+    if let Some(next) = plan.requeue_after.into_iter().chain(memory.backoff.next_expiry(Instant::now())).min() {
+        requeue.after(next);
     }
     Ok(if clocks == Outcome::Changed { clocks } else { tolerations })
 }
@@ -96,11 +96,11 @@ fn observe_and_plan(
     configuration: &Configuration,
     observed: &Observed,
     cluster: &Cluster,
-    Memory { last_applied, in_flight, pauses }: &mut Memory,
+    Memory { last_applied, in_flight, backoff }: &mut Memory,
 ) -> Option<Plan> {
     let (waiting, on_virtual) = (observed.waiting.borrow(), observed.on_virtual.borrow());
     let instant = Instant::now();
-    pauses.retain(waiting.values().map(|pod| pod.owned.uid.as_str()));
+    backoff.retain(waiting.values().map(|pod| pod.owned.uid.as_str()));
     in_flight.update(&waiting, &on_virtual, instant);
     plan(&Observation {
         now: Timestamp::now(),
@@ -112,7 +112,7 @@ fn observe_and_plan(
         on_virtual: &on_virtual,
         in_flight,
         scale_up_signals: &observed.coming.borrow(),
-        pauses,
+        backoff,
         may_apply: last_applied.is_none_or(|last| instant.duration_since(last) >= MIN_ROUND_INTERVAL),
     })
 }

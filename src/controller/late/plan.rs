@@ -9,7 +9,6 @@ use tokio::time::Instant;
 use super::{
     super::{
         observed::{Kept, Name, Node, OnVirtual, Waiting, are_known},
-        pauses::Pauses,
         taints::FULL,
     },
     in_flight::{IN_FLIGHT_GRACE, InFlight},
@@ -20,6 +19,7 @@ use crate::{
     burst::{self, DECISION},
     cluster::Snapshot,
     config::{Configuration, Mode, Overrides, Settings, VirtualNodes},
+    kubernetes::Backoff,
     telemetry::Late,
 };
 
@@ -43,7 +43,7 @@ pub(super) struct Observation<'o> {
     /// Pods for which an autoscaler announced a VM, and when.
     pub(super) scale_up_signals: &'o Kept<Timestamp>,
     /// Pods whose last write failed.
-    pub(super) pauses: &'o Pauses,
+    pub(super) backoff: &'o Backoff,
     /// Whether this round may give the toleration.
     pub(super) may_apply: bool,
 }
@@ -67,8 +67,7 @@ impl Observation<'_> {
     /// Returns whether no virtual node takes pods that have the toleration.
     fn is_closed(&self) -> bool {
         let selector = &self.configuration.virtual_nodes.selector;
-        let is_open =
-            |node: &Node| node.ready_since.is_some() && !node.is_cordoned && !node.has_taint(FULL.key, FULL.effect);
+        let is_open = |node: &Node| node.ready_since.is_some() && !node.is_cordoned && !FULL.is_on_observed(node);
         !self.nodes.values().filter(|node| node.is_virtual(selector)).any(is_open)
     }
 
@@ -161,7 +160,7 @@ pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
     for (name, pod) in observation.waiting.iter() {
         let state = LateState::of(name, pod, &provisioning, observation);
         // Checked before the limits apply: pods that back off must not hold up other pods.
-        let is_backing_off = observation.pauses.rest(&pod.owned.uid, observation.instant).is_some();
+        let is_backing_off = observation.backoff.remaining(&pod.owned.uid, observation.instant).is_some();
         match state {
             LateState::NotLate => {}
             LateState::Waiting { remaining, is_scaling_up } => {
@@ -319,7 +318,7 @@ mod tests {
             .pod("shop", "refused", Some(900), unchanged)
             .pod("shop", "next", Some(300), unchanged);
         assert_eq!(cluster.due(), ["refused"]);
-        cluster.pauses.tries("refused", Instant::now());
+        cluster.backoff.start("refused", Instant::now());
         let plan = cluster.plan();
         assert_eq!(plan.due[0].name.1, "next");
         assert_eq!((plan.counts.refused, plan.counts.paced), (1, 0));
@@ -329,7 +328,7 @@ mod tests {
             let name = format!("a{number:03}");
             cluster = cluster.pod("shop", &name, None, unchanged);
             if number < MAX_STARTS {
-                cluster.pauses.tries(&name, Instant::now());
+                cluster.backoff.start(&name, Instant::now());
             }
         }
         assert_eq!(cluster.plan().clock_starts.len(), 1);

@@ -9,8 +9,8 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{
     super::{
+        free_capacity::accepts,
         observed::{Name, Node, Waiting},
-        room,
     },
     SETTLING,
     plan::Observation,
@@ -82,7 +82,7 @@ fn is_scaling_up(
 ) -> bool {
     // Both times are the API server's. A signal for an earlier pod of that name is older than this pod.
     let has_signal = observation.scale_up_signals.get(name).is_some_and(|at| *at >= pod.owned.created);
-    pod.is_nominated || has_signal || provisioning.iter().any(|node| room::accepts(node, view))
+    pod.is_nominated || has_signal || provisioning.iter().any(|node| accepts(node, view))
 }
 
 /// Returns since when the pod has been unschedulable, as the controller recorded it.

@@ -7,10 +7,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    super::{
-        observed::{Kept, Name, Node, OnVirtual, VirtualPod, Waiting},
-        pauses::Pauses,
-    },
+    super::observed::{Kept, Name, Node, OnVirtual, VirtualPod, Waiting},
     in_flight::InFlight,
     plan::{Observation, Plan, plan},
 };
@@ -18,6 +15,7 @@ use crate::{
     burst::{DECISION, UNSCHEDULABLE_SINCE},
     cluster::Snapshot,
     config::{Configuration, parse},
+    kubernetes::Backoff,
 };
 
 pub(super) fn now() -> Timestamp {
@@ -37,7 +35,7 @@ pub(super) struct Cluster {
     pub(super) on_virtual: Vec<Value>,
     pub(super) in_flight: InFlight,
     pub(super) scale_up_signals: Vec<(Name, Timestamp)>,
-    pub(super) pauses: Pauses,
+    pub(super) backoff: Backoff,
     pub(super) may_apply: bool,
 }
 
@@ -51,7 +49,7 @@ impl Cluster {
             on_virtual: Vec::new(),
             in_flight: InFlight::default(),
             scale_up_signals: Vec::new(),
-            pauses: Pauses::default(),
+            backoff: Backoff::default(),
             may_apply: true,
         }
     }
@@ -112,7 +110,7 @@ impl Cluster {
             on_virtual: &[("virtual".to_owned(), there.collect())].into(),
             in_flight: &self.in_flight,
             scale_up_signals: &self.scale_up_signals.iter().cloned().collect(),
-            pauses: &self.pauses,
+            backoff: &self.backoff,
             may_apply: self.may_apply,
         };
         let (waiting, nodes, signals, none) = (Kept::default(), Kept::default(), Kept::default(), OnVirtual::default());

@@ -1,4 +1,4 @@
-//! Which pods were missed.
+//! Which pods the webhook has missed.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,28 +13,28 @@ use crate::{
     cluster::{GRACE, Namespace, Reach, Scope, Snapshot},
 };
 
-/// A namespace that has opted in.
+/// The opt-in of a namespace.
 #[derive(Debug)]
 pub(super) struct OptIn {
-    /// As it was known when it was read. Where another is known now, it has changed and is read again.
+    /// The namespace in the snapshot at that time. If the snapshot has another one now, the opt-in is read again.
     pub(super) seen: Arc<Namespace>,
     pub(super) since: Timestamp,
-    /// All of its labels.
+    /// All labels of the namespace.
     pub(super) labels: BTreeMap<String, String>,
 }
 
-/// The pods that were missed.
+/// The missed pods.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Found {
-    /// Those that no node has been found for.
+pub(super) struct MissedPods {
+    /// Pods without a node.
     pub(super) waiting: Vec<Owned>,
-    /// Those that have one.
+    /// Pods with a node.
     pub(super) scheduled: Vec<Scheduled>,
-    /// A matchCondition that nobody here can evaluate, where it decides.
-    pub(super) depends: Option<String>,
+    /// A matchCondition that decides, and that only the API server can evaluate.
+    pub(super) unknown_condition: Option<String>,
 }
 
-/// A pod that was missed and has a node.
+/// A missed pod that has a node.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Scheduled {
     pub(super) owned: Owned,
@@ -52,7 +52,7 @@ struct Undecided<'u> {
     owned: &'u Owned,
     labels: &'u BTreeMap<String, String>,
     annotations: &'u BTreeMap<String, String>,
-    /// Nothing while it waits.
+    /// Its node, if it has one.
     node: Option<&'u str>,
 }
 
@@ -71,8 +71,8 @@ fn undecided<'u>(waiting: &'u Kept<Waiting>, assigned: &'u Kept<Assigned>) -> im
     waiting.chain(assigned)
 }
 
-/// The namespaces with such pods that have opted in, and of which it is not known since when.
-pub(super) fn unread(
+/// Returns the namespaces with pods without a decision whose opt-in is not known.
+pub(super) fn unread_namespaces(
     waiting: &Kept<Waiting>,
     assigned: &Kept<Assigned>,
     snapshot: &Snapshot,
@@ -86,14 +86,15 @@ pub(super) fn unread(
     names.into_iter().filter(is_unread).map(str::to_owned).collect()
 }
 
-/// The pods without a decision that the API server should have called for, and that are younger than the opt-in of their namespace.
+/// Returns the pods without a decision that the API server should have sent to the webhook, and that are younger than the opt-in of
+/// their namespace.
 pub(super) fn missed(
     scope: &Scope,
     waiting: &Kept<Waiting>,
     assigned: &Kept<Assigned>,
     opted_in: &HashMap<String, OptIn>,
-) -> Found {
-    let mut found = Found::default();
+) -> MissedPods {
+    let mut found = MissedPods::default();
     for Undecided { owned, labels, annotations, node } in undecided(waiting, assigned) {
         let Some(namespace) =
             opted_in.get(&owned.namespace).filter(|namespace| owned.created >= namespace.since + GRACE)
@@ -102,7 +103,7 @@ pub(super) fn missed(
         };
         match (scope.reaches(&namespace.labels, labels, annotations), node) {
             (Reach::NotCalled, _) => {}
-            (Reach::Depends(condition), _) => found.depends = Some(condition),
+            (Reach::Depends(condition), _) => found.unknown_condition = Some(condition),
             (Reach::Called, None) => found.waiting.push(owned.clone()),
             (Reach::Called, Some(node)) => {
                 found.scheduled.push(Scheduled { owned: owned.clone(), node: node.to_owned() });
@@ -112,14 +113,14 @@ pub(super) fn missed(
     found
 }
 
-/// What would be decided → how many; `unknown` for those that have not been judged yet.
+/// Number of missed pods by decision; `unknown` for pods that have not been assessed yet.
 pub(super) fn counts(
     scheduled: &[Scheduled],
-    word: impl Fn(&str) -> Option<&'static str>,
+    label: impl Fn(&str) -> Option<&'static str>,
 ) -> BTreeMap<&'static str, u64> {
     let mut counts = BTreeMap::new();
     for pod in scheduled {
-        *counts.entry(word(&pod.owned.uid).unwrap_or("unknown")).or_default() += 1;
+        *counts.entry(label(&pod.owned.uid).unwrap_or("unknown")).or_default() += 1;
     }
     counts
 }
@@ -152,7 +153,7 @@ mod tests {
         pod
     }
 
-    fn found(pods: &[Value]) -> Found {
+    fn found(pods: &[Value]) -> MissedPods {
         let waiting = pods.iter().filter(|pod| pod["spec"]["nodeName"].is_null()).filter_map(|pod| {
             let waiting = Waiting::read(serde_json::from_value(pod.clone()).unwrap())?;
             Some(((waiting.owned.namespace.clone(), waiting.owned.name.clone()), waiting))
@@ -169,25 +170,25 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_was_missed_that_has_no_decision_although_the_webhook_should_have_been_called() {
+    fn a_pod_in_scope_without_a_decision_was_missed() {
         assert!(waiting(&json!({})));
-        assert!(!waiting(&json!({"metadata": {"annotations": {DECISION: "prefer"}}})), "it was seen");
+        assert!(!waiting(&json!({"metadata": {"annotations": {DECISION: "prefer"}}})), "it has a decision");
         assert!(!waiting(&json!({"metadata": {"namespace": "plain"}})), "its namespace is not opted in");
         assert!(!waiting(&json!({"metadata": {"labels": {"spillway.dev/burst": "disabled"}}})), "opted out");
         assert!(!waiting(&json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}})), "a mirror");
-        assert!(!waiting(&json!({"metadata": {"deletionTimestamp": "2026-01-01T12:06:00Z"}})), "on its way out");
+        assert!(!waiting(&json!({"metadata": {"deletionTimestamp": "2026-01-01T12:06:00Z"}})), "terminating");
     }
 
     #[test]
-    fn pods_that_are_older_than_the_opt_in_of_their_namespace_were_not_missed() {
+    fn pods_older_than_the_opt_in_were_not_missed() {
         let created = |time: &str| waiting(&json!({"metadata": {"creationTimestamp": time}}));
         assert!(!created("2026-01-01T11:59:59Z") && !created("2026-01-01T12:00:00Z"));
-        assert!(!created("2026-01-01T12:00:01Z"), "the webhook may not have heard of it yet");
+        assert!(!created("2026-01-01T12:00:01Z"), "the webhook may not know the opt-in yet");
         assert!(created("2026-01-01T12:00:02Z"));
     }
 
     #[test]
-    fn those_that_have_a_node_are_told_apart_and_counted_by_what_would_be_decided() {
+    fn missed_pods_with_a_node_are_counted_by_decision() {
         let on_vm = json!({"spec": {"nodeName": "vm"}, "metadata": {"uid": "u"}});
         let decided = json!({"spec": {"nodeName": "vm"}, "metadata": {"annotations": {DECISION: "prefer"}}});
         let going = json!({"spec": {"nodeName": "vm"}, "metadata": {"deletionTimestamp": "2026-01-01T12:06:00Z"}});

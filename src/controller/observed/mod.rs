@@ -29,7 +29,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     background::again_after_panic, certs::self_managed::CONFIGURATION, cluster::Scope, config::Selector,
-    reload::configuration::InForce,
+    reload::configuration::ConfigReceiver,
 };
 
 /// Objects in a page of a list.
@@ -68,7 +68,7 @@ pub(super) struct Observed {
 
 impl Observed {
     /// Starts to follow; returns at once. Must be called within a tokio runtime.
-    pub(super) fn start(client: &Client, configuration: &InForce) -> Self {
+    pub(super) fn start(client: &Client, configuration: &ConfigReceiver) -> Self {
         let nodes = watch::Sender::new(Kept::default());
         let waiting = watch::Sender::new(Kept::default());
         let assigned = watch::Sender::new(Kept::default());
@@ -114,7 +114,7 @@ fn pages() -> Config {
 /// Follows the pods of each virtual node, as these come and go.
 async fn keep_virtual(
     client: &Client,
-    configuration: &InForce,
+    configuration: &ConfigReceiver,
     mut nodes: watch::Receiver<Kept<Node>>,
     publish: &watch::Sender<OnVirtual>,
 ) {

@@ -14,7 +14,7 @@ use super::super::events::reference;
 use crate::{
     burst::DECISION,
     lean,
-    pod::{Pod, Quantity, from_json},
+    pod::{Pod, Quantity},
 };
 
 /// What begins the keys of the annotations that are kept.
@@ -142,7 +142,7 @@ impl Waiting {
 
     /// What scheduling needs of it; nothing if it has not been decided on.
     pub(in crate::controller) fn pod(&self) -> Option<Pod<'_>> {
-        from_json(&self.text).ok()
+        serde_json::from_str(&self.text).ok()
     }
 }
 
@@ -183,7 +183,7 @@ impl Assigned {
         });
         // What sums up requests reads a view of a pod.
         let text = serde_json::to_string(&Shown { metadata: Nothing {}, spec: &lean.spec }).unwrap_or_default();
-        let requests = from_json(&text).map(|pod: Pod<'_>| Requests::of(&pod)).unwrap_or_default();
+        let requests = serde_json::from_str(&text).map(|pod: Pod<'_>| Requests::of(&pod)).unwrap_or_default();
         Some(Self { node: lean.spec.node_name?.into(), requests, undecided })
     }
 }
@@ -279,7 +279,7 @@ impl VirtualPod {
         let has_started = phase == Some("Running") || status.is_some_and(has_started);
         let (is_going, has_pod_affinity) = (pod.metadata.deletion_timestamp.is_some(), has_pod_affinity(&pod));
         let text = text(pod);
-        let requests = from_json(&text).map(|pod: Pod<'_>| Requests::of(&pod)).unwrap_or_default();
+        let requests = serde_json::from_str(&text).map(|pod: Pod<'_>| Requests::of(&pod)).unwrap_or_default();
         Some(Self {
             bound: bound.unwrap_or(owned.created),
             owned,
@@ -296,7 +296,7 @@ impl VirtualPod {
 
     /// What scheduling needs of it.
     pub(in crate::controller) fn pod(&self) -> Option<Pod<'_>> {
-        from_json(&self.text).ok()
+        serde_json::from_str(&self.text).ok()
     }
 }
 

@@ -1,82 +1,44 @@
-//! One real control plane for the whole test binary, and a second one for tests that would be in the way of others.
+//! A real control plane: etcd, kube-apiserver, kube-scheduler and kube-controller-manager, with kwok in place of kubelets.
 
 use std::{
     env, fs,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Mutex, OnceLock},
     thread,
 };
 
-use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use axum::http::Method;
+use kube::Client;
 use serde_json::{Value, json};
 
-use super::eventually;
-
-/// How the names of the tests' namespaces begin.
-const PREFIX: &str = "test-";
+use super::{
+    api::{ApiClient, ApiFailure, collection, connect},
+    eventually,
+};
 
 pub(crate) struct ControlPlane {
     pub(crate) program: PathBuf,
     pub(crate) dir: PathBuf,
     pub(crate) server: String,
     pub(crate) kubeconfig: PathBuf,
-    /// Its standard input keeps it alive.
+    api: ApiClient,
+    /// The revisions of the objects that `install` has created.
+    pub(super) installed: Mutex<Vec<String>>,
+    /// The program that runs the parts. It ends when its standard input closes.
     up: Child,
 }
 
-/// The control plane, started when the first test asks for it.
+/// The control plane that tests share, started when the first test asks for it.
 pub(crate) fn control_plane() -> &'static ControlPlane {
     static SHARED: OnceLock<ControlPlane> = OnceLock::new();
     SHARED.get_or_init(|| ControlPlane::start(""))
 }
 
-/// A control plane in which one test at a time installs, changes and removes what is there once in a cluster. The namespaces that it has
-/// made go with its turn, and so do their pods: whoever comes next finds room on the nodes, and nothing that waits.
-pub(crate) struct Sandbox {
-    pub(crate) plane: &'static ControlPlane,
-    _turn: MutexGuard<'static, ()>,
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        let run = |args: &[&str]| {
-            let output = self.plane.try_kubectl(args, "");
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success() || thread::panicking(), "kubectl {args:?} failed: {stderr}");
-            String::from_utf8(output.stdout).unwrap_or_default()
-        };
-        let of_tests = ["--field-selector=status.phase=Active", "-o", "jsonpath={.items[*].metadata.name}"];
-        let names = run(&[&["get", "namespaces"], &of_tests[..]].concat());
-        let names: Vec<_> = names.split_whitespace().filter(|name| name.starts_with(PREFIX)).collect();
-        if names.is_empty() {
-            return;
-        }
-        // Nothing can be created in a namespace that is on its way out, so no ReplicaSet makes its pods anew.
-        run(&[&["delete", "namespace", "--wait=false"], &names[..]].concat());
-        for name in names {
-            run(&["delete", "--raw", &format!("/api/v1/namespaces/{name}/pods?gracePeriodSeconds=0")]);
-        }
-    }
-}
-
-/// Waits for its turn, and finds the cluster as the test before has left it.
-pub(crate) fn sandbox() -> Sandbox {
-    static PLANE: OnceLock<ControlPlane> = OnceLock::new();
-    static TURN: Mutex<()> = Mutex::new(());
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    Sandbox { plane: PLANE.get_or_init(|| ControlPlane::start("-sandbox")), _turn: turn }
-}
-
 impl ControlPlane {
-    fn start(suffix: &str) -> Self {
+    /// Starts a control plane with the nodes of the example.
+    pub(super) fn start(suffix: &str) -> Self {
         let program = program();
         let dir = fresh_dir(suffix);
         let mut up = Command::new(&program)
@@ -91,23 +53,127 @@ impl ControlPlane {
         let ready: Value = serde_json::from_str(&line)
             .unwrap_or_else(|_| panic!("the control plane did not start: see {}", dir.display()));
         let text = |field: &str| ready[field].as_str().unwrap().to_owned();
-        let started = Self { program, dir, server: text("server"), kubeconfig: text("kubeconfig").into(), up };
-        let nodes = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nodes.yaml")).unwrap();
-        started.kubectl_with(&["apply", "-f", "-"], &nodes);
+        let kubeconfig = PathBuf::from(text("kubeconfig"));
+        let api = ApiClient::new(&kubeconfig);
+        let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nodes.yaml")).unwrap();
+        let started = Self { program, dir, server: text("server"), kubeconfig, api, installed: Mutex::default(), up };
+        started.kubectl_with(&["apply", "-f", "-"], &manifest);
         started
     }
 
-    /// A client of a test's own: a client belongs to the runtime it was made on.
-    pub(crate) async fn client(&self) -> Client {
-        self.client_as(None).await
+    /// Stops the control plane.
+    pub(super) fn stop(&self) {
+        let _ = Command::new("kill").arg(self.up.id().to_string()).status();
     }
 
-    /// The same that acts as somebody else.
-    pub(crate) async fn client_as(&self, user: Option<&str>) -> Client {
-        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).unwrap();
-        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-        config.auth_info.impersonate = user.map(str::to_owned);
-        Client::try_from(config).unwrap()
+    /// A client for the runtime of a test: a client belongs to the runtime on which it was made.
+    pub(crate) async fn client(&self) -> Client {
+        connect(&self.kubeconfig, None).await
+    }
+
+    /// A client that acts as another user.
+    pub(crate) async fn client_as(&self, user: &str) -> Client {
+        connect(&self.kubeconfig, Some(user)).await
+    }
+
+    /// Sends a request to the API server.
+    pub(crate) fn send(&self, method: Method, path: &str, body: &Value) -> Result<Value, ApiFailure> {
+        self.api.send(method, path, body)
+    }
+
+    /// Returns the object at a path of the API server, unless it does not exist.
+    pub(crate) fn find(&self, path: &str) -> Option<Value> {
+        match self.send(Method::GET, path, &Value::Null) {
+            Ok(found) => Some(found),
+            Err(failure) if failure.code == Some(404) => None,
+            Err(failure) => panic!("GET {path}: {}", failure.message),
+        }
+    }
+
+    /// Returns the object at a path of the API server.
+    pub(crate) fn get(&self, path: &str) -> Value {
+        self.find(path).unwrap_or_else(|| panic!("GET {path}: not found"))
+    }
+
+    /// Returns the objects of a list.
+    pub(crate) fn list(&self, path: &str) -> Vec<Value> {
+        let mut list = self.get(path);
+        match list["items"].take() {
+            Value::Array(items) => items,
+            _ => panic!("GET {path}: no list: {list:#}"),
+        }
+    }
+
+    /// Returns the events about objects of a namespace; those about objects without a namespace are in `default`.
+    pub(crate) fn events(&self, namespace: &str) -> Vec<Value> {
+        self.list(&format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"))
+    }
+
+    /// Creates an object that has no namespace.
+    pub(crate) fn create(&self, object: &Value) -> Value {
+        self.create_in(None, object)
+    }
+
+    /// Creates an object in a namespace, or one that has none.
+    pub(crate) fn create_in(&self, namespace: Option<&str>, object: &Value) -> Value {
+        let path = format!("{}?fieldValidation=Strict", collection(namespace, object));
+        match self.send(Method::POST, &path, object) {
+            Ok(created) => created,
+            Err(failure) => panic!("POST {path}: {}\n{object:#}", failure.message),
+        }
+    }
+
+    /// Creates the objects of a manifest, or replaces those that exist.
+    pub(crate) fn apply(&self, manifest: &str) {
+        for document in manifest.split("\n---\n") {
+            let object: Value = serde_saphyr::from_str(document).unwrap();
+            self.create_or_replace(object["metadata"]["namespace"].as_str(), &object);
+        }
+    }
+
+    /// Creates an object, or replaces it. A list stands for its items.
+    pub(crate) fn create_or_replace(&self, namespace: Option<&str>, object: &Value) {
+        if let Some(items) = object["items"].as_array() {
+            return items.iter().for_each(|item| self.create_or_replace(namespace, item));
+        }
+        let collection = collection(namespace, object);
+        let path = format!("{collection}/{}", object["metadata"]["name"].as_str().unwrap());
+        let mut object = object.clone();
+        eventually("a write without a conflict", || {
+            let sent = match self.find(&path) {
+                None => self.send(Method::POST, &collection, &object),
+                Some(live) => {
+                    object["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
+                    self.send(Method::PUT, &path, &object)
+                }
+            };
+            match sent {
+                Ok(_) => Some(()),
+                Err(failure) if failure.code == Some(409) => None,
+                Err(failure) => panic!("{path}: {}\n{object:#}", failure.message),
+            }
+        });
+    }
+
+    /// Changes an object by a JSON patch, or by a merge patch.
+    pub(crate) fn patch(&self, path: &str, change: &Value) -> Value {
+        match self.send(Method::PATCH, path, change) {
+            Ok(patched) => patched,
+            Err(failure) => panic!("PATCH {path} {change}: {}", failure.message),
+        }
+    }
+
+    /// Deletes a node, if it exists.
+    pub(crate) fn delete_node(&self, name: &str) {
+        self.delete(&format!("/api/v1/nodes/{name}"));
+    }
+
+    /// Deletes the object at a path of the API server, if it exists.
+    pub(crate) fn delete(&self, path: &str) {
+        match self.send(Method::DELETE, path, &Value::Null) {
+            Err(failure) if failure.code != Some(404) => panic!("DELETE {path}: {}", failure.message),
+            _ => {}
+        }
     }
 
     /// Runs the real kubectl and returns what it printed.
@@ -173,7 +239,7 @@ impl ControlPlane {
 
     /// Restarts the API server, and waits until it answers again.
     pub(crate) fn restart_api_server(&self) {
-        let ready = |plane: &Self| plane.try_kubectl(&["get", "--raw", "/readyz"], "").status.success();
+        let ready = |plane: &Self| plane.send(Method::GET, "/readyz", &Value::Null).is_ok();
         let sent = Command::new("kill").args(["-s", "USR1", &self.up.id().to_string()]).status().unwrap();
         assert!(sent.success());
         eventually("the API server to end", || (!ready(self)).then_some(()));
@@ -184,98 +250,30 @@ impl ControlPlane {
     /// there for that alone.
     pub(crate) fn nodes_are_ready(&self, selector: &str) {
         eventually("the nodes to be ready", || {
-            let keys = ["-o", "jsonpath={.items[*].spec.taints[*].key}"];
-            let keys = self.kubectl(&[&["get", "nodes", "-l", selector], &keys[..]].concat());
-            (!keys.contains("not-ready")).then_some(())
+            let nodes = self.list(&format!("/api/v1/nodes?labelSelector={}", selector.replace('=', "%3D")));
+            let is_ready = |node: &Value| !node["spec"]["taints"].to_string().contains("not-ready");
+            nodes.iter().all(is_ready).then_some(())
         });
     }
 
     /// A kubeconfig for a service account, so that a test runs with that account's permissions.
     pub(crate) fn kubeconfig_for(&self, namespace: &str, account: &str) -> PathBuf {
-        let token = self.kubectl(&["-n", namespace, "create", "token", account, "--duration=6h"]);
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 6 * 3600},
+        });
+        let token =
+            self.send(Method::POST, &path, &request).unwrap_or_else(|failure| panic!("{path}: {}", failure.message));
         let file = self.dir.join(format!("{namespace}-{account}.kubeconfig"));
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
             "clusters": [{"name": "test", "cluster": {"server": self.server, "certificate-authority": self.dir.join("pki/ca.crt")}}],
-            "users": [{"name": "test", "user": {"token": token.trim()}}],
+            "users": [{"name": "test", "user": {"token": token["status"]["token"]}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         });
         fs::write(&file, config.to_string()).unwrap();
         file
     }
-
-    /// A new namespace with this label `spillway.dev/burst`, or without one.
-    pub(crate) fn namespace(&'static self, profile: Option<&str>) -> Namespace {
-        self.annotated_namespace(profile, &json!({}))
-    }
-
-    /// The same with annotations.
-    pub(crate) fn annotated_namespace(&'static self, profile: Option<&str>, annotations: &Value) -> Namespace {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("{PREFIX}{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let mut labels = json!({});
-        if let Some(profile) = profile {
-            labels["spillway.dev/burst"] = profile.into();
-        }
-        let object = json!({
-            "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": name, "labels": labels, "annotations": annotations},
-        });
-        self.kubectl_with(&["create", "-f", "-"], &object.to_string());
-        // Until then the API server refuses pods.
-        eventually("the default service account", || {
-            self.try_kubectl(&["-n", &name, "get", "serviceaccount", "default"], "").status.success().then_some(())
-        });
-        Namespace { plane: self, name }
-    }
-}
-
-/// A namespace that belongs to one test.
-pub(crate) struct Namespace {
-    plane: &'static ControlPlane,
-    pub(crate) name: String,
-}
-
-impl Namespace {
-    /// Runs kubectl in this namespace.
-    pub(crate) fn kubectl(&self, args: &[&str], stdin: &str) -> String {
-        self.plane.kubectl_with(&[&["-n", &self.name], args].concat(), stdin)
-    }
-
-    /// Creates an object and returns what the API server made of it.
-    pub(crate) fn create(&self, object: &Value) -> Value {
-        parse(&self.kubectl(&["create", "-o", "json", "-f", "-"], &object.to_string()))
-    }
-
-    /// What `kubectl apply --dry-run=server` shows.
-    pub(crate) fn dry_run(&self, object: &Value) -> Value {
-        parse(&self.kubectl(&["apply", "--dry-run=server", "-o", "json", "-f", "-"], &object.to_string()))
-    }
-
-    /// A service account with a client ID that the webhook of all tests knows of: while it does not, it gives a read of the account so
-    /// little time that a busy machine may take longer.
-    pub(crate) fn known_identity(&self, name: &str) {
-        self.identity(name);
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"},
-            "spec": {"serviceAccountName": name, "containers": [{"name": "c", "image": "registry.example/c"}]},
-        });
-        eventually("the webhook to know the service account", || {
-            (self.dry_run(&pod)["metadata"]["labels"]["azure.workload.identity/use"] == "true").then_some(())
-        });
-    }
-
-    /// A service account with a client ID.
-    pub(crate) fn identity(&self, name: &str) {
-        self.create(&json!({
-            "apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": {"name": name, "annotations": {"azure.workload.identity/client-id": "00000000-0000-0000-0000-000000000000"}},
-        }));
-    }
-}
-
-fn parse(text: &str) -> Value {
-    serde_json::from_str(text).unwrap()
 }
 
 /// The control plane's program: `SPILLWAY_CONTROLPLANE`, or built once into the cache.

@@ -3,9 +3,12 @@
 //! Nothing outlives the test process, however it ends: every child reads its standard input and stops when that closes, and
 //! the kernel closes it with us.
 
+mod api;
 mod control_plane;
 mod controller;
 mod https;
+mod namespace;
+mod sandbox;
 mod service;
 mod stub;
 mod webhook;
@@ -15,8 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use control_plane::{ControlPlane, Namespace, Sandbox, control_plane, sandbox};
+pub(crate) use control_plane::{ControlPlane, control_plane};
 pub(crate) use controller::Controller;
+pub(crate) use namespace::Namespace;
+pub(crate) use sandbox::{Sandbox, sandbox};
 pub(crate) use service::Service;
 pub(crate) use stub::{Stub, allowed, in_namespace, register_url};
 #[allow(unused_imports)] // what is not about tests installs it as it is
@@ -28,13 +33,14 @@ pub(crate) use webhook::{
 
 /// Waits for a condition, and gives up after a time that no healthy machine needs.
 pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_secs(60);
+    const POLL_INTERVAL: Duration = Duration::from_millis(40);
     let start = Instant::now();
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
-        thread::sleep(Duration::from_millis(20));
+        assert!(start.elapsed() < TIMEOUT, "waited {TIMEOUT:?} for {what}");
+        thread::sleep(POLL_INTERVAL);
     }
 }

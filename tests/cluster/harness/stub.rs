@@ -101,7 +101,7 @@ fn register(name: &str, url: &str, ca: &str, webhook: &Value) -> Registration {
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
         "metadata": {"name": name}, "webhooks": [webhook],
     });
-    control_plane().kubectl_with(&["apply", "-f", "-"], &configuration.to_string());
+    control_plane().create_or_replace(None, &configuration);
     Registration(name.to_owned())
 }
 
@@ -110,6 +110,7 @@ pub(crate) struct Registration(String);
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        control_plane().try_kubectl(&["delete", "mutatingwebhookconfiguration", &self.0], "");
+        control_plane()
+            .delete(&format!("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{}", self.0));
     }
 }

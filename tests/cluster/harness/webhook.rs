@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        OnceLock,
+        OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -16,7 +16,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
-use super::{ControlPlane, control_plane, eventually, https::Https};
+use super::{ControlPlane, api::collection, control_plane, eventually, https::Https};
 
 /// The program under test.
 pub(crate) fn spillway_command() -> Command {
@@ -253,15 +253,39 @@ impl Drop for Webhook {
     }
 }
 
-/// Installs everything but the webhook configuration, as a user does.
+/// Installs everything but the webhook configuration, as a user does, unless nothing has changed since that was done the last time.
 pub(crate) fn install(plane: &ControlPlane) {
-    plane.kubectl_with(&["apply", "-f", "-"], &manifests(plane, |document| !is_webhook(document)));
+    let mut installed = plane.installed.lock().unwrap_or_else(PoisonError::into_inner);
+    if installed.is_empty() || *installed != revisions(plane) {
+        plane.kubectl_with(&["apply", "-f", "-"], &manifests(plane, |document| !is_webhook(document)));
+        *installed = revisions(plane);
+    }
+}
+
+/// Returns what changes with each change of the installed objects.
+fn revisions(plane: &ControlPlane) -> Vec<String> {
+    static OBJECTS: OnceLock<Vec<Value>> = OnceLock::new();
+    let objects = OBJECTS.get_or_init(|| {
+        let rendered = manifests(plane, |document| !is_webhook(document));
+        rendered.split("\n---\n").map(|document| serde_saphyr::from_str(document).unwrap()).collect()
+    });
+    let revision = |object: &Value| {
+        let metadata = &object["metadata"];
+        let path = format!("{}/{}", collection(metadata["namespace"].as_str(), object), metadata["name"].as_str()?);
+        let found = plane.find(&path)?;
+        let metadata = &found["metadata"];
+        // The status of an object changes its resource version, but not its generation.
+        let revision =
+            if metadata["generation"].is_null() { &metadata["resourceVersion"] } else { &metadata["generation"] };
+        Some(format!("{path} {} {revision}", metadata["uid"]))
+    };
+    objects.iter().map(|object| revision(object).unwrap_or_default()).collect()
 }
 
 /// Tells the API server where the webhook is, by a configuration, and waits until it is called for pods of a namespace that opted in.
 pub(crate) fn register_spillway(plane: &'static ControlPlane, configuration: &str, ca: &str) {
     let bundle = format!("caBundle: {}", STANDARD.encode(ca));
-    plane.kubectl_with(&["apply", "-f", "-"], &configuration.replace("caBundle: Cg==", &bundle));
+    plane.apply(&configuration.replace("caBundle: Cg==", &bundle));
     let probe = plane.namespace(Some("enabled"));
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"},
@@ -296,8 +320,9 @@ fn is_webhook(document: &str) -> bool {
 }
 
 fn manifests(plane: &ControlPlane, wanted: impl Fn(&str) -> bool) -> String {
+    static RENDERED: OnceLock<String> = OnceLock::new();
     let overlay = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/overlays/local");
-    let rendered = plane.kubectl(&["kustomize", overlay]);
+    let rendered = RENDERED.get_or_init(|| plane.kubectl(&["kustomize", overlay]));
     let documents: Vec<_> = rendered.split("\n---\n").filter(|document| wanted(document)).collect();
     documents.join("\n---\n")
 }

@@ -6,5 +6,5 @@
 mod response;
 mod review;
 
-pub use response::{Remarks, allow, encode};
+pub use response::{ResponseExtras, allow, encode};
 pub use review::{BindingRequest, Request, Unusable, parse, parse_binding, recover_uid};

@@ -1,20 +1,16 @@
 //! Writing the answer to an AdmissionReview.
 
-use std::io::Write;
-
 use base64::{display::Base64Display, engine::general_purpose::STANDARD};
-
 use json_patch::Patch;
-
-use crate::pod::push_string;
+use serde::{Serialize, Serializer};
 
 /// What an answer says beside yes: to the person who asked, and to the audit log.
 #[derive(Debug, Default)]
-pub struct Remarks {
+pub struct ResponseExtras {
     /// Shown by kubectl; under 120 characters each, at most three (the API server cuts and drops what is more and longer).
     pub warnings: Vec<String>,
     /// Names and values; in the audit log the name follows the webhook's own and a slash.
-    pub audit: Vec<(&'static str, String)>,
+    pub audit_annotations: Vec<(&'static str, String)>,
 }
 
 /// Returns the JSON text of a patch, as it travels in an answer.
@@ -23,34 +19,58 @@ pub fn encode(patch: &Patch) -> Vec<u8> {
     serde_json::to_vec(patch).unwrap_or_default()
 }
 
-/// The answer that admits the object, with a JSON patch (RFC 6902) or without one.
-///
-/// `patchType` without `patch` is refused by the API server (volcano-sh/volcano#2225), so both stand or neither does.
-pub fn allow(uid: &str, patch: Option<&[u8]>, remarks: &Remarks) -> Vec<u8> {
-    const ENVELOPE: usize = 640; // what is written around uid and patch, and the usual audit annotations
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WireReview<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    response: WireResponse<'a>,
+}
+
+/// The API server refuses a `patchType` without `patch` (volcano-sh/volcano#2225). So both are set, or neither.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WireResponse<'a> {
+    uid: &'a str,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "base64")]
+    patch: Option<&'a [u8]>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    warnings: &'a [String],
+    #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "map")]
+    audit_annotations: &'a [(&'static str, String)],
+}
+
+/// Returns the answer that admits the object, with a JSON patch (RFC 6902) or without one.
+pub fn allow(uid: &str, patch: Option<&[u8]>, extras: &ResponseExtras) -> Vec<u8> {
+    const ENVELOPE: usize = 640; // the text around uid and patch, and the usual audit annotations
     let mut out = Vec::with_capacity(ENVELOPE + patch.map_or(0, |patch| patch.len().div_ceil(3) * 4));
-    // Writing to memory cannot fail.
-    let _ = write(&mut out, uid, patch, remarks);
+    let review = WireReview {
+        api_version: "admission.k8s.io/v1",
+        kind: "AdmissionReview",
+        response: WireResponse {
+            uid,
+            allowed: true,
+            patch_type: patch.map(|_| "JSONPatch"),
+            patch,
+            warnings: &extras.warnings,
+            audit_annotations: &extras.audit_annotations,
+        },
+    };
+    // Writing to memory cannot fail, and all keys are strings.
+    let _ = serde_json::to_writer(&mut out, &review);
     out
 }
 
-fn write(out: &mut Vec<u8>, uid: &str, patch: Option<&[u8]>, remarks: &Remarks) -> std::io::Result<()> {
-    out.extend(br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"#);
-    push_string(out, uid);
-    out.extend(br#","allowed":true"#);
-    if let Some(patch) = patch {
-        write!(out, r#","patchType":"JSONPatch","patch":"{}""#, Base64Display::new(patch, &STANDARD))?;
-    }
-    if !remarks.warnings.is_empty() {
-        out.extend(br#","warnings":"#);
-        serde_json::to_writer(&mut *out, &remarks.warnings)?;
-    }
-    for (i, (name, value)) in remarks.audit.iter().enumerate() {
-        write!(out, r#"{}"{name}":"#, if i == 0 { r#","auditAnnotations":{"# } else { "," })?;
-        push_string(out, value);
-    }
-    out.extend(if remarks.audit.is_empty() { &b"}}"[..] } else { b"}}}" });
-    Ok(())
+#[allow(clippy::ref_option)] // serde's signature
+fn base64<S: Serializer>(bytes: &Option<&[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&Base64Display::new(bytes.unwrap_or_default(), &STANDARD))
+}
+
+fn map<S: Serializer>(entries: &[(&'static str, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(entries.iter().map(|(name, value)| (name, value)))
 }
 
 #[cfg(test)]
@@ -61,7 +81,7 @@ mod tests {
 
     #[test]
     fn an_answer_without_a_patch_has_no_patch_type() {
-        let answer: Value = serde_json::from_slice(&allow("u\"1", None, &Remarks::default())).unwrap();
+        let answer: Value = serde_json::from_slice(&allow("u\"1", None, &ResponseExtras::default())).unwrap();
         assert_eq!(
             answer,
             json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": "u\"1", "allowed": true}})
@@ -70,18 +90,18 @@ mod tests {
 
     #[test]
     fn a_patch_travels_as_base64() {
-        let answer: Value = serde_json::from_slice(&allow("u", Some(b"[]"), &Remarks::default())).unwrap();
+        let answer: Value = serde_json::from_slice(&allow("u", Some(b"[]"), &ResponseExtras::default())).unwrap();
         assert_eq!(answer["response"]["patchType"], "JSONPatch");
         assert_eq!(answer["response"]["patch"], "W10=");
     }
 
     #[test]
     fn remarks_arrive_whatever_they_hold() {
-        let remarks = Remarks {
+        let extras = ResponseExtras {
             warnings: vec!["a \"b\" \\ c".to_owned(), "ünïcödé".to_owned()],
-            audit: vec![("decision", "prefer".to_owned()), ("reasons", "x\ny".to_owned())],
+            audit_annotations: vec![("decision", "prefer".to_owned()), ("reasons", "x\ny".to_owned())],
         };
-        let answer: Value = serde_json::from_slice(&allow("u", None, &remarks)).unwrap();
+        let answer: Value = serde_json::from_slice(&allow("u", None, &extras)).unwrap();
         assert_eq!(answer["response"]["warnings"], json!(["a \"b\" \\ c", "ünïcödé"]));
         assert_eq!(answer["response"]["auditAnnotations"], json!({"decision": "prefer", "reasons": "x\ny"}));
     }

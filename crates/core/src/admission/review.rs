@@ -3,11 +3,11 @@
 use std::{borrow::Cow, fmt};
 
 use serde::{
-    Deserializer,
+    Deserialize, Deserializer,
     de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
 };
 
-use crate::pod::{self, Binding, Pod, Text};
+use crate::pod::{Binding, Pod, Text};
 
 /// A request to admit a pod.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub enum Unusable {
     Utf8(#[from] std::str::Utf8Error),
     /// Not JSON, or a field of a type that the API does not give it.
     #[error("the body is not an AdmissionReview of the kind that is served here")]
-    Json(#[from] pod::JsonError),
+    Json(#[from] serde_json::Error),
     /// JSON, but of another kind or version.
     #[error("expected kind AdmissionReview of admission.k8s.io/v1, got {kind:?} of {api_version:?}")]
     NotAReview {
@@ -98,67 +98,54 @@ impl Unusable {
     }
 }
 
-/// A review of an object of some kind.
-#[derive(Default)]
+/// The review of an object of some kind.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct WireReview<'a, O> {
+    #[serde(borrow)]
     api_version: Option<Text<'a>>,
+    #[serde(borrow)]
     kind: Option<Text<'a>>,
+    #[serde(borrow)]
     request: Option<WireRequest<'a, O>>,
 }
 
-#[derive(Default)]
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct WireRequest<'a, O> {
+    #[serde(borrow)]
     uid: Option<Text<'a>>,
+    #[serde(borrow)]
     kind: Option<GroupVersionKind<'a>>,
+    #[serde(borrow)]
     sub_resource: Option<Text<'a>>,
+    #[serde(borrow)]
     name: Option<Text<'a>>,
+    #[serde(borrow)]
     namespace: Option<Text<'a>>,
+    #[serde(borrow)]
     operation: Option<Text<'a>>,
     dry_run: Option<bool>,
+    #[serde(borrow)]
     user_info: Option<UserInfo<'a>>,
     object: Option<O>,
     old_object: Option<O>,
 }
 
-#[derive(Default)]
+#[derive(Deserialize)]
 struct UserInfo<'a> {
+    #[serde(borrow)]
     username: Option<Text<'a>>,
 }
 
-#[derive(Default)]
+#[derive(Deserialize)]
 struct GroupVersionKind<'a> {
+    #[serde(borrow)]
     group: Option<Text<'a>>,
+    #[serde(borrow)]
     version: Option<Text<'a>>,
+    #[serde(borrow)]
     kind: Option<Text<'a>>,
-}
-
-/// The reading of a review of one kind of object.
-macro_rules! review_of {
-    ($object:ty) => {
-        pod::fields! { 'a;
-            WireReview<'a, $object> { "apiVersion" => api_version, "kind" => kind, "request" => request }
-            WireRequest<'a, $object> {
-                "uid" => uid,
-                "kind" => kind,
-                "subResource" => sub_resource,
-                "name" => name,
-                "namespace" => namespace,
-                "operation" => operation,
-                "dryRun" => dry_run,
-                "userInfo" => user_info,
-                "object" => object,
-                "oldObject" => old_object,
-            }
-        }
-    };
-}
-
-review_of!(Box<Pod<'a>>);
-review_of!(Binding<'a>);
-
-pod::fields! { 'a;
-    UserInfo<'a> { "username" => username }
-    GroupVersionKind<'a> { "group" => group, "version" => version, "kind" => kind }
 }
 
 /// Reads the body of a call to the pod webhook.
@@ -206,13 +193,10 @@ pub fn parse_binding(body: &[u8]) -> Result<BindingRequest<'_>, Unusable> {
 }
 
 /// The request of a review of some kind of object.
-fn request<'a, O: Default>(body: &'a [u8]) -> Result<WireRequest<'a, O>, Unusable>
-where
-    WireReview<'a, O>: pod::Read<'a>,
-{
+fn request<'a, O: Deserialize<'a>>(body: &'a [u8]) -> Result<WireRequest<'a, O>, Unusable> {
     // One UTF-8 check for the whole body is cheaper than one for each string (`from_slice`).
     let text = std::str::from_utf8(body)?;
-    let review: WireReview<'_, O> = pod::from_json(text)?;
+    let review: WireReview<'_, O> = serde_json::from_str(text)?;
     let (api_version, kind) = (text_or_empty(&review.api_version), text_or_empty(&review.kind));
     if (api_version, kind) != ("admission.k8s.io/v1", "AdmissionReview") {
         return Err(Unusable::NotAReview { api_version: api_version.to_owned(), kind: kind.to_owned() });

@@ -32,11 +32,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::pod::from_json;
 
     fn after(binding: &Value, pod_has_cost: bool, cost: i32) -> Value {
         let text = binding.to_string();
-        let view: Binding<'_> = from_json(&text).unwrap();
+        let view: Binding<'_> = serde_json::from_str(&text).unwrap();
         let mut after = binding.clone();
         if let Some(patch) = binding_patch(&view, pod_has_cost, cost) {
             json_patch::patch(&mut after, &patch).unwrap();

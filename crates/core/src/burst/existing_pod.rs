@@ -43,13 +43,12 @@ mod tests {
         config::{Configuration, Overrides},
         eligibility::{ClusterContext, VirtualNode},
         keys::{ADDED, DECISION},
-        pod::from_json,
         workload_identity::ServiceAccount,
     };
 
     fn after(profile: &str, pod: &Value) -> Option<Value> {
         let (text, configuration) = (pod.to_string(), Configuration::default());
-        let view: Pod<'_> = from_json(&text).unwrap();
+        let view: Pod<'_> = serde_json::from_str(&text).unwrap();
         let settings = configuration.settings(profile, &Overrides::default(), &Overrides::default());
         let labels = [("type", "virtual-kubelet"), ("virtualization", "virtualnode2")];
         let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();

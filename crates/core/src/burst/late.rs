@@ -30,11 +30,11 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{config::Configuration, pod::from_json};
+    use crate::config::Configuration;
 
     fn after(pod: &Value) -> Option<Value> {
         let (text, configuration) = (pod.to_string(), Configuration::default());
-        let view: Pod<'_> = from_json(&text).unwrap();
+        let view: Pod<'_> = serde_json::from_str(&text).unwrap();
         let patch = late_toleration(&view, &configuration.virtual_nodes)?;
         let mut pod = pod.clone();
         json_patch::patch(&mut pod, &patch).unwrap();

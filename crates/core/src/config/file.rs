@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    schema::without_null,
     values::{
         AllowedReason, AzureApiVersion, ClientId, Endpoint, NamespaceName, ProfileName, Refresh, Selector,
         SubscriptionId, Toleration, Wait,
@@ -317,35 +318,6 @@ pub struct Logging {
     /// The least severe messages that are logged. A change takes effect at once. Default: what `--log-level` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<LogLevel>,
-}
-
-/// Sections may be left empty in YAML, but a schema that says so turns every typo inside of them into "not valid under any
-/// of the given schemas". So the schema does not say it.
-pub(super) fn without_null(schema: &mut schemars::Schema) {
-    let Some(properties) = schema.get_mut("properties").and_then(|p| p.as_object_mut()) else { return };
-    for property in properties.values_mut() {
-        drop_null(property);
-    }
-}
-
-fn drop_null(property: &mut serde_json::Value) {
-    if let Some(types) = property.get_mut("type")
-        && let [kind, null] = types.as_array().map(Vec::as_slice).unwrap_or_default()
-        && null == "null"
-    {
-        *types = kind.clone();
-    }
-    if let Some(branches) = property.get("anyOf").and_then(|b| b.as_array()).cloned()
-        && let [only, null] = branches.as_slice()
-        && null["type"] == "null"
-        && let (Some(property), Some(only)) = (property.as_object_mut(), only.as_object())
-    {
-        property.remove("anyOf");
-        property.extend(only.clone());
-    }
-    if let Some(values) = property.get_mut("additionalProperties") {
-        drop_null(values);
-    }
 }
 
 /// The profiles that exist in every installation.

@@ -6,6 +6,7 @@
 
 pub mod file;
 mod load;
+mod schema;
 mod settings;
 mod values;
 mod words;

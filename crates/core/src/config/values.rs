@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    file::without_null,
+    schema::without_null,
     words::{Effect, Operator},
 };
 use crate::{

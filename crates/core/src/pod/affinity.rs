@@ -3,11 +3,11 @@
 use bounded_static::ToStatic;
 use serde::Deserialize;
 
-use super::{StringMap, Text};
+use super::{StringMap, Text, from_map};
 
 /// `spec.affinity`
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Affinity<'a> {
     /// `nodeAffinity`
     #[serde(borrow)]
@@ -19,6 +19,7 @@ pub struct Affinity<'a> {
 
 /// `spec.affinity.nodeAffinity`
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct NodeAffinity<'a> {
     /// `requiredDuringSchedulingIgnoredDuringExecution`
     #[serde(borrow, rename = "requiredDuringSchedulingIgnoredDuringExecution")]
@@ -30,7 +31,7 @@ pub struct NodeAffinity<'a> {
 
 /// The required node affinity: one of its terms must match.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct NodeSelector<'a> {
     /// `nodeSelectorTerms`
     #[serde(borrow)]
@@ -39,6 +40,7 @@ pub struct NodeSelector<'a> {
 
 /// A weighted term of the preferred node affinity.
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct PreferredSchedulingTerm<'a> {
     /// `weight`, from 1 to 100.
     pub weight: Option<i64>,
@@ -49,7 +51,7 @@ pub struct PreferredSchedulingTerm<'a> {
 
 /// A term: all of its expressions and all of its fields must match.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct NodeSelectorTerm<'a> {
     /// Requirements on labels of the node.
     #[serde(borrow)]
@@ -61,6 +63,7 @@ pub struct NodeSelectorTerm<'a> {
 
 /// One requirement of a term.
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct NodeSelectorRequirement<'a> {
     /// The label's key.
     #[serde(borrow)]
@@ -75,6 +78,7 @@ pub struct NodeSelectorRequirement<'a> {
 
 /// `spec.affinity.podAntiAffinity`
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct PodAntiAffinity<'a> {
     /// `requiredDuringSchedulingIgnoredDuringExecution`
     #[serde(borrow, rename = "requiredDuringSchedulingIgnoredDuringExecution")]
@@ -83,7 +87,7 @@ pub struct PodAntiAffinity<'a> {
 
 /// A term of the pod anti-affinity; whom it keeps apart is not read.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct PodAffinityTerm<'a> {
     /// `topologyKey`
     #[serde(borrow)]
@@ -92,7 +96,7 @@ pub struct PodAffinityTerm<'a> {
 
 /// An entry of `spec.topologySpreadConstraints`.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct TopologySpreadConstraint<'a> {
     /// `topologyKey`
     #[serde(borrow)]
@@ -104,6 +108,18 @@ pub struct TopologySpreadConstraint<'a> {
     #[serde(borrow)]
     pub node_taints_policy: Option<Text<'a>>,
 }
+
+from_map!(
+    Affinity<'a>,
+    NodeAffinity<'a>,
+    NodeSelector<'a>,
+    PreferredSchedulingTerm<'a>,
+    NodeSelectorTerm<'a>,
+    NodeSelectorRequirement<'a>,
+    PodAntiAffinity<'a>,
+    PodAffinityTerm<'a>,
+    TopologySpreadConstraint<'a>,
+);
 
 /// The node that a pod's constraints are held against.
 #[derive(Debug, Clone, Copy)]

@@ -1,29 +1,34 @@
 //! A borrowed view of what is read of a `v1.Binding`, by which a scheduler gives a pod its node.
 
-use super::{Metadata, Text, fields};
+use serde::Deserialize;
+
+use super::{Metadata, Text, from_map};
 
 /// The parts of a `v1.Binding` that are read.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Binding<'a> {
     /// `metadata`: the pod's names, and annotations that are merged into the pod's.
+    #[serde(borrow)]
     pub metadata: Option<Metadata<'a>>,
     /// `target`
+    #[serde(borrow)]
     pub target: Option<BindingTarget<'a>>,
 }
 
 /// `target` of a `v1.Binding`.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(remote = "Self")]
 pub struct BindingTarget<'a> {
     /// `Node`, or empty, which means the same.
+    #[serde(borrow)]
     pub kind: Option<Text<'a>>,
     /// The node's name.
+    #[serde(borrow)]
     pub name: Option<Text<'a>>,
 }
 
-fields! { 'a;
-    Binding<'a> { "metadata" => metadata, "target" => target }
-    BindingTarget<'a> { "kind" => kind, "name" => name }
-}
+from_map!(Binding<'a>, BindingTarget<'a>);
 
 impl Binding<'_> {
     /// The node that the pod is to run on.

@@ -10,14 +10,15 @@ use serde::{
 
 use super::{
     Text,
+    filtered::{FilteredVec, Keep},
+    from_map,
     present::Present,
-    relevant::{Matters, Relevant},
     resources::ResourceRequirements,
 };
 
 /// An entry of `spec.containers` or `spec.initContainers`.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Container<'a> {
     /// `name`
     #[serde(borrow)]
@@ -34,10 +35,10 @@ pub struct Container<'a> {
     pub ports: Option<Vec<ContainerPort<'a>>>,
     /// `env`, of which only what comes from elsewhere is kept.
     #[serde(borrow)]
-    pub env: Option<Relevant<EnvVar<'a>>>,
+    pub env: Option<FilteredVec<EnvVar<'a>>>,
     /// `volumeMounts`, of which only what mounts a part or propagates is kept.
     #[serde(borrow)]
-    pub volume_mounts: Option<Relevant<VolumeMount<'a>>>,
+    pub volume_mounts: Option<FilteredVec<VolumeMount<'a>>>,
     /// `lifecycle`
     pub lifecycle: Option<Lifecycle>,
     /// `livenessProbe`
@@ -58,7 +59,7 @@ pub struct Container<'a> {
 
 /// An entry of `ports`.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct ContainerPort<'a> {
     /// `name`, which a probe may refer to.
     #[serde(borrow)]
@@ -71,7 +72,7 @@ pub struct ContainerPort<'a> {
 
 /// An entry of `env`.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct EnvVar<'a> {
     /// `name`
     #[serde(borrow)]
@@ -83,7 +84,7 @@ pub struct EnvVar<'a> {
 
 /// `valueFrom` of an environment variable.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct EnvVarSource<'a> {
     /// `fieldRef`
     #[serde(borrow)]
@@ -94,7 +95,7 @@ pub struct EnvVarSource<'a> {
 
 /// `fieldRef`
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct ObjectFieldSelector<'a> {
     /// Such as `status.podIP`.
     #[serde(borrow)]
@@ -103,7 +104,7 @@ pub struct ObjectFieldSelector<'a> {
 
 /// An entry of `volumeMounts`.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct VolumeMount<'a> {
     /// `mountPath`
     #[serde(borrow)]
@@ -121,7 +122,7 @@ pub struct VolumeMount<'a> {
 
 /// `lifecycle`
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Lifecycle {
     /// `postStart`
     pub post_start: Option<Present>,
@@ -131,7 +132,7 @@ pub struct Lifecycle {
 
 /// A liveness, readiness or startup probe.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Probe<'a> {
     /// `httpGet`
     #[serde(borrow)]
@@ -144,7 +145,7 @@ pub struct Probe<'a> {
 
 /// `httpGet` of a probe.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct HttpGet<'a> {
     /// `port`: a number, or the name of a port.
     #[serde(borrow)]
@@ -165,13 +166,7 @@ pub enum IntOrString<'a> {
     Name(Text<'a>),
 }
 
-/// By hand: serde's `untagged` first fails on every name as a number, and pays for the error.
-impl Default for IntOrString<'_> {
-    fn default() -> Self {
-        Self::Int(0)
-    }
-}
-
+/// Not by serde's `untagged`, which buffers the value first.
 impl<'de: 'a, 'a> Deserialize<'de> for IntOrString<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
@@ -206,7 +201,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for IntOrString<'a> {
 
 /// `securityContext` of a container.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct ContainerSecurityContext {
     /// `privileged`
     pub privileged: Option<bool>,
@@ -220,19 +215,34 @@ pub struct ContainerSecurityContext {
 
 /// `capabilities`
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct Capabilities {
     /// `add`
     pub add: Option<Vec<Present>>,
 }
 
-impl Matters for EnvVar<'_> {
-    fn matters(&self) -> bool {
+from_map!(
+    Container<'a>,
+    ContainerPort<'a>,
+    EnvVar<'a>,
+    EnvVarSource<'a>,
+    ObjectFieldSelector<'a>,
+    VolumeMount<'a>,
+    Lifecycle,
+    Probe<'a>,
+    HttpGet<'a>,
+    ContainerSecurityContext,
+    Capabilities,
+);
+
+impl Keep for EnvVar<'_> {
+    fn keep(&self) -> bool {
         self.value_from.is_some()
     }
 }
 
-impl Matters for VolumeMount<'_> {
-    fn matters(&self) -> bool {
+impl Keep for VolumeMount<'_> {
+    fn keep(&self) -> bool {
         self.sub_path.is_some() || self.sub_path_expr.is_some() || self.mount_propagation.is_some()
     }
 }

@@ -7,10 +7,10 @@
 mod affinity;
 mod binding;
 mod container;
-mod json;
+mod filtered;
+mod from_map;
 mod present;
 mod quantity;
-mod relevant;
 mod resources;
 mod text;
 mod toleration;
@@ -26,11 +26,10 @@ pub use container::{
     Capabilities, Container, ContainerPort, ContainerSecurityContext, EnvVar, EnvVarSource, HttpGet, IntOrString,
     Lifecycle, ObjectFieldSelector, Probe, VolumeMount,
 };
-pub use json::{JsonError, Read, Reader, from_json};
-pub(crate) use json::{field, fields, push_string};
+pub use filtered::{FilteredVec, Keep};
+pub(crate) use from_map::from_map;
 pub use present::Present;
 pub use quantity::{MaybeQuantity, Quantity, QuantityError};
-pub use relevant::{Matters, Relevant};
 pub use resources::{ResourceList, ResourceRequirements};
 use serde::Deserialize;
 pub use text::{StringMap, Text};
@@ -43,6 +42,7 @@ pub use volume::{
 ///
 /// `metadata` and `spec` are required: the API server always sends both, and something without them is not a pod.
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct Pod<'a> {
     /// `metadata`
     #[serde(borrow)]
@@ -54,7 +54,7 @@ pub struct Pod<'a> {
 
 /// The parts of `metadata` that are read.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Metadata<'a> {
     /// `metadata.name`; absent when the API server has yet to generate one.
     #[serde(borrow)]
@@ -75,6 +75,7 @@ pub struct Metadata<'a> {
 
 /// One entry of `metadata.ownerReferences`.
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct OwnerReference<'a> {
     /// The owner's kind, such as `ReplicaSet`.
     #[serde(borrow)]
@@ -85,7 +86,7 @@ pub struct OwnerReference<'a> {
 
 /// The parts of `spec` that are read.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Spec<'a> {
     /// `spec.nodeName`: set when the pod is bound already.
     #[serde(borrow)]
@@ -153,7 +154,7 @@ pub struct Spec<'a> {
 
 /// `spec.securityContext`
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct PodSecurityContext {
     /// `runAsUser`
     pub run_as_user: Option<Present>,
@@ -167,11 +168,14 @@ pub struct PodSecurityContext {
 
 /// `spec.os`
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct PodOs<'a> {
     /// `linux` or `windows`.
     #[serde(borrow)]
     pub name: Option<Text<'a>>,
 }
+
+from_map!(Pod<'a>, Metadata<'a>, OwnerReference<'a>, Spec<'a>, PodSecurityContext, PodOs<'a>);
 
 impl Pod<'_> {
     /// The value of an annotation, if the pod has it.
@@ -245,21 +249,4 @@ impl Pod<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use bounded_static::IntoBoundedStatic;
-
-    use super::*;
-
-    /// A pod in which every field of the view has a value.
-    const FULL_POD: &str = include_str!("json/pod.json");
-
-    #[test]
-    fn an_owned_view_says_the_same_as_the_borrowed_one() {
-        let owned: Pod<'static> = {
-            let text = FULL_POD.to_owned();
-            serde_json::from_str::<Pod<'_>>(&text).unwrap().into_static()
-        };
-        let borrowed: Pod<'_> = serde_json::from_str(FULL_POD).unwrap();
-        assert_eq!(format!("{owned:?}"), format!("{borrowed:?}"));
-    }
-}
+mod tests;

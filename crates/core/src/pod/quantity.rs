@@ -203,33 +203,8 @@ impl<'de> Deserialize<'de> for MaybeQuantity {
     }
 }
 
-impl MaybeQuantity {
-    /// What is no quantity, and no mistake in one.
-    pub(super) const OTHER: Self = Self(Err(QuantityError::Type));
-
-    pub(super) fn of_text(text: &str) -> Self {
-        Self(Quantity::parse(text.trim())) // as `UnmarshalJSON` of the Go type does
-    }
-
-    pub(super) fn of_natural(units: u64) -> Self {
-        Self(Ok(Quantity { nanos: i128::from(units) * UNIT }))
-    }
-
-    pub(super) fn of_integer(units: i64) -> Self {
-        Self(Ok(Quantity::from_units(units)))
-    }
-
-    /// By way of the shortest text that means this float, which is what stood there, up to 15 digits of it.
-    pub(super) fn of_float(number: f64) -> Self {
-        Self(Quantity::parse(&format!("{number:e}")))
-    }
-}
-
-impl Default for MaybeQuantity {
-    fn default() -> Self {
-        Self(Ok(Quantity::ZERO))
-    }
-}
+/// A value that is not a quantity, and not a mistake in one.
+const OTHER: MaybeQuantity = MaybeQuantity(Err(QuantityError::Type));
 
 struct Anything;
 
@@ -241,37 +216,38 @@ impl<'de> Visitor<'de> for Anything {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(MaybeQuantity::of_text(text))
+        Ok(MaybeQuantity(Quantity::parse(text.trim()))) // as `UnmarshalJSON` of the Go type does
     }
 
     fn visit_u64<E>(self, units: u64) -> Result<Self::Value, E> {
-        Ok(MaybeQuantity::of_natural(units))
+        Ok(MaybeQuantity(Ok(Quantity { nanos: i128::from(units) * UNIT })))
     }
 
     fn visit_i64<E>(self, units: i64) -> Result<Self::Value, E> {
-        Ok(MaybeQuantity::of_integer(units))
+        Ok(MaybeQuantity(Ok(Quantity::from_units(units))))
     }
 
+    /// Reads the shortest text that means this float. That is the text of the document, up to 15 digits of it.
     fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
-        Ok(MaybeQuantity::of_float(number))
+        Ok(MaybeQuantity(Quantity::parse(&format!("{number:e}"))))
     }
 
     fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(MaybeQuantity::default())
+        Ok(MaybeQuantity(Ok(Quantity::ZERO)))
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(MaybeQuantity::OTHER)
+        Ok(OTHER)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
         while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(MaybeQuantity::OTHER)
+        Ok(OTHER)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(MaybeQuantity::OTHER)
+        Ok(OTHER)
     }
 }
 

@@ -8,10 +8,11 @@ use serde::{
     de::{MapAccess, Visitor},
 };
 
-use super::{MaybeQuantity, Pod, Present, Quantity, Text};
+use super::{MaybeQuantity, Pod, Present, Quantity, Text, from_map};
 
 /// `resources` of a container or of a pod.
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct ResourceRequirements<'a> {
     /// `requests`
     #[serde(borrow)]
@@ -33,7 +34,7 @@ pub struct ResourceList<'a> {
 
 impl<'a> ResourceList<'a> {
     /// Takes the entry that comes next in the document.
-    pub(super) fn learn(&mut self, name: Text<'a>, amount: MaybeQuantity) {
+    pub(super) fn push(&mut self, name: Text<'a>, amount: MaybeQuantity) {
         match &*name {
             "cpu" => self.cpu = Some(amount),
             "memory" => self.memory = Some(amount),
@@ -63,6 +64,8 @@ impl<'a> ResourceList<'a> {
         asked.map(|(name, _)| &**name)
     }
 }
+
+from_map!(ResourceRequirements<'a>);
 
 impl ResourceRequirements<'_> {
     /// How much is requested. A limit without a request is the request too, as the API server defaults it.
@@ -134,7 +137,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for ResourceList<'a> {
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
                 let mut list = ResourceList::default();
                 while let Some((name, amount)) = map.next_entry()? {
-                    list.learn(name, amount);
+                    list.push(name, amount);
                 }
                 Ok(list)
             }

@@ -36,7 +36,7 @@ pub struct StringMap<'a>(Vec<(Text<'a>, Text<'a>)>);
 
 impl<'a> StringMap<'a> {
     /// Takes the entry that comes next in the document. A null value is the empty string, as Go decodes it.
-    pub(super) fn learn(&mut self, key: Text<'a>, value: Option<Text<'a>>) {
+    pub(super) fn push(&mut self, key: Text<'a>, value: Option<Text<'a>>) {
         self.0.push((key, value.unwrap_or_default()));
     }
 
@@ -65,7 +65,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for StringMap<'a> {
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
                 let mut entries = StringMap::default();
                 while let Some((key, value)) = map.next_entry()? {
-                    entries.learn(key, value);
+                    entries.push(key, value);
                 }
                 Ok(entries)
             }

@@ -3,10 +3,11 @@
 use bounded_static::ToStatic;
 use serde::Deserialize;
 
-use super::Text;
+use super::{Text, from_map};
 
 /// One entry of `spec.tolerations`.
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct Toleration<'a> {
     /// Empty or absent, with operator `Exists`, means every key.
     #[serde(borrow)]
@@ -32,6 +33,8 @@ pub struct Taint<'a> {
     /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
     pub effect: &'a str,
 }
+
+from_map!(Toleration<'a>);
 
 impl Toleration<'_> {
     /// Whether this toleration tolerates the taint.

@@ -8,7 +8,7 @@ use serde::{
     de::{IgnoredAny, MapAccess, Visitor},
 };
 
-use super::{StringMap, Text, present::Present};
+use super::{StringMap, Text, from_map, present::Present};
 
 /// An entry of `spec.volumes`.
 #[derive(Debug, Default, ToStatic)]
@@ -49,7 +49,7 @@ pub enum VolumeSource<'a> {
 
 /// `csi`
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct CsiVolume<'a> {
     /// Such as `file.csi.azure.com`.
     #[serde(borrow)]
@@ -61,6 +61,7 @@ pub struct CsiVolume<'a> {
 
 /// `projected`
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct ProjectedVolume<'a> {
     /// `sources`
     #[serde(borrow)]
@@ -69,7 +70,7 @@ pub struct ProjectedVolume<'a> {
 
 /// An entry of the sources of a projected volume.
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct VolumeProjection<'a> {
     /// `serviceAccountToken`
     #[serde(borrow)]
@@ -87,6 +88,7 @@ pub struct VolumeProjection<'a> {
 
 /// `secret` or `configMap`, as a volume or in a projected one.
 #[derive(Debug, Default, Deserialize, ToStatic)]
+#[serde(remote = "Self")]
 pub struct KeysProjection {
     /// `items`; without them, all keys.
     pub items: Option<Vec<Present>>,
@@ -96,12 +98,14 @@ pub struct KeysProjection {
 
 /// `serviceAccountToken`
 #[derive(Debug, Default, Deserialize, ToStatic)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct ServiceAccountTokenProjection<'a> {
     /// `audience`; empty or absent means the API server.
     #[serde(borrow)]
     pub audience: Option<Text<'a>>,
 }
+
+from_map!(CsiVolume<'a>, ProjectedVolume<'a>, VolumeProjection<'a>, KeysProjection, ServiceAccountTokenProjection<'a>,);
 
 impl Volume<'_> {
     /// The volume's name, for messages.

@@ -1,0 +1,322 @@
+//! Whether virtual nodes must be closed, and which nodes get or lose the taint.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::super::{
+    events::EventKind,
+    observed::{Kept, Node, OnVirtual, VirtualPod, are_known},
+    taints::FULL,
+};
+use crate::config::{Breaker, Configuration};
+
+const CAP_REACHED: EventKind = EventKind::warning("VirtualNodesFull");
+const BREAKER_OPEN: EventKind = EventKind::warning("BreakerOpen");
+const REOPENED: EventKind = EventKind::action("VirtualNodesReopened");
+
+/// A pod that has not started by then has failed.
+const START_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+/// How long a failure counts, from when the pod was bound. Failed pods may stay forever, and newer pods show the present state.
+const FAILURE_WINDOW: Duration = Duration::from_secs(30 * 60);
+
+/// Why virtual nodes are closed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Closed {
+    pub(super) by_cap: bool,
+    pub(super) by_breaker: bool,
+}
+
+impl Closed {
+    fn is_closed(self) -> bool {
+        self.by_cap || self.by_breaker
+    }
+}
+
+/// Number of pods on virtual nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Load {
+    /// Pods that count toward the cap.
+    pub(super) total: usize,
+    /// Pods that were bound within the failure window and failed to start.
+    pub(super) failing: usize,
+}
+
+/// Steps of a round.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) before: Closed,
+    pub(super) now: Closed,
+    pub(super) load: Load,
+    /// Nodes whose taint must change, and whether they get it.
+    pub(super) taint_changes: Vec<(Node, bool)>,
+    pub(super) virtual_nodes: Vec<Node>,
+}
+
+/// Plans a round. Returns nothing while an input has not arrived.
+pub(super) fn plan(
+    nodes: &Kept<Node>,
+    on_virtual: &OnVirtual,
+    configuration: &Configuration,
+    before: Option<Closed>,
+    now: Timestamp,
+) -> Option<Plan> {
+    let settings = &configuration.virtual_nodes;
+    let is_virtual = |node: &&Node| node.is_virtual(&settings.selector);
+    if !are_known(nodes, on_virtual, &settings.selector) {
+        return None;
+    }
+    let is_full = |node: &Node| FULL.is_on_observed(node);
+    let before = before.unwrap_or_else(|| {
+        let is_closed = nodes.values().filter(is_virtual).any(is_full);
+        Closed { by_cap: is_closed, by_breaker: is_closed }
+    });
+    let pods = || on_virtual.values().flat_map(Kept::values);
+    let load = Load {
+        total: pods().filter(|pod| !pod.is_over).count(),
+        failing: pods().filter(|pod| has_failed(pod, now)).count(),
+    };
+    let closed = Closed {
+        by_cap: settings.max_pods.is_some_and(|cap| is_at_cap(load.total, cap as usize, before.by_cap)),
+        by_breaker: is_tripped(load.failing, configuration.breaker, before.by_breaker),
+    };
+    let desired = |node: &Node| closed.is_closed() && node.is_virtual(&settings.selector);
+    let wrong = nodes.values().filter(|node| is_full(node) != desired(node));
+    Some(Plan {
+        before,
+        now: closed,
+        load,
+        taint_changes: wrong.map(|node| (node.clone(), desired(node))).collect(),
+        virtual_nodes: nodes.values().filter(is_virtual).cloned().collect(),
+    })
+}
+
+/// Returns whether the cap closes virtual nodes. They open again when a tenth of the cap, and at least one pod, is free, so that they do
+/// not open and close with each pod.
+fn is_at_cap(total: usize, cap: usize, was_at_cap: bool) -> bool {
+    let free = if was_at_cap { (cap / 10).max(1) } else { 0 };
+    total >= cap || total + free > cap
+}
+
+/// Returns whether the breaker closes virtual nodes. They open again when half of the failures are gone.
+fn is_tripped(failing: usize, Breaker { failures }: Breaker, was_tripped: bool) -> bool {
+    let failures = failures as usize;
+    failures > 0 && (failing >= failures || (was_tripped && failing * 2 > failures))
+}
+
+/// Returns whether a pod failed to start.
+///
+/// Pods of DaemonSets do not count. Virtual nodes run none (learn.microsoft.com/azure/aks/virtual-nodes, limitations), and Spillway does
+/// not place them there. Those that tolerate every taint come even to closed virtual nodes, and would keep them closed.
+fn has_failed(pod: &VirtualPod, now: Timestamp) -> bool {
+    if pod.owned.controller.as_ref().is_some_and(|owner| owner.kind == "DaemonSet") {
+        return false;
+    }
+    let since = Duration::try_from(now.duration_since(pod.bound)).unwrap_or_default();
+    !pod.is_going && since < FAILURE_WINDOW && (pod.is_failed || (!pod.has_started && since >= START_TIMEOUT))
+}
+
+/// The events of a change.
+pub(super) fn events(
+    before: Closed,
+    now: Closed,
+    load: Load,
+    configuration: &Configuration,
+) -> Vec<(EventKind, String)> {
+    let mut events = Vec::new();
+    if now.by_cap && !before.by_cap {
+        let cap = configuration.virtual_nodes.max_pods.unwrap_or_default();
+        let note =
+            format!("{} pods are on virtual nodes, and virtualNodes.maxPods is {cap}: no more go there", load.total);
+        events.push((CAP_REACHED, note));
+    }
+    if now.by_breaker && !before.by_breaker {
+        let note = format!(
+            "{} pods on virtual nodes have failed to start, and breaker.failures is {}: no more go there",
+            load.failing, configuration.breaker.failures
+        );
+        events.push((BREAKER_OPEN, note));
+    }
+    if before.is_closed() && !now.is_closed() {
+        events.push((REOPENED, format!("virtual nodes take pods again; {} are there", load.total)));
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::parse;
+
+    fn now() -> Timestamp {
+        "2026-01-01T12:00:00Z".parse().unwrap()
+    }
+
+    fn node(name: &str, is_virtual: bool, is_full: bool) -> Node {
+        let kind = if is_virtual { "virtual-kubelet" } else { "vm" };
+        let taints = if is_full { json!([{"key": FULL.key, "effect": FULL.effect}]) } else { json!([]) };
+        let node = json!({"metadata": {"name": name, "labels": {"type": kind}}, "spec": {"taints": taints}});
+        Node::read(serde_json::from_value(node).unwrap()).unwrap()
+    }
+
+    fn pod(name: &str, bound: u64, status: &Value) -> ((String, String), VirtualPod) {
+        let bound = (now() - Duration::from_secs(bound)).to_string();
+        let mut status = status.clone();
+        status["conditions"] = json!([{"type": "PodScheduled", "status": "True", "lastTransitionTime": bound}]);
+        let pod =
+            json!({"metadata": {"namespace": "shop", "name": name}, "spec": {"containers": []}, "status": status});
+        (("shop".to_owned(), name.to_owned()), VirtualPod::read(serde_json::from_value(pod).unwrap()).unwrap())
+    }
+
+    fn planned(
+        file: &str,
+        nodes: &[Node],
+        pods: Vec<((String, String), VirtualPod)>,
+        before: Option<Closed>,
+    ) -> Option<Plan> {
+        let file = format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{file}");
+        let nodes = nodes.iter().map(|node| ((String::new(), node.name.clone()), node.clone())).collect();
+        let on_virtual = [("v".to_owned(), pods.into_iter().collect())].into();
+        plan(&nodes, &on_virtual, &parse(&file).unwrap(), before, now())
+    }
+
+    fn running(count: usize) -> Vec<((String, String), VirtualPod)> {
+        (0..count).map(|i| pod(&i.to_string(), 60, &json!({"phase": "Running"}))).collect()
+    }
+
+    #[test]
+    fn at_the_cap_all_virtual_nodes_and_no_others_are_closed() {
+        let nodes = [node("v", true, false), node("vm", false, false), node("was-virtual", false, true)];
+        let writes = |count| {
+            let plan = planned("virtualNodes: {maxPods: 20}", &nodes, running(count), None).unwrap();
+            plan.taint_changes.into_iter().map(|(node, wanted)| (node.name, wanted)).collect::<Vec<_>>()
+        };
+        let not_ours = ("was-virtual".to_owned(), false);
+        assert_eq!(writes(19), std::slice::from_ref(&not_ours));
+        assert_eq!(writes(20), [("v".to_owned(), true), not_ours]);
+    }
+
+    #[test]
+    fn virtual_nodes_reopen_only_below_the_cap_by_a_margin() {
+        let closed = Some(Closed { by_cap: true, by_breaker: false });
+        let is_closed = |count| {
+            let nodes = [node("v", true, true)];
+            planned("virtualNodes: {maxPods: 20}", &nodes, running(count), closed).unwrap().now.by_cap
+        };
+        assert_eq!([18, 19, 20, 30].map(is_closed), [false, true, true, true]);
+        for (total, was, expected) in [(0, false, false), (1, false, true), (1, true, true), (0, true, false)] {
+            assert_eq!(is_at_cap(total, 1, was), expected, "{total} of 1, {was}");
+        }
+        assert!(is_at_cap(0, 0, false) && is_at_cap(0, 0, true), "none may be there");
+    }
+
+    #[test]
+    fn failing_pods_open_the_breaker_until_half_are_gone() {
+        let hanging =
+            |count: usize| (0..count).map(|i| pod(&i.to_string(), 301, &json!({"phase": "Pending"}))).collect();
+        let is_tripped = |count, was| {
+            let before = Some(Closed { by_cap: false, by_breaker: was });
+            planned("", &[node("v", true, was)], hanging(count), before).unwrap().now.by_breaker
+        };
+        assert_eq!(
+            [(9, false), (10, false), (6, true), (5, true)].map(|(n, was)| is_tripped(n, was)),
+            [false, true, true, false]
+        );
+        let off = planned("breaker: {failures: 0}", &[node("v", true, false)], hanging(50), None).unwrap();
+        assert!(!off.now.is_closed());
+    }
+
+    #[test]
+    fn a_pod_fails_by_start_timeout_or_by_provider() {
+        let failed = |bound, status: Value| has_failed(&pod("p", bound, &status).1, now());
+        assert!(!failed(299, json!({"phase": "Pending"})) && failed(300, json!({"phase": "Pending"})));
+        assert!(!failed(900, json!({"phase": "Running"})));
+        assert!(failed(1, json!({"phase": "Pending", "reason": "ProviderFailed"})));
+        assert!(failed(1, json!({"phase": "Failed", "reason": "ProviderFailed"})));
+        assert!(!failed(1800, json!({"phase": "Pending", "reason": "ProviderFailed"})), "too old");
+        let (_, mut of_a_daemon_set) = pod("p", 300, &json!({"phase": "Pending"}));
+        let owner = |kind: &str| Some(OwnerReference { kind: kind.to_owned(), ..OwnerReference::default() });
+        of_a_daemon_set.owned.controller = owner("ReplicaSet");
+        assert!(has_failed(&of_a_daemon_set, now()));
+        of_a_daemon_set.owned.controller = owner("DaemonSet");
+        assert!(!has_failed(&of_a_daemon_set, now()), "Spillway did not place it");
+    }
+
+    #[test]
+    fn a_new_leader_keeps_virtual_nodes_closed_at_the_cap() {
+        let nodes = [node("v", true, true)];
+        assert!(planned("virtualNodes: {maxPods: 20}", &nodes, running(19), None).unwrap().now.by_cap);
+        let open = planned("virtualNodes: {maxPods: 20}", &nodes, running(18), None).unwrap();
+        assert_eq!((open.now.is_closed(), open.taint_changes.len()), (false, 1));
+    }
+
+    #[test]
+    fn a_new_leader_reports_only_its_own_closing() {
+        let reasons = |is_full| {
+            let file = "virtualNodes: {maxPods: 20}";
+            let plan = planned(file, &[node("v", true, is_full)], running(20), None).unwrap();
+            events(plan.before, plan.now, plan.load, &Configuration::default()).len()
+        };
+        assert_eq!((reasons(true), reasons(false)), (0, 1));
+    }
+
+    #[test]
+    fn a_terminating_pod_counts_toward_the_cap_not_the_breaker() {
+        let load = |change: Value| {
+            let (name, _) = pod("p", 900, &json!({}));
+            let mut pod = json!({"metadata": {"namespace": "shop", "name": "p", "creationTimestamp": "2026-01-01T11:45:00Z"},
+                "spec": {"containers": []}, "status": {"phase": "Pending"}});
+            json_patch::merge(&mut pod, &change);
+            let read = VirtualPod::read(serde_json::from_value(pod).unwrap());
+            let pods = read.into_iter().map(|pod| (name.clone(), pod)).collect();
+            let Load { total, failing } = planned("", &[node("v", true, false)], pods, None).unwrap().load;
+            (total, failing)
+        };
+        assert_eq!(load(json!({})), (1, 1));
+        assert_eq!(load(json!({"metadata": {"deletionTimestamp": "2026-01-01T11:59:00Z"}})), (1, 0));
+        assert_eq!(load(json!({"status": {"phase": "Succeeded"}})), (0, 0));
+        assert_eq!(load(json!({"status": {"phase": "Failed", "reason": "Evicted"}})), (0, 0));
+        assert_eq!(load(json!({"status": {"phase": "Failed", "reason": "ProviderFailed"}})), (0, 1));
+    }
+
+    #[test]
+    fn a_pod_has_started_with_its_first_init_or_app_container() {
+        let failed = |statuses: &str, state: &str| {
+            let mut status = json!({"phase": "Pending"});
+            let image = json!({"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0});
+            status[statuses] = json!([image]);
+            let details = if state == "terminated" { json!({"exitCode": 0}) } else { json!({}) };
+            status[statuses][0]["state"] = json!({state: details});
+            has_failed(&pod("p", 900, &status).1, now())
+        };
+        assert!(failed("initContainerStatuses", "waiting") && failed("containerStatuses", "waiting"));
+        for statuses in ["initContainerStatuses", "containerStatuses"] {
+            assert!(!failed(statuses, "running") && !failed(statuses, "terminated"), "{statuses}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_planned_before_all_pods_have_arrived() {
+        let nodes = [node("v", true, true), node("w", true, false)];
+        assert!(planned("", &nodes, Vec::new(), None).is_none(), "the pods of w have not arrived");
+    }
+
+    #[test]
+    fn each_change_is_one_event() {
+        let configuration = Configuration::default();
+        let reasons = |before: Closed, now: Closed| {
+            let events = events(before, now, Load::default(), &configuration);
+            events.into_iter().map(|(kind, _)| kind.reason).collect::<Vec<_>>()
+        };
+        let (open, cap, breaker) =
+            (Closed::default(), Closed { by_cap: true, by_breaker: false }, Closed { by_cap: false, by_breaker: true });
+        assert_eq!(reasons(open, cap), ["VirtualNodesFull"]);
+        assert_eq!(reasons(open, breaker), ["BreakerOpen"]);
+        assert_eq!(reasons(cap, open), ["VirtualNodesReopened"]);
+        assert_eq!(reasons(cap, cap), <[&str; 0]>::default());
+    }
+}

@@ -1,0 +1,141 @@
+//! Decisions on missed pods: by the same function as in the webhook, on the pod as the API server has it now.
+
+use std::collections::{HashMap, HashSet};
+
+use futures_util::{StreamExt, stream};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod as ApiPod};
+use kube::{Resource, api::Request};
+use serde_json::Value;
+
+use super::{MAX_PODS, MissedError, eviction::may_evict, memory::Assessment, plan::Scheduled};
+use crate::{
+    burst::{self, DECISION, Decision, ServiceAccount, Verdict},
+    cluster::Snapshot,
+    config::{Configuration, Overrides},
+    controller::{
+        Context,
+        events::EventKind,
+        observed::{Name, Owned},
+        pods::{MAX_CONCURRENT_REQUESTS, PodError, patch_pod},
+        reconcile::Outcome,
+    },
+    pod::Pod,
+};
+
+const REPAIRED: EventKind = EventKind::action("MissedPodHealed");
+const MISSED: EventKind = EventKind::problem("PodMissed");
+
+/// Inputs of a decision.
+pub(super) struct Decider<'d> {
+    pub(super) context: &'d Context,
+    pub(super) snapshot: &'d Snapshot,
+    pub(super) configuration: &'d Configuration,
+}
+
+impl Decider<'_> {
+    /// Reads a pod with all its fields, also those of a newer Kubernetes. Returns nothing if it is gone.
+    async fn read(&self, name: &Name) -> Result<Option<Value>, PodError> {
+        let request = Request::new(ApiPod::url_path(&(), Some(&name.0))).get(&name.1, &kube::api::GetParams::default());
+        let request = request.map_err(|error| PodError::new("read", name, kube::Error::BuildRequest(error)))?;
+        match self.context.client.request(request).await {
+            Ok(pod) => Ok(Some(pod)),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => Err(PodError::new("read", name, error)),
+        }
+    }
+
+    /// Returns the decision of the webhook, or nothing if the namespace has opted out in the meantime.
+    fn decide(&self, namespace: &str, pod: &Pod<'_>) -> Option<Decision<'_>> {
+        let known = self.snapshot.namespace(namespace)?;
+        let overrides = Overrides::read(pod.annotations());
+        let settings = self.configuration.settings(&known.profile, &known.overrides, &overrides);
+        let account = self.snapshot.service_account(namespace, pod.service_account());
+        let facts = self.snapshot.facts(namespace, &known, account.unwrap_or(ServiceAccount::Unknown));
+        Some(burst::decide(pod, &settings, &facts))
+    }
+
+    /// Decides on a pod without a node, and adds what can still be added to it.
+    pub(super) async fn repair(&self, owned: &Owned) -> Result<Outcome, PodError> {
+        let name = &(owned.namespace.clone(), owned.name.clone());
+        let Some(pod) = self.read(name).await? else { return Ok(Outcome::UpToDate) };
+        let text = pod.to_string();
+        let Ok(view) = serde_json::from_str::<Pod<'_>>(&text) else { return Ok(Outcome::UpToDate) };
+        let has_node = pod.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|node| !node.is_empty());
+        if has_node || view.annotation(DECISION).is_some() {
+            return Ok(Outcome::UpToDate);
+        }
+        let Some(decision) = self.decide(&name.0, &view) else { return Ok(Outcome::UpToDate) };
+        let patch = burst::existing_pod_patch(&view, &decision);
+        let version = pod.pointer("/metadata/resourceVersion").and_then(Value::as_str);
+        let (Some(patch), Some(version)) = (patch, version) else { return Ok(Outcome::UpToDate) };
+        let outcome = patch_pod(self.context, name, version, "heal", patch).await?;
+        if outcome == Outcome::Changed {
+            let ((namespace, name), verdict) = (name, &decision.verdict);
+            tracing::info!(namespace, pod = name, decision = %verdict, "decided on a pod that the webhook had missed");
+            let note = format!("pod {name} had been created without Spillway: decided now, {verdict}");
+            self.context.event_aggregator.record(owner(namespace, &pod), REPAIRED, note);
+        }
+        Ok(outcome)
+    }
+
+    /// Assesses missed pods that have a node, and reports them. Returns whether all had been assessed before. A pod that cannot be read
+    /// does not hold up the others.
+    pub(super) async fn assess(
+        &self,
+        scheduled: &[Scheduled],
+        assessed: &mut HashMap<String, Assessment>,
+    ) -> Result<bool, MissedError> {
+        let uids: HashSet<_> = scheduled.iter().map(|pod| pod.owned.uid.as_str()).collect();
+        assessed.retain(|uid, _| uids.contains(uid.as_str()));
+        let mut new: Vec<_> = scheduled.iter().filter(|pod| !assessed.contains_key(&pod.owned.uid)).collect();
+        let is_all = new.is_empty();
+        new.truncate(MAX_PODS);
+        let mut failure = None;
+        let reads = new.into_iter().map(|pod| async move { (pod, self.read(&pod.name()).await) });
+        let read: Vec<_> = stream::iter(reads).buffer_unordered(MAX_CONCURRENT_REQUESTS).collect().await;
+        for (scheduled, read) in read {
+            match read {
+                Ok(Some(pod)) => {
+                    assessed.insert(scheduled.owned.uid.clone(), self.assess_one(scheduled, pod));
+                }
+                Ok(None) => {}
+                Err(error) if error.is_unanswered() => return Err(error.into()),
+                Err(error) => {
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        failure.map_or(Ok(is_all), |error| Err(error.into()))
+    }
+
+    /// Assesses one pod. The result is `unknown` if the pod cannot be decided on: reading it again would not change that.
+    fn assess_one(&self, Scheduled { owned, node }: &Scheduled, mut pod: Value) -> Assessment {
+        // The scheduler set the node; a recreated pod has none.
+        if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
+            spec.remove("nodeName");
+        }
+        let unknown = Assessment::unknown(owned);
+        let text = pod.to_string();
+        let Ok(view) = serde_json::from_str::<Pod<'_>>(&text) else { return unknown };
+        let Some(decision) = self.decide(&owned.namespace, &view) else { return unknown };
+        let (name, verdict) = (&owned.name, &decision.verdict);
+        tracing::warn!(namespace = owned.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");
+        let note =
+            format!("pod {name} was created without Spillway and runs on {node}; created anew it would be: {verdict}");
+        self.context.event_aggregator.record(owned.owner(), MISSED, note);
+        let label = match verdict {
+            Verdict::Burst(mode) => mode.as_str(),
+            Verdict::Stay(_) => "stay",
+            Verdict::OptedOut => "opted_out",
+        };
+        let may_evict = matches!(verdict, Verdict::Burst(_)) && may_evict(&pod, |key| view.annotation(key));
+        Assessment { label, may_evict, ..unknown }
+    }
+}
+
+/// The controller of a pod, or the pod if it has none.
+fn owner(namespace: &str, pod: &Value) -> ObjectReference {
+    let metadata = pod.get("metadata").cloned().unwrap_or_default();
+    let metadata = serde_json::from_value(metadata).unwrap_or_default();
+    ObjectReference { namespace: Some(namespace.to_owned()), ..Owned::read(&metadata).owner() }
+}

@@ -1,0 +1,76 @@
+//! Metrics of the caches of cluster objects.
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+
+use super::{labels, now};
+
+labels!(CacheLabels { cache });
+
+/// Metrics of all caches.
+#[derive(Debug, Clone, Default)]
+pub struct Caches {
+    synced: Family<CacheLabels, Gauge>,
+    last_event: Family<CacheLabels, Gauge>,
+    watch_errors: Family<CacheLabels, Counter>,
+}
+
+/// Metrics of one cache.
+#[derive(Debug, Clone)]
+pub struct CacheMetrics {
+    synced: Gauge,
+    last_event: Gauge,
+    watch_errors: Counter,
+}
+
+impl Caches {
+    /// Registers the metrics, without any cache.
+    pub fn new(r: &mut Registry) -> Self {
+        let metrics = Self::default();
+        r.register("cache_synced", "Whether a cache has been filled", metrics.synced.clone());
+        r.register_with_unit(
+            "cache_last_event_timestamp",
+            "When a cache last heard of an object",
+            Unit::Seconds,
+            metrics.last_event.clone(),
+        );
+        r.register("cache_watch_errors", "Interruptions of a cache's watch", metrics.watch_errors.clone());
+        metrics
+    }
+
+    /// Removes the caches from the metrics. The count of watch errors stays.
+    pub fn reset(&self) {
+        self.synced.clear();
+        self.last_event.clear();
+    }
+
+    /// Returns the metrics of one cache, which start at zero. The name comes from a closed set.
+    pub fn of(&self, cache: &'static str) -> CacheMetrics {
+        let labels = CacheLabels { cache };
+        CacheMetrics {
+            synced: self.synced.get_or_create_owned(&labels),
+            last_event: self.last_event.get_or_create_owned(&labels),
+            watch_errors: self.watch_errors.get_or_create_owned(&labels),
+        }
+    }
+}
+
+impl CacheMetrics {
+    /// The initial list is complete.
+    pub fn filled(&self) {
+        self.synced.set(1);
+        self.heard();
+    }
+
+    /// An object was added, changed or deleted.
+    pub fn heard(&self) {
+        self.last_event.set(now());
+    }
+
+    /// The watch was interrupted.
+    pub fn interrupted(&self) {
+        self.watch_errors.inc();
+    }
+}

@@ -1,0 +1,87 @@
+//! Metrics of the connections to the webhook's port.
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::labels;
+
+labels!(ReasonLabels { reason });
+
+/// Metrics of the connections.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionMetrics {
+    open: Gauge,
+    errors: Family<ReasonLabels, Counter>,
+}
+
+/// Why a connection failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionError {
+    /// It could not be accepted for a local reason, such as too many open files.
+    Accept,
+    /// The TLS handshake failed.
+    Handshake,
+    /// The TLS handshake timed out.
+    HandshakeTimeout,
+    /// No request came after the handshake.
+    NoRequest,
+    /// The client did not send valid HTTP.
+    Protocol,
+}
+
+impl ConnectionError {
+    const ALL: [Self; 5] = [Self::Accept, Self::Handshake, Self::HandshakeTimeout, Self::NoRequest, Self::Protocol];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accept => "accept",
+            Self::Handshake => "handshake",
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::NoRequest => "no_request",
+            Self::Protocol => "protocol",
+        }
+    }
+}
+
+impl ConnectionMetrics {
+    /// Registers the metrics, all at zero.
+    pub fn new(r: &mut Registry) -> Self {
+        let metrics = Self::default();
+        // Alerts need every sample from the start: they would miss the first increase otherwise.
+        for why in ConnectionError::ALL {
+            let _ = metrics.errors.get_or_create(&ReasonLabels { reason: why.as_str() });
+        }
+        r.register("connections", "Connections that are open, those in their handshake included", metrics.open.clone());
+        r.register("connection_errors", "Connections that came to nothing, by reason", metrics.errors.clone());
+        metrics
+    }
+
+    /// Counts a connection as open until the guard is dropped.
+    pub fn opened(&self) -> GaugeGuard {
+        GaugeGuard::increment(&self.open)
+    }
+
+    /// Counts a failed connection.
+    pub fn failed(&self, why: ConnectionError) {
+        self.errors.get_or_create(&ReasonLabels { reason: why.as_str() }).inc();
+    }
+}
+
+/// Adds one to a gauge until it is dropped.
+#[derive(Debug)]
+pub struct GaugeGuard(Gauge);
+
+impl GaugeGuard {
+    pub(super) fn increment(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for GaugeGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,154 @@
+//! Metrics of the controller.
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+use time::OffsetDateTime;
+
+use super::{Caches, IdentityMetrics, OverflowMetrics, labels, now};
+
+labels!(ReconcileLabels { reconciler, result });
+labels!(ReconcilerLabels { reconciler });
+labels!(StateLabels { state });
+labels!(ResultLabels { result });
+
+/// Labels of a family with one sample. The sample is absent until the value is known: an alert must not see an expiry
+/// of 0.
+type Known = Vec<(&'static str, &'static str)>;
+
+/// Metrics of the controller.
+#[derive(Debug, Clone, Default)]
+pub struct ControllerMetrics {
+    leader: Gauge,
+    reconciles: Family<ReconcileLabels, Counter>,
+    last_success: Family<ReconcilerLabels, Gauge>,
+    ca_expiry: Family<Known, Gauge>,
+    ca_certificates: Family<StateLabels, Gauge>,
+    ca_bundle_writes: Family<ResultLabels, Counter>,
+    /// Metrics of the identity checks.
+    pub identity: IdentityMetrics,
+    /// Metrics of the overflow to virtual nodes.
+    pub overflow: OverflowMetrics,
+    /// Metrics of the caches of cluster objects.
+    pub caches: Caches,
+}
+
+impl ControllerMetrics {
+    /// Registers the metrics, all at zero.
+    pub fn new(r: &mut Registry) -> Self {
+        let (identity, overflow, caches) = (IdentityMetrics::new(r), OverflowMetrics::new(r), Caches::new(r));
+        let metrics = Self { identity, overflow, caches, ..Self::default() };
+        r.register("leader", "Whether this replica is the one that acts", metrics.leader.clone());
+        r.register(
+            "reconciles",
+            "Rounds of the reconcilers, by result: success, conflict (somebody else wrote meanwhile), early (not everything that it rests on has arrived), failure",
+            metrics.reconciles.clone(),
+        );
+        r.register_with_unit(
+            "reconcile_last_success_timestamp",
+            "When a reconciler last found or made everything right",
+            Unit::Seconds,
+            metrics.last_success.clone(),
+        );
+        r.register_with_unit(
+            "ca_expiry_timestamp",
+            "When the certificate authority expires that signs now; known to the leader",
+            Unit::Seconds,
+            metrics.ca_expiry.clone(),
+        );
+        r.register(
+            "ca_certificates",
+            "Certificates in the caBundle, by what becomes of them: current, next, old",
+            metrics.ca_certificates.clone(),
+        );
+        r.register("ca_bundle_writes", "Writes of the caBundle, by result", metrics.ca_bundle_writes.clone());
+        metrics
+    }
+
+    /// Sets whether this replica is the leader. A replica that stops leading resets what only a leader knows.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(leads.into());
+        if !leads {
+            self.ca_expiry.clear();
+            self.ca_certificates.clear();
+            self.identity.reset();
+            self.overflow.reset();
+            self.caches.reset();
+        }
+    }
+
+    /// Counts a finished round of a reconciler. Both labels come from closed sets.
+    pub fn reconciled(&self, reconciler: &'static str, result: &'static str) {
+        self.reconciles.get_or_create(&ReconcileLabels { reconciler, result }).inc();
+        if result == "success" {
+            self.last_success.get_or_create(&ReconcilerLabels { reconciler }).set(now());
+        }
+    }
+
+    /// Sets the expiry and the number of the stored CA certificates.
+    pub fn authority(&self, not_after: OffsetDateTime, next: usize, old: usize) {
+        self.ca_expiry.get_or_create(&Known::new()).set(not_after.unix_timestamp());
+        for (state, count) in [("current", 1), ("next", next), ("old", old)] {
+            let count = count.try_into().unwrap_or(i64::MAX);
+            self.ca_certificates.get_or_create(&StateLabels { state }).set(count);
+        }
+    }
+
+    /// Counts a write of the `caBundle`.
+    pub fn bundle_written(&self, result: &'static str) {
+        self.ca_bundle_writes.get_or_create(&ResultLabels { result }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn a_failed_round_is_no_success() {
+        let mut registry = crate::telemetry::registry();
+        let metrics = ControllerMetrics::new(&mut registry);
+        metrics.leads(true);
+        metrics.reconciled("ca-bundle", "failure");
+        metrics.authority(datetime!(2026-01-02 00:00 UTC), 0, 2);
+        metrics.bundle_written("success");
+        let text = crate::telemetry::encode(&registry);
+        for line in [
+            "spillway_leader 1",
+            r#"spillway_reconciles_total{reconciler="ca-bundle",result="failure"} 1"#,
+            "spillway_ca_expiry_timestamp_seconds{} 1767312000",
+            r#"spillway_ca_certificates{state="old"} 2"#,
+            r#"spillway_ca_bundle_writes_total{result="success"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert!(!text.contains("spillway_reconcile_last_success_timestamp_seconds{"), "{text}");
+        metrics.reconciled("ca-bundle", "success");
+        let text = crate::telemetry::encode(&registry);
+        assert!(
+            text.contains(r#"spillway_reconcile_last_success_timestamp_seconds{reconciler="ca-bundle"}"#),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_caches_of_a_former_leader_are_not_told_of() {
+        let mut registry = crate::telemetry::registry();
+        let metrics = ControllerMetrics::new(&mut registry);
+        metrics.leads(true);
+        let cache = metrics.caches.of("namespaces");
+        cache.filled();
+        cache.interrupted();
+        assert!(crate::telemetry::encode(&registry).contains(r#"spillway_cache_synced{cache="namespaces"} 1"#));
+        metrics.leads(false);
+        let text = crate::telemetry::encode(&registry);
+        assert!(
+            !text.contains("spillway_cache_synced{") && !text.contains("_cache_last_event_timestamp_seconds{"),
+            "{text}"
+        );
+        assert!(text.contains(r#"spillway_cache_watch_errors_total{cache="namespaces"} 1"#), "{text}");
+    }
+}

@@ -1,0 +1,115 @@
+//! Control planes for tests that install, change and remove what exists once in a cluster.
+
+use std::{
+    mem,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use axum::http::Method;
+use serde_json::Value;
+
+use super::{ControlPlane, namespace::PREFIX};
+
+/// How many sandboxes run at most. Each takes about 1 GiB of memory.
+const LIMIT: usize = 4;
+
+/// The nodes of the example, with which a control plane starts.
+const NODES: [&str; 4] = ["vm-1", "vm-2", "vm-3", "virtualnode-0"];
+
+/// A control plane that one test has to itself. Its namespaces and their pods go when the test ends, so that the next test finds free
+/// nodes and no pending pods.
+pub(crate) struct Sandbox {
+    pub(crate) plane: &'static ControlPlane,
+}
+
+/// The sandboxes of this process.
+struct Pool {
+    free: Vec<&'static ControlPlane>,
+    /// How many run or start.
+    count: usize,
+    /// How many have ever been started.
+    started: usize,
+}
+
+static POOL: Mutex<Pool> = Mutex::new(Pool { free: Vec::new(), count: 0, started: 0 });
+static RETURNED: Condvar = Condvar::new();
+
+fn lock() -> MutexGuard<'static, Pool> {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes a free sandbox, starts another one, or waits for one. The cluster is as the test before has left it.
+pub(crate) fn sandbox() -> Sandbox {
+    let mut pool = lock();
+    loop {
+        if let Some(plane) = pool.free.pop() {
+            return Sandbox { plane };
+        }
+        if pool.count < LIMIT {
+            break;
+        }
+        pool = RETURNED.wait(pool).unwrap_or_else(PoisonError::into_inner);
+    }
+    pool.count += 1;
+    pool.started += 1;
+    let suffix = format!("-sandbox-{}", pool.started);
+    drop(pool);
+    let slot = Slot;
+    let plane = Box::leak(Box::new(ControlPlane::start(&suffix)));
+    mem::forget(slot);
+    Sandbox { plane }
+}
+
+/// A place in the pool; given up when dropped.
+struct Slot;
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        lock().count -= 1;
+        RETURNED.notify_one();
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let slot = Slot;
+        if let Err(message) = reset(self.plane) {
+            // No other test gets this one.
+            self.plane.stop();
+            assert!(thread::panicking(), "cannot reset the sandbox: {message}");
+            return;
+        }
+        mem::forget(slot);
+        lock().free.push(self.plane);
+        RETURNED.notify_one();
+    }
+}
+
+/// Removes what the test before may have left: the registration of the webhook, nodes, namespaces, and their pods at once.
+fn reset(plane: &ControlPlane) -> Result<(), String> {
+    let send = |method: Method, path: &str| {
+        plane.send(method, path, &Value::Null).map_err(|failure| format!("{path}: {}", failure.message))
+    };
+    let configuration = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/aci-spillway";
+    match plane.send(Method::DELETE, configuration, &Value::Null) {
+        Err(failure) if failure.code != Some(404) => return Err(format!("{configuration}: {}", failure.message)),
+        _ => {}
+    }
+    let nodes = send(Method::GET, "/api/v1/nodes")?;
+    for name in names(&nodes).filter(|name| !NODES.contains(name)) {
+        send(Method::DELETE, &format!("/api/v1/nodes/{name}"))?;
+    }
+    let namespaces = send(Method::GET, "/api/v1/namespaces?fieldSelector=status.phase%3DActive")?;
+    for name in names(&namespaces).filter(|name| name.starts_with(PREFIX)) {
+        // Nothing can be created in a namespace that terminates, so that no ReplicaSet replaces its pods.
+        send(Method::DELETE, &format!("/api/v1/namespaces/{name}"))?;
+        send(Method::DELETE, &format!("/api/v1/namespaces/{name}/pods?gracePeriodSeconds=0"))?;
+    }
+    Ok(())
+}
+
+/// Returns the names of the objects of a list.
+fn names(list: &Value) -> impl Iterator<Item = &str> {
+    list["items"].as_array().into_iter().flatten().filter_map(|item| item["metadata"]["name"].as_str())
+}
