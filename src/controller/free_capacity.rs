@@ -18,7 +18,7 @@ pub(super) fn accepts(node: &Node, pod: &Pod<'_>) -> bool {
     node.ready_since.is_some()
         && !node.is_cordoned
         && hard_taints(node).all(is_tolerated)
-        && pod.spec.node_selector.as_ref().is_none_or(|selector| selector.unmet_by(view).is_none())
+        && pod.spec.node_selector.as_ref().is_none_or(|selector| selector.first_unmatched(view).is_none())
         && pod.required_node_affinity().is_none_or(|required| required.matches(view))
 }
 

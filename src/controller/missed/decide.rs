@@ -120,8 +120,9 @@ impl Decider<'_> {
         let Some(decision) = self.decide(&owned.namespace, &view) else { return unknown };
         let (name, verdict) = (&owned.name, &decision.verdict);
         tracing::warn!(namespace = owned.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");
-        let note =
-            format!("pod {name} was created without Spillway and runs on {node}; created anew it would be: {verdict}");
+        let note = format!(
+            "pod {name} was created without Spillway and runs on {node}; the decision on a new pod would be: {verdict}"
+        );
         self.context.event_aggregator.record(owned.owner(), MISSED, note);
         let label = match verdict {
             Verdict::Burst(mode) => mode.as_str(),

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_node_does_not_hold_up_others_and_each_write_is_reported() {
+    async fn a_failed_node_holds_up_no_other_and_writes_are_reported() {
         let (context, mut backoff) = (context(), Backoff::default());
         let node = |name: &str| (observed::Node { name: name.to_owned(), ..observed::Node::default() }, true);
         let nodes = ["forbidden", "stripped", "open"].map(node);

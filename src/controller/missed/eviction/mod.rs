@@ -49,7 +49,8 @@ impl Evictions {
         let (namespace, name) = pod.name();
         tracing::info!(namespace, pod = name, result, "tried to evict a pod that the webhook had missed");
         if result == "success" {
-            let note = format!("pod {name} was created without Spillway and has been evicted, to be created anew");
+            let note =
+                format!("pod {name} was created without Spillway and has been evicted, so that its owner recreates it");
             context.event_aggregator.record(pod.owned.owner(), EVICTED, note);
         }
         matches!(result, "success" | "gone")
