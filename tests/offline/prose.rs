@@ -252,7 +252,7 @@ fn blocks(text: &str) -> Vec<Piece> {
             continues = false;
         } else {
             match (item(text), blocks.last_mut()) {
-                (None, Some(last)) if continues => last.text += &format!(" {text}"),
+                (None, Some(last)) if continues => last.text.extend([" ", text]),
                 (item, _) => blocks.push(piece(item.unwrap_or(text))),
             }
             continues = true;
@@ -297,16 +297,9 @@ fn without_code_and_links(text: &str) -> String {
     while let Some(start) = rest.find(['`', '[']) {
         let (before, from) = rest.split_at(start);
         plain += before;
-        match code_or_link(from) {
-            Some(length) => {
-                plain += "CODE";
-                rest = &from[length..];
-            }
-            None => {
-                plain.push(' ');
-                rest = &from[1..];
-            }
-        }
+        let length = code_or_link(from);
+        plain += if length.is_some() { "CODE" } else { " " };
+        rest = &from[length.unwrap_or(1)..];
     }
     plain += rest;
     plain.replace('*', "")
@@ -365,7 +358,7 @@ fn texts(source: &str) -> Vec<Piece> {
         if let Some(text) = text {
             let follows = !mark.is_empty() && open == (line, mark);
             match texts.last_mut() {
-                Some(last) if follows => last.text += &format!(" {text}"),
+                Some(last) if follows => last.text.extend([" ", &text]),
                 _ => texts.push(Piece { line, text, is_doc_comment: mark == "///" }),
             }
             open = (line + 1, mark);
@@ -376,8 +369,12 @@ fn texts(source: &str) -> Vec<Piece> {
     texts
 }
 
-/// The length of the literal, block comment or identifier that a source begins with, and its text unless it is an identifier.
+/// The length of the token that a source begins with, and its text if it is a string literal or a block comment.
 fn token(source: &str) -> Option<(usize, Option<String>)> {
+    let space = source.len() - source.trim_start().len();
+    if space > 0 {
+        return Some((space, None));
+    }
     let found = |length: usize, text: &str| Some((length, Some(text.to_owned())));
     if source.starts_with("/*") {
         let end = source.find("*/").map_or(source.len(), |end| end + 2);
@@ -446,13 +443,16 @@ fn markdown_is_checked_item_by_item_and_cell_by_cell() {
 
 #[test]
 fn only_comments_and_string_literals_of_rust_are_checked() {
-    let source = r##"/// What is
-/// none.
-fn mend<'a>(c: char) -> bool { c == '"' || c == '\'' } // mended `anew`
-let text = "told\n of"; let raw = r#"nobody "here""#; let empty = "";
-"##;
-    let found: Vec<_> = in_rust(source).into_iter().map(|finding| (finding.line, finding.message)).collect();
-    let expected = [(1, "What"), (1, "is none"), (3, "mend"), (4, "told of"), (4, "nobody")];
+    let source = [
+        "/// What is",
+        "/// none.",
+        r"fn mend<'a>(c: char) -> bool { c == '\'' || c == '\n' } // mended `anew`",
+        r#"let text = "told\n of"; let quote = '"'; let empty = "";"#,
+        "let raw = r#\"nobody \"here\"\"#;",
+    ];
+    let found: Vec<_> =
+        in_rust(&source.join("\n")).into_iter().map(|finding| (finding.line, finding.message)).collect();
+    let expected = [(1, "What"), (1, "is none"), (3, "mend"), (4, "told of"), (5, "nobody")];
     assert_eq!(found.len(), expected.len(), "{found:?}");
     for ((line, message), (expected_line, word)) in found.iter().zip(expected) {
         assert!(*line == expected_line && message.contains(&format!("\"{word}\"")), "{found:?}");
