@@ -25,13 +25,13 @@ pub use restore::restore;
 use self::placement::Form;
 use crate::{
     config::{Mode, PodSettings, Settings},
-    eligibility::{self, ClusterContext, Finding, Overflow, Severity},
+    eligibility::{self, Finding, Overflow, Severity},
     keys::{BURST_LABEL, DISABLED},
     pod::Pod,
 };
 
 pub use crate::keys::{ADDED, DECISION, PLACED_ON, UNSCHEDULABLE_SINCE};
-pub use crate::{eligibility::ClusterContext as Facts, workload_identity::ServiceAccount};
+pub use crate::{eligibility::ClusterContext, workload_identity::ServiceAccount};
 
 /// Decides on a pod.
 ///
