@@ -1,7 +1,7 @@
 //! One decision as the webhook makes it, on a review as the API server sends it.
 
 use spillway::{
-    admission::{self, Unusable},
+    admission::{self, ReviewError},
     burst::{self, Facts, ServiceAccount},
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
@@ -34,7 +34,7 @@ impl Default for Surroundings {
 }
 
 /// From the body of a request to the body of its answer. All five parts are added to this pod.
-pub(crate) fn decide(surroundings: &Surroundings, body: &[u8]) -> Result<Vec<u8>, Unusable> {
+pub(crate) fn decide(surroundings: &Surroundings, body: &[u8]) -> Result<Vec<u8>, ReviewError> {
     let review = admission::parse(body)?;
     let overrides = Overrides::read(review.pod.annotations());
     let settings = surroundings.configuration.settings("high-scale", &surroundings.namespace, &overrides);

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 pub(super) use self::read::read;
-use self::typed::typed;
+use self::typed::{typed, without_position};
 use crate::{
-    admission::{self, Unusable},
+    admission::{self, ReviewError},
     burst::DECISION,
     pod::{Metadata, Pod},
 };
@@ -213,9 +213,9 @@ impl Document {
         let label = format!("{source}: AdmissionReview {}", name_of(object)).trim_end().to_owned();
         let request = match admission::parse(text.as_bytes()) {
             Ok(request) => request,
-            Err(Unusable::Json(error)) => match typed::<Pod<'_>>(object, PATH) {
+            Err(ReviewError::Json(error)) => match typed::<Pod<'_>>(object, PATH) {
                 Err(error) => bail!("{label}: {error}"),
-                Ok(_) => bail!("{label}: {error}"),
+                Ok(_) => bail!("{label}: {}", without_position(&error)),
             },
             Err(unusable) => bail!("{label}: {unusable}"),
         };

@@ -18,7 +18,7 @@ use super::{
     fail_open::{self, allow_unchanged, truncate_uid},
 };
 use crate::{
-    admission::{self, Unusable},
+    admission::{self, ReviewError},
     telemetry::Resource,
 };
 
@@ -109,7 +109,7 @@ fn reject(app: &App, (status, reason, message): Rejection) -> Response {
 }
 
 /// Admits the object of an unusable request unchanged if the body has a UID.
-pub(super) fn respond_to_unusable(app: &App, body: &[u8], why: &Unusable) -> Response {
+pub(super) fn respond_to_unusable(app: &App, body: &[u8], why: &ReviewError) -> Response {
     app.metrics.unusable(why.reason());
     let uid = admission::recover_uid(body);
     let shown_uid = uid.as_deref().map(truncate_uid);

@@ -7,4 +7,4 @@ mod response;
 mod review;
 
 pub use response::{ResponseExtras, allow, encode};
-pub use review::{BindingRequest, Request, Unusable, parse, parse_binding, recover_uid};
+pub use review::{BindingRequest, Request, ReviewError, parse, parse_binding, recover_uid};

@@ -44,7 +44,7 @@ pub struct BindingRequest<'a> {
 /// Why a body is not a request that can be decided on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Unusable {
+pub enum ReviewError {
     /// Not UTF-8.
     #[error("the body is not UTF-8")]
     Utf8(#[from] std::str::Utf8Error),
@@ -83,7 +83,7 @@ pub enum Unusable {
     NoObject,
 }
 
-impl Unusable {
+impl ReviewError {
     /// A metric label; a closed set.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -152,21 +152,21 @@ struct GroupVersionKind<'a> {
 ///
 /// # Errors
 ///
-/// [`Unusable`] for everything that is not the creation of a pod. The caller then looks for the UID with [`recover_uid`].
-pub fn parse(body: &[u8]) -> Result<Request<'_>, Unusable> {
+/// [`ReviewError`] for everything that is not the creation of a pod. The caller then looks for the UID with [`recover_uid`].
+pub fn parse(body: &[u8]) -> Result<Request<'_>, ReviewError> {
     let request: WireRequest<'_, Box<Pod<'_>>> = request(body)?;
     let (uid, operation) = (request.uid()?, text_or_empty(&request.operation).to_owned());
     let is_update = operation == "UPDATE";
     if !request.is_about("Pod", "") || !(is_update || operation == "CREATE") {
-        return Err(Unusable::NotAPod { operation, kind: request.kind() });
+        return Err(ReviewError::NotAPod { operation, kind: request.kind() });
     }
     let WireRequest { namespace, dry_run, user_info, object, old_object, .. } = request;
     let (Some(pod), Some(namespace)) = (object, namespace) else {
-        return Err(Unusable::NoObject);
+        return Err(ReviewError::NoObject);
     };
     let old = old_object.filter(|_| is_update);
     if is_update && old.is_none() {
-        return Err(Unusable::NoObject);
+        return Err(ReviewError::NoObject);
     }
     let username = user_info.and_then(|user| user.username).unwrap_or_default();
     Ok(Request { uid, namespace, dry_run: dry_run.unwrap_or(false), username, pod, old })
@@ -176,37 +176,37 @@ pub fn parse(body: &[u8]) -> Result<Request<'_>, Unusable> {
 ///
 /// # Errors
 ///
-/// [`Unusable`] for everything that is not the binding of a pod, as with [`parse`].
-pub fn parse_binding(body: &[u8]) -> Result<BindingRequest<'_>, Unusable> {
+/// [`ReviewError`] for everything that is not the binding of a pod, as with [`parse`].
+pub fn parse_binding(body: &[u8]) -> Result<BindingRequest<'_>, ReviewError> {
     let request: WireRequest<'_, Binding<'_>> = request(body)?;
     let (uid, operation) = (request.uid()?, text_or_empty(&request.operation).to_owned());
     if !request.is_about("Binding", "binding") || operation != "CREATE" {
-        return Err(Unusable::NotABinding { operation, kind: request.kind() });
+        return Err(ReviewError::NotABinding { operation, kind: request.kind() });
     }
     let WireRequest { name, namespace, dry_run, object, .. } = request;
     let (Some(binding), Some(namespace)) = (object, namespace) else {
-        return Err(Unusable::NoObject);
+        return Err(ReviewError::NoObject);
     };
     // The API server takes the pod's name from the path, and the binding's own may be empty.
-    let pod = name.or_else(|| binding.metadata.as_ref()?.name.clone()).ok_or(Unusable::NoObject)?;
+    let pod = name.or_else(|| binding.metadata.as_ref()?.name.clone()).ok_or(ReviewError::NoObject)?;
     Ok(BindingRequest { uid, namespace, pod, dry_run: dry_run.unwrap_or(false), binding })
 }
 
 /// The request of a review of some kind of object.
-fn request<'a, O: Deserialize<'a>>(body: &'a [u8]) -> Result<WireRequest<'a, O>, Unusable> {
+fn request<'a, O: Deserialize<'a>>(body: &'a [u8]) -> Result<WireRequest<'a, O>, ReviewError> {
     // One UTF-8 check for the whole body is cheaper than one for each string (`from_slice`).
     let text = std::str::from_utf8(body)?;
     let review: WireReview<'_, O> = serde_json::from_str(text)?;
     let (api_version, kind) = (text_or_empty(&review.api_version), text_or_empty(&review.kind));
     if (api_version, kind) != ("admission.k8s.io/v1", "AdmissionReview") {
-        return Err(Unusable::NotAReview { api_version: api_version.to_owned(), kind: kind.to_owned() });
+        return Err(ReviewError::NotAReview { api_version: api_version.to_owned(), kind: kind.to_owned() });
     }
-    review.request.ok_or(Unusable::NoRequest)
+    review.request.ok_or(ReviewError::NoRequest)
 }
 
 impl<'a, O> WireRequest<'a, O> {
-    fn uid(&self) -> Result<Text<'a>, Unusable> {
-        self.uid.clone().filter(|uid| !uid.is_empty()).ok_or(Unusable::NoRequest)
+    fn uid(&self) -> Result<Text<'a>, ReviewError> {
+        self.uid.clone().filter(|uid| !uid.is_empty()).ok_or(ReviewError::NoRequest)
     }
 
     /// Whether it is about a v1 object of the core group, and this subresource.
@@ -328,6 +328,23 @@ mod tests {
             assert_eq!(parse(body.as_bytes()).map(|_| ()).unwrap_err().reason(), reason, "{body}");
         }
         assert_eq!(parse(b"\xff").map(|_| ()).unwrap_err().reason(), "utf8");
+    }
+
+    #[test]
+    fn a_deep_body_is_read_or_refused_with_its_uid() {
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let body = |object: &str| review(&format!(r#"{{{POD},"x":{deep},"object":{object},"uid":"u-1"}}"#));
+        // serde_json skips unknown fields in a loop, without a limit of depth.
+        assert!(parse(body(r#"{"metadata":{},"spec":{}}"#).as_bytes()).is_ok());
+        for object in [
+            format!(r#"{{"metadata":{{}},"spec":{{"x":{deep},"containers":{deep}}}}}"#),
+            format!(r#"{{"metadata":{{}},"spec":{deep}}}"#),
+            deep.clone(),
+        ] {
+            let body = body(&object);
+            assert_eq!(parse(body.as_bytes()).unwrap_err().reason(), "json");
+            assert_eq!(recover_uid(body.as_bytes()).as_deref(), Some("u-1"));
+        }
     }
 
     #[test]

@@ -164,7 +164,7 @@ fn withdraw_preferred_term(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &Virt
 /// A term that would be left empty matches no node at all, so its list goes with it.
 fn withdraw_expressions(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
     const PATH: &str = "/spec/affinity/nodeAffinity";
-    let is_ours_alone = |term: &NodeSelectorTerm<'_>| term.is_only(&nodes.selector.key, "In", &nodes.selector.value);
+    let is_ours_alone = |term: &NodeSelectorTerm<'_>| term.is_exactly(&nodes.selector.key, "In", &nodes.selector.value);
     for (i, position) in placement::our_expressions(pod, nodes, added) {
         match pod.required_node_affinity().map(|required| required.terms()) {
             Some([only]) if is_ours_alone(only) => patch.remove(format_args!("{PATH}/{REQUIRED}")),

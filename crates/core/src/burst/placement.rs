@@ -99,7 +99,7 @@ fn affinity(pod: &Pod<'_>, nodes: &VirtualNodes, form: Form, unwanted: Why, adde
 
 fn prefers_others(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
     let selector = &nodes.selector;
-    let says_so = |term: &NodeSelectorTerm<'_>| term.is_only(&selector.key, "NotIn", &selector.value);
+    let says_so = |term: &NodeSelectorTerm<'_>| term.is_exactly(&selector.key, "NotIn", &selector.value);
     pod.preferred_node_terms().iter().any(|term| term.preference.as_ref().is_some_and(says_so))
 }
 
@@ -107,7 +107,7 @@ fn prefers_others(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
 pub(super) fn forbids_in_a_term(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
     let selector = &nodes.selector;
     let terms = pod.required_node_affinity().map(|required| required.terms()).unwrap_or_default();
-    terms.iter().any(|term| term.expressions().iter().any(|e| e.says(&selector.key, "NotIn", &selector.value)))
+    terms.iter().any(|term| term.expressions().iter().any(|e| e.equals(&selector.key, "NotIn", &selector.value)))
 }
 
 /// Whether the pod's owner has left it no other place than virtual nodes. What Spillway required itself does not count.
@@ -121,7 +121,7 @@ pub(super) fn is_pinned(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> b
         return false;
     }
     let forces = |e: &NodeSelectorRequirement<'_>| {
-        e.says(&selector.key, "In", &selector.value) || e.says(V2_LABEL.0, "In", V2_LABEL.1)
+        e.equals(&selector.key, "In", &selector.value) || e.equals(V2_LABEL.0, "In", V2_LABEL.1)
     };
     let terms = pod.required_node_affinity().map(|required| required.terms()).unwrap_or_default();
     !terms.is_empty() && terms.iter().all(|term| term.expressions().iter().any(forces))
@@ -130,7 +130,7 @@ pub(super) fn is_pinned(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> b
 /// The index of the toleration that Spillway added: the last one that says exactly this.
 pub(super) fn our_toleration(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> Option<usize> {
     let ours = nodes.toleration_fields();
-    added.has(Part::Toleration).then(|| pod.tolerations().iter().rposition(|t| t.says(ours)))?
+    added.has(Part::Toleration).then(|| pod.tolerations().iter().rposition(|t| t.equals(ours)))?
 }
 
 /// The index of the preferred term that Spillway added: the last one that says exactly this.
@@ -138,7 +138,7 @@ pub(super) fn our_preferred_term(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Ad
     let selector = &nodes.selector;
     let is_ours = |term: &crate::pod::PreferredSchedulingTerm<'_>| {
         term.weight == Some(i64::from(WEIGHT))
-            && term.preference.as_ref().is_some_and(|p| p.is_only(&selector.key, "NotIn", &selector.value))
+            && term.preference.as_ref().is_some_and(|p| p.is_exactly(&selector.key, "NotIn", &selector.value))
     };
     added.has(Part::Affinity).then(|| pod.preferred_node_terms().iter().rposition(is_ours))?
 }
@@ -171,5 +171,5 @@ pub(super) fn missing_terms<'p>(
 }
 
 fn requires_virtual(expression: &NodeSelectorRequirement<'_>, nodes: &VirtualNodes) -> bool {
-    expression.says(&nodes.selector.key, "In", &nodes.selector.value)
+    expression.equals(&nodes.selector.key, "In", &nodes.selector.value)
 }

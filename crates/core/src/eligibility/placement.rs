@@ -139,7 +139,7 @@ fn asks_for_v2(pod: &Pod<'_>) -> bool {
     let (key, value) = V2_LABEL;
     let by_selector = pod.spec.node_selector.as_ref().is_some_and(|selector| selector.get(key) == Some(value));
     let by_affinity = pod.required_node_affinity().is_some_and(|required| {
-        let asks = |term: &NodeSelectorTerm<'_>| term.expressions().iter().any(|e| e.says(key, "In", value));
+        let asks = |term: &NodeSelectorTerm<'_>| term.expressions().iter().any(|e| e.equals(key, "In", value));
         !required.terms().is_empty() && required.terms().iter().all(|term| term.is_empty() || asks(term))
     });
     by_selector || by_affinity
@@ -194,7 +194,7 @@ static DOCUMENTED: LazyLock<[VirtualNode; 2]> = LazyLock::new(|| {
 
 /// Returns whether the pod's node selector and required node affinity accept the node.
 fn accepts(pod: &Pod<'_>, node: NodeView<'_>) -> bool {
-    pod.spec.node_selector.as_ref().is_none_or(|selector| selector.unmet_by(node).is_none())
+    pod.spec.node_selector.as_ref().is_none_or(|selector| selector.first_unmatched(node).is_none())
         && pod.required_node_affinity().is_none_or(|required| required.matches(node))
 }
 

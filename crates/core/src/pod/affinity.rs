@@ -138,8 +138,8 @@ impl<'n> NodeView<'n> {
 }
 
 impl StringMap<'_> {
-    /// As `spec.nodeSelector`: the first entry that the node does not meet.
-    pub fn unmet_by(&self, node: NodeView<'_>) -> Option<(&str, &str)> {
+    /// Returns the first entry of a `spec.nodeSelector` that the node does not match.
+    pub fn first_unmatched(&self, node: NodeView<'_>) -> Option<(&str, &str)> {
         self.iter().find(|(key, value)| node.label(key) != Some(value))
     }
 }
@@ -183,16 +183,18 @@ impl NodeSelectorTerm<'_> {
             && fields.iter().all(|e| e.matches(field))
     }
 
-    /// Whether this term says `key OPERATOR [value]` and nothing else, however often it repeats itself.
-    pub fn is_only(&self, key: &str, operator: &str, value: &str) -> bool {
+    /// Returns whether this term is `key OPERATOR [value]` alone, which may be repeated.
+    pub fn is_exactly(&self, key: &str, operator: &str, value: &str) -> bool {
         let expressions = self.expressions();
-        self.fields().is_empty() && !expressions.is_empty() && expressions.iter().all(|e| e.says(key, operator, value))
+        self.fields().is_empty()
+            && !expressions.is_empty()
+            && expressions.iter().all(|e| e.equals(key, operator, value))
     }
 }
 
 impl NodeSelectorRequirement<'_> {
-    /// Whether this says `key OPERATOR [value]`, with that value alone.
-    pub fn says(&self, key: &str, operator: &str, value: &str) -> bool {
+    /// Returns whether this is `key OPERATOR [value]`, with that value alone.
+    pub fn equals(&self, key: &str, operator: &str, value: &str) -> bool {
         let values = self.values();
         self.key.as_deref() == Some(key)
             && self.operator.as_deref() == Some(operator)
@@ -275,7 +277,7 @@ mod tests {
             ("{}", false),
         ] {
             let term: NodeSelectorTerm<'_> = serde_json::from_str(json).unwrap();
-            assert_eq!(term.is_only("type", "NotIn", "virtual-kubelet"), expected, "{json}");
+            assert_eq!(term.is_exactly("type", "NotIn", "virtual-kubelet"), expected, "{json}");
         }
     }
 

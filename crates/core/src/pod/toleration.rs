@@ -99,8 +99,8 @@ impl Toleration<'_> {
         }
     }
 
-    /// Whether this entry says exactly that.
-    pub fn says(&self, fields: TolerationFields<'_>) -> bool {
+    /// Returns whether this entry has exactly these fields.
+    pub fn equals(&self, fields: TolerationFields<'_>) -> bool {
         let TolerationFields { key, operator, value, effect } = fields;
         let pairs = [(&self.key, key), (&self.operator, operator), (&self.value, value), (&self.effect, effect)];
         pairs.into_iter().all(|(field, text)| field.as_deref().unwrap_or_default() == text)
