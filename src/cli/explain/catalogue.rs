@@ -52,7 +52,7 @@ fn fields(reason: &Reason) -> impl Iterator<Item = (&'static str, &'static str)>
     [("severity", reason.severity.as_str()), ("virtual nodes", reason.applies.as_str())].into_iter().chain(reads).chain(
         [
             ("on a virtual node", reason.on_virtual_node),
-            ("how to mend it", reason.fix),
+            ("how to fix it", reason.fix),
             ("can be allowed", can_be_allowed),
             ("source", reason.source),
         ],

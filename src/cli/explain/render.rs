@@ -101,7 +101,7 @@ fn reasons(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
             let reason = finding.reason;
             writeln!(out, "  {}{}: {finding}", reason.code, generation(reason))?;
             writeln!(out, "    on a virtual node: {}", reason.on_virtual_node)?;
-            writeln!(out, "    how to mend it: {}", reason.fix)
+            writeln!(out, "    how to fix it: {}", reason.fix)
         }),
         (_, Verdict::Burst(_)) => Ok(()),
     }

@@ -4,7 +4,7 @@
 //! reads and the generation that it applies to. It describes the effect on a virtual node, the fix and the source.
 //! `docs/reasons.md` is generated from the rules.
 //!
-//! On the first generation, a wrong "eligible" is an outage of the pod: it stays bound, and nothing moves it back to a
+//! On the first generation, a wrong "eligible" is an outage of the pod. It stays bound, and nothing moves it back to a
 //! VM. A wrong "ineligible" only prevents overflow. So the rules are strict, and a pod's owner can accept most of them
 //! by name (decision 11).
 

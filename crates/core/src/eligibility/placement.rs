@@ -202,7 +202,7 @@ fn accepts(pod: &Pod<'_>, node: NodeView<'_>) -> bool {
 fn unmet(subject: &Subject<'_>) -> String {
     if let Some(selector) = &subject.pod.spec.node_selector {
         // The entry that the last node does not meet. If a node meets all entries, the affinity is the cause.
-        let unmet = nodes(subject).map(|node| selector.unmet_by(node.view()));
+        let unmet = nodes(subject).map(|node| selector.first_unmatched(node.view()));
         if let Some((key, value)) = unmet.reduce(Option::and).flatten() {
             return format!("nodeSelector {key}={value}");
         }

@@ -2,6 +2,9 @@
 
 use super::{Generation, Generations};
 
+/// Start of [`Reason::fix`] if the pod's owner cannot or need not fix the pod.
+const NO_FIX: &str = "no fix";
+
 /// Reason why a pod stays on VMs, or information for the pod's owner.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Reason {
@@ -16,12 +19,19 @@ pub struct Reason {
     pub meaning: &'static str,
     /// Effect on the pod on a virtual node.
     pub on_virtual_node: &'static str,
-    /// Fix for the pod. Starts with [`NO_FIX`] if the owner cannot or need not fix the pod.
+    /// Fix for the pod. Starts with `no fix` if the owner cannot or need not fix the pod.
     pub fix: &'static str,
     /// `true` if the pod's owner can accept the reason (`spillway.dev/allow`).
     pub can_be_allowed: bool,
     /// Source: `owner/repo path`, or a page of documentation.
     pub source: &'static str,
+}
+
+impl Reason {
+    /// Returns whether the pod's owner can fix the pod.
+    pub fn has_fix(&self) -> bool {
+        !self.fix.starts_with(NO_FIX)
+    }
 }
 
 /// Effect of a reason on the decision.
