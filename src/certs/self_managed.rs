@@ -150,7 +150,7 @@ impl SelfManagedCertificate {
             match (reason, self.serving.current()) {
                 (Some(waiting), None) => tracing::info!(waiting, namespace, "waiting for a serving certificate"),
                 (Some(waiting), Some(_)) => {
-                    tracing::warn!(waiting, namespace, "keeping the last certificate authority")
+                    tracing::warn!(waiting, namespace, "keeping the last certificate authority");
                 }
                 (None, _) => tracing::info!("serving certificate is up to date"),
             }
@@ -214,7 +214,7 @@ mod tests {
         let trust = |bundle: &str| {
             let bundle = bundle.to_owned();
             move |signer: &mut SelfManagedCertificate| {
-                signer.signer.trusted.observe_bundles(&[bundle.as_bytes()], Instant::now())
+                signer.signer.trusted.observe_bundles(&[bundle.as_bytes()], Instant::now());
             }
         };
         let missing = step(&trust(""));

@@ -165,7 +165,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     print_stdout(&match args.output {
         Output::Text if args.missed => render::table(&explained)?,
         Output::Text => render::text(&explained)?,
-        Output::Json => render::json(&explained)?,
+        Output::Json => render::json(&explained),
         Output::Yaml => render::yaml(&explained)?,
         Output::Patch => render::patches(&explained),
     })?;

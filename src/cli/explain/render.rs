@@ -177,7 +177,7 @@ fn steps(out: &mut String, one: &Explained<'_>, colors: &Colors) -> std::fmt::Re
             Outcome::Kept => writeln!(out, "  {part:<15} {0}added earlier{0:#}", colors.success)?,
             Outcome::Withdrawn => writeln!(out, "  {part:<15} {0}withdrawn{0:#}", colors.error)?,
             Outcome::Left(why) => {
-                writeln!(out, "  {part:<15} {0}not added: {1}{0:#}", colors.dim, left_reason(why, one))?
+                writeln!(out, "  {part:<15} {0}not added: {1}{0:#}", colors.dim, left_reason(why, one))?;
             }
         }
     }
@@ -249,7 +249,7 @@ fn yaml_text(value: &Value) -> anyhow::Result<String> {
     Ok(serde_saphyr::to_string(value)?)
 }
 
-fn value(one: &Explained<'_>) -> anyhow::Result<Value> {
+fn value(one: &Explained<'_>) -> Value {
     let steps = one.decision.steps.iter().map(|step| {
         let (outcome, why) = match step.outcome {
             Outcome::Added => ("added", None),
@@ -263,7 +263,7 @@ fn value(one: &Explained<'_>) -> anyhow::Result<Value> {
     let settings = settings.map(|(name, value, origin)| json!({"name": name, "value": value, "origin": origin}));
     let ignored = one.settings.iter().flat_map(|settings| &settings.ignored);
     let ignored = ignored.map(|i| json!({"on": i.on.as_str(), "annotation": i.key, "message": i.message}));
-    Ok(json!({
+    json!({
         "kind": one.template.kind,
         "namespace": one.namespace,
         "name": one.template.name,
@@ -285,7 +285,7 @@ fn value(one: &Explained<'_>) -> anyhow::Result<Value> {
         "unreachableServices": one.unreachable_services,
         "notTakenIntoAccount": one.unread,
         "patch": one.patch,
-    }))
+    })
 }
 
 fn findings(findings: &[Finding]) -> Vec<Value> {
@@ -296,16 +296,16 @@ fn findings(findings: &[Finding]) -> Vec<Value> {
     findings.iter().map(one).collect()
 }
 
-fn values(explained: &[Explained<'_>]) -> anyhow::Result<Value> {
-    explained.iter().map(value).collect::<anyhow::Result<Vec<_>>>().map(Value::Array)
+fn values(explained: &[Explained<'_>]) -> Value {
+    explained.iter().map(value).collect()
 }
 
-pub(super) fn json(explained: &[Explained<'_>]) -> anyhow::Result<Vec<u8>> {
-    Ok(format!("{:#}\n", values(explained)?).into_bytes())
+pub(super) fn json(explained: &[Explained<'_>]) -> Vec<u8> {
+    format!("{:#}\n", values(explained)).into_bytes()
 }
 
 pub(super) fn yaml(explained: &[Explained<'_>]) -> anyhow::Result<Vec<u8>> {
-    Ok(yaml_text(&values(explained)?)?.into_bytes())
+    Ok(yaml_text(&values(explained))?.into_bytes())
 }
 
 pub(super) fn patches(explained: &[Explained<'_>]) -> Vec<u8> {
