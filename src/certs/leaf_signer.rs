@@ -45,7 +45,7 @@ impl SignedLeaf {
     }
 }
 
-/// What a replica has observed and signed.
+/// The state of a replica: the CA Secret, the trusted CAs and its last certificate.
 #[derive(Debug, Default)]
 pub(super) struct LeafSigner {
     /// The CA Secret. Nothing until it has been read.

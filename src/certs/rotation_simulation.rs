@@ -59,7 +59,7 @@ struct Cluster {
     bundle: Option<String>,
     /// Bundles of the last seconds, which another API server may still use.
     recent: Vec<(OffsetDateTime, Option<String>)>,
-    /// Whether a user changed the bundle, and the controller has not restored it yet.
+    /// `true` after a user changed the bundle, until the controller restores it.
     is_tampered_with: bool,
 }
 

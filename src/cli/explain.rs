@@ -127,11 +127,11 @@ struct Explained<'a> {
     patch: JsonPatch,
     /// The Services that the pod cannot reach without kube-proxy.
     unreachable_services: Vec<String>,
-    /// Whether the pod has to be fit for both generations because no virtual node is known.
+    /// `true` if the pod has to be fit for both generations because no virtual node is known.
     generations_unknown: bool,
     /// The node of an existing pod.
     placement: Option<Placement>,
-    /// Whether all virtual nodes are closed by a cap or the circuit breaker, cordoned, or not Ready.
+    /// `true` if all virtual nodes are closed by a cap or the circuit breaker, cordoned, or not Ready.
     is_closed: bool,
     /// Number of the namespace's pods on virtual nodes, if it has reached its cap.
     at_cap: Option<usize>,
@@ -300,7 +300,7 @@ impl Explained<'_> {
         self.refusals().iter().any(|finding| *finding.reason != reasons::MODE_OFF)
     }
 
-    /// Returns the value of `spillway.dev/decision`, or why there is none.
+    /// Returns the value of `spillway.dev/decision`, or why it is not set.
     fn decision_text(&self) -> String {
         match (&self.profile, &self.decision.verdict) {
             (Err(why), _) => why.as_str().to_owned(),

@@ -50,7 +50,7 @@ pub(super) struct PodTemplate {
     /// The whole object with its status, for a pod that exists in a cluster. `expanded` is then the pod at its
     /// creation.
     pub(super) live_object: Option<Value>,
-    /// Whether the API server has already admitted it.
+    /// `true` if the API server has already admitted it.
     is_admitted: bool,
     /// File, kind and name, for errors.
     label: String,

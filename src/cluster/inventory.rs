@@ -55,7 +55,12 @@ pub(crate) struct Inventory {
 
 impl Inventory {
     /// Starts to follow the cluster; returns at once. `namespace` is the one of this program. Must be called within a tokio runtime.
-    pub(crate) fn start(client: &Client, namespace: &str, configuration: &ConfigReceiver, metrics: &CacheMetrics) -> Self {
+    pub(crate) fn start(
+        client: &Client,
+        namespace: &str,
+        configuration: &ConfigReceiver,
+        metrics: &CacheMetrics,
+    ) -> Self {
         let (publisher, mut tasks) = (of_admission::Publisher::default(), JoinSet::new());
         let snapshot = publisher.subscribe();
 

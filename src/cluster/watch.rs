@@ -102,7 +102,10 @@ impl<C: Default + Clone, V> Sink<V> for SnapshotSink<C, V> {
 }
 
 /// The watch of all service accounts, of which metadata is decoded.
-pub(super) fn service_accounts(client: &Client, metrics: &CacheMetrics) -> Watch<PartialObjectMeta<v1::ServiceAccount>> {
+pub(super) fn service_accounts(
+    client: &Client,
+    metrics: &CacheMetrics,
+) -> Watch<PartialObjectMeta<v1::ServiceAccount>> {
     watch(client, "serviceaccounts", "service accounts", metrics)
 }
 

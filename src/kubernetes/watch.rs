@@ -16,7 +16,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 use super::{Object, ObjectKey, PAGE, Refusal, Store};
 use crate::{
     background::restart_on_panic,
-    telemetry::{WatchMetrics, Causes},
+    telemetry::{Causes, WatchMetrics},
 };
 
 /// Takes what a watch brings.

@@ -6,7 +6,7 @@ mod metrics;
 
 pub(crate) use causes::Causes;
 pub use metrics::{
-    AdmissionMetrics, AdviceCounts, WatchMetrics, CacheMetrics, CertificateMetrics, ConfigurationMetrics, ConnectionError,
-    ConnectionMetrics, ControllerMetrics, FindingLabels, GaugeGuard, IdentityMetrics, LatePodCounts, OverflowMetrics, Resource,
-    count_panics, encode, registry,
+    AdmissionMetrics, AdviceCounts, CacheMetrics, CertificateMetrics, ConfigurationMetrics, ConnectionError,
+    ConnectionMetrics, ControllerMetrics, FindingLabels, GaugeGuard, IdentityMetrics, LatePodCounts, OverflowMetrics,
+    Resource, WatchMetrics, count_panics, encode, registry,
 };

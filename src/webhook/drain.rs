@@ -34,7 +34,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     Wait::try_from(text.to_owned()).map(|Wait(duration)| duration)
 }
 
-/// Whether the process is shutting down. Clones share the value.
+/// `true` while the process shuts down. Clones share the value.
 #[derive(Debug, Clone, Default)]
 pub struct Draining(Arc<AtomicBool>);
 

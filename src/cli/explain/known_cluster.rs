@@ -45,7 +45,7 @@ impl Namespace {
 struct Account {
     /// The identity in its annotations.
     identity: ServiceAccount,
-    /// Whether its pods mount its token by default.
+    /// `true` if its pods mount its token by default.
     mounts_token: bool,
 }
 

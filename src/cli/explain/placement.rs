@@ -60,7 +60,7 @@ struct PodStatus<'p> {
     /// The decision of the webhook, such as `prefer`.
     decided: Option<&'p str>,
     since: Option<&'p str>,
-    /// Whether it has the toleration of virtual nodes from Spillway.
+    /// `true` if it has the toleration of virtual nodes from Spillway.
     is_ours: bool,
     is_called: bool,
     /// In seconds.

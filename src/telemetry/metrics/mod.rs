@@ -12,7 +12,7 @@ mod overflow;
 mod panics;
 
 pub use admission::{AdmissionMetrics, Resource};
-pub use caches::{WatchMetrics, CacheMetrics};
+pub use caches::{CacheMetrics, WatchMetrics};
 pub use certificates::CertificateMetrics;
 pub use configuration::ConfigurationMetrics;
 pub use connections::{ConnectionError, ConnectionMetrics, GaugeGuard};
