@@ -24,3 +24,19 @@ impl Collector for DroppedLines {
         count.encode(encoder.encode_descriptor("log_lines_dropped", help, None, MetricType::Counter)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tracing_appender::non_blocking::NonBlocking;
+
+    use super::*;
+
+    #[test]
+    fn the_counter_of_dropped_lines_starts_at_zero() {
+        let mut registry = crate::telemetry::registry();
+        let (queue, _guard) = NonBlocking::new(std::io::sink());
+        count_dropped_lines(&mut registry, queue.error_counter());
+        let text = crate::telemetry::encode(&registry);
+        assert!(text.contains("\nspillway_log_lines_dropped_total 0\n"), "{text}");
+    }
+}
