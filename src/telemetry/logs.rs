@@ -4,18 +4,16 @@ mod batch_writer;
 
 use std::{
     io::{self, IsTerminal},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 use tracing_appender::non_blocking::{ErrorCounter, WorkerGuard};
 use tracing_subscriber::{EnvFilter, reload::Handle};
 
 use super::metrics::count_dropped_lines;
-use crate::{
-    config::{LogLevel, did_you_mean},
-    reload::configuration::ConfigReceiver,
-};
+use crate::config::{Configuration, LogLevel, did_you_mean};
 
 /// The guard of the thread that writes, while logging is started.
 static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
@@ -110,7 +108,7 @@ impl Logs {
     }
 
     /// Applies the log level of the configuration, or that of the flag if the configuration has none.
-    pub async fn follow(self, mut configuration: ConfigReceiver) {
+    pub async fn follow(self, mut configuration: watch::Receiver<Arc<Configuration>>) {
         let mut current = None;
         loop {
             let wanted = configuration.borrow_and_update().logging.level;
