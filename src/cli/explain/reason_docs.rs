@@ -28,9 +28,10 @@ pub(super) fn entry(code: &str) -> anyhow::Result<String> {
 pub(super) fn markdown() -> String {
     let mut out = String::from(
         "# Reasons\n\n<!-- Generated: spillway explain --reasons >docs/reasons.md -->\n\n\
-         Why a pod stays on VMs, or what its owner should know. The annotation `spillway.dev/decision`, the metrics and `spillway explain` use these\n\
-         names. `spillway explain --reason CODE` explains one. `v1` is the AKS add-on and virtual-kubelet/azure-aci, `v2` is\n\
-         microsoft/virtualnodesOnAzureContainerInstances and the AKS extension.\n",
+         Reasons why a pod stays on VMs, and facts that its owner should know. The names appear in the annotation\n\
+         `spillway.dev/decision`, in metrics and in `spillway explain`. `spillway explain --reason CODE` explains one reason.\n\n\
+         `v1` is the AKS add-on and virtual-kubelet/azure-aci. `v2` is microsoft/virtualnodesOnAzureContainerInstances and the\n\
+         AKS extension.\n",
     );
     for reason in reasons::all() {
         let mut meaning = reason.meaning.to_owned();

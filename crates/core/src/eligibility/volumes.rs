@@ -155,7 +155,7 @@ static PROJECTED: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::V1,
         meaning: "v1 omits a source of the projected volume",
-        on_virtual_node: "v1 creates only the files that a secret or configMap source lists as items; other files are missing, without a message",
+        on_virtual_node: "v1 creates only files that a secret or configMap source lists as items; others are missing, without a message",
         fix: "list the keys as items, or mount the secret and configMap as separate volumes",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go (getVolumes, Projected)",

@@ -45,7 +45,7 @@ impl PatchBuilder {
     }
 
     pub(crate) fn add(&mut self, path: fmt::Arguments<'_>, value: &(impl Serialize + ?Sized)) {
-        // This fails only for maps with keys that are not strings. There are none here.
+        // This fails only for maps with keys that are not strings. No map here has such keys.
         if let Ok(value) = serde_json::to_value(value) {
             self.push_add(path, value);
         }
