@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::EventType;
 use tokio::time::{Instant, sleep};
 
-use super::EventRecorder;
+use super::recorder::EventRecorder;
 
 /// How often pending events are written.
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);

@@ -10,7 +10,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 use crate::{
     background::again_after_panic,
     config::Identity,
-    controller::watch_changes,
+    controller::changes::watch_changes,
     credentials::{Source, Sources, Wanted, configured, custom_resources::CustomResources, merged},
     identity::{azure::Azure, seen::ServiceAccount},
     telemetry::Causes,

@@ -28,7 +28,10 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{CONFIG_MAP, Context, FIELD_MANAGER};
+use super::{
+    context::Context,
+    names::{CONFIG_MAP, FIELD_MANAGER},
+};
 use crate::{
     cluster::{Inventory, identity::IdentityInputs},
     config::Identity,
@@ -265,7 +268,7 @@ impl Watch<'_> {
         let seen = Seen {
             cluster,
             issuers: self.issuer.issuers.clone(),
-            cloud: self.settings.cloud.into(),
+            cloud: self.settings.cloud,
             azure: known.azure,
             at: Timestamp::now(),
         };
