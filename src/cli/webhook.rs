@@ -14,7 +14,7 @@ use crate::{
     certs::{self, KeyPairFiles, Leaf, Serving},
     cluster::Cluster,
     config::CertificateSource,
-    reload::configuration::ConfigReceiver,
+    reload::configuration::{ConfigReceiver, until},
     telemetry::{self, AdmissionMetrics, Caches, logs},
     webhook::{self, App, ListenArgs},
 };
@@ -156,15 +156,9 @@ impl Keeper {
     /// The controller follows the configuration too: were the source read at the start only, the one would write a `caBundle` that
     /// the other's certificate does not belong to.
     async fn as_configured(&self) {
-        let mut configuration = self.configuration.clone();
         loop {
-            let configured = configuration.borrow_and_update().certificates.clone();
-            let another = async {
-                // Without anyone who could change the configuration, it stays as it is.
-                if configuration.wait_for(|now| now.certificates != configured).await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            };
+            let configured = self.configuration.borrow().certificates.clone();
+            let another = until(&self.configuration, |now| now.certificates != configured);
             let kept = async {
                 match configured.source {
                     CertificateSource::SelfManaged => self.self_managed().await,

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{self, Selector},
-    identity::seen,
+    identity::observation,
     kubernetes::{Listing, ObjectKey, Refusal, Sink, Store, Watch},
     reload::configuration::{ConfigReceiver, until},
 };
@@ -90,7 +90,7 @@ impl PodStore {
     }
 
     /// What identity checks read of pods, by these settings.
-    pub(crate) fn identity(&self, settings: &config::Identity) -> Listing<'_, seen::Pod> {
+    pub(crate) fn identity(&self, settings: &config::Identity) -> Listing<'_, observation::Pod> {
         if self.is_listed() && self.settings.as_ref() != Some(settings) {
             return Listing::Pending;
         }
@@ -225,7 +225,7 @@ struct News {
 
 impl News {
     /// A change of one pod.
-    fn learn(&mut self, before: Option<&CachedPod>, after: Option<&CachedPod>) {
+    fn compare(&mut self, before: Option<&CachedPod>, after: Option<&CachedPod>) {
         let states = (before.map(|pod| &pod.state), after.map(|pod| &pod.state));
         if states.0 != states.1 {
             for state in [states.0, states.1].into_iter().flatten() {
@@ -377,7 +377,7 @@ impl Sink<CachedPod> for PodSink<'_> {
             let is_lacking = settled == Some(Settled::Lacking);
             let mut news = News { relist: is_lacking && !store.lacks_virtual, ..News::default() };
             store.lacks_virtual |= is_lacking;
-            news.learn(store.pods.get(&key), pod.as_ref());
+            news.compare(store.pods.get(&key), pod.as_ref());
             store.pods.put(key, pod);
             news
         });

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{core::v1, networking::v1 as networking};
-use kube::{Client, api::PartialObjectMeta};
+use kube::{Client, Resource, api::PartialObjectMeta};
 use tokio::{sync::watch, task::JoinSet};
 
 use super::snapshot::{
@@ -112,7 +112,7 @@ pub(super) fn network_policies(client: &Client, metrics: &Caches) -> Watch<netwo
 }
 
 /// A watch that decisions rest on. `cache` is its name in metrics.
-pub(super) fn watch<K: Object>(
+pub(super) fn watch<K: Object + Resource<DynamicType = ()>>(
     client: &Client,
     resource: &'static str,
     cache: &'static str,

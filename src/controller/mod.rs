@@ -138,7 +138,7 @@ async fn report_configuration(context: &Context, mut refusals: mpsc::Receiver<Op
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
     use serde_json::json;
 
@@ -146,6 +146,21 @@ mod tests {
     use crate::kubernetes::testing::FakeApi;
 
     const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+
+    /// The watches that the reconcilers start in some minutes, and how often each.
+    async fn watches(api: &FakeApi) -> BTreeMap<String, usize> {
+        let context = Context {
+            client: api.client(),
+            namespace: "spillway-system".to_owned(),
+            configuration: watch::Sender::new(Arc::default()).subscribe(),
+            events: EventRecorder::new(api.client(), "test"),
+            event_aggregator: EventAggregator::default(),
+            metrics: ControllerMetrics::default(),
+        };
+        let ran = tokio::time::timeout(Duration::from_secs(200), reconcile_all(&context)).await;
+        assert!(ran.is_err(), "reconcilers never end");
+        api.watches()
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_controller_opens_one_watch_for_each_kind() {
@@ -163,17 +178,7 @@ mod tests {
             "/api/v1/pods",
             json!({"metadata": {"namespace": "shop", "name": "web", "annotations": annotations}, "spec": {"nodeName": "virtual"}}),
         );
-        let context = Context {
-            client: api.client(),
-            namespace: "spillway-system".to_owned(),
-            configuration: watch::Sender::new(Arc::default()).subscribe(),
-            events: EventRecorder::new(api.client(), "test"),
-            event_aggregator: EventAggregator::default(),
-            metrics: ControllerMetrics::default(),
-        };
-        let ran = tokio::time::timeout(Duration::from_secs(200), reconcile_all(&context)).await;
-        assert!(ran.is_err(), "reconcilers never end");
-        let watches = api.watches();
+        let watches = watches(&api).await;
         let watches: Vec<_> = watches.iter().map(|(watch, count)| (watch.as_str(), *count)).collect();
         assert_eq!(
             watches,
@@ -195,5 +200,12 @@ mod tests {
                 ("/apis/rbac.authorization.k8s.io/v1/clusterroles", 1),
             ]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn endpoints_and_grants_are_watched_only_where_they_matter() {
+        let watches = watches(&FakeApi::default()).await;
+        let is_watched = |word: &str| watches.keys().any(|watch| watch.contains(word));
+        assert!(is_watched("pods") && !is_watched("endpointslices") && !is_watched("rbac"), "{watches:?}");
     }
 }

@@ -25,10 +25,8 @@ use crate::{
     },
     cluster::{GRACE, Reach, Scope, opted_in_since},
     config::{BURST_LABEL, Selector},
+    kubernetes::{list, list_metadata},
 };
-
-/// Pods of a page.
-const PAGE: u32 = 500;
 
 /// Kinds that make pods: what kubectl calls them, and group, version, kind, plural.
 const KINDS: &[(&[&str], &str, &str, &str, &str)] = &[
@@ -120,7 +118,9 @@ impl Live {
             opted_in = opted_in.fields(&format!("metadata.name={name}"));
         }
         let mut missed = Vec::new();
-        for namespace in patiently(namespaces.list_metadata(&opted_in)).await.context("cannot list namespaces")? {
+        let namespaces =
+            list_metadata(&namespaces, opted_in, Some).await.map_err(told).context("cannot list namespaces")?;
+        for namespace in namespaces {
             missed.extend(self.missed_of(&namespace, &scope).await?);
         }
         Ok(missed)
@@ -147,31 +147,25 @@ impl Live {
     ) -> anyhow::Result<Vec<Document>> {
         let resource = resource("", "v1", "Pod", "pods");
         let pods: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource);
-        let (mut missed, mut page) = (Vec::new(), ListParams::default().limit(PAGE));
-        loop {
-            let list = patiently(pods.list(&page)).await.with_context(|| format!("cannot list pods of {namespace}"))?;
-            let next = list.metadata.continue_.clone().filter(|next| !next.is_empty());
-            for pod in list {
-                let is_older = pod.metadata.creation_timestamp.as_ref().is_none_or(|created| created.0 < since);
-                if is_older || pod.metadata.deletion_timestamp.is_some() || pod.annotations().contains_key(DECISION) {
-                    continue;
-                }
-                match scope.reaches(labels, pod.labels(), pod.annotations()) {
-                    Reach::Called => missed.push(document(&resource, pod)?),
-                    Reach::NotCalled => {}
-                    Reach::Depends(condition) => {
-                        let name = pod.name_any();
-                        eprintln!(
-                            "not judged: pod {namespace}/{name}, whether it was missed depends on the matchCondition {condition}"
-                        );
-                    }
+        let missed = list(&pods, ListParams::default(), |pod| {
+            let is_older = pod.metadata.creation_timestamp.as_ref().is_none_or(|created| created.0 < since);
+            if is_older || pod.metadata.deletion_timestamp.is_some() || pod.annotations().contains_key(DECISION) {
+                return None;
+            }
+            match scope.reaches(labels, pod.labels(), pod.annotations()) {
+                Reach::Called => Some(document(&resource, pod)),
+                Reach::NotCalled => None,
+                Reach::Depends(condition) => {
+                    let name = pod.name_any();
+                    eprintln!(
+                        "not judged: pod {namespace}/{name}, whether it was missed depends on the matchCondition {condition}"
+                    );
+                    None
                 }
             }
-            match next {
-                None => return Ok(missed),
-                Some(next) => page = page.continue_token(&next),
-            }
-        }
+        });
+        let missed = missed.await.map_err(told).with_context(|| format!("cannot list pods of {namespace}"))?;
+        missed.into_iter().collect()
     }
 
     /// What decisions in these namespaces rest on.
@@ -199,9 +193,9 @@ impl Live {
             let pods: Api<Pod> = Api::namespaced(self.client.clone(), name);
             for node in &virtual_nodes {
                 let of_node = ListParams::default().fields(&on(node));
-                match patiently(pods.list_metadata(&of_node)).await {
-                    Ok(list) => *found.on_virtual.entry(name.clone()).or_default() += list.items.len(),
-                    Err(error) => found.cannot_read("pods", &error),
+                match list_metadata(&pods, of_node, Some).await {
+                    Ok(there) => *found.on_virtual.entry(name.clone()).or_default() += there.len(),
+                    Err(error) => found.cannot_read("pods", &told(error)),
                 }
             }
         }
@@ -220,13 +214,13 @@ impl Live {
             Some(namespace) => Api::namespaced_with(client, namespace, &resource),
             None => Api::all_with(client, &resource),
         };
-        match patiently(api.list(params)).await {
-            Ok(list) => {
-                for object in list {
+        match list(&api, params.clone(), Some).await {
+            Ok(objects) => {
+                for object in objects {
                     found.documents.push(document(&resource, object)?);
                 }
             }
-            Err(error) => found.cannot_read(&resource.plural, &error),
+            Err(error) => found.cannot_read(&resource.plural, &told(error)),
         }
         Ok(())
     }
