@@ -35,8 +35,8 @@ struct WireResponse<'a> {
     allowed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     patch_type: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "base64")]
-    patch: Option<&'a [u8]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<Base64<'a>>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     warnings: &'a [String],
     #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "map")]
@@ -54,7 +54,7 @@ pub fn allow(uid: &str, patch: Option<&[u8]>, extras: &ResponseExtras) -> Vec<u8
             uid,
             allowed: true,
             patch_type: patch.map(|_| "JSONPatch"),
-            patch,
+            patch: patch.map(Base64),
             warnings: &extras.warnings,
             audit_annotations: &extras.audit_annotations,
         },
@@ -64,9 +64,13 @@ pub fn allow(uid: &str, patch: Option<&[u8]>, extras: &ResponseExtras) -> Vec<u8
     out
 }
 
-#[allow(clippy::ref_option)] // serde's signature
-fn base64<S: Serializer>(bytes: &Option<&[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&Base64Display::new(bytes.unwrap_or_default(), &STANDARD))
+/// Bytes that travel as base64.
+struct Base64<'a>(&'a [u8]);
+
+impl Serialize for Base64<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Base64Display::new(self.0, &STANDARD))
+    }
 }
 
 fn map<S: Serializer>(entries: &[(&'static str, String)], serializer: S) -> Result<S::Ok, S::Error> {
@@ -96,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn remarks_arrive_whatever_they_hold() {
+    fn warnings_and_audit_annotations_are_escaped() {
         let extras = ResponseExtras {
             warnings: vec!["a \"b\" \\ c".to_owned(), "ünïcödé".to_owned()],
             audit_annotations: vec![("decision", "prefer".to_owned()), ("reasons", "x\ny".to_owned())],

@@ -1,4 +1,4 @@
-//! A certificate authority and a serving certificate for development: on this machine, or behind the webhook's Service.
+//! A CA and a serving certificate for development, for this machine or behind the webhook's Service.
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -7,8 +7,8 @@ use rcgen::{
 use rustls::pki_types::ServerName;
 use time::{Duration, OffsetDateTime};
 
-/// The names by which the API server reaches the webhook: through its Service, or on this machine.
-const NAMES: [&str; 6] = [
+/// DNS names and IP addresses of the webhook: its Service, or this machine.
+const DEFAULT_SERVER_NAMES: [&str; 6] = [
     "spillway-webhook.spillway-system.svc",
     "spillway-webhook.spillway-system.svc.cluster.local",
     "spillway-webhook.spillway-system",
@@ -17,16 +17,16 @@ const NAMES: [&str; 6] = [
     "::1",
 ];
 
-/// Long enough for an afternoon that becomes a quarter; production certificates are short and renewed.
-const LIFETIME: Duration = Duration::days(90);
+/// Validity of both certificates. Production certificates have a shorter one and are renewed.
+const DEV_CERTIFICATE_LIFETIME: Duration = Duration::days(90);
 
-/// Clocks of two machines differ.
-const SKEW: Duration = Duration::hours(1);
+/// Maximum difference between the clocks of two machines.
+const MAX_CLOCK_SKEW: Duration = Duration::hours(1);
 
-/// An authority's certificate, and a serving certificate with its key, all PEM. The authority's key is gone.
+/// A CA certificate, and a serving certificate with its key, all PEM. The CA's key is not kept.
 #[derive(Clone)]
 pub struct DevCertificates {
-    /// What the API server trusts: the content of `caBundle`.
+    /// The CA certificate, which is the content of `caBundle`.
     pub ca: String,
     /// The serving certificate.
     pub certificate: String,
@@ -34,10 +34,10 @@ pub struct DevCertificates {
     pub key: String,
 }
 
-/// Makes an authority and one serving certificate that is valid from an hour before `now` on, for 90 days.
+/// Generates a CA and one serving certificate, valid from an hour before `now` for 90 days.
 ///
-/// `names` are DNS names or IP addresses beside those of the webhook's Service and of this machine; [`server_name`] tells
-/// whether a client could ask for one.
+/// `names` are DNS names or IP addresses in addition to those of the webhook's Service and of this machine.
+/// [`server_name`] checks a name.
 ///
 /// # Errors
 ///
@@ -47,27 +47,27 @@ pub fn generate(names: &[String], now: OffsetDateTime) -> Result<DevCertificates
     authority.distinguished_name.push(DnType::CommonName, "Spillway development CA");
     authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-    // rcgen's own default ends in the year 4096.
-    (authority.not_before, authority.not_after) = (now - SKEW, now + LIFETIME);
+    // The default of rcgen ends in the year 4096.
+    (authority.not_before, authority.not_after) = (now - MAX_CLOCK_SKEW, now + DEV_CERTIFICATE_LIFETIME);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
 
-    let all: Vec<String> = NAMES.iter().map(ToString::to_string).chain(names.iter().cloned()).collect();
+    let all: Vec<String> = DEFAULT_SERVER_NAMES.iter().map(ToString::to_string).chain(names.iter().cloned()).collect();
     let mut serving = CertificateParams::new(all)?;
     serving.distinguished_name.push(DnType::CommonName, "spillway-webhook");
     serving.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     serving.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     serving.use_authority_key_identifier_extension = true;
-    (serving.not_before, serving.not_after) = (now - SKEW, now + LIFETIME);
+    (serving.not_before, serving.not_after) = (now - MAX_CLOCK_SKEW, now + DEV_CERTIFICATE_LIFETIME);
     let key = KeyPair::generate()?;
     let certificate = serving.signed_by(&key, &authority)?;
     Ok(DevCertificates { ca: authority.pem(), certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
-/// A name that a serving certificate can stand for: a DNS name, also with `*.` in front, or an IP address.
+/// Checks a name for a serving certificate: a DNS name, also with a leading `*.`, or an IP address.
 ///
 /// # Errors
 ///
-/// When no client could ask for it.
+/// When clients cannot use the name.
 pub fn server_name(name: &str) -> Result<String, String> {
     match ServerName::try_from(name.strip_prefix("*.").unwrap_or(name)) {
         Ok(ServerName::IpAddress(_)) if name.starts_with('*') => Err("an IP address cannot begin with *".to_owned()),

@@ -11,25 +11,25 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-/// Why a certificate and a key were refused.
+/// Error in a certificate and its key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyPairError {
-    /// Not PEM, or PEM of something else.
+    /// The certificate is not PEM, or PEM of another type.
     #[error("the certificate is not PEM")]
     Certificate(#[source] pem::Error),
-    /// Not PEM, or PEM of something else.
-    #[error("the key is no PEM private key")]
+    /// The key is not PEM, or PEM of another type.
+    #[error("the key is not a PEM private key")]
     Key(#[source] pem::Error),
-    /// No certificate in the PEM.
-    #[error("there is no certificate")]
+    /// The PEM has no certificate.
+    #[error("the PEM has no certificate")]
     NoCertificate,
-    /// The two are not a pair, or the key is of a kind that cannot serve.
-    #[error("the key does not belong to the certificate, or is of an unknown kind")]
+    /// The key does not match the certificate, or is of an unsupported type.
+    #[error("the key does not match the certificate, or its type is not supported")]
     Mismatch(#[source] rustls::Error),
 }
 
-/// Why a pair of files was refused. Names the flag at fault.
+/// Error in a pair of files, which names the flag at fault.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyPairFilesError {
@@ -40,32 +40,32 @@ pub enum KeyPairFilesError {
         flag: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// What is in them cannot be used.
-    #[error("--tls-cert-file, --tls-key-file: no usable pair")]
+    /// The content of the files is unusable.
+    #[error("--tls-cert-file, --tls-key-file: unusable certificate or key")]
     Pair(#[from] KeyPairError),
 }
 
-/// Reads a certificate chain and its private key, and proves that they belong together.
+/// Reads a certificate chain and its private key, and checks that they match.
 ///
 /// # Errors
 ///
 /// [`KeyPairFilesError`], which names the flag at fault.
-pub fn from_files(certificate: &Path, key: &Path) -> Result<CertifiedKey, KeyPairFilesError> {
+pub fn load_key_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, KeyPairFilesError> {
     let read = |flag, path: &Path| {
         fs::read(path).map_err(|source| KeyPairFilesError::Read { flag, path: path.to_owned(), source })
     };
-    Ok(from_pem(&read("--tls-cert-file", certificate)?, &read("--tls-key-file", key)?)?)
+    Ok(parse_key_pair(&read("--tls-cert-file", certificate)?, &read("--tls-key-file", key)?)?)
 }
 
-/// The same from PEM text in memory.
+/// Parses a certificate chain and its private key from PEM, and checks that they match.
 ///
 /// # Errors
 ///
 /// [`KeyPairError`].
-pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<CertifiedKey, KeyPairError> {
+pub fn parse_key_pair(certificate: &[u8], key: &[u8]) -> Result<CertifiedKey, KeyPairError> {
     let chain: Vec<_> =
         CertificateDer::pem_slice_iter(certificate).collect::<Result<_, _>>().map_err(KeyPairError::Certificate)?;
     if chain.is_empty() {
@@ -86,17 +86,17 @@ mod tests {
     fn a_key_of_another_certificate_is_refused() {
         let now = datetime!(2026-01-01 00:00 UTC);
         let (one, two) = (generate(&[], now).unwrap(), generate(&[], now).unwrap());
-        assert!(from_pem(one.certificate.as_bytes(), one.key.as_bytes()).is_ok());
-        let mismatch = from_pem(one.certificate.as_bytes(), two.key.as_bytes());
+        assert!(parse_key_pair(one.certificate.as_bytes(), one.key.as_bytes()).is_ok());
+        let mismatch = parse_key_pair(one.certificate.as_bytes(), two.key.as_bytes());
         assert!(matches!(mismatch, Err(KeyPairError::Mismatch(_))));
-        assert!(matches!(from_pem(b"", one.key.as_bytes()), Err(KeyPairError::NoCertificate)));
-        assert!(matches!(from_pem(one.certificate.as_bytes(), b""), Err(KeyPairError::Key(_))));
-        assert!(matches!(from_pem(one.key.as_bytes(), one.key.as_bytes()), Err(KeyPairError::NoCertificate)));
+        assert!(matches!(parse_key_pair(b"", one.key.as_bytes()), Err(KeyPairError::NoCertificate)));
+        assert!(matches!(parse_key_pair(one.certificate.as_bytes(), b""), Err(KeyPairError::Key(_))));
+        assert!(matches!(parse_key_pair(one.key.as_bytes(), one.key.as_bytes()), Err(KeyPairError::NoCertificate)));
     }
 
     #[test]
-    fn a_missing_file_is_named_with_its_flag() {
-        let error = from_files(Path::new("/nonexistent/tls.crt"), Path::new("/nonexistent/tls.key")).unwrap_err();
+    fn an_unreadable_file_is_reported_with_its_flag() {
+        let error = load_key_pair(Path::new("/nonexistent/tls.crt"), Path::new("/nonexistent/tls.key")).unwrap_err();
         assert_eq!(error.to_string(), "--tls-cert-file: cannot read /nonexistent/tls.crt");
     }
 }

@@ -1,39 +1,39 @@
-//! Whether the API server calls Spillway at all: the selectors of `manifests/base/mutatingwebhookconfiguration.yaml`.
+//! Whether the API server calls Spillway: the selectors of `manifests/base/mutatingwebhookconfiguration.yaml`.
 
 use std::fmt;
 
-use super::facts::Namespace;
+use super::known_cluster::Namespace;
 use crate::{
     config::{BURST_LABEL, DISABLED},
     pod::Pod,
 };
 
-/// Namespaces that are left out by their name.
+/// Namespaces that are excluded by name.
 const NAMESPACES: &[&str] =
     &["kube-system", "kube-public", "kube-node-lease", "vn2", "vn-system", "vk-azure-aci", "spillway-system"];
 
-/// Namespaces that are left out by a label.
+/// Labels that exclude a namespace.
 const LABELS: &[(&str, &str)] =
     &[(BURST_LABEL, DISABLED), ("control-plane", "true"), ("kubernetes.azure.com/managedby", "aks")];
 
-/// The mirror of a static pod carries it.
+/// Annotation of mirror pods.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Why the API server does not call Spillway for a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum NotCalled {
-    /// The namespace has no label that names a profile.
+    /// The namespace has no label with a profile.
     NotOptedIn,
-    /// The namespace is one of the cluster's own, or ours.
+    /// The namespace belongs to the cluster or to Spillway.
     Namespace(String),
-    /// The namespace carries a label that leaves it out.
+    /// The namespace has a label that excludes it.
     Label(&'static str, &'static str),
-    /// The pod already runs on its node.
+    /// The pod is the mirror of a static pod, and already runs on its node.
     MirrorPod,
 }
 
 impl NotCalled {
-    /// In place of a decision.
+    /// Returns the text that replaces the decision.
     pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::NotOptedIn | Self::Label(BURST_LABEL, _) => "not opted in",
@@ -55,7 +55,7 @@ impl fmt::Display for NotCalled {
     }
 }
 
-/// The profile by which a pod of this namespace is decided on, or why nobody asks.
+/// Returns the profile for a pod in this namespace, or why the API server does not call Spillway.
 pub(super) fn profile<'n>(name: &str, namespace: &'n Namespace, pod: &Pod<'_>) -> Result<&'n str, NotCalled> {
     if NAMESPACES.contains(&name) {
         return Err(NotCalled::Namespace(name.to_owned()));
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_left_out_is_who_the_manifest_leaves_out() {
+    fn excluded_namespaces_and_pods_match_the_manifest() {
         let manifest = include_str!("../../../manifests/base/mutatingwebhookconfiguration.yaml");
         let manifest: Value = serde_saphyr::from_str(manifest).unwrap();
         let not_in = |key: &str, values: Value| json!({"key": key, "operator": "NotIn", "values": values});

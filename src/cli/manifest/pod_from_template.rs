@@ -1,43 +1,43 @@
-//! What becomes of a pod template before a webhook is asked: what its controller adds, and then the API server. Only what the
-//! rules read is added.
+//! The pod of a pod template as the webhook receives it: with the fields that its controller and the API server add.
+//! Only fields that the rules read are added.
 
 use serde_json::{Map, Value, json};
 
 use super::{Document, name_of};
 
-/// The pod that the API server makes of a pod, or a controller of its template.
-pub(super) fn pod_of(maker: &Document, mut pod: Map<String, Value>) -> Value {
+/// Returns the pod of a Pod manifest, or the pod that a controller creates from its template.
+pub(super) fn pod_from_template(owner: &Document, mut pod: Map<String, Value>) -> Value {
     if let Some(metadata) = pod.get_mut("metadata").and_then(Value::as_object_mut) {
-        name(maker, metadata);
-        if maker.kind() == "DaemonSet" {
-            let owner = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "controller": true});
-            metadata.insert("ownerReferences".to_owned(), json!([owner]));
+        set_name(owner, metadata);
+        if owner.kind() == "DaemonSet" {
+            let owner_reference = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "controller": true});
+            metadata.insert("ownerReferences".to_owned(), json!([owner_reference]));
         }
     }
     if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
-        name_service_account(spec);
-        if maker.kind() == "StatefulSet" {
-            mount_claims(maker, spec);
+        set_service_account_name(spec);
+        if owner.kind() == "StatefulSet" {
+            mount_claims(owner, spec);
         }
     }
     Value::Object(pod)
 }
 
-/// Names a controller's pod as the controller does, whatever name the template has: a StatefulSet numbers its pods, all others
-/// leave the end of the name to the API server. What the cluster makes up is `x`, as long as it can get: ten characters for the
-/// hash of a Deployment's ReplicaSet, eight for the minute of a CronJob's Job.
-fn name(maker: &Document, metadata: &mut Map<String, Value>) {
-    let known = |field: &str| maker.value.get("metadata")?.get(field)?.as_str().filter(|text| !text.is_empty());
+/// Sets the name as the controller does, whatever name the template has. A StatefulSet numbers its pods, and the API
+/// server generates the end of all other names. Generated characters are `x`, at their maximum length: ten for the hash
+/// of a Deployment's ReplicaSet, eight for the minute of a CronJob's Job.
+fn set_name(owner: &Document, metadata: &mut Map<String, Value>) {
+    let known = |field: &str| owner.value.get("metadata")?.get(field)?.as_str().filter(|text| !text.is_empty());
     let generated = || known("generateName").map(|prefix| format!("{prefix}xxxxx"));
     let Some(name) = known("name").map(str::to_owned).or_else(generated) else { return };
-    let (field, name) = match maker.kind() {
+    let (field, name) = match owner.kind() {
         "Pod" => return,
         "StatefulSet" => ("name", format!("{name}-0")),
         "Deployment" => ("generateName", format!("{name}-xxxxxxxxxx-")),
         "CronJob" => {
-            ("generateName", job_prefix(&format!("{name}-xxxxxxxx"), maker.value.pointer("/spec/jobTemplate")))
+            ("generateName", job_prefix(&format!("{name}-xxxxxxxx"), owner.value.pointer("/spec/jobTemplate")))
         }
-        "Job" => ("generateName", job_prefix(&name, Some(&maker.value))),
+        "Job" => ("generateName", job_prefix(&name, Some(&owner.value))),
         _ => ("generateName", format!("{name}-")),
     };
     metadata.remove("name");
@@ -45,10 +45,10 @@ fn name(maker: &Document, metadata: &mut Map<String, Value>) {
     metadata.insert(field.to_owned(), Value::String(name));
 }
 
-/// A Job that is indexed puts the index into the names of its pods; the last is the longest (kubernetes
-/// `pkg/controller/job/indexed_job_utils.go`, `podGenerateNameWithIndex`).
+/// Returns the generateName of a Job's pods. An indexed Job adds the index, and the last index is the longest
+/// (kubernetes `pkg/controller/job/indexed_job_utils.go`, `podGenerateNameWithIndex`).
 fn job_prefix(name: &str, job: Option<&Value>) -> String {
-    const LONGEST: usize = 58;
+    const MAX_NAME_CHARS: usize = 58;
     let spec = job.and_then(|job| job.get("spec"));
     let field = |name: &str| spec.and_then(|spec| spec.get(name));
     if field("completionMode").is_none_or(|mode| mode != "Indexed") {
@@ -56,27 +56,27 @@ fn job_prefix(name: &str, job: Option<&Value>) -> String {
     }
     let last = field("completions").and_then(Value::as_u64).unwrap_or(1).saturating_sub(1);
     let end = format!("-{last}-");
-    let name: String = name.chars().take(LONGEST.saturating_sub(end.len())).collect();
+    let name: String = name.chars().take(MAX_NAME_CHARS.saturating_sub(end.len())).collect();
     name + &end
 }
 
-/// `serviceAccount` is the old name of `serviceAccountName`; the API server copies it where the new one is empty.
-fn name_service_account(spec: &mut Map<String, Value>) {
+/// Sets `serviceAccountName` from its deprecated alias `serviceAccount`, as the API server does.
+fn set_service_account_name(spec: &mut Map<String, Value>) {
     let is_named = spec.get("serviceAccountName").is_some_and(|name| !name.is_null() && name != "");
     if let (false, Some(old)) = (is_named, spec.get("serviceAccount").filter(|old| !old.is_null()).cloned()) {
         spec.insert("serviceAccountName".to_owned(), old);
     }
 }
 
-/// Adds a volume for each of a StatefulSet's `volumeClaimTemplates`, in place of one with the same name, as its controller
-/// does (kubernetes `pkg/controller/statefulset/stateful_set_utils.go`, `updateStorage`).
-fn mount_claims(maker: &Document, spec: &mut Map<String, Value>) {
-    let templates = maker.value.pointer("/spec/volumeClaimTemplates").and_then(Value::as_array);
+/// Adds a volume for each of a StatefulSet's `volumeClaimTemplates`. It replaces a volume with the same name
+/// (kubernetes `pkg/controller/statefulset/stateful_set_utils.go`, `updateStorage`).
+fn mount_claims(owner: &Document, spec: &mut Map<String, Value>) {
+    let templates = owner.value.pointer("/spec/volumeClaimTemplates").and_then(Value::as_array);
     let names: Vec<_> = templates.into_iter().flatten().map(name_of).collect();
     if names.is_empty() {
         return;
     }
-    let set = name_of(&maker.value);
+    let set = name_of(&owner.value);
     let claim =
         |name: &String| json!({"name": name, "persistentVolumeClaim": {"claimName": format!("{name}-{set}-0")}});
     let mut volumes: Vec<_> = names.iter().map(claim).collect();
@@ -85,8 +85,8 @@ fn mount_claims(maker: &Document, spec: &mut Map<String, Value>) {
     spec.insert("volumes".to_owned(), Value::Array(volumes));
 }
 
-/// Adds the volume with the token of the pod's service account, as the API server does before it asks a webhook: unless pod or
-/// account say no, or every container mounts something of its own in its place (kubernetes
+/// Adds the volume with the token of the pod's service account, as the API server does before it calls a webhook. It
+/// does not if the pod or the account opts out, or if every container mounts another volume at that path (kubernetes
 /// `plugin/pkg/admission/serviceaccount/admission.go`, `mountServiceAccountToken`).
 pub(super) fn mount_token(spec: &mut Map<String, Value>, mounts_token: impl Fn(&str) -> bool) {
     let account = spec.get("serviceAccountName").and_then(Value::as_str).filter(|name| !name.is_empty());
@@ -125,18 +125,18 @@ fn needs_token(spec: &Map<String, Value>) -> bool {
 mod tests {
     use super::*;
 
-    fn seen(kind: &str, name: &str, spec: &Value) -> Value {
+    fn admitted(kind: &str, name: &str, spec: &Value) -> Value {
         let value = json!({"kind": kind, "metadata": {"name": name}, "spec": spec});
         let template = Document { source: "-".to_owned(), value }.pod_template().unwrap().unwrap();
-        template.seen(|account| account != "without")
+        template.as_admitted(|account| account != "without")
     }
 
     #[test]
-    fn the_pods_of_a_stateful_set_mount_its_claims() {
+    fn pods_of_a_stateful_set_mount_its_claims() {
         let template =
             json!({"spec": {"volumes": [{"name": "data", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]}});
         let claims = json!([{"metadata": {"name": "data"}}, {"metadata": {"name": "log"}}]);
-        let pod = seen("StatefulSet", "db", &json!({"template": template, "volumeClaimTemplates": claims}));
+        let pod = admitted("StatefulSet", "db", &json!({"template": template, "volumeClaimTemplates": claims}));
         let claim = |name: &str| json!({"name": name, "persistentVolumeClaim": {"claimName": format!("{name}-db-0")}});
         assert_eq!(pod["spec"]["volumes"], json!([claim("data"), claim("log"), {"name": "tmp", "emptyDir": {}}]),);
     }
@@ -159,7 +159,7 @@ mod tests {
             ("StatefulSet", "web", &plain, "name", "web-0"),
             ("Pod", "web", &json!({}), "name", "web"),
         ] {
-            let metadata = &seen(kind, name, spec)["metadata"];
+            let metadata = &admitted(kind, name, spec)["metadata"];
             let other = if field == "name" { "generateName" } else { "name" };
             assert_eq!((&metadata[field], &metadata[other]), (&json!(expected), &Value::Null), "{kind}");
             assert_eq!(metadata.get("labels").is_some(), kind != "Pod");
@@ -182,7 +182,7 @@ mod tests {
             (json!({"containers": [{"volumeMounts": own}], "initContainers": [{}]}), true),
             (json!({"containers": [{}], "volumes": [{"name": "kube-api-access-7xk2p"}]}), false),
         ] {
-            let pod = seen("Deployment", "web", &json!({"template": {"spec": spec}}));
+            let pod = admitted("Deployment", "web", &json!({"template": {"spec": spec}}));
             let volumes = pod["spec"]["volumes"].as_array();
             assert_eq!(volumes.is_some_and(|volumes| volumes.iter().any(is_token)), is_mounted, "{spec}");
         }

@@ -1,15 +1,15 @@
-//! Who and where a long-running command is in its cluster: the downward API tells it by variables.
+//! Namespace and name of the pod that a long-running command runs in, from the downward API.
 
 use std::fs;
 
-/// Who this process is.
+/// Namespace and name of this pod.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct PodArgs {
-    /// The namespace of Spillway's own objects
+    /// Namespace of Spillway's own objects
     #[arg(long, env = "SPILLWAY_NAMESPACE", default_value = "spillway-system", value_name = "NAME")]
     pub(super) namespace: String,
 
-    /// The name of this pod; by default the name of this host, which in a pod is the same
+    /// Name of this pod; by default the host name, which is the same in a pod
     #[arg(long, env = "SPILLWAY_POD_NAME", value_name = "NAME")]
     pod_name: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The certificate that is being served: swapped atomically, certificate, key and dates as one value.
+//! The certificate that is served. Certificate, key and validity are swapped atomically as one value.
 
 use std::sync::Arc;
 
@@ -19,11 +19,11 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// Reads the dates from the certificate.
+    /// Reads the validity from the certificate.
     ///
     /// # Errors
     ///
-    /// When the certificate is no X.509 certificate.
+    /// When it is not an X.509 certificate.
     pub fn new(key: CertifiedKey) -> Result<Self, X509Error> {
         let end_entity = key.end_entity_cert().map_err(|_empty_chain| X509Error::InvalidCertificate)?;
         let (_, certificate) = parse_x509_certificate(end_entity)?;
@@ -32,67 +32,68 @@ impl Leaf {
         Ok(Self { key: Arc::new(key), not_before, not_after })
     }
 
-    /// From when on clients trust it.
+    /// Start of the validity.
     pub fn not_before(&self) -> OffsetDateTime {
         self.not_before
     }
 
-    /// When clients stop trusting it.
+    /// End of the validity.
     pub fn not_after(&self) -> OffsetDateTime {
         self.not_after
     }
 
-    /// Whether clients trust it now.
+    /// Returns whether the certificate is valid now.
     pub fn is_valid(&self, now: OffsetDateTime) -> bool {
         self.not_before <= now && now <= self.not_after
     }
 }
 
-/// What the handshakes are answered with: nothing until a first certificate has been put in.
+/// The certificate for TLS handshakes. Empty until the first certificate is set.
 ///
-/// Cheap to clone; all clones are one.
+/// Cheap to clone. Clones share the certificate.
 #[derive(Debug, Clone, Default)]
-pub struct Serving(Arc<Shared>);
+pub struct ServingCertificate(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     leaf: ArcSwapOption<Leaf>,
-    waiting: ArcSwap<&'static str>,
+    waiting_reason: ArcSwap<&'static str>,
 }
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { leaf: ArcSwapOption::empty(), waiting: ArcSwap::from_pointee("certificate") }
+        Self { leaf: ArcSwapOption::empty(), waiting_reason: ArcSwap::from_pointee("certificate") }
     }
 }
 
-impl Serving {
-    /// Handshakes that begin from now on are answered with this certificate; connections that exist keep what they have.
+impl ServingCertificate {
+    /// Sets the certificate for new handshakes. Existing connections keep theirs.
     pub fn replace(&self, leaf: Leaf) {
         self.0.leaf.store(Some(Arc::new(leaf)));
     }
 
-    /// The certificate in use.
+    /// Returns the current certificate.
     pub fn current(&self) -> Option<Arc<Leaf>> {
         self.0.leaf.load_full()
     }
 
-    /// What [`Serving::missing`] says while there is no certificate.
-    pub(super) fn wait_for(&self, what: &'static str) {
-        self.0.waiting.store(Arc::new(what));
+    /// Sets the result of [`ServingCertificate::not_ready_reason`] while there is no certificate.
+    pub(super) fn set_waiting_reason(&self, what: &'static str) {
+        self.0.waiting_reason.store(Arc::new(what));
     }
 
-    /// What is missing before clients can be served: a certificate, or one that has not expired. Words of a closed set.
-    pub fn missing(&self, now: OffsetDateTime) -> Option<&'static str> {
+    /// Returns why clients cannot be served: without a certificate, or with an expired one. The reasons come from a
+    /// closed set.
+    pub fn not_ready_reason(&self, now: OffsetDateTime) -> Option<&'static str> {
         match self.0.leaf.load().as_ref() {
-            None => Some(**self.0.waiting.load()),
+            None => Some(**self.0.waiting_reason.load()),
             Some(leaf) if leaf.not_after < now => Some("certificate that has not expired"),
             Some(_) => None,
         }
     }
 }
 
-impl ResolvesServerCert for Serving {
+impl ResolvesServerCert for ServingCertificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.0.leaf.load().as_ref().map(|leaf| leaf.key.clone())
     }

@@ -1,4 +1,4 @@
-//! Reading the cluster: the workloads that are asked about, and what decisions on their pods rest on.
+//! Reads the cluster: the workloads to explain, and the context of their pods.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,9 +18,9 @@ use serde_json::Value;
 
 use crate::{
     burst::DECISION,
-    certs::self_managed::CONFIGURATION,
+    certs::self_managed::WEBHOOK_CONFIGURATION_NAME,
     cli::{
-        cluster::{self, in_time, patiently, told},
+        kube_client::{self, api_message, with_timeout, with_timeout_result},
         manifest::Document,
     },
     cluster::{GRACE, Reach, Scope, opted_in_since},
@@ -28,7 +28,7 @@ use crate::{
     kubernetes::{list, list_metadata},
 };
 
-/// Kinds that make pods: what kubectl calls them, and group, version, kind, plural.
+/// The kinds with pods: kubectl's names, and group, version, kind, plural.
 const KINDS: &[(&[&str], &str, &str, &str, &str)] = &[
     (&["pod", "pods", "po"], "", "v1", "Pod", "pods"),
     (&["deployment", "deployments", "deploy"], "apps", "v1", "Deployment", "deployments"),
@@ -39,7 +39,7 @@ const KINDS: &[(&[&str], &str, &str, &str, &str)] = &[
     (&["cronjob", "cronjobs", "cj"], "batch", "v1", "CronJob", "cronjobs"),
 ];
 
-/// A workload by kind and name, as `deploy/web`.
+/// A workload by kind and name, such as `deploy/web`.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
     resource: ApiResource,
@@ -64,52 +64,53 @@ fn resource(group: &str, version: &str, kind: &str, plural: &str) -> ApiResource
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
 }
 
-/// A cluster, as kubectl finds it.
-pub(super) struct Live {
+/// The cluster of the kubeconfig.
+pub(super) struct LiveCluster {
     client: Client,
     pub(super) namespace: String,
 }
 
-impl Live {
-    /// Connects with a kubeconfig's context, or with the current one.
+impl LiveCluster {
+    /// Connects with a context of the kubeconfig, or with the current one.
     pub(super) async fn connect(context: Option<&str>, namespace: Option<&str>) -> anyhow::Result<Self> {
-        let config = cluster::find(context, "spillway").await?;
+        let config = kube_client::config(context, "spillway").await?;
         let namespace = namespace.map_or_else(|| config.default_namespace.clone(), str::to_owned);
         Ok(Self { client: Client::try_from(config)?, namespace })
     }
 
-    /// The configuration that the installation runs with; nothing when it cannot be read.
+    /// Returns the configuration of the installation, or nothing if it cannot be read.
     pub(super) async fn configuration(&self) -> Option<String> {
         let map = resource("", "v1", "ConfigMap", "configmaps");
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), "spillway-system", &map);
-        let found = patiently(api.get("spillway-config")).await.ok()?;
+        let found = with_timeout(api.get("spillway-config")).await.ok()?;
         found.data.get("data")?.get("config.yaml")?.as_str().map(str::to_owned)
     }
 
-    /// The workloads.
+    /// Reads the workloads.
     pub(super) async fn workloads(&self, targets: &[Target]) -> anyhow::Result<Vec<Document>> {
         let mut documents = Vec::new();
         for Target { resource, name } in targets {
             let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &self.namespace, resource);
             let what = || format!("cannot get {} {name} in namespace {}", resource.kind, self.namespace);
-            documents.push(document(resource, patiently(api.get(name)).await.with_context(what)?)?);
+            documents.push(document(resource, with_timeout(api.get(name)).await.with_context(what)?)?);
         }
         Ok(documents)
     }
 
-    /// The pods that the webhook did not see although it should have been called for them: of the namespaces that have opted in, or of
-    /// the one that was asked about. Those with a matchCondition that only the API server can evaluate are left out, and said so.
+    /// Returns the pods that the webhook missed, in one namespace or in all that have opted in. Pods whose
+    /// matchConditions only the API server can evaluate are reported and left out.
     pub(super) async fn missed(&self, namespace: Option<&str>) -> anyhow::Result<Vec<Document>> {
         let webhooks: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
-        let scope = match in_time(webhooks.get(CONFIGURATION)).await? {
+        let scope = match with_timeout_result(webhooks.get(WEBHOOK_CONFIGURATION_NAME)).await? {
             Ok(configuration) => Scope::read(configuration),
             Err(kube::Error::Api(status)) if status.is_not_found() => {
                 bail!(
-                    "there is no MutatingWebhookConfiguration {CONFIGURATION}: the API server calls Spillway for no pod"
+                    "MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME} does not exist: the API server does not call Spillway"
                 )
             }
             Err(error) => {
-                return Err(told(error)).context(format!("cannot get MutatingWebhookConfiguration {CONFIGURATION}"));
+                return Err(api_message(error))
+                    .context(format!("cannot get MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME}"));
             }
         };
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
@@ -119,7 +120,7 @@ impl Live {
         }
         let mut missed = Vec::new();
         let namespaces =
-            list_metadata(&namespaces, opted_in, Some).await.map_err(told).context("cannot list namespaces")?;
+            list_metadata(&namespaces, opted_in, Some).await.map_err(api_message).context("cannot list namespaces")?;
         for namespace in namespaces {
             missed.extend(self.missed_of(&namespace, &scope).await?);
         }
@@ -128,10 +129,10 @@ impl Live {
 
     async fn missed_of(&self, namespace: &impl ResourceExt, scope: &Scope) -> anyhow::Result<Vec<Document>> {
         let name = namespace.name_any();
-        // Where nobody is recorded, nobody knows which pods are older.
+        // Without managedFields of the label, it is unknown which pods are older.
         let Some(since) = opted_in_since(namespace.meta()) else {
             eprintln!(
-                "namespace {name}: since when it has the label {BURST_LABEL} is not recorded: all of its pods are listed"
+                "namespace {name}: the time of its label {BURST_LABEL} is not recorded, so all of its pods are listed"
             );
             return self.undecided(&name, namespace.labels(), scope, Timestamp::MIN).await;
         };
@@ -158,30 +159,31 @@ impl Live {
                 Reach::Depends(condition) => {
                     let name = pod.name_any();
                     eprintln!(
-                        "not judged: pod {namespace}/{name}, whether it was missed depends on the matchCondition {condition}"
+                        "skipped pod {namespace}/{name}: only the API server can evaluate the matchCondition {condition}"
                     );
                     None
                 }
             }
         });
-        let missed = missed.await.map_err(told).with_context(|| format!("cannot list pods of {namespace}"))?;
+        let missed = missed.await.map_err(api_message).with_context(|| format!("cannot list pods of {namespace}"))?;
         missed.into_iter().collect()
     }
 
-    /// What decisions in these namespaces rest on.
-    pub(super) async fn surroundings(
+    /// Reads the objects that decisions in these namespaces depend on.
+    pub(super) async fn cluster_objects(
         &self,
         namespaces: &BTreeSet<String>,
         virtual_nodes: &Selector,
-    ) -> anyhow::Result<Surroundings> {
-        let mut found = Surroundings::default();
+    ) -> anyhow::Result<ClusterObjects> {
+        let mut found = ClusterObjects::default();
         let nodes = ListParams::default().labels(&String::from(virtual_nodes.clone()));
         self.list(None, resource("", "v1", "Node", "nodes"), &nodes, &mut found).await?;
         let virtual_nodes: Vec<_> = found.documents.iter().filter_map(Document::name).map(str::to_owned).collect();
         let resource_of_namespace = resource("", "v1", "Namespace", "namespaces");
         let all: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource_of_namespace);
         for name in namespaces {
-            let namespace = patiently(all.get(name)).await.with_context(|| format!("cannot get namespace {name}"))?;
+            let namespace =
+                with_timeout(all.get(name)).await.with_context(|| format!("cannot get namespace {name}"))?;
             found.documents.push(document(&resource_of_namespace, namespace)?);
             for resource in [
                 resource("", "v1", "ServiceAccount", "serviceaccounts"),
@@ -195,7 +197,7 @@ impl Live {
                 let of_node = ListParams::default().fields(&on(node));
                 match list_metadata(&pods, of_node, Some).await {
                     Ok(there) => *found.on_virtual.entry(name.clone()).or_default() += there.len(),
-                    Err(error) => found.cannot_read("pods", &told(error)),
+                    Err(error) => found.add_unread("pods", &api_message(error)),
                 }
             }
         }
@@ -207,7 +209,7 @@ impl Live {
         namespace: Option<&str>,
         resource: ApiResource,
         params: &ListParams,
-        found: &mut Surroundings,
+        found: &mut ClusterObjects,
     ) -> anyhow::Result<()> {
         let client = self.client.clone();
         let api: Api<DynamicObject> = match namespace {
@@ -220,37 +222,37 @@ impl Live {
                     found.documents.push(document(&resource, object)?);
                 }
             }
-            Err(error) => found.cannot_read(&resource.plural, &told(error)),
+            Err(error) => found.add_unread(&resource.plural, &api_message(error)),
         }
         Ok(())
     }
 }
 
-/// Selects the pods that have a place on a node, as the controller counts them: those that are on their way out have one.
+/// Returns the field selector of pods on a node, as the controller counts them. Terminating pods are included.
 fn on(node: &str) -> String {
     format!("spec.nodeName={node},status.phase!=Succeeded,status.phase!=Failed")
 }
 
-/// What decisions rest on.
+/// The objects that decisions depend on.
 #[derive(Default)]
-pub(super) struct Surroundings {
+pub(super) struct ClusterObjects {
     pub(super) documents: Vec<Document>,
-    /// The kinds that could not be read, by their plurals.
+    /// The kinds that could not be read, as plurals.
     pub(super) unread: Vec<String>,
-    /// Of each namespace, how many of its pods are on virtual nodes.
+    /// Number of pods on virtual nodes by namespace.
     pub(super) on_virtual: BTreeMap<String, usize>,
 }
 
-impl Surroundings {
-    fn cannot_read(&mut self, plural: &str, error: &anyhow::Error) {
+impl ClusterObjects {
+    fn add_unread(&mut self, plural: &str, error: &anyhow::Error) {
         if !self.unread.iter().any(|unread| unread == plural) {
-            eprintln!("not taken into account: {plural} ({error})");
+            eprintln!("ignored {plural}: {error}");
             self.unread.push(plural.to_owned());
         }
     }
 }
 
-/// Objects of a list do not say their kind.
+/// Converts an object. Objects in a list have no kind, so it is added.
 fn document(resource: &ApiResource, object: DynamicObject) -> anyhow::Result<Document> {
     let mut value = serde_json::to_value(object)?;
     if let Some(object) = value.as_object_mut() {

@@ -1,4 +1,4 @@
-//! The reasons: one for a person who met it, all for `docs/reasons.md`.
+//! Documentation of the reasons: one as text, or all as `docs/reasons.md`.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use crate::{
     eligibility::{self, Reason},
 };
 
-/// One entry, as text.
+/// Returns one reason as text.
 pub(super) fn entry(code: &str) -> anyhow::Result<String> {
     let Some(reason) = reasons::all().find(|reason| reason.code.eq_ignore_ascii_case(code)) else {
         let codes: Vec<_> = reasons::all().map(|reason| reason.code).collect();
@@ -24,7 +24,7 @@ pub(super) fn entry(code: &str) -> anyhow::Result<String> {
     Ok(out)
 }
 
-/// All entries.
+/// Returns all reasons as Markdown.
 pub(super) fn markdown() -> String {
     let mut out = String::from(
         "# Reasons\n\n<!-- Generated: spillway explain --reasons >docs/reasons.md -->\n\n\
@@ -52,7 +52,7 @@ fn fields(reason: &Reason) -> impl Iterator<Item = (&'static str, &'static str)>
     [("severity", reason.severity.as_str()), ("virtual nodes", reason.applies.as_str())].into_iter().chain(reads).chain(
         [
             ("on a virtual node", reason.on_virtual_node),
-            ("how to mend it", reason.fix),
+            ("how to fix it", reason.fix),
             ("can be allowed", can_be_allowed),
             ("source", reason.source),
         ],

@@ -1,4 +1,5 @@
-//! What a cluster would know, from flags and documents: namespaces, service accounts, virtual nodes, policies, Services.
+//! The known part of a cluster, from flags and documents: namespaces, service accounts, virtual nodes, policies,
+//! Services.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,16 +17,16 @@ use crate::{
 
 type Strings = BTreeMap<String, String>;
 
-/// The kinds that say something of the cluster, with their groups.
+/// The kinds that describe the cluster, with their groups.
 const KINDS: &[(&str, &str)] =
     &[("", "Namespace"), ("", "ServiceAccount"), ("", "Node"), ("networking.k8s.io", "NetworkPolicy"), ("", "Service")];
 
-/// Whether an object is a fact about the cluster and no workload.
-pub(super) fn is_fact(document: &Document) -> bool {
+/// Returns whether an object describes the cluster and is not a workload.
+pub(super) fn is_cluster_object(document: &Document) -> bool {
     KINDS.iter().any(|(group, kind)| document.is(group, kind))
 }
 
-/// What is known of a namespace.
+/// A namespace.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Namespace {
     labels: Strings,
@@ -33,44 +34,44 @@ pub(super) struct Namespace {
 }
 
 impl Namespace {
-    /// The value of a label, if the namespace has it.
+    /// Returns the value of a label.
     pub(super) fn label(&self, key: &str) -> Option<&str> {
         self.labels.get(key).map(String::as_str)
     }
 }
 
-/// What is known of a service account.
+/// A service account.
 #[derive(Debug, Clone, Copy)]
 struct Account {
-    /// What its annotations say.
+    /// The identity in its annotations.
     identity: ServiceAccount,
-    /// Whether its pods get its token unless they say otherwise.
+    /// Whether its pods mount its token by default.
     mounts_token: bool,
 }
 
-/// What is known.
-pub(super) struct Facts {
-    /// What the flags say of namespaces that no document describes.
+/// The known part of a cluster.
+pub(super) struct KnownCluster {
+    /// The namespace of the flags, for namespaces without a document.
     assumed: Namespace,
     selector: Selector,
     namespaces: BTreeMap<String, Namespace>,
-    /// Namespace (nothing: any) and name → what it says.
+    /// By namespace (none: any) and name.
     service_accounts: BTreeMap<(Option<String>, String), Account>,
     virtual_nodes: Vec<VirtualNode>,
-    /// Names of the virtual nodes that are open to pods with our toleration.
+    /// Names of the virtual nodes that accept pods with Spillway's toleration.
     open: BTreeSet<String>,
-    /// Names of those that the scheduler avoids while VMs have room.
+    /// Names of the virtual nodes that the scheduler avoids while pods fit on VMs.
     last_resorts: BTreeSet<String>,
-    /// By namespace; nothing: any.
+    /// By namespace (none: any).
     network_policies: BTreeMap<Option<String>, Vec<NetworkPolicy>>,
-    /// Namespace (nothing: any) and name of those with a ClusterIP.
+    /// Namespace (none: any) and name of each Service with a ClusterIP.
     services: Vec<(Option<String>, String)>,
-    /// Of a namespace, how many of its pods are on virtual nodes.
+    /// Number of pods on virtual nodes by namespace.
     pub(super) on_virtual: BTreeMap<String, usize>,
 }
 
-impl Facts {
-    /// What the flags say.
+impl KnownCluster {
+    /// Creates a cluster from the flags.
     pub(super) fn new(profile: &str, annotations: &[(String, String)], selector: &Selector) -> Self {
         let labels = Strings::from([(BURST_LABEL.to_owned(), profile.to_owned())]);
         let annotations = annotations.iter().cloned().collect();
@@ -88,16 +89,16 @@ impl Facts {
         }
     }
 
-    /// Takes in what the documents say of the cluster; workloads say nothing.
+    /// Adds the documents that describe the cluster. Workloads are ignored.
     ///
     /// # Errors
     ///
-    /// When one has a label, an annotation or another field that is read, of a type that the API does not give it.
-    pub(super) fn learn(&mut self, documents: &[Document]) -> anyhow::Result<()> {
-        for document in documents.iter().filter(|document| is_fact(document)) {
+    /// When a label, an annotation or another field has a type that differs from the API's.
+    pub(super) fn add_documents(&mut self, documents: &[Document]) -> anyhow::Result<()> {
+        for document in documents.iter().filter(|document| is_cluster_object(document)) {
             let Some(name) = document.name().map(str::to_owned) else { continue };
             match document.kind() {
-                "Namespace" => self.learn_namespace(name, document)?,
+                "Namespace" => self.add_namespace(name, document)?,
                 "ServiceAccount" => {
                     let metadata = document.metadata()?;
                     let annotations = metadata.annotations.iter().flat_map(StringMap::iter);
@@ -108,8 +109,8 @@ impl Facts {
                     };
                     self.service_accounts.insert((document.namespace().map(str::to_owned), name), account);
                 }
-                "Node" => self.learn_node(name, document)?,
-                "NetworkPolicy" => self.learn_policy(document)?,
+                "Node" => self.add_node(name, document)?,
+                "NetworkPolicy" => self.add_policy(document)?,
                 "Service" if document.has_cluster_ip() => {
                     self.services.push((document.namespace().map(str::to_owned), name));
                 }
@@ -119,7 +120,7 @@ impl Facts {
         Ok(())
     }
 
-    fn learn_namespace(&mut self, name: String, document: &Document) -> anyhow::Result<()> {
+    fn add_namespace(&mut self, name: String, document: &Document) -> anyhow::Result<()> {
         let metadata = document.metadata()?;
         let labels = owned(metadata.labels.as_ref());
         let mut annotations = owned(metadata.annotations.as_ref());
@@ -128,7 +129,7 @@ impl Facts {
         Ok(())
     }
 
-    fn learn_node(&mut self, name: String, document: &Document) -> anyhow::Result<()> {
+    fn add_node(&mut self, name: String, document: &Document) -> anyhow::Result<()> {
         let labels: Vec<_> = owned(document.metadata()?.labels.as_ref()).into_iter().collect();
         let Selector { key, value } = &self.selector;
         if labels.iter().any(|(k, v)| (k, v) == (key, value)) {
@@ -145,14 +146,14 @@ impl Facts {
         Ok(())
     }
 
-    fn learn_policy(&mut self, document: &Document) -> anyhow::Result<()> {
+    fn add_policy(&mut self, document: &Document) -> anyhow::Result<()> {
         let policy: networking::NetworkPolicy = document.typed()?;
         let namespace = policy.metadata.namespace.clone();
         self.network_policies.entry(namespace).or_default().extend(cluster::network_policy(policy));
         Ok(())
     }
 
-    /// What is known of a namespace; what the flags say when no document describes it.
+    /// Returns a namespace. Without a document, it is that of the flags.
     pub(super) fn namespace(&self, name: &str) -> &Namespace {
         self.namespaces.get(name).unwrap_or(&self.assumed)
     }
@@ -162,18 +163,20 @@ impl Facts {
         of(Some(namespace)).or_else(|| of(None)).copied()
     }
 
-    /// What is known of a service account's identity.
+    /// Returns the identity of a service account.
     pub(super) fn service_account(&self, namespace: &str, name: &str) -> ServiceAccount {
         self.account(namespace, name).map_or(ServiceAccount::Unknown, |account| account.identity)
     }
 
-    /// Whether pods of a service account get its token unless they say otherwise, as they do of one that is not known.
+    /// Returns whether pods of a service account mount its token by default. An unknown service account counts as
+    /// one that does.
     pub(super) fn mounts_token(&self, namespace: &str, name: &str) -> bool {
         self.account(namespace, name).is_none_or(|account| account.mounts_token)
     }
 
-    /// Everything that a decision on a pod of this namespace rests on; the policies are those of [`Facts::policies`].
-    pub(super) fn around<'f>(
+    /// Returns the facts for a decision on a pod in this namespace. The policies are those of
+    /// [`KnownCluster::policies`].
+    pub(super) fn facts<'f>(
         &'f self,
         name: &'f str,
         namespace: &'f Namespace,
@@ -190,40 +193,41 @@ impl Facts {
         }
     }
 
-    /// Whether any virtual node is known, so that its generation is.
+    /// Returns whether any virtual node is known, and so its generation.
     pub(super) fn knows_virtual_nodes(&self) -> bool {
         !self.virtual_nodes.is_empty()
     }
 
-    /// Whether this is a virtual node.
+    /// Returns whether this is a virtual node.
     pub(super) fn is_virtual(&self, node: &str) -> bool {
         self.virtual_nodes.iter().any(|one| one.name == node)
     }
 
-    /// Whether the scheduler avoids this virtual node while VMs have room.
+    /// Returns whether the scheduler avoids this virtual node while pods fit on VMs.
     pub(super) fn is_last_resort(&self, node: &str) -> bool {
         self.last_resorts.contains(node)
     }
 
-    /// Whether there are virtual nodes, and none of them takes pods: a cap or the breaker has closed it, it is cordoned, or not Ready.
+    /// Returns whether virtual nodes exist, and all of them are closed by a cap or the breaker, cordoned, or not
+    /// Ready.
     pub(super) fn are_virtual_nodes_closed(&self) -> bool {
         self.knows_virtual_nodes() && self.open.is_empty()
     }
 
-    /// The NetworkPolicies of a namespace, and those that name none.
+    /// Returns the NetworkPolicies of a namespace, and those without a namespace.
     pub(super) fn policies(&self, namespace: &str) -> Vec<NetworkPolicy> {
         let of = |namespace: Option<String>| self.network_policies.get(&namespace).into_iter().flatten().cloned();
         of(Some(namespace.to_owned())).chain(of(None)).collect()
     }
 
-    /// The names of the namespace's Services that are reached by a ClusterIP.
+    /// Returns the names of the namespace's Services with a ClusterIP.
     pub(super) fn cluster_ips(&self, namespace: &str) -> Vec<&str> {
         let is_there = |of: &Option<String>| of.as_deref().is_none_or(|of| of == namespace);
         self.services.iter().filter(|(of, _)| is_there(of)).map(|(_, name)| name.as_str()).collect()
     }
 }
 
-/// Whether a node is Ready and not cordoned. One that is given in a file may have no status, which says nothing of that.
+/// Returns whether a node is Ready and not cordoned. A node in a file may have no status, and then counts as Ready.
 fn takes_pods(node: &Value) -> bool {
     let is_cordoned = node.pointer("/spec/unschedulable").and_then(Value::as_bool).unwrap_or_default();
     let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
@@ -245,16 +249,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn virtual_nodes_are_closed_when_none_takes_pods_for_whatever_reason() {
+    fn virtual_nodes_are_closed_if_none_accepts_pods() {
         let is_closed = |changes: Value| {
             let mut node = json!({"apiVersion": "v1", "kind": "Node",
                 "metadata": {"name": "v", "labels": {"type": "virtual-kubelet"}},
                 "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
             json_patch::merge(&mut node, &changes);
             let selector = crate::config::Configuration::default().virtual_nodes.selector;
-            let mut facts = Facts::new("enabled", &[], &selector);
-            facts.learn(&[Document { source: "test".to_owned(), value: node }]).unwrap();
-            facts.are_virtual_nodes_closed()
+            let mut cluster = KnownCluster::new("enabled", &[], &selector);
+            cluster.add_documents(&[Document { source: "test".to_owned(), value: node }]).unwrap();
+            cluster.are_virtual_nodes_closed()
         };
         assert!(!is_closed(json!({})));
         assert!(!is_closed(json!({"status": null})), "a manifest says nothing of that");
