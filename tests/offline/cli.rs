@@ -219,7 +219,7 @@ fn type_errors_name_file_object_path_and_expected_type() {
         assert_eq!((ran.code, ran.stderr.as_str()), (2, format!("error: -: {expected}\n").as_str()), "{text}");
     }
     let twice = spillway(&["explain", "-f", "-"], "kind: Pod\nspec: {}\nspec: {}\n");
-    assert_eq!((twice.code, twice.stderr.as_str()), (2, "error: -:3:1: field \"spec\" stands here a second time\n"));
+    assert_eq!((twice.code, twice.stderr.as_str()), (2, "error: -:3:1: duplicate field \"spec\"\n"));
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn explain_takes_a_review_only_if_the_webhook_would() {
             "expected the creation or update of a v1 Pod, got \"CREATE\" of \"Node\"",
         ),
         (with("/request/uid", json!("")), "the review has no request with a uid"),
-        (with("/request/object", Value::Null), "the review carries no object"),
+        (with("/request/object", Value::Null), "the review has no object"),
         (
             with("/request/object/spec", json!({"dnsPolicy": 1})),
             "request.object.spec.dnsPolicy: expected a string, got integer `1`",

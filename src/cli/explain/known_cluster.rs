@@ -182,8 +182,8 @@ impl KnownCluster {
         namespace: &'f Namespace,
         service_account: ServiceAccount,
         network_policies: &'f [NetworkPolicy],
-    ) -> burst::Facts<'f> {
-        burst::Facts {
+    ) -> burst::ClusterContext<'f> {
+        burst::ClusterContext {
             service_account,
             namespace: name,
             virtual_nodes: &self.virtual_nodes,

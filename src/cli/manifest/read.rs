@@ -145,7 +145,7 @@ mod tests {
         for (text, expected) in [
             ("kind: Pod\nmetadata: {name: [}\n", "2:"),
             ("{\"kind\": \"Pod\"}\n---\n\nkind: Pod\nspec: [\n", "5:7: unclosed bracket '['"),
-            ("kind: Pod\nkind: Pod\n", "2:1: field \"kind\" stands here a second time"),
+            ("kind: Pod\nkind: Pod\n", "2:1: duplicate field \"kind\""),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.starts_with(expected), "{error}");
