@@ -85,7 +85,7 @@ fn advise_node(node: &Node, settings: &VirtualNodes, pods: &PodStore, plan: &mut
     if node.is_second_generation() && pods >= NEARLY_FULL_PODS {
         plan.counts.nearly_full += 1;
         let message = format!(
-            "{pods} pods are on this virtual node, which runs {MAX_PODS_PER_NODE} at the most: more than that hang"
+            "{pods} pods are on this virtual node, which runs at most {MAX_PODS_PER_NODE}: more than that hang"
         );
         plan.event(node.reference(), NEARLY_FULL, message);
     }

@@ -88,12 +88,12 @@ mod tests {
         });
         let recorder = EventRecorder::new(Client::new(server, "default"), "pod");
         let about = ObjectReference { name: Some("web".to_owned()), ..ObjectReference::default() };
-        for note in ["F3: mended", "F5: mended", "F3: mended"] {
+        for note in ["F3: fixed", "F5: fixed", "F3: fixed"] {
             recorder.publish(&about, EventType::Normal, "IdentityHealed", note.to_owned()).await;
         }
         let written = written.lock().unwrap();
         let written: Vec<_> = written.iter().map(|(method, note)| (method.as_str(), note.as_str())).collect();
-        assert_eq!(written, [("POST", "F3: mended"), ("POST", "F5: mended"), ("PATCH", "F3: mended")]);
+        assert_eq!(written, [("POST", "F3: fixed"), ("POST", "F5: fixed"), ("PATCH", "F3: fixed")]);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) struct Observation<'o> {
     pub(super) scale_up_signals: &'o ScaleUps,
     /// Pods whose last write failed.
     pub(super) backoff: &'o Backoff,
-    /// Whether this round may give the toleration.
+    /// `true` if this round may give the toleration.
     pub(super) may_apply: bool,
 }
 

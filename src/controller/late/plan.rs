@@ -182,7 +182,7 @@ fn select(due: Vec<Candidate<'_>>, observation: &Observation<'_>, plan: &mut Pla
         let selected = selected.entry(&key.namespace).or_default();
         if is_closed {
             plan.counts.closed += 1;
-            plan.withhold(key, pod, "virtual nodes are closed, or there is none that is ready");
+            plan.withhold(key, pod, "virtual nodes are closed, or no virtual node is ready");
         } else if let Some(why) = candidate.at_cap(observation, *selected, overflowing) {
             plan.counts.capped += 1;
             plan.withhold(key, pod, &why);
