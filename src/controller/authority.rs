@@ -13,9 +13,10 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::{
-    Context, FIELD_MANAGER, NAME,
     clock::{ClockError, server_time},
+    context::Context,
     events::EventRecorder,
+    names::{FIELD_MANAGER, NAME},
     reconcile::{Outcome, run_rounds},
 };
 use crate::{

@@ -13,7 +13,8 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    Context, FIELD_MANAGER,
+    context::Context,
+    names::FIELD_MANAGER,
     reconcile::{Outcome, run_rounds},
 };
 use crate::{

@@ -9,7 +9,8 @@ use k8s_openapi::api::core::v1;
 use kube::{Api, Client, api::ListParams};
 
 use super::{
-    Context, changes_of,
+    changes::changes_of,
+    context::Context,
     ghosts::set_cordon,
     reconcile::{Outcome, run_rounds},
     taints::{FULL, GHOST, LAST_RESORT, ManagedTaint, TaintError, TaintWrite, write_taint},

@@ -5,7 +5,9 @@ mod advice;
 pub mod authority;
 mod ca_bundle;
 mod capacity;
+mod changes;
 mod clock;
+mod context;
 pub mod events;
 mod free_capacity;
 mod ghosts;
@@ -13,16 +15,16 @@ mod identity;
 pub mod last_resort;
 mod late;
 mod missed;
+mod names;
 mod pods;
 mod reconcile;
 mod taints;
 
+use context::Context;
 use events::{EventAggregator, EventRecorder};
-use futures_util::{
-    Stream, StreamExt,
-    stream::{self, BoxStream},
-};
 use kube::{Client, runtime::events::EventType};
+use names::CONFIG_MAP;
+pub use names::NAME;
 pub use reconcile::Outcome;
 use tokio::sync::{mpsc, watch};
 
@@ -30,52 +32,10 @@ pub use crate::kubernetes::Leadership;
 use crate::{
     background::restart_on_panic,
     cluster::Inventory,
-    config::CertificateSource,
     kubernetes::{LeaderElector, object_reference},
     reload::configuration::ConfigReceiver,
     telemetry::ControllerMetrics,
 };
-
-/// The name of the controller: of its Lease, in its events, and as user agent and field manager.
-pub const NAME: &str = "spillway-controller";
-
-/// The field manager of all writes.
-const FIELD_MANAGER: &str = NAME;
-
-/// The ConfigMap that the configuration file comes from.
-const CONFIG_MAP: &str = "spillway-config";
-
-/// Dependencies of the reconcilers.
-struct Context {
-    client: Client,
-    namespace: String,
-    configuration: ConfigReceiver,
-    events: EventRecorder,
-    event_aggregator: EventAggregator,
-    metrics: ControllerMetrics,
-}
-
-impl Context {
-    /// Returns whether Spillway manages its certificates.
-    fn is_self_managed(&self) -> bool {
-        self.configuration.borrow().certificates.source == CertificateSource::SelfManaged
-    }
-
-    /// An item for each change of an input of the certificates: the authority's Secret, the webhook configuration, the configuration.
-    fn certificate_changes(&self, inventory: &Inventory) -> impl Stream<Item = ()> {
-        let objects = [changes_of(inventory.secret_version.clone()), changes_of(inventory.webhook_version.clone())];
-        stream::select(stream::select_all(objects), changes_of(self.configuration.clone()))
-    }
-}
-
-/// An item for each change of a value.
-fn changes_of<T: Send + Sync + 'static>(value: watch::Receiver<T>) -> BoxStream<'static, ()> {
-    let changes = stream::unfold(value, async |mut value| {
-        value.changed().await.ok()?;
-        Some(((), value))
-    });
-    changes.boxed()
-}
 
 /// The reconcilers, and the election that decides which replica runs them.
 pub struct Controller {

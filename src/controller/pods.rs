@@ -9,7 +9,7 @@ use kube::{
 };
 use tokio::time::Instant;
 
-use super::{Context, FIELD_MANAGER, reconcile::Outcome};
+use super::{context::Context, names::FIELD_MANAGER, reconcile::Outcome};
 use crate::{
     kubernetes::{Backoff, ObjectKey, conditional_patch, is_conflict, is_unanswered},
     telemetry::Causes,

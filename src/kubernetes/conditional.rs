@@ -8,9 +8,11 @@ use json_patch::{Patch, PatchOperation, ReplaceOperation, jsonptr::PointerBuf};
 /// (kubernetes.io/docs/reference/using-api/api-concepts). A `test` operation that fails is answered by 422, which may also come from an
 /// admission policy or from validation.
 pub(crate) fn conditional_patch(resource_version: &str, patch: Patch) -> Patch {
-    let path = PointerBuf::from_tokens(["metadata", "resourceVersion"]);
-    let version = PatchOperation::Replace(ReplaceOperation { path, value: resource_version.into() });
-    Patch(std::iter::once(version).chain(patch.0).collect())
+    let version = ReplaceOperation {
+        path: PointerBuf::from_tokens(["metadata", "resourceVersion"]),
+        value: resource_version.into(),
+    };
+    Patch(std::iter::once(PatchOperation::Replace(version)).chain(patch.0).collect())
 }
 
 /// Returns whether a conditional write failed because the object exists already, is gone, or has changed.

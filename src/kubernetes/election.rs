@@ -211,8 +211,8 @@ impl LeaderElector {
     /// Writes this version of the Lease. Returns nothing if it has changed or is gone.
     async fn update(&self, lease: &Lease, spec: LeaseSpec) -> Result<Option<Lease>, ElectionError> {
         let value = serde_json::to_value(spec).unwrap_or_default();
-        let path = PointerBuf::from_tokens(["spec"]);
-        let change = JsonPatch(vec![PatchOperation::Add(AddOperation { path, value })]);
+        let add = AddOperation { path: PointerBuf::from_tokens(["spec"]), value };
+        let change = JsonPatch(vec![PatchOperation::Add(add)]);
         let version = lease.metadata.resource_version.as_deref().unwrap_or_default();
         let patch = Patch::Json::<()>(conditional_patch(version, change));
         let params = PatchParams { field_manager: Some(self.name.to_owned()), ..PatchParams::default() };

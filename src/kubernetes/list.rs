@@ -9,7 +9,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use super::PAGE;
+use super::object::PAGE_SIZE;
 
 /// How many times a list starts over because it took longer than the API server remembers
 /// (kubernetes.io/docs/reference/using-api/api-concepts, 410 Gone).
@@ -60,7 +60,7 @@ async fn pages<K: Clone, T, Page: Future<Output = kube::Result<ObjectList<K>>>>(
     params: ListParams,
     mut read: impl FnMut(K) -> Option<T>,
 ) -> kube::Result<Vec<T>> {
-    let first = params.limit(PAGE);
+    let first = params.limit(PAGE_SIZE);
     let (mut params, mut all, mut attempts) = (first.clone(), Vec::new(), 1);
     loop {
         let page = timeout(PAGE_TIMEOUT, get(params)).await;

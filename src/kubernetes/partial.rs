@@ -27,7 +27,7 @@ pub(crate) struct PartialObject<K, Spec, Status> {
     kind: PhantomData<K>,
 }
 
-/// What is read of `metadata`.
+/// The fields of `metadata` that are read.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {

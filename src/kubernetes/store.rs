@@ -63,7 +63,7 @@ impl Refusal {
     }
 }
 
-/// What is kept of the objects of a kind.
+/// The kept parts of the objects of a kind.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Store<V> {
     /// The first list has not arrived.

@@ -13,7 +13,10 @@ use kube::{
 };
 use tokio::{sync::watch, task::JoinSet, time};
 
-use super::{Object, ObjectKey, PAGE, Refusal, Store};
+use super::{
+    object::{Object, PAGE_SIZE},
+    store::{ObjectKey, Refusal, Store},
+};
 use crate::{
     background::restart_on_panic,
     telemetry::{Causes, WatchMetrics},
@@ -114,7 +117,7 @@ impl<K: Object> Watch<K> {
 
     /// A watch of what `api` lists, in this namespace if there is one.
     pub(crate) fn of(api: Api<K>, resource: &'static str, namespace: Option<String>) -> Self {
-        let config = Config::default().page_size(PAGE);
+        let config = Config::default().page_size(PAGE_SIZE);
         Self { api, config, resource, namespace, metrics: None, max_backoff: None }
     }
 

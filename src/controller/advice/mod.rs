@@ -15,7 +15,8 @@ use plan::{Observation, Plan, plan};
 use tokio::time::Instant;
 
 use super::{
-    Context, changes_of,
+    changes::changes_of,
+    context::Context,
     events::ObjectEvent,
     reconcile::{Outcome, run_rounds},
 };

@@ -76,18 +76,18 @@ pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
 fn advise_node(node: &Node, settings: &VirtualNodes, pods: &PodStore, plan: &mut Plan) {
     if let Some(taint) = untolerated_taint(node, settings) {
         plan.counts.not_tolerated += 1;
-        let note = format!(
+        let message = format!(
             "the toleration of virtualNodes.toleration does not cover the taint {taint} of this virtual node: no pod overflows to it"
         );
-        plan.event(node.reference(), NOT_TOLERATED, note);
+        plan.event(node.reference(), NOT_TOLERATED, message);
     }
     let pods = pods_on(node, pods).count();
     if node.is_second_generation() && pods >= NEARLY_FULL_PODS {
         plan.counts.nearly_full += 1;
-        let note = format!(
-            "{pods} pods are on this virtual node, which runs {MAX_PODS_PER_NODE} at the most: more than that hang"
+        let message = format!(
+            "{pods} pods are on this virtual node, which runs at most {MAX_PODS_PER_NODE}: more than that hang"
         );
-        plan.event(node.reference(), NEARLY_FULL, note);
+        plan.event(node.reference(), NEARLY_FULL, message);
     }
 }
 
@@ -129,10 +129,10 @@ fn advise_kube_proxy<'o>(pods: impl Iterator<Item = &'o VirtualPod>, plan: &mut 
         return;
     }
     for (namespace, count) in namespaces {
-        let note = format!(
+        let message = format!(
             "{total} pods on virtual nodes run a kube-proxy each, {count} of them of this namespace, and every one watches the API server: if they need no Services, annotate the namespace with spillway.dev/kube-proxy: opt-out"
         );
-        plan.event(namespace_reference(namespace), KUBE_PROXY, note);
+        plan.event(namespace_reference(namespace), KUBE_PROXY, message);
     }
 }
 
@@ -147,10 +147,10 @@ fn advise_prefer(observation: &Observation<'_>, plan: &mut Plan) {
     });
     for (name, _) in prefer {
         plan.counts.prefer_drains += 1;
-        let note = format!(
+        let message = format!(
             "{autoscaler} runs here, and pods of mode prefer tolerate virtual nodes on VMs too: it may drain VMs onto virtual nodes. Mode late (profile autoscaled) does not have that"
         );
-        plan.event(namespace_reference(name), PREFER_DRAINS, note);
+        plan.event(namespace_reference(name), PREFER_DRAINS, message);
     }
 }
 

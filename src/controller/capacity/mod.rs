@@ -15,7 +15,8 @@ use k8s_openapi::jiff::Timestamp;
 use plan::{Closed, Plan, events, plan};
 
 use super::{
-    Context, changes_of,
+    changes::changes_of,
+    context::Context,
     reconcile::{Outcome, run_rounds},
     taints::{FULL, TaintError},
 };

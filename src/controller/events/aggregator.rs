@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::EventType;
 use tokio::time::{Instant, sleep};
 
-use super::EventRecorder;
+use super::recorder::EventRecorder;
 
 /// How often pending events are written.
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
@@ -18,12 +18,12 @@ const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 /// The most events that are written at once.
 const MAX_EVENTS: usize = 10;
 
-/// What an event reports. `docs/runbook.md` lists all of them.
+/// The subject of an event. `docs/runbook.md` lists all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::controller) struct EventKind {
     /// The reason of the event.
     pub(in crate::controller) reason: &'static str,
-    /// Whether the event has type `Warning`.
+    /// `true` if the event has type `Warning`.
     pub(in crate::controller) is_warning: bool,
     /// The least time between two events about the same object.
     pub(in crate::controller) interval: Duration,

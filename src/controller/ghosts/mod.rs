@@ -17,8 +17,10 @@ use plan::{MissingPods, Step};
 use tokio::time::Instant;
 
 use super::{
-    Context, FIELD_MANAGER, changes_of,
+    changes::changes_of,
+    context::Context,
     events::EventKind,
+    names::FIELD_MANAGER,
     pods::PodError,
     reconcile::{CombinedOutcome, Outcome, Requeue, run_rounds},
     taints::{GHOST, TaintError},
@@ -110,11 +112,11 @@ async fn reconcile_node(
     let is_ghost = missing.update(&node.name, is_there, Instant::now());
     if is_ghost {
         let pod = pod.unwrap_or_default();
-        let note = format!(
+        let message = format!(
             "pod {pod}, which runs this virtual node, is gone: pods that are bound to it hang. If it is not coming back: kubectl delete node {}",
             node.name
         );
-        context.event_aggregator.record(node.reference(), FOUND, note);
+        context.event_aggregator.record(node.reference(), FOUND, message);
     }
     // The pod may be missing for a moment only, so the node stays as it is.
     let is_undecided = !is_there && !is_ghost;
@@ -150,7 +152,12 @@ async fn exists(client: &Client, pod: &ObjectKey) -> Result<bool, PodError> {
     Ok(read.map_err(|error| PodError::new("read", pod, error))?.is_some())
 }
 
-async fn cordon_and_report(context: &Context, node: &Node, desired: bool, note: &str) -> Result<Outcome, GhostError> {
+async fn cordon_and_report(
+    context: &Context,
+    node: &Node,
+    desired: bool,
+    message: &str,
+) -> Result<Outcome, GhostError> {
     let nodes: Api<ApiNode> = Api::all(context.client.clone());
     let (action, kind) = if desired { ("cordon", CORDONED) } else { ("uncordon", BACK) };
     let (result, outcome) = match set_cordon(&nodes, &node.name, desired).await {
@@ -160,8 +167,8 @@ async fn cordon_and_report(context: &Context, node: &Node, desired: bool, note: 
     };
     context.metrics.overflow.acted(action, result);
     if result == "success" {
-        tracing::warn!(node = node.name, action, "{note}");
-        context.event_aggregator.record(node.reference(), kind, note.to_owned());
+        tracing::warn!(node = node.name, action, "{message}");
+        context.event_aggregator.record(node.reference(), kind, message.to_owned());
     }
     outcome
 }

@@ -38,7 +38,7 @@ pub(super) struct Coverage {
     pub(super) at: Timestamp,
 }
 
-/// What the absence of a finding means.
+/// The meaning of the absence of a finding.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Resolution {
     /// The problem is resolved.

@@ -36,7 +36,10 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{CONFIG_MAP, Context, FIELD_MANAGER};
+use super::{
+    context::Context,
+    names::{CONFIG_MAP, FIELD_MANAGER},
+};
 use crate::{
     cluster::{Inventory, identity::IdentityInputs},
     credentials::{

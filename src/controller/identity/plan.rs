@@ -137,7 +137,7 @@ fn finding_event(key: &FindingKey, FindingGroup { worst, count }: &FindingGroup<
     let object = if is_named { String::new() } else { format!("{}: ", worst.object) };
     let more = if *count > 1 { format!(" (and {} more of this kind)", count - 1) } else { String::new() };
     let mut note = format!("{object}{}{more}", worst.message);
-    let fix = format!(". Mend it with: {}", worst.fix);
+    let fix = format!(". Fix it with: {}", worst.fix);
     // The API server accepts 1,024 bytes.
     if !worst.fix.is_empty() && note.len() + fix.len() <= 1024 {
         note += &fix;
@@ -174,7 +174,7 @@ fn limit(mut events: Vec<PlannedEvent>) -> Vec<PlannedEvent> {
     if !others.is_empty() {
         let warnings = others.iter().filter(|event| event.is_warning).count();
         let note = format!(
-            "{warnings} more findings and {} more that are mended, without an event of their own: see ConfigMap {}",
+            "{warnings} more findings and {} more that are fixed, without an event of their own: see ConfigMap {}",
             others.len() - warnings,
             report::REPORT_NAME
         );
@@ -228,7 +228,7 @@ mod tests {
             service_account: Some(AccountName { namespace: "shop".to_owned(), name: name.to_owned() }),
             message: format!("{name} is wrong"),
             evidence: Vec::new(),
-            fix: "az mend".to_owned(),
+            fix: "az fix".to_owned(),
         }
     }
 
@@ -458,7 +458,7 @@ mod tests {
                 plan(&ReportedFindings::new(), &[finding], &coverage(&observation(&["web"])), &InputSummary::default());
             plan.events.into_iter().next().unwrap().note
         };
-        assert_eq!(note("az mend".to_owned(), "it is wrong".to_owned()), "it is wrong. Mend it with: az mend");
+        assert_eq!(note("az fix".to_owned(), "it is wrong".to_owned()), "it is wrong. Fix it with: az fix");
         assert_eq!(note("x".repeat(1024), "it is wrong".to_owned()), "it is wrong");
     }
 

@@ -69,7 +69,7 @@ pub(super) fn reported_findings(report: &str) -> ReportedFindings {
 /// The part of a report about the inputs of the checks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct InputSummary {
-    /// What could not be read, by source.
+    /// Inputs that could not be read, by source.
     pub(super) failures: Vec<(&'static str, ReadFailure)>,
     /// The issuer of the cluster's tokens.
     pub(super) issuer: Option<String>,

@@ -10,12 +10,11 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        Context,
+        context::Context,
         events::EventKind,
         pods::{PodError, apply_all, patch_pod},
         reconcile::Outcome,
     },
-    LateError,
     plan::{ClockStart, DuePod},
 };
 use crate::{
@@ -27,6 +26,15 @@ use crate::{
 };
 
 const BURST: EventKind = EventKind::action("LateBurst");
+
+/// Why a round failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LateError {
+    #[error("cannot read namespace {0}")]
+    Namespace(String, #[source] kube::Error),
+    #[error(transparent)]
+    Pod(#[from] PodError),
+}
 
 /// Records since when pods have been unschedulable.
 pub(super) async fn start_clocks(

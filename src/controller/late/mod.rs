@@ -5,27 +5,27 @@
 
 mod apply;
 mod in_flight;
+mod observation;
 mod plan;
 mod scale_up;
 mod state;
 #[cfg(test)]
 mod testing;
 
-use std::time::Duration;
-
 use futures_util::stream;
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
 use self::{
-    apply::{apply_tolerations, start_clocks},
+    apply::{LateError, apply_tolerations, start_clocks},
     in_flight::InFlight,
-    plan::{MIN_ROUND_INTERVAL, Observation, Plan, plan},
+    observation::Observation,
+    plan::{MIN_ROUND_INTERVAL, Plan, plan},
 };
 use super::{
-    Context, changes_of,
+    changes::changes_of,
+    context::Context,
     events::EventKind,
-    pods::PodError,
     reconcile::{Outcome, Requeue, run_rounds},
 };
 use crate::{cluster::Inventory, config::Configuration, kubernetes::Backoff};
@@ -33,18 +33,6 @@ use crate::{cluster::Inventory, config::Configuration, kubernetes::Backoff};
 const RECONCILER: &str = "late";
 
 const WITHHELD: EventKind = EventKind::problem("LateWithheld");
-
-/// How long a VM that has just become Ready counts as on its way: the scheduler needs a moment to place pods on it.
-const SETTLING: Duration = Duration::from_secs(15);
-
-/// Why a round failed.
-#[derive(Debug, thiserror::Error)]
-enum LateError {
-    #[error("cannot read namespace {0}")]
-    Namespace(String, #[source] kube::Error),
-    #[error(transparent)]
-    Pod(#[from] PodError),
-}
 
 /// Runs rounds until it is dropped.
 pub(super) async fn run(context: &Context, inventory: &Inventory) {

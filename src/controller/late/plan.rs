@@ -4,19 +4,18 @@ use std::{cell::LazyCell, collections::BTreeMap, time::Duration};
 
 use json_patch::Patch as JsonPatch;
 use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
-use tokio::time::Instant;
 
 use super::{
-    super::taints::FULL,
-    in_flight::{IN_FLIGHT_GRACE, InFlight},
+    in_flight::IN_FLIGHT_GRACE,
+    observation::{Observation, overrides},
     scale_up::provisioning_nodes,
     state::LateState,
 };
 use crate::{
-    burst::{self, DECISION},
-    cluster::{Node, PodStore, ScaleUps, Snapshot, UnscheduledPod},
-    config::{Configuration, Mode, Overrides, Settings, VirtualNodes},
-    kubernetes::{Backoff, ObjectKey, Store},
+    burst,
+    cluster::UnscheduledPod,
+    config::{Overrides, VirtualNodes},
+    kubernetes::ObjectKey,
     telemetry::LatePodCounts,
 };
 
@@ -25,66 +24,6 @@ pub(super) const MIN_ROUND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The most clocks that are started in one round.
 const MAX_STARTS: usize = 200;
-
-/// Inputs of a plan.
-pub(super) struct Observation<'o> {
-    pub(super) now: Timestamp,
-    /// The same moment by the monotonic clock.
-    pub(super) instant: Instant,
-    pub(super) configuration: &'o Configuration,
-    pub(super) snapshot: &'o Snapshot,
-    pub(super) pods: &'o PodStore,
-    pub(super) nodes: &'o Store<Node>,
-    pub(super) in_flight: &'o InFlight,
-    /// Pods for which an autoscaler announced a VM, and when.
-    pub(super) scale_up_signals: &'o ScaleUps,
-    /// Pods whose last write failed.
-    pub(super) backoff: &'o Backoff,
-    /// Whether this round may give the toleration.
-    pub(super) may_apply: bool,
-}
-
-impl Observation<'_> {
-    /// Returns whether all inputs have arrived. The plan needs all nodes and signals to see VMs that are on their way, and all pods on
-    /// virtual nodes to count them against caps.
-    fn is_complete(&self) -> bool {
-        let selector = &self.configuration.virtual_nodes.selector;
-        self.scale_up_signals.is_listed() && self.pods.knows_virtual(self.nodes, selector)
-    }
-
-    /// The settings of a pod, if its namespace has opted in.
-    pub(super) fn settings(&self, key: &ObjectKey, pod: &UnscheduledPod) -> Option<Settings<'_>> {
-        let namespace = self.snapshot.namespace(&key.namespace)?;
-        self.configuration.settings(&namespace.profile, &namespace.overrides, &overrides(pod)).known()
-    }
-
-    /// Returns whether no virtual node takes pods that have the toleration.
-    fn is_closed(&self) -> bool {
-        let selector = &self.configuration.virtual_nodes.selector;
-        let is_open = |node: &Node| node.ready_since.is_some() && !node.is_cordoned && !FULL.is_on_observed(node);
-        !self.nodes.values().filter(|node| node.is_virtual(selector)).any(is_open)
-    }
-
-    /// Number of pods by namespace that are on virtual nodes, or may go there at any moment.
-    fn overflowing(&self) -> BTreeMap<&str, u64> {
-        // A pod that has ended holds no place, although its failure still counts.
-        let there = self.pods.on_virtual_nodes().filter(|(_, _, pod)| !pod.is_over);
-        let there = there.map(|(key, _, _)| key.namespace.as_str());
-        let nodes = &self.configuration.virtual_nodes;
-        let is_tolerating = |pod: &UnscheduledPod| {
-            pod.annotation(DECISION) == Some(Mode::Late.as_str())
-                && pod.pod().is_none_or(|view| burst::late_toleration(view, nodes).is_none())
-        };
-        let tolerating = self.pods.unscheduled().filter(|(_, pod)| is_tolerating(pod));
-        let tolerating = tolerating.map(|(key, _)| key.namespace.as_str());
-        let in_flight = self.in_flight.scheduled().map(|key| key.namespace.as_str());
-        let mut counts = BTreeMap::<&str, u64>::new();
-        for namespace in there.chain(tolerating).chain(in_flight) {
-            *counts.entry(namespace).or_default() += 1;
-        }
-        counts
-    }
-}
 
 /// Steps of a round.
 #[derive(Debug, Default)]
@@ -243,7 +182,7 @@ fn select(due: Vec<Candidate<'_>>, observation: &Observation<'_>, plan: &mut Pla
         let selected = selected.entry(&key.namespace).or_default();
         if is_closed {
             plan.counts.closed += 1;
-            plan.withhold(key, pod, "virtual nodes are closed, or there is none that is ready");
+            plan.withhold(key, pod, "virtual nodes are closed, or no virtual node is ready");
         } else if let Some(why) = candidate.at_cap(observation, *selected, overflowing) {
             plan.counts.capped += 1;
             plan.withhold(key, pod, &why);
@@ -263,13 +202,10 @@ fn select(due: Vec<Candidate<'_>>, observation: &Observation<'_>, plan: &mut Pla
     }
 }
 
-fn overrides(pod: &UnscheduledPod) -> Overrides {
-    Overrides::read(pod.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str())))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use tokio::time::Instant;
 
     use super::{
         super::testing::{Cluster, unchanged},

@@ -1,9 +1,13 @@
 //! VMs that are about to take pods.
 
+use std::time::Duration;
+
 use k8s_openapi::{api::core::v1::Taint, jiff::Timestamp};
 
-use super::SETTLING;
 use crate::{cluster::Node, config::Selector, kubernetes::Store};
+
+/// How long a VM that has just become Ready counts as on its way: the scheduler needs a moment to place pods on it.
+pub(super) const SETTLING: Duration = Duration::from_secs(15);
 
 /// Taints that keep pods from a node until it is set up (kubernetes `staging/src/k8s.io/api/core/v1/well_known_taints.go` and
 /// `staging/src/k8s.io/cloud-provider/api/well_known_taints.go`, kubernetes-sigs/karpenter `pkg/apis/v1/taints.go`). Taints of pressure

@@ -7,7 +7,7 @@ use std::{
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{super::free_capacity::accepts, SETTLING, plan::Observation};
+use super::{super::free_capacity::accepts, observation::Observation, scale_up::SETTLING};
 use crate::{
     burst::{self, DECISION, UNSCHEDULABLE_SINCE},
     cluster::{Node, UnscheduledPod},

@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use super::{
     in_flight::InFlight,
-    plan::{Observation, Plan, plan},
+    observation::Observation,
+    plan::{Plan, plan},
 };
 use crate::{
     burst::{DECISION, UNSCHEDULABLE_SINCE},

@@ -7,13 +7,17 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod as ApiPod};
 use kube::{Resource, api::Request};
 use serde_json::Value;
 
-use super::{MAX_PODS, MissedError, eviction::may_evict, memory::Assessment, plan::Scheduled};
+use super::{
+    eviction::may_evict,
+    memory::Assessment,
+    plan::{MAX_PODS, Scheduled},
+};
 use crate::{
     burst::{self, DECISION, Decision, ServiceAccount, Verdict},
     cluster::{PodMeta, Snapshot},
     config::{Configuration, Overrides},
     controller::{
-        Context,
+        context::Context,
         events::EventKind,
         pods::{MAX_CONCURRENT_REQUESTS, PodError, patch_pod},
         reconcile::Outcome,
@@ -85,7 +89,7 @@ impl Decider<'_> {
         &self,
         scheduled: &[Scheduled],
         assessed: &mut HashMap<String, Assessment>,
-    ) -> Result<bool, MissedError> {
+    ) -> Result<bool, PodError> {
         let uids: HashSet<_> = scheduled.iter().map(|pod| pod.meta.uid.as_str()).collect();
         assessed.retain(|uid, _| uids.contains(uid.as_str()));
         let mut new: Vec<_> = scheduled.iter().filter(|pod| !assessed.contains_key(&pod.meta.uid)).collect();
@@ -100,15 +104,15 @@ impl Decider<'_> {
                     assessed.insert(scheduled.meta.uid.clone(), self.assess_one(scheduled, pod));
                 }
                 Ok(None) => {}
-                Err(error) if error.is_unanswered() => return Err(error.into()),
+                Err(error) if error.is_unanswered() => return Err(error),
                 Err(error) => {
                     failure.get_or_insert(error);
                 }
             }
         }
         match failure {
+            Some(error) => Err(error),
             None => Ok(is_all),
-            Some(error) => Err(error.into()),
         }
     }
 

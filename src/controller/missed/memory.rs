@@ -30,7 +30,7 @@ pub(super) struct Assessment {
     pub(super) namespace: String,
     /// Label of metric `spillway_missed_pods`; a closed set.
     pub(super) label: &'static str,
-    /// Whether the pod may be evicted, so that its owner recreates it.
+    /// `true` if the pod may be evicted, so that its owner recreates it.
     pub(super) may_evict: bool,
 }
 

@@ -11,32 +11,23 @@ mod plan;
 use futures_util::stream;
 use tokio::time::Instant;
 
-use self::{decide::Decider, memory::Memory, plan::MissedPods};
+use self::{
+    decide::Decider,
+    memory::Memory,
+    plan::{MissedPods, next_pods},
+};
 use super::{
-    Context, changes_of,
+    changes::changes_of,
+    context::Context,
     events::EventKind,
     pods::{PodError, apply_all},
     reconcile::{Outcome, run_rounds},
 };
-use crate::{
-    certs::self_managed::WEBHOOK_CONFIGURATION_NAME,
-    cluster::{Inventory, PodMeta},
-    kubernetes::{Backoff, object_reference},
-};
+use crate::{certs::self_managed::WEBHOOK_CONFIGURATION_NAME, cluster::Inventory, kubernetes::object_reference};
 
 const RECONCILER: &str = "missed";
 
 const UNKNOWN: EventKind = EventKind::problem("MissedUnknown");
-
-/// The most pods that are decided on in one round. The next round follows at once.
-const MAX_PODS: usize = 200;
-
-/// Why a round failed.
-#[derive(Debug, thiserror::Error)]
-enum MissedError {
-    #[error(transparent)]
-    Pod(#[from] PodError),
-}
 
 /// Runs rounds until it is dropped.
 pub(super) async fn run(context: &Context, inventory: &Inventory) {
@@ -51,7 +42,7 @@ pub(super) async fn run(context: &Context, inventory: &Inventory) {
     Box::pin(run_rounds(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
-async fn round(context: &Context, inventory: &Inventory, memory: &mut Memory) -> Result<Outcome, MissedError> {
+async fn round(context: &Context, inventory: &Inventory, memory: &mut Memory) -> Result<Outcome, PodError> {
     let (configuration, snapshot) = (context.configuration.borrow().clone(), inventory.snapshot());
     let is_complete = inventory.pods.borrow().is_listed() && inventory.scope.borrow().is_listed();
     if !is_complete || !inventory.unsynced().is_empty() {
@@ -64,7 +55,7 @@ async fn round(context: &Context, inventory: &Inventory, memory: &mut Memory) ->
     }
     let decider = Decider { context, snapshot: &snapshot, configuration: &configuration };
     memory.backoff.retain(waiting.iter().map(|pod| pod.uid.as_str()));
-    let waiting = next_pods(&waiting, &memory.backoff);
+    let waiting = next_pods(&waiting, &memory.backoff, Instant::now());
     let is_all_repaired = waiting.is_empty();
     let repairs = waiting.into_iter().map(|pod| (pod.uid.clone(), decider.repair(pod)));
     let repaired = apply_all(repairs.collect(), &mut memory.backoff).await?;
@@ -105,28 +96,4 @@ fn report_unknown(context: &Context, condition: &str) {
         WEBHOOK_CONFIGURATION_NAME,
     );
     context.event_aggregator.record(about, UNKNOWN, note);
-}
-
-/// The pods that this round decides on. Pods that back off do not hold up others.
-fn next_pods<'p>(waiting: &'p [PodMeta], backoff: &Backoff) -> Vec<&'p PodMeta> {
-    let now = Instant::now();
-    waiting.iter().filter(|pod| backoff.remaining(&pod.uid, now).is_none()).take(MAX_PODS).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pods_that_back_off_do_not_hold_up_others() {
-        let pod = |number: usize| PodMeta { uid: number.to_string(), ..PodMeta::default() };
-        let waiting: Vec<_> = (0..=MAX_PODS).map(pod).collect();
-        let mut backoff = Backoff::default();
-        let first = next_pods(&waiting, &backoff);
-        assert_eq!(first.len(), MAX_PODS);
-        for pod in first {
-            backoff.start(&pod.uid, Instant::now());
-        }
-        assert_eq!(next_pods(&waiting, &backoff), [&pod(MAX_PODS)]);
-    }
 }

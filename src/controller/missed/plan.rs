@@ -2,11 +2,16 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use tokio::time::Instant;
+
 use crate::{
     burst::DECISION,
     cluster::{GRACE, OptedIn, PodMeta, PodStore, Reach, Scope, UndecidedPod},
-    kubernetes::{ObjectKey, Store},
+    kubernetes::{Backoff, ObjectKey, Store},
 };
+
+/// The most pods that are decided on in one round. The next round follows at once.
+pub(super) const MAX_PODS: usize = 200;
 
 /// The missed pods.
 #[derive(Debug, Default, PartialEq)]
@@ -81,6 +86,11 @@ pub(super) fn counts(
     counts
 }
 
+/// The pods that this round decides on. Pods that back off do not hold up others.
+pub(super) fn next_pods<'p>(waiting: &'p [PodMeta], backoff: &Backoff, now: Instant) -> Vec<&'p PodMeta> {
+    waiting.iter().filter(|pod| backoff.remaining(&pod.uid, now).is_none()).take(MAX_PODS).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -148,5 +158,18 @@ mod tests {
         assert_eq!((scheduled.meta.name.as_str(), scheduled.node.as_str()), ("runs", "vm"));
         assert_eq!(counts(&found.scheduled, |_| None), [("unknown", 1)].into());
         assert_eq!(counts(&found.scheduled, |uid| (uid == "u").then_some("prefer")), [("prefer", 1)].into());
+    }
+
+    #[test]
+    fn pods_that_back_off_do_not_hold_up_others() {
+        let pod = |number: usize| PodMeta { uid: number.to_string(), ..PodMeta::default() };
+        let waiting: Vec<_> = (0..=MAX_PODS).map(pod).collect();
+        let mut backoff = Backoff::default();
+        let first = next_pods(&waiting, &backoff, Instant::now());
+        assert_eq!(first.len(), MAX_PODS);
+        for pod in first {
+            backoff.start(&pod.uid, Instant::now());
+        }
+        assert_eq!(next_pods(&waiting, &backoff, Instant::now()), [&pod(MAX_PODS)]);
     }
 }

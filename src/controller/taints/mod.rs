@@ -11,8 +11,9 @@ pub(super) use plan::{FULL, GHOST, LAST_RESORT, ManagedTaint};
 use tokio::time::Instant;
 
 use super::{
-    Context, FIELD_MANAGER,
+    context::Context,
     events::EventKind,
+    names::FIELD_MANAGER,
     reconcile::{CombinedOutcome, Outcome},
 };
 use crate::{
@@ -131,23 +132,23 @@ impl Context {
     fn report_written(&self, node: &cluster::Node, taint: ManagedTaint, desired: bool) {
         tracing::info!(node = node.name, taint = taint.key, is_on = desired, "wrote a taint");
         if taint == LAST_RESORT {
-            let note = if desired {
+            let message = if desired {
                 "has the taint of the last resort now: pods come here when no VM has room"
             } else {
                 "has the taint of the last resort no longer: pods may come here while VMs have room"
             };
-            self.event_aggregator.record(node.reference(), WRITTEN, note.to_owned());
+            self.event_aggregator.record(node.reference(), WRITTEN, message.to_owned());
         }
     }
 
     fn report_stripped(&self, node: &cluster::Node, taint: ManagedTaint, backoff: &mut Backoff) {
         let retry_after = backoff.start(&node.name, Instant::now());
-        let note = format!(
+        let message = format!(
             "another admission webhook undoes the controller's change of taint {}; trying again in {retry_after:?}",
             taint.key
         );
         tracing::warn!(node = node.name, taint = taint.key, ?retry_after, "another webhook undoes a taint");
-        self.event_aggregator.record(node.reference(), STRIPPED, note);
+        self.event_aggregator.record(node.reference(), STRIPPED, message);
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use super::plan::Scheduled;
 use crate::{
     burst::DECISION,
-    controller::{Context, FIELD_MANAGER, events::EventKind, pods::PodError},
+    controller::{context::Context, events::EventKind, names::FIELD_MANAGER, pods::PodError},
     kubernetes::{ObjectKey, is_conflict, list_metadata},
     telemetry::Causes,
 };

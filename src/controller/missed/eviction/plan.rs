@@ -10,7 +10,7 @@ use kube::api::DynamicObject;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::Scheduled;
+use super::super::plan::Scheduled;
 use crate::{burst::DECISION, cluster::PodMeta};
 
 /// The least time between two evictions of pods of one owner.

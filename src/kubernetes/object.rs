@@ -1,0 +1,31 @@
+//! Objects of any kind.
+
+use std::fmt::Debug;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{Resource, api::ObjectMeta};
+use serde::de::DeserializeOwned;
+
+/// The number of objects in a page of a list. Parts of them that are not kept are dropped before the next page arrives.
+pub(crate) const PAGE_SIZE: u32 = 250;
+
+/// A kind that can be listed and watched.
+pub(crate) trait Object: Resource + Clone + Debug + DeserializeOwned + Send + 'static {}
+
+impl<K: Resource + Clone + Debug + DeserializeOwned + Send + 'static> Object for K {}
+
+/// Returns a reference to an object, for events about it, without reading the object.
+pub(crate) fn object_reference(api_version: &str, kind: &str, namespace: Option<&str>, name: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(api_version.to_owned()),
+        kind: Some(kind.to_owned()),
+        namespace: namespace.map(str::to_owned),
+        name: Some(name.to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
+/// Returns the value of an annotation.
+pub(crate) fn annotation<'m>(meta: &'m ObjectMeta, key: &str) -> Option<&'m str> {
+    meta.annotations.as_ref()?.get(key).map(String::as_str)
+}
