@@ -27,7 +27,7 @@ use crate::{
     azure::{Cloud, ResourceId, is_guid},
     config,
     credentials::issuer::Discovery,
-    identity::{Seen, Severity, azure::Azure, catalogue, file, seen::Issuer},
+    identity::{Observation, Severity, az_output, catalogue, managed_identity::ManagedIdentities, observation::Issuer},
 };
 
 /// Check the workload identities of pods
@@ -245,7 +245,7 @@ pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
         let (seen, documents) = read(args)?;
         (seen, documents, None)
     };
-    if seen.azure.is_none() {
+    if seen.managed_identities.is_none() {
         let others = if args.files.is_empty() { "--subscription, --resource-id, " } else { "" };
         eprintln!("credentials not checked: give them with {others}--credentials or --identity");
     }
@@ -270,34 +270,34 @@ pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
     Ok(if is_reached || is_refused { Ended::Findings } else { Ended::Fine })
 }
 
-fn read(args: &Args) -> anyhow::Result<(Seen, Documents)> {
+fn read(args: &Args) -> anyhow::Result<(Observation, Documents)> {
     let mut documents = Documents::new(args.namespace.as_deref().unwrap_or("default"));
     for file in &args.files {
         documents.learn(&manifest::read(file)?)?;
     }
     let mut cluster = documents.cluster();
-    cluster.is_whole = args.whole_cluster;
-    let seen = Seen {
+    cluster.is_complete = args.whole_cluster;
+    let seen = Observation {
         cluster,
         issuers: issuers(args)?,
-        cloud: args.cloud(&super::config::load(args.config.as_deref())?.identity).into(),
-        azure: azure(args)?,
+        cloud: args.cloud(&super::config::load(args.config.as_deref())?.identity),
+        managed_identities: azure(args)?,
         at: args.at.unwrap_or_else(Timestamp::now),
     };
     Ok((seen, documents))
 }
 
-fn azure(args: &Args) -> anyhow::Result<Option<Azure>> {
+fn azure(args: &Args) -> anyhow::Result<Option<ManagedIdentities>> {
     if args.credentials.is_empty() && args.identities.is_empty() {
         return Ok(None);
     }
-    let mut files = file::Files::default();
+    let mut files = az_output::Files::default();
     let name = |file: &Path| file.display().to_string();
     for file in &args.credentials {
         files.add(&name(file), &read_text(file)?).with_context(|| format!("--credentials {}", name(file)))?;
     }
     for (client_id, file) in &args.identities {
-        let added = files.add_of(client_id, &name(file), &read_text(file)?);
+        let added = files.add_for_identity(client_id, &name(file), &read_text(file)?);
         added.with_context(|| format!("--identity {client_id}={}", name(file)))?;
     }
     Ok(Some(files.finish()))

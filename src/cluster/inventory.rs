@@ -21,7 +21,7 @@ use crate::{
     background::again_after_panic,
     certs::self_managed::{CONFIGURATION, SECRET},
     eligibility::VirtualNode,
-    identity::seen,
+    identity::observation,
     kubernetes::{ObjectKey, Store, Watch},
     reload::configuration::{ConfigReceiver, until},
     telemetry::Caches,
@@ -46,9 +46,9 @@ pub(crate) struct Inventory {
     /// Pods for which an autoscaler has announced a VM.
     pub(crate) scale_ups: watch::Receiver<ScaleUps>,
     /// For identity checks.
-    pub(super) service_accounts: watch::Receiver<Store<seen::ServiceAccount>>,
-    pub(super) namespaces: watch::Receiver<Store<seen::Namespace>>,
-    pub(super) webhooks: watch::Receiver<Store<seen::WebhookConfiguration>>,
+    pub(super) service_accounts: watch::Receiver<Store<observation::ServiceAccount>>,
+    pub(super) namespaces: watch::Receiver<Store<observation::Namespace>>,
+    pub(super) webhooks: watch::Receiver<Store<observation::WebhookConfiguration>>,
     pub(super) v1_virtual_nodes: watch::Receiver<Store<()>>,
     _watches: JoinSet<()>,
 }
@@ -73,7 +73,7 @@ impl Inventory {
             &mut tasks,
             |account| {
                 let meta = &account.metadata;
-                Some((Some(service_account(meta)), Some(seen::ServiceAccount::from(meta))))
+                Some((Some(service_account(meta)), Some(observation::ServiceAccount::from(meta))))
             },
             (publisher.service_accounts(), accounts),
         );
@@ -145,18 +145,18 @@ fn node(object: NodeObject) -> Option<(Option<Node>, Option<()>)> {
     Some((Some(node), is_first_generation.then_some(())))
 }
 
-type NamespaceParts = (Option<Arc<Namespace>>, Option<(Option<Arc<OptedIn>>, Option<seen::Namespace>)>);
+type NamespaceParts = (Option<Arc<Namespace>>, Option<(Option<Arc<OptedIn>>, Option<observation::Namespace>)>);
 
 fn namespace_parts(meta: &ObjectMeta) -> NamespaceParts {
     let namespace = Namespace::opted_in(meta);
     let opted_in = namespace.as_ref().map(|namespace| Arc::new(OptedIn::read(namespace, meta)));
-    (namespace, Some((opted_in, Some(seen::Namespace::from(meta)))))
+    (namespace, Some((opted_in, Some(observation::Namespace::from(meta)))))
 }
 
-type WebhookParts = (Option<seen::WebhookConfiguration>, Option<(Option<Scope>, Option<String>)>);
+type WebhookParts = (Option<observation::WebhookConfiguration>, Option<(Option<Scope>, Option<String>)>);
 
 fn webhook_parts(configuration: MutatingWebhookConfiguration) -> WebhookParts {
-    let seen = seen::WebhookConfiguration::from(&configuration);
+    let seen = observation::WebhookConfiguration::from(&configuration);
     let own = (configuration.metadata.name.as_deref() == Some(CONFIGURATION)).then(|| {
         let version = configuration.metadata.resource_version.clone();
         (Some(Scope::read(configuration)), version)
@@ -205,9 +205,11 @@ fn follow_virtual_nodes(
 }
 
 /// The Services that webhooks name.
-pub(super) fn services<'w>(webhooks: impl Iterator<Item = &'w seen::WebhookConfiguration>) -> BTreeSet<ObjectKey> {
+pub(super) fn services<'w>(
+    webhooks: impl Iterator<Item = &'w observation::WebhookConfiguration>,
+) -> BTreeSet<ObjectKey> {
     let webhooks = webhooks.flat_map(|configuration| &configuration.webhooks).filter(|webhook| webhook.wants_label);
     webhooks
-        .filter_map(|webhook| webhook.service.as_ref().map(|(namespace, name)| ObjectKey::new(namespace, name)))
+        .filter_map(|webhook| webhook.service.as_ref().map(|service| ObjectKey::new(&service.namespace, &service.name)))
         .collect()
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{self, Selector},
-    identity::seen,
+    identity::observation,
     kubernetes::{Listing, ObjectKey, Refusal, Sink, Store, Watch},
     reload::configuration::{ConfigReceiver, until},
 };
@@ -90,7 +90,7 @@ impl PodStore {
     }
 
     /// What identity checks read of pods, by these settings.
-    pub(crate) fn identity(&self, settings: &config::Identity) -> Listing<'_, seen::Pod> {
+    pub(crate) fn identity(&self, settings: &config::Identity) -> Listing<'_, observation::Pod> {
         if self.is_listed() && self.settings.as_ref() != Some(settings) {
             return Listing::Pending;
         }

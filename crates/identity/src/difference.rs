@@ -1,52 +1,51 @@
-//! Two texts that Entra compares byte for byte, and in which way they differ.
+//! Explanations for two texts that Entra compares byte for byte and that differ.
 //!
-//! Nothing is normalised before the comparison: that is what the other side does not do either. What is found out here only
-//! explains a difference that is there.
+//! Nothing is normalised before the comparison, because Entra does not do that either. This module only explains a difference that exists.
 
 use std::fmt;
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-/// What every subject of a service account begins with.
+/// The prefix of the subjects of service accounts.
 pub(super) const SUBJECT_PREFIX: &str = "system:serviceaccount:";
 
 /// Two texts that should be equal and are not.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Difference {
-    /// What they are, such as `issuer`.
+    /// The name of the field, such as `issuer`.
     pub what: &'static str,
-    /// What it has to be.
+    /// The expected text.
     pub expected: String,
-    /// What it is.
+    /// The actual text.
     pub found: String,
-    /// In which ways they differ.
+    /// The ways in which they differ.
     pub causes: Vec<Cause>,
 }
 
 /// A way in which two texts differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// Blanks, line breaks or invisible characters.
+    /// Spaces, line breaks or invisible characters.
     Whitespace,
-    /// Quotes or angle brackets around it.
+    /// Quotes or angle brackets around the text.
     Quotes,
-    /// Capitals and small letters.
+    /// Upper and lower case differ.
     Case,
-    /// Nothing at all stands there.
+    /// The text is empty.
     Empty,
-    /// Letters that look like others, or any that are not ASCII.
+    /// Letters that are not ASCII, which may look like ASCII letters.
     NotAscii,
-    /// One or two letters are wrong.
+    /// One or two letters differ.
     Typo,
     /// The issuer's slash at the end is missing.
     SlashMissing,
-    /// It has a slash, or one more, at the end.
+    /// The issuer has one slash too many at the end.
     SlashExtra,
     /// `https://` is missing.
     SchemeMissing,
-    /// It begins with another scheme, such as `http`.
+    /// The issuer has another scheme, such as `http`.
     Scheme,
-    /// The address of a document below the issuer stands there.
+    /// The URL of a document below the issuer, such as the discovery document.
     Document,
     /// The AKS issuer of another region.
     Region,
@@ -54,29 +53,29 @@ pub enum Cause {
     OlderForm,
     /// The AKS issuer with another tenant in its path.
     Tenant,
-    /// Tenant and cluster stand in each other's place.
+    /// Tenant and cluster are swapped in the path.
     SwappedPath,
-    /// The AKS issuer of another cluster, or of this one before it was created anew.
+    /// The AKS issuer of another cluster, or of this cluster before it was recreated.
     Cluster,
-    /// The issuer that AKS keeps for identity bindings.
+    /// The issuer of identity bindings.
     BindingIssuer,
-    /// The address of the API server.
+    /// The URL of the API server.
     ApiServer,
-    /// Another host altogether.
+    /// Another host.
     Host,
-    /// Something else in the path.
+    /// Another path.
     Path,
-    /// Namespace and name stand in each other's place.
+    /// Namespace and name are swapped.
     Swapped,
-    /// Something else than `:` between the parts.
+    /// Another separator than `:`.
     Separator,
-    /// Something is wrong with `system:serviceaccount:`.
+    /// The prefix `system:serviceaccount:` is wrong or missing.
     Prefix,
-    /// The subject is of another namespace.
+    /// The subject names another namespace.
     Namespace,
-    /// The subject is of another service account.
+    /// The subject names another service account.
     Name,
-    /// A wildcard, which nobody expands.
+    /// A wildcard, which Entra does not expand.
     Wildcard,
     /// The audience of another cloud.
     Cloud,
@@ -84,12 +83,12 @@ pub enum Cause {
     BindingAudience,
     /// More than one audience.
     Several,
-    /// Something else altogether.
+    /// The texts have nothing in common.
     Other,
 }
 
 impl Cause {
-    /// Whether the same was meant, only spelt in another way.
+    /// Returns whether both texts mean the same thing in a different spelling.
     const fn is_spelling(self) -> bool {
         matches!(
             self,
@@ -161,17 +160,17 @@ impl Difference {
         Self { what, expected: expected.to_owned(), found: found.to_owned(), causes }
     }
 
-    /// Whether the same was meant, only spelt in another way.
+    /// Returns whether both texts mean the same thing in a different spelling.
     pub fn is_spelling(&self) -> bool {
         self.causes.iter().all(|cause| cause.is_spelling())
     }
 
-    /// The causes in one line.
+    /// Returns the causes in one line.
     pub fn why(&self) -> String {
         self.causes.iter().map(|cause| cause.as_str()).collect::<Vec<_>>().join("; ")
     }
 
-    /// Both texts with everything visible, and the column, from 0, at which they begin to differ.
+    /// Returns both texts with all characters visible, and the column, from 0, of the first difference.
     pub fn shown(&self) -> (String, String, usize) {
         let (expected, found) = (visible(&self.expected), visible(&self.found));
         let column = expected.bytes().zip(found.bytes()).take_while(|(one, other)| one == other).count();
@@ -191,8 +190,8 @@ impl Serialize for Difference {
     }
 }
 
-/// A text in which every character can be seen and told from others: what is not printable ASCII is written as an escape, and so
-/// are blanks at both ends. One byte is one column.
+/// Returns the text with all characters visible: what is not printable ASCII becomes an escape, and so do spaces at both ends. One
+/// byte is one column.
 pub fn visible(text: &str) -> String {
     let inner = text.trim_matches(' ');
     let begin = text.len() - text.trim_start_matches(' ').len();
@@ -209,15 +208,15 @@ pub fn visible(text: &str) -> String {
     out
 }
 
-/// One or two letters, and fewer than half.
+/// Returns whether at most two letters differ, and less than a third of them.
 fn is_typo(expected: &str, found: &str) -> bool {
     let (longer, shorter) = (expected.len().max(found.len()), expected.len().min(found.len()));
     let allowed = (expected.chars().count() / 3).min(2);
-    // A letter has at most four bytes: this saves most of the comparisons.
+    // A letter has at most four bytes: the lengths rule out most comparisons.
     longer - shorter <= 4 * allowed && strsim::levenshtein(expected, found) <= allowed
 }
 
-/// The text as it was probably meant, and what was wrong with how it is written.
+/// Returns the text without stray characters, and what they were.
 fn clean(text: &str) -> (String, Vec<Cause>) {
     let mut causes = Vec::new();
     let is_invisible = |c: char| {
@@ -240,7 +239,7 @@ fn clean(text: &str) -> (String, Vec<Cause>) {
     (bare.to_owned(), causes)
 }
 
-/// The parts of an issuer that differ for reasons of their own.
+/// The parts of an issuer URL that are compared separately.
 struct Url<'u> {
     scheme: Option<&'u str>,
     host: &'u str,
@@ -277,13 +276,13 @@ fn is_aks_host(host: &str) -> bool {
     is_regional || host == AKS_OLD_HOST
 }
 
-/// Whether this is an issuer that AKS gives to clusters.
+/// Returns whether this is the issuer of an AKS cluster.
 pub(super) fn is_aks_issuer(issuer: &str) -> bool {
     let url = Url::of(issuer);
     url.is_aks() && !url.host.eq_ignore_ascii_case(BINDING_HOST)
 }
 
-/// How a credential's issuer differs from the cluster's.
+/// Explains how a credential's issuer differs from the cluster's.
 pub fn issuer(expected: &str, found: &str) -> Difference {
     let (bare, mut causes) = clean(found);
     if bare != expected && !bare.is_empty() {
@@ -363,7 +362,7 @@ fn compare_paths(expected: &Url<'_>, found: &Url<'_>) -> Option<Cause> {
     }
 }
 
-/// How a credential's subject differs from the one that the tokens of `namespace`'s service account `name` carry.
+/// Explains how a credential's subject differs from that of the tokens of service account `name` in `namespace`.
 pub fn subject(namespace: &str, name: &str, found: &str) -> Difference {
     let expected = format!("{SUBJECT_PREFIX}{namespace}:{name}");
     let (bare, mut causes) = clean(found);
@@ -379,7 +378,7 @@ fn compare_subjects(namespace: &str, name: &str, found: &str, causes: &mut Vec<C
         let part = part.to_ascii_lowercase();
         ["system", "serviceaccount", "serviceaccounts", "sa", "service-account"].contains(&part.as_str())
     };
-    // Namespaces may be called "system" too: at most the first two words are the prefix, and two have to be left.
+    // A namespace may also be called "system": the prefix has at most two words, and two words have to remain.
     let most = parts.len().saturating_sub(2).min(2);
     let count = parts.iter().take(most).take_while(is_prefix).count();
     let (prefix, rest) = parts.split_at(count);
@@ -405,7 +404,7 @@ fn compare_names((namespace, name): (&str, &str), (one, two): (&str, &str)) -> O
     let matches = |pattern: &str, text: &str| {
         pattern == text || pattern.strip_suffix('*').is_some_and(|prefix| text.starts_with(prefix))
     };
-    // worker-1 and worker-2 are two, and neither is the other misspelt.
+    // worker-1 and worker-2 are two names, not a typo.
     let letters = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
     let near = |a: &str, b: &str| a == b || (is_typo(a, b) && letters(a) != letters(b));
     if (one, two) == (namespace, name) {
@@ -427,7 +426,7 @@ fn compare_names((namespace, name): (&str, &str), (one, two): (&str, &str)) -> O
     }
 }
 
-/// How a credential's audiences, or a token's, differ from the one that the cloud expects.
+/// Explains how the audiences of a credential or token differ from the one that the cloud expects.
 pub fn audience(expected: &str, found: &[String]) -> Difference {
     let shown = found.join(", ");
     let [only] = found else {
@@ -471,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_write_an_issuer_wrong_is_named() {
+    fn each_wrong_spelling_of_an_issuer_is_named() {
         let base = format!("https://westeurope.oic.prod-aks.azure.com/{TENANT}/{CLUSTER}");
         let host = "https://westeurope.oic.prod-aks.azure.com";
         for (found, expected) in [
@@ -505,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_write_a_subject_wrong_is_named() {
+    fn each_wrong_spelling_of_a_subject_is_named() {
         for (found, expected) in [
             ("system:serviceaccount:shop:web ", &[Cause::Whitespace][..]),
             ("system:serviceaccount:shop:Web", &[Cause::Case]),
@@ -530,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_write_an_audience_wrong_is_named() {
+    fn each_wrong_spelling_of_an_audience_is_named() {
         const PUBLIC: &str = "api://AzureADTokenExchange";
         for (found, expected) in [
             (&["api://AzureADTokenExchangeUSGov"][..], Cause::Cloud),
@@ -550,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_is_marked_where_the_shown_texts_begin_to_differ() {
+    fn the_first_difference_is_marked() {
         for (expected, found, shown, column) in [
             ("https://a/", "https://a", "https://a", 9),
             ("abc", "abc ", "abc\\x20", 3),
@@ -577,13 +576,13 @@ mod tests {
         }
 
         #[test]
-        fn texts_that_differ_are_shown_so_that_the_difference_is_seen(one in "[ -~\u{0}-\u{1f}\u{a0}-\u{120}]{0,12}", other in "[ -~\u{0}-\u{1f}\u{a0}-\u{120}]{0,12}") {
+        fn different_texts_are_shown_differently(one in "[ -~\u{0}-\u{1f}\u{a0}-\u{120}]{0,12}", other in "[ -~\u{0}-\u{1f}\u{a0}-\u{120}]{0,12}") {
             prop_assume!(one != other && !one.contains('\\') && !other.contains('\\'));
             prop_assert_ne!(visible(&one), visible(&other));
         }
 
         #[test]
-        fn issuers_made_of_the_words_of_issuers_can_be_explained(
+        fn issuers_made_of_parts_of_issuers_can_be_explained(
             parts in proptest::collection::vec(proptest::sample::select(vec!["https", "://", "/", ":", "a", "oic.prod-aks.azure.com", " ", "*", ".well-known/openid-configuration", "system", "serviceaccount", "\u{430}"]), 0..9)
         ) {
             let text = parts.concat();

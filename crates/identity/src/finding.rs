@@ -1,4 +1,4 @@
-//! What a check finds.
+//! Findings of the checks.
 
 use std::fmt;
 
@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Check, difference::Difference};
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Sign-in fails, or pods are refused.
     Error,
-    /// It may fail, it fails for some, or it is a risk.
+    /// Sign-in may fail, fails for some pods, or there is a risk.
     Warning,
     /// Good to know.
     Info,
-    /// It cannot be told, for something could not be read. Never counted as wrong.
+    /// An input could not be read. Never counted as an error.
     Unknown,
 }
 
 impl Severity {
-    /// For output.
+    /// Returns the name for output.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -32,25 +32,25 @@ impl Severity {
     }
 }
 
-/// What is at fault: an object of the cluster or of Azure.
+/// An object of the cluster or of Azure.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Object {
     /// Such as `ServiceAccount`, or `ManagedIdentity`.
     pub kind: String,
-    /// Absent for what has none.
+    /// Absent for cluster-scoped objects and those of Azure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// Its name.
+    /// `metadata.name`, or the name in Azure.
     pub name: String,
 }
 
 impl Object {
-    /// An object of a namespace.
+    /// Returns an object of a namespace.
     pub fn namespaced(kind: &str, namespace: &str, name: &str) -> Self {
         Self { kind: kind.to_owned(), namespace: Some(namespace.to_owned()), name: name.to_owned() }
     }
 
-    /// An object without a namespace.
+    /// Returns an object without a namespace.
     pub fn global(kind: &str, name: &str) -> Self {
         Self { kind: kind.to_owned(), namespace: None, name: name.to_owned() }
     }
@@ -66,7 +66,7 @@ impl fmt::Display for Object {
     }
 }
 
-/// A service account by its names.
+/// Namespace and name of a service account.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct AccountName {
     /// `metadata.namespace`
@@ -75,53 +75,53 @@ pub struct AccountName {
     pub name: String,
 }
 
-/// A fact that a finding rests on.
+/// A fact that supports a finding.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(untagged)]
 pub enum Evidence {
-    /// Something that was read, with the name of what it is.
+    /// A value that was read.
     Fact {
         /// Such as `pods`.
         name: &'static str,
-        /// What was read there.
+        /// The value.
         value: String,
     },
-    /// Two texts that should be equal to the byte.
+    /// Two texts that should be equal byte for byte.
     Difference(Difference),
 }
 
-/// A break in the chain from pod to federated credential, with its cure.
+/// A break in the chain from pod to federated credential, with its remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// Which check found it.
+    /// The check that found it.
     #[serde(rename = "id")]
     pub check: &'static Check,
-    /// Most often that of the check.
+    /// Usually that of the check.
     pub severity: Severity,
-    /// What is at fault; for pods, what makes them.
+    /// The object at fault; for pods, their owner.
     pub object: Object,
-    /// The service account whose identity it concerns, if it is one's.
+    /// The service account whose identity it concerns, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_account: Option<AccountName>,
     /// What is wrong, in one line.
     pub message: String,
-    /// What it rests on.
+    /// The facts that support it.
     pub evidence: Vec<Evidence>,
-    /// What mends it: commands to paste, or words where no command does.
+    /// The remedy: commands to paste, or words where no command exists.
     pub fix: String,
 }
 
-/// A check stands by its id.
+/// A check is serialized as its ID.
 impl Serialize for Check {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.id)
     }
 }
 
-/// What the function of a check returns: a finding without what follows from the check and from what it was asked about.
+/// A finding as the function of a check returns it, without what follows from the check and the object that it was called for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Found {
+pub(super) struct DraftFinding {
     pub(super) severity: Option<Severity>,
     pub(super) object: Option<Object>,
     pub(super) message: String,
@@ -129,7 +129,7 @@ pub(super) struct Found {
     pub(super) fix: String,
 }
 
-impl Found {
+impl DraftFinding {
     pub(super) fn new(message: impl Into<String>) -> Self {
         Self { severity: None, object: None, message: message.into(), evidence: Vec::new(), fix: String::new() }
     }
@@ -139,7 +139,7 @@ impl Found {
         Self { severity: Some(severity), ..self }
     }
 
-    /// Another object than the one the check was asked about.
+    /// Another object than the one that the check was called for.
     pub(super) fn about(self, object: Object) -> Self {
         Self { object: Some(object), ..self }
     }

@@ -5,63 +5,102 @@
 //!  └── service account ── client id ─────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Pure: no network, no files, no clock; the manifest of this crate holds that. What is known comes in as [`Seen`], what was found goes out as a list of
-//! [`Finding`]s.
-//! One check, one function, one file for each family. Texts are compared byte for byte, as Entra compares them; a difference is then
-//! explained. What cannot be told is said to be unknown and never wrong. `docs/identity.md` is generated from the checks.
+//! The crate is pure: no network, no files, no clock. Its manifest enforces that. An [`Observation`] comes in, a list of [`Finding`]s
+//! goes out.
+//!
+//! Each check is one function; each family of checks is one file. Checks compare texts byte for byte, as Entra does, and then explain the
+//! difference. Where an input could not be read, a check reports *unknown*, never an error. `docs/identity.md` is generated from the checks.
 
-pub mod azure;
+pub mod az_output;
 mod bindings;
 pub mod catalogue;
 mod command;
+mod convert;
+mod credential_match;
 mod credentials;
 pub mod difference;
 pub mod entra;
-pub mod file;
 mod finding;
 mod index;
 mod issuer;
 mod keys;
-mod link;
+pub mod managed_identity;
+pub mod observation;
 mod pods;
 pub mod preflight;
-mod read;
-pub mod seen;
 mod service_account;
 mod webhooks;
 
 use std::collections::HashMap;
 
 pub use command::quoted;
+pub use convert::{PodSpec, grants, grants_identities, is_v1_virtual_node, ready_endpoints};
 pub use finding::{AccountName, Evidence, Finding, Object, Severity};
-pub use read::{PodSpec, grants, grants_identities, is_v1_virtual_node, ready_endpoints};
-pub use seen::Seen;
+pub use observation::Observation;
 
 use self::{
-    finding::Found,
-    index::{AccountCase, IdentityCase, Index, PodCase},
+    finding::DraftFinding,
+    index::{AccountContext, IdentityContext, Index, PodContext},
 };
 
 /// A check.
 #[derive(Debug)]
 pub struct Check {
-    /// Such as `F3`. It is what stands in Events, metrics and output.
+    /// Identifier such as `F3`, as in Events, metrics and output.
     pub id: &'static str,
-    /// How bad it is when it finds something, as a rule.
+    /// The usual severity of its findings.
     pub severity: Severity,
-    /// What it finds, in a few words.
+    /// What the check finds, in a few words.
     pub title: &'static str,
-    /// What it reads.
+    /// What the check reads.
     pub reads: &'static str,
     /// What a finding means for the pods.
     pub meaning: &'static str,
-    /// How it is mended, where the finding itself has no command.
+    /// The remedy, for findings that have no command of their own.
     pub cure: &'static str,
-    /// The Entra error codes that it can end in.
+    /// The Entra error codes that a finding can lead to.
     pub leads_to: &'static [&'static str],
-    /// Where that is written: `owner/repo path`, or a page of documentation.
+    /// The source of these facts: `owner/repo path`, or a page of documentation.
     pub source: &'static str,
-    run: &'static [Run],
+    /// The inputs that the check depends on. A finding that disappears is resolved only if all of them were read in full.
+    pub needs: &'static [Input],
+    /// The inputs that the check also uses if they are configured. Some of its findings do not depend on them.
+    pub optional: &'static [Input],
+    /// `true` if findings appear and disappear by themselves, such as those of the pods of a CronJob or of endpoints during a rollout.
+    pub transient: bool,
+    run: &'static [CheckFn],
+}
+
+impl Check {
+    /// Returns whether the check reads this input, always or where it is configured.
+    pub fn reads_input(&self, input: Input) -> bool {
+        self.needs.contains(&input) || self.optional.contains(&input)
+    }
+}
+
+/// An input of the checks that can be read in full, or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// Service accounts, pods and namespaces.
+    Cluster,
+    /// Managed identities and their federated credentials.
+    Credentials,
+    /// Mutating webhook configurations, and the endpoints behind them.
+    Webhooks,
+    /// The cluster roles that grant identity bindings, and their bindings.
+    Grants,
+    /// Virtual nodes.
+    Nodes,
+    /// The issuer of the cluster's tokens.
+    Issuer,
+    /// The discovery document of the API server.
+    Discovery,
+}
+
+impl Input {
+    /// All inputs.
+    pub const ALL: [Self; 7] =
+        [Self::Cluster, Self::Credentials, Self::Webhooks, Self::Grants, Self::Nodes, Self::Issuer, Self::Discovery];
 }
 
 impl PartialEq for Check {
@@ -72,57 +111,57 @@ impl PartialEq for Check {
 
 impl Eq for Check {}
 
-/// The function of a check, by what it is asked about.
+/// The function of a check, by what it is called for.
 #[derive(Debug)]
-enum Run {
-    Account(fn(&AccountCase<'_>) -> Vec<Found>),
-    /// Equal findings of pods with the same maker become one.
-    Pod(fn(&PodCase<'_>) -> Vec<Found>),
-    Identity(fn(&IdentityCase<'_>) -> Vec<Found>),
-    Cluster(fn(&Index<'_>) -> Vec<Found>),
+enum CheckFn {
+    Account(fn(&AccountContext<'_>) -> Vec<DraftFinding>),
+    /// Equal findings of pods with the same owner become one finding.
+    Pod(fn(&PodContext<'_>) -> Vec<DraftFinding>),
+    Identity(fn(&IdentityContext<'_>) -> Vec<DraftFinding>),
+    Cluster(fn(&Index<'_>) -> Vec<DraftFinding>),
 }
 
 /// The families of checks, in the order of the documentation.
 const FAMILIES: &[&[&Check]] =
     &[service_account::CHECKS, pods::CHECKS, webhooks::CHECKS, issuer::CHECKS, credentials::CHECKS, bindings::CHECKS];
 
-/// Every check, in the order of the documentation.
+/// Returns all checks, in the order of the documentation.
 pub fn checks() -> impl Iterator<Item = &'static Check> {
     FAMILIES.iter().flat_map(|family| family.iter().copied())
 }
 
-/// The check with this id.
+/// Returns the check with this ID, whatever its case.
 pub fn check_of(id: &str) -> Option<&'static Check> {
     checks().find(|check| check.id.eq_ignore_ascii_case(id))
 }
 
-/// Runs every check, in time linear in what is seen. Findings are sorted by namespace and service account, those of the whole
-/// cluster and of Azure first; within one, the worst first.
-pub fn check(seen: &Seen) -> Vec<Finding> {
-    let index = Index::new(seen);
+/// Runs all checks, in linear time. Findings are sorted by namespace and service account, those of the whole cluster and of Azure first;
+/// within one service account by severity.
+pub fn check(observation: &Observation) -> Vec<Finding> {
+    let index = Index::new(observation);
     let runs = checks().flat_map(|check| check.run.iter().map(move |run| (check, run)));
     let mut findings: Vec<_> = runs.flat_map(|(check, run)| findings_of(check, run, &index)).collect();
     sort(&mut findings);
     findings
 }
 
-fn findings_of(check: &'static Check, run: &Run, index: &Index<'_>) -> Vec<Finding> {
+fn findings_of(check: &'static Check, run: &CheckFn, index: &Index<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     match run {
-        Run::Account(run) => {
-            for case in index.accounts() {
-                let (object, name) = (case.account.object(), Some(&case.account.name));
-                findings.extend(run(&case).into_iter().map(|found| finish(check, found, &object, name)));
+        CheckFn::Account(run) => {
+            for context in index.accounts() {
+                let (object, name) = (context.account.object(), Some(&context.account.name));
+                findings.extend(run(&context).into_iter().map(|found| finish(check, found, &object, name)));
             }
         }
-        Run::Pod(run) => findings = of_pods(check, *run, index),
-        Run::Identity(run) => {
-            for case in index.identities() {
-                let object = Object::global("ManagedIdentity", case.identity.display_name());
-                findings.extend(run(&case).into_iter().map(|found| finish(check, found, &object, None)));
+        CheckFn::Pod(run) => findings = findings_of_pods(check, *run, index),
+        CheckFn::Identity(run) => {
+            for context in index.identities() {
+                let object = Object::global("ManagedIdentity", context.identity.display_name());
+                findings.extend(run(&context).into_iter().map(|found| finish(check, found, &object, None)));
             }
         }
-        Run::Cluster(run) => {
+        CheckFn::Cluster(run) => {
             let object = Object::global("Cluster", "cluster");
             findings.extend(run(index).into_iter().map(|found| finish(check, found, &object, None)));
         }
@@ -130,8 +169,8 @@ fn findings_of(check: &'static Check, run: &Run, index: &Index<'_>) -> Vec<Findi
     findings
 }
 
-fn finish(check: &'static Check, found: Found, object: &Object, account: Option<&AccountName>) -> Finding {
-    let Found { severity, object: other, message, evidence, fix } = found;
+fn finish(check: &'static Check, found: DraftFinding, object: &Object, account: Option<&AccountName>) -> Finding {
+    let DraftFinding { severity, object: other, message, evidence, fix } = found;
     Finding {
         check,
         severity: severity.unwrap_or(check.severity),
@@ -143,33 +182,37 @@ fn finish(check: &'static Check, found: Found, object: &Object, account: Option<
     }
 }
 
-/// The findings of all pods, one for those that say the same of pods with the same maker and service account.
-fn of_pods(check: &'static Check, run: fn(&PodCase<'_>) -> Vec<Found>, index: &Index<'_>) -> Vec<Finding> {
-    let mut places: HashMap<(&Object, &str, Found), usize> = HashMap::new();
-    let mut groups: Vec<(&seen::Pod, Found, Vec<&str>)> = Vec::new();
-    for case in index.pods() {
-        for found in run(&case) {
-            let pod = case.pod;
-            let key = (&pod.maker, pod.service_account.as_str(), found.clone());
+/// Returns the findings of all pods. Equal findings of pods with the same owner and service account become one.
+fn findings_of_pods(
+    check: &'static Check,
+    run: fn(&PodContext<'_>) -> Vec<DraftFinding>,
+    index: &Index<'_>,
+) -> Vec<Finding> {
+    let mut places: HashMap<(&Object, &str, DraftFinding), usize> = HashMap::new();
+    let mut groups: Vec<(&observation::Pod, DraftFinding, Vec<&str>)> = Vec::new();
+    for context in index.pods() {
+        for found in run(&context) {
+            let pod = context.pod;
+            let key = (&pod.owner, pod.service_account.as_str(), found.clone());
             let place = *places.entry(key).or_insert_with(|| {
                 groups.push((pod, found, Vec::new()));
                 groups.len() - 1
             });
-            if let Some((_, _, names)) = groups.get_mut(place).filter(|_| pod.is_admitted && pod.maker.kind != "Pod") {
+            if let Some((_, _, names)) = groups.get_mut(place).filter(|_| pod.is_admitted && pod.owner.kind != "Pod") {
                 names.push(&pod.name);
             }
         }
     }
-    let one = |(pod, found, names): (&seen::Pod, Found, Vec<&str>)| {
+    let one = |(pod, found, names): (&observation::Pod, DraftFinding, Vec<&str>)| {
         let account = AccountName { namespace: pod.namespace.clone(), name: pod.service_account.clone() };
-        let found = if names.is_empty() { found } else { found.fact("pods", some_of(&names)) };
-        finish(check, found, &pod.maker, Some(&account))
+        let found = if names.is_empty() { found } else { found.fact("pods", abbreviate(&names)) };
+        finish(check, found, &pod.owner, Some(&account))
     };
     groups.into_iter().map(one).collect()
 }
 
-/// The first names of a list, and how many more there are.
-fn some_of(names: &[&str]) -> String {
+/// Returns the first names of a list, and the number of the others.
+fn abbreviate(names: &[&str]) -> String {
     const SHOWN: usize = 3;
     let shown = names.get(..SHOWN).unwrap_or(names).join(", ");
     match names.len().saturating_sub(SHOWN) {
@@ -194,14 +237,15 @@ fn key<'f>(finding: &'f Finding, order: &'f HashMap<&str, usize>) -> SortKey<'f>
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeSet, HashSet};
 
     use super::*;
 
     #[test]
-    fn every_check_says_all_it_has_to_say_under_an_id_of_its_own() {
+    fn every_check_is_documented_under_a_unique_id() {
         let mut ids = BTreeSet::new();
-        for Check { id, severity: _, title, reads, meaning, cure, leads_to, source, run: _ } in checks() {
+        for check in checks() {
+            let Check { id, severity: _, title, reads, meaning, cure, leads_to, source, .. } = check;
             assert!(ids.insert(id), "{id} stands for two checks");
             for text in [title, reads, meaning, cure, source] {
                 assert!(!text.trim().is_empty() && text.trim() == *text, "{id}: {text:?}");
@@ -217,37 +261,81 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_check_names_its_inputs_and_every_input_is_needed() {
+        let is_unique = |inputs: &[Input]| inputs.iter().collect::<HashSet<_>>().len() == inputs.len();
+        for Check { id, needs, optional, .. } in checks() {
+            assert!(!needs.is_empty() && is_unique(&[*needs, *optional].concat()), "{id}: {needs:?} {optional:?}");
+        }
+        for input in Input::ALL {
+            assert!(checks().any(|check| check.needs.contains(&input)), "no check needs {input:?}");
+        }
+    }
+
+    /// A new check needs a row here: nothing follows from the letter of its ID.
+    #[test]
+    fn the_inputs_of_each_check_are_as_listed_here() {
+        use Input::{Cluster, Credentials, Discovery, Grants, Issuer, Nodes, Webhooks};
+        type Row = (&'static [&'static str], &'static [Input], &'static [Input], bool);
+        const ROWS: &[Row] = &[
+            (&["S1", "S2", "S3", "S4", "S7", "S8", "S9", "S10", "S11", "S12"], &[Cluster], &[], true),
+            (&["S5", "S6"], &[Cluster], &[Credentials], true),
+            (&["P1", "P2", "P3", "P4", "P5"], &[Cluster], &[], true),
+            (&["P6"], &[Cluster, Nodes], &[], true),
+            (&["W1", "W2", "W3"], &[Cluster, Webhooks], &[], true),
+            (&["I1"], &[Issuer, Discovery], &[], false),
+            (
+                &["F0", "F1", "F2", "F3", "F4", "F5", "F6", "F7", "F8", "F9", "F10", "F11"],
+                &[Cluster, Credentials, Issuer],
+                &[],
+                false,
+            ),
+            (&["B1", "B2", "B3", "B4"], &[Cluster, Grants], &[], true),
+        ];
+        let mut listed = 0;
+        for (ids, needs, optional, transient) in ROWS {
+            for id in *ids {
+                let check = check_of(id).unwrap();
+                assert_eq!((check.needs, check.optional, check.transient), (*needs, *optional, *transient), "{id}");
+                listed += 1;
+            }
+        }
+        assert_eq!(listed, checks().count());
+    }
+
     const CLUSTER: &str = "https://westeurope.oic.prod-aks.azure.com/t/c/";
 
-    /// A cluster of this size in which everything is somewhat wrong; each identity has ten service accounts, and credentials for
-    /// eight of them.
-    fn large(accounts: usize, pods: usize) -> Seen {
+    /// A cluster of this size in which everything is slightly wrong. Each identity has ten service accounts, and eight credentials.
+    fn large(accounts: usize, pods: usize) -> Observation {
         let client_id = |number: usize| format!("00000000-0000-4000-8000-{:012}", number / 10);
         let name =
             |number: usize| AccountName { namespace: format!("ns-{}", number % 100), name: format!("sa-{number}") };
-        let account = |number: usize| seen::ServiceAccount {
+        let account = |number: usize| observation::ServiceAccount {
             name: name(number),
             annotations: [(keys::CLIENT_ID.to_owned(), client_id(number))].into(),
-            ..seen::ServiceAccount::default()
+            ..observation::ServiceAccount::default()
         };
         let pod = |number: usize| {
             let AccountName { namespace, name } = name(number % accounts);
-            seen::Pod {
-                maker: Object::namespaced("Deployment", &namespace, &name),
+            observation::Pod {
+                owner: Object::namespaced("Deployment", &namespace, &name),
                 name: format!("{name}-{number}"),
                 namespace,
                 service_account: name,
                 is_admitted: true,
-                containers: vec![seen::Container { name: "web".to_owned(), ..seen::Container::default() }],
+                containers: vec![observation::Container {
+                    name: "web".to_owned(),
+                    ..observation::Container::default()
+                }],
                 labels: if number.is_multiple_of(3) {
-                    seen::Keys::new()
+                    observation::KeyValues::new()
                 } else {
                     [(keys::USE.to_owned(), "true".to_owned())].into()
                 },
-                ..seen::Pod::default()
+                ..observation::Pod::default()
             }
         };
-        let credential = |number: usize| azure::Credential {
+        let credential = |number: usize| managed_identity::FederatedCredential {
             name: format!("c-{number}"),
             issuer: CLUSTER.to_owned(),
             subject: Some(format!("system:serviceaccount:ns-{}:sb-{number}", number % 100)),
@@ -256,37 +344,37 @@ mod tests {
             since: None,
             source: String::new(),
         };
-        let identity = |number: usize| azure::Identity {
+        let identity = |number: usize| managed_identity::ManagedIdentity {
             client_id: client_id(number),
             principal_id: None,
             tenant_id: None,
             id: None,
             credentials: Ok((number..number + 8).map(credential).collect()),
-            extent: azure::Extent::Whole,
+            completeness: managed_identity::Completeness::Complete,
             source: String::new(),
         };
-        Seen {
-            cluster: seen::Cluster {
+        Observation {
+            cluster: observation::Cluster {
                 service_accounts: (0..accounts).map(account).collect(),
-                is_whole: true,
+                is_complete: true,
                 pods: (0..pods).map(pod).collect(),
-                ..seen::Cluster::default()
+                ..observation::Cluster::default()
             },
-            issuers: vec![seen::Issuer { url: CLUSTER.to_owned(), source: String::new(), algorithms: None }],
-            azure: Some(azure::Azure {
+            issuers: vec![observation::Issuer { url: CLUSTER.to_owned(), source: String::new(), algorithms: None }],
+            managed_identities: Some(managed_identity::ManagedIdentities {
                 identities: (0..accounts).step_by(10).map(identity).collect(),
-                ..azure::Azure::default()
+                ..managed_identity::ManagedIdentities::default()
             }),
-            ..Seen::default()
+            ..Observation::default()
         }
     }
 
-    /// Without optimisation on a busy machine it takes some tenths of a second; anything quadratic takes minutes.
+    /// An unoptimised build takes a second on a busy machine; a quadratic algorithm takes minutes.
     #[test]
-    fn a_large_cluster_is_checked_in_time_linear_in_its_size() {
-        let seen = large(5_000, 20_000);
+    fn a_large_cluster_is_checked_in_linear_time() {
+        let observation = large(5_000, 20_000);
         let start = std::time::Instant::now();
-        let findings = check(&seen);
+        let findings = check(&observation);
         let took = start.elapsed();
         let count = |id: &str| findings.iter().filter(|finding| finding.check.id == id).count();
         assert_eq!((count("F2"), count("F4"), count("F11")), (1_000, 4_000, 500));
@@ -296,11 +384,11 @@ mod tests {
     }
 
     #[test]
-    fn where_only_custom_resources_are_seen_a_missing_credential_is_no_error() {
-        let severities = |extent: azure::Extent| {
-            let mut seen = large(10, 0);
-            for identity in seen.azure.iter_mut().flat_map(|azure| &mut azure.identities) {
-                identity.extent = extent;
+    fn a_credential_missing_from_a_partial_list_is_no_error() {
+        let severities = |completeness: managed_identity::Completeness| {
+            let mut observation = large(10, 0);
+            for identity in observation.managed_identities.iter_mut().flat_map(|all| &mut all.identities) {
+                identity.completeness = completeness;
                 let credentials = identity.credentials.as_mut().unwrap();
                 credentials.retain(|one| one.name == "c-0");
                 for one in credentials {
@@ -312,25 +400,25 @@ mod tests {
                 let severities = findings.iter().filter(|finding| finding.check.id == id).map(|one| one.severity);
                 severities.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
             };
-            let findings = check(&seen);
+            let findings = check(&observation);
             (of("F2", &findings), of("F3", &findings))
         };
         let (error, unknown, warning) = (vec![Severity::Error], vec![Severity::Unknown], vec![Severity::Warning]);
-        assert_eq!(severities(azure::Extent::Whole), (error.clone(), error.clone()));
-        assert_eq!(severities(azure::Extent::Listed), (error.clone(), error));
-        assert_eq!(severities(azure::Extent::Part), (unknown, warning));
+        assert_eq!(severities(managed_identity::Completeness::Complete), (error.clone(), error.clone()));
+        assert_eq!(severities(managed_identity::Completeness::Snapshot), (error.clone(), error));
+        assert_eq!(severities(managed_identity::Completeness::Partial), (unknown, warning));
     }
 
     #[test]
-    fn equal_findings_of_pods_with_one_maker_are_one_and_its_order_does_not_depend_on_that_of_the_pods() {
-        let mut seen = large(10, 200);
-        let findings = check(&seen);
+    fn equal_findings_of_one_owner_are_one_in_a_stable_order() {
+        let mut observation = large(10, 200);
+        let findings = check(&observation);
         let of_pods = findings.iter().filter(|finding| finding.check.id == "P1").collect::<Vec<_>>();
         assert!(of_pods.len() <= 10, "{}", of_pods.len());
         let Some(Evidence::Fact { name: "pods", value }) = of_pods[0].evidence.last() else { panic!("{of_pods:?}") };
         assert!(value.contains(" and ") && value.ends_with("more"), "{value}");
-        seen.cluster.service_accounts.reverse();
+        observation.cluster.service_accounts.reverse();
         let ids = |findings: &[Finding]| findings.iter().map(|f| (f.check.id, f.object.clone())).collect::<Vec<_>>();
-        assert_eq!(ids(&findings), ids(&check(&seen)));
+        assert_eq!(ids(&findings), ids(&check(&observation)));
     }
 }

@@ -19,8 +19,9 @@ use serde::Deserialize;
 use crate::{
     cli::manifest::Document,
     identity::{
-        Object, PodSpec, grants, is_v1_virtual_node, ready_endpoints,
-        seen::{self, Bearer, Cluster, ServiceAccount, WebhookConfiguration},
+        Object, PodSpec, grants, is_v1_virtual_node,
+        observation::{self, AnnotatedObject, Cluster, ServiceAccount, ServiceName, WebhookConfiguration},
+        ready_endpoints,
     },
     kubernetes::PartialObject,
 };
@@ -74,7 +75,7 @@ impl Documents {
             self.cluster.service_accounts.push(ServiceAccount::from(&meta));
         } else if is("", "Namespace") {
             let meta = self.metadata(document)?;
-            let namespace = seen::Namespace::from(&meta);
+            let namespace = observation::Namespace::from(&meta);
             self.cluster.namespaces.insert(meta.name.unwrap_or_default(), namespace);
         } else if is("", "Node") {
             let node: Node = document.typed()?;
@@ -83,7 +84,7 @@ impl Documents {
         } else if is("", "Service") {
             let meta = self.metadata(document)?;
             self.remember("Service", document);
-            self.cluster.bearers.extend(Bearer::read("Service", &meta));
+            self.cluster.annotated_objects.extend(AnnotatedObject::from_metadata("Service", &meta));
         } else if is("admissionregistration.k8s.io", "MutatingWebhookConfiguration") {
             let configuration: MutatingWebhookConfiguration = document.typed()?;
             self.remember("MutatingWebhookConfiguration", document);
@@ -94,8 +95,8 @@ impl Documents {
             let endpoints: Endpoints = document.typed()?;
             let ready = endpoints.subsets.iter().flatten().filter_map(|subset| Some(subset.addresses.as_ref()?.len()));
             let meta = &endpoints.metadata;
-            let name = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
-            self.learn_endpoints(Some((name, ready.sum())));
+            let (namespace, name) = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+            self.learn_endpoints(Some((ServiceName { namespace, name }, ready.sum())));
         } else if is("rbac.authorization.k8s.io", "ClusterRole") {
             self.roles.push(document.typed()?);
         } else if is("rbac.authorization.k8s.io", "ClusterRoleBinding") {
@@ -106,7 +107,7 @@ impl Documents {
         Ok(())
     }
 
-    fn learn_endpoints(&mut self, ready: Option<((String, String), usize)>) {
+    fn learn_endpoints(&mut self, ready: Option<(ServiceName, usize)>) {
         let all = self.cluster.endpoints.get_or_insert_default();
         if let Some((service, count)) = ready {
             *all.entry(service).or_default() += count;
@@ -125,21 +126,21 @@ impl Documents {
         let mut pod: PodManifest = template.typed()?;
         let namespace = template.namespace.clone().unwrap_or_else(|| self.namespace.clone());
         pod.metadata.namespace = Some(namespace.clone());
-        let maker = Object::namespaced(&template.kind, &namespace, &template.name);
-        self.files.insert(maker.clone(), document.source.clone());
+        let owner = Object::namespaced(&template.kind, &namespace, &template.name);
+        self.files.insert(owner.clone(), document.source.clone());
         // What the API server has seen has a uid.
         if template.kind == "Pod" && pod.metadata.uid.is_some() {
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-            let running = pod.spec.as_ref().and_then(|spec| seen::Pod::running(&pod.metadata, spec, phase));
+            let running = pod.spec.as_ref().and_then(|spec| observation::Pod::running(&pod.metadata, spec, phase));
             self.cluster.pods.extend(running);
             return Ok(());
         }
         if template.kind != "Pod" {
             let meta = self.metadata(document)?;
-            self.cluster.bearers.extend(Bearer::read(&template.kind, &meta));
+            self.cluster.annotated_objects.extend(AnnotatedObject::from_metadata(&template.kind, &meta));
         }
         let spec = pod.spec.as_ref().ok_or_else(|| anyhow!("{}: expected spec", document.source))?;
-        self.cluster.pods.push(seen::Pod::template(maker, &pod.metadata, spec));
+        self.cluster.pods.push(observation::Pod::template(owner, &pod.metadata, spec));
         Ok(())
     }
 
@@ -175,8 +176,8 @@ impl Documents {
         }
         let mut cluster = mem::take(&mut self.cluster);
         keep_last(&mut cluster.service_accounts, |account| account.name.clone());
-        keep_last(&mut cluster.pods, |pod| (pod.maker.clone(), pod.name.clone()));
-        keep_last(&mut cluster.bearers, |bearer| bearer.object.clone());
+        keep_last(&mut cluster.pods, |pod| (pod.owner.clone(), pod.name.clone()));
+        keep_last(&mut cluster.annotated_objects, |object| object.object.clone());
         if let Some(webhooks) = &mut cluster.webhooks {
             keep_last(webhooks, |configuration| configuration.name.clone());
         }

@@ -12,17 +12,17 @@ use crate::{
     cluster::identity,
     config::{self, did_you_mean},
     credentials::{
-        self, Source, Wanted,
+        self, ClientIds, Source,
         custom_resources::CustomResources,
-        issuer::Issuers,
-        merged,
+        issuer::IssuerReader,
+        merge,
         resource_manager::{Progress, ResourceManager, Settings},
     },
     identity::{
-        Seen,
-        azure::Azure,
+        Observation,
+        managed_identity::ManagedIdentities,
+        observation::{self, Issuer},
         preflight::Claims,
-        seen::{self, Issuer},
     },
 };
 
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10 * 60);
 
 /// What is there, and a token of the service account if that was asked for.
 pub(super) struct Live {
-    pub(super) seen: Seen,
+    pub(super) seen: Observation,
     pub(super) token: Option<Claims>,
 }
 
@@ -51,16 +51,16 @@ pub(super) async fn live(args: &Args) -> anyhow::Result<Live> {
     let wanted = wanted(args, &cluster);
     let azure = azure(args, settings(args, config, cloud), &client, &wanted).await?;
     let at = args.at.unwrap_or_else(k8s_openapi::jiff::Timestamp::now);
-    Ok(Live { seen: Seen { cluster, issuers, cloud: cloud.into(), azure, at }, token })
+    Ok(Live { seen: Observation { cluster, issuers, cloud, managed_identities: azure, at }, token })
 }
 
-async fn cluster(client: &Client, namespace: Option<&str>) -> anyhow::Result<seen::Cluster> {
+async fn cluster(client: &Client, namespace: Option<&str>) -> anyhow::Result<observation::Cluster> {
     let found = identity::read(client, namespace).await.map_err(cluster::told).context("cannot read the cluster")?;
     for unread in &found.refused {
         if unread.action == "list serviceaccounts" {
-            bail!("cannot list the service accounts of {}: {}", unread.scope, unread.because);
+            bail!("cannot list the service accounts of {}: {}", unread.scope, unread.reason);
         }
-        eprintln!("not taken into account: {} (may not {} of {})", unread.because, unread.action, unread.scope);
+        eprintln!("not taken into account: {} (may not {} of {})", unread.reason, unread.action, unread.scope);
     }
     let cluster = found.cluster;
     if let Some(namespace) = namespace
@@ -74,7 +74,7 @@ async fn cluster(client: &Client, namespace: Option<&str>) -> anyhow::Result<see
     Ok(cluster)
 }
 
-fn find_account(cluster: &seen::Cluster, namespace: &str, name: &str) -> anyhow::Result<()> {
+fn find_account(cluster: &observation::Cluster, namespace: &str, name: &str) -> anyhow::Result<()> {
     let mut accounts = cluster.service_accounts.iter().map(|account| &account.name);
     if accounts.any(|own| own.namespace == namespace && own.name == name) {
         return Ok(());
@@ -90,11 +90,11 @@ async fn issuers(args: &Args, client: &Client, token: Option<&Claims>) -> anyhow
     if !issuers.is_empty() {
         return Ok(issuers);
     }
-    let read = Issuers::new(client.clone()).read().await;
-    if let (Some(unread), None) = (&read.unread, token) {
+    let read = IssuerReader::new(client.clone()).read().await;
+    if let (Some(unread), None) = (&read.failure, token) {
         eprintln!(
             "the issuer of tokens is not known: {} (may not {}); give it with --issuer",
-            unread.because, unread.action
+            unread.reason, unread.action
         );
     }
     issuers = read.issuers;
@@ -110,12 +110,12 @@ async fn issuers(args: &Args, client: &Client, token: Option<&Claims>) -> anyhow
 }
 
 /// What the service accounts that are asked about name.
-fn wanted(args: &Args, cluster: &seen::Cluster) -> Wanted {
-    let is_chosen = |account: &&seen::ServiceAccount| {
+fn wanted(args: &Args, cluster: &observation::Cluster) -> ClientIds {
+    let is_chosen = |account: &&observation::ServiceAccount| {
         args.namespace.as_ref().is_none_or(|namespace| *namespace == account.name.namespace)
             && args.service_account.as_ref().is_none_or(|name| *name == account.name.name)
     };
-    credentials::wanted(cluster.service_accounts.iter().filter(is_chosen))
+    credentials::client_ids(cluster.service_accounts.iter().filter(is_chosen))
 }
 
 /// What to ask of Azure: what the configuration says and what the flags add to it.
@@ -127,25 +127,25 @@ fn settings(args: &Args, mut config: config::Identity, cloud: crate::azure::Clou
         cloud.resource_manager().clone_into(&mut azure.endpoint);
         config.cloud = cloud;
     }
-    Settings::of(&config).map(|settings| Settings { patience: PATIENCE, ..settings })
+    Settings::of(&config).map(|settings| Settings { pass_timeout: PATIENCE, ..settings })
 }
 
 async fn azure(
     args: &Args,
     settings: Option<Settings>,
     client: &Client,
-    wanted: &Wanted,
-) -> anyhow::Result<Option<Azure>> {
+    wanted: &ClientIds,
+) -> anyhow::Result<Option<ManagedIdentities>> {
     let mut answers = Vec::new();
     if let Some(settings) = settings {
         let bar = progress();
         let shown = bar.clone();
-        let source = ResourceManager::new(settings)?.watched_by(move |progress| show(&shown, progress));
+        let source = ResourceManager::new(settings)?.with_progress(move |progress| show(&shown, progress));
         answers.push(source.read(wanted).await);
         bar.finish_and_clear();
     }
     answers.extend(super::azure(args)?);
-    match CustomResources::find(client).await {
+    match CustomResources::discover(client).await {
         Ok(found) => {
             if let Some(source) = found {
                 answers.push(source.read(wanted).await);
@@ -153,7 +153,7 @@ async fn azure(
         }
         Err(error) => eprintln!("not taken into account: custom resources ({})", cluster::told(error)),
     }
-    Ok((!answers.is_empty()).then(|| merged(answers)))
+    Ok((!answers.is_empty()).then(|| merge(answers)))
 }
 
 /// A line on standard error, which is drawn on a terminal alone.

@@ -15,10 +15,10 @@ use crate::{
     azure::Cloud,
     cli::{cluster::patiently, colours::Colours},
     identity::{
-        Seen,
-        azure::{Extent, Identity},
+        Observation,
         difference::visible,
-        preflight::{Claims, Compared, compare},
+        managed_identity::{Completeness, ManagedIdentity},
+        preflight::{Claims, Comparison, compare},
     },
 };
 
@@ -56,23 +56,23 @@ enum Verdict<'p> {
     /// It cannot be told.
     Unknown(String),
     /// The credentials of this identity, the nearest first.
-    Compared(&'p Identity, Vec<Compared<'p>>),
+    Compared(&'p ManagedIdentity, Vec<Comparison<'p>>),
 }
 
 impl<'p> Preflight<'p> {
-    pub(super) fn new(seen: &'p Seen, client_id: Option<&str>, claims: &'p Claims) -> Self {
-        let identities = seen.azure.iter().flat_map(|azure| &azure.identities);
+    pub(super) fn new(seen: &'p Observation, client_id: Option<&str>, claims: &'p Claims) -> Self {
+        let identities = seen.managed_identities.iter().flat_map(|azure| &azure.identities);
         let own = client_id.and_then(|id| identities.into_iter().find(|one| one.client_id.eq_ignore_ascii_case(id)));
         let verdict = match (client_id, own.map(|identity| (identity, &identity.credentials))) {
             (None, _) => Verdict::Unknown("the service account names no identity".to_owned()),
             (Some(id), None) => Verdict::Unknown(format!("no identity with the client id {} is seen", visible(id))),
-            (_, Some((_, Err(unread)))) => Verdict::Unknown(unread.because.clone()),
+            (_, Some((_, Err(unread)))) => Verdict::Unknown(unread.reason.clone()),
             (_, Some((identity, Ok(credentials)))) => Verdict::Compared(identity, compare(claims, credentials)),
         };
         Self { claims, verdict }
     }
 
-    fn matched(&self) -> Option<&Compared<'p>> {
+    fn matched(&self) -> Option<&Comparison<'p>> {
         match &self.verdict {
             Verdict::Unknown(_) => None,
             Verdict::Compared(_, all) => all.iter().find(|compared| compared.differences.is_empty()),
@@ -81,7 +81,7 @@ impl<'p> Preflight<'p> {
 
     /// Whether it is known that Entra refuses the token.
     pub(super) fn is_refused(&self) -> bool {
-        matches!(self.verdict, Verdict::Compared(identity, _) if identity.extent > Extent::Part)
+        matches!(self.verdict, Verdict::Compared(identity, _) if identity.completeness > Completeness::Partial)
             && self.matched().is_none()
     }
 
@@ -110,7 +110,7 @@ impl<'p> Preflight<'p> {
             let name = format!("{doubtful}?{doubtful:#} no credential of identity {identity} that is seen");
             writeln!(out, "{name} has the same; Azure may have more")?;
         }
-        for Compared { credential, differences } in all.iter().take(SHOWN) {
+        for Comparison { credential, differences } in all.iter().take(SHOWN) {
             let parts: Vec<_> = differences.iter().map(|one| format!("{}: {}", one.what, one.why())).collect();
             writeln!(out, "  {bold}{}{bold:#}: {}", visible(&credential.name), parts.join("; "))?;
             for difference in differences {
@@ -130,7 +130,7 @@ impl<'p> Preflight<'p> {
             Verdict::Unknown(why) => (Some(why), Vec::new()),
             Verdict::Compared(_, all) => {
                 let one =
-                    |one: &Compared<'_>| json!({"credential": one.credential.name, "differences": one.differences});
+                    |one: &Comparison<'_>| json!({"credential": one.credential.name, "differences": one.differences});
                 (None, all.iter().map(one).collect())
             }
         };

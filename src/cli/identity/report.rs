@@ -7,7 +7,7 @@ use anyhow::bail;
 use super::Documents;
 use crate::{
     config::did_you_mean,
-    identity::{self, AccountName, Finding, Object, Seen, Severity, seen::ServiceAccount},
+    identity::{self, AccountName, Finding, Object, Observation, Severity, observation::ServiceAccount},
 };
 
 pub(super) struct Report<'r> {
@@ -44,7 +44,7 @@ impl<'r> Report<'r> {
     ///
     /// When the service account that was asked for is not there.
     pub(super) fn new(
-        seen: &'r Seen,
+        seen: &'r Observation,
         documents: &Documents,
         Scope { namespace, account, place, files: known }: &Scope<'_>,
     ) -> anyhow::Result<Self> {
@@ -91,33 +91,33 @@ impl<'r> Report<'r> {
     }
 }
 
-fn source_of(seen: &Seen, object: &Object) -> Option<String> {
-    let mut identities = seen.azure.iter().flat_map(|azure| &azure.identities);
+fn source_of(seen: &Observation, object: &Object) -> Option<String> {
+    let mut identities = seen.managed_identities.iter().flat_map(|azure| &azure.identities);
     let own = identities.find(|one| object.kind == "ManagedIdentity" && one.display_name() == object.name)?;
     Some(own.source.clone())
 }
 
 /// The names of the identities that these service accounts name.
-fn identities_of<'r>(seen: &'r Seen, accounts: &[&ServiceAccount]) -> HashSet<&'r str> {
+fn identities_of<'r>(seen: &'r Observation, accounts: &[&ServiceAccount]) -> HashSet<&'r str> {
     let client_ids: HashSet<_> =
         accounts.iter().filter_map(|one| one.client_id()).map(str::to_ascii_lowercase).collect();
-    let identities = seen.azure.iter().flat_map(|azure| &azure.identities);
+    let identities = seen.managed_identities.iter().flat_map(|azure| &azure.identities);
     let used = identities.filter(|identity| client_ids.contains(&identity.client_id.to_ascii_lowercase()));
-    used.map(identity::azure::Identity::display_name).collect()
+    used.map(identity::managed_identity::ManagedIdentity::display_name).collect()
 }
 
-fn accounts<'r>(seen: &'r Seen, chosen: &[&'r ServiceAccount], findings: &[Finding]) -> Vec<Account<'r>> {
+fn accounts<'r>(seen: &'r Observation, chosen: &[&'r ServiceAccount], findings: &[Finding]) -> Vec<Account<'r>> {
     let mut found: HashMap<&AccountName, Vec<&Finding>> = HashMap::new();
     for finding in findings {
         if let Some(name) = &finding.service_account {
             found.entry(name).or_default().push(finding);
         }
     }
-    let mut makers: HashMap<(&str, &str), BTreeSet<&Object>> = HashMap::new();
+    let mut owners: HashMap<(&str, &str), BTreeSet<&Object>> = HashMap::new();
     for pod in &seen.cluster.pods {
-        makers.entry((&pod.namespace, &pod.service_account)).or_default().insert(&pod.maker);
+        owners.entry((&pod.namespace, &pod.service_account)).or_default().insert(&pod.owner);
     }
-    let identities = seen.azure.iter().flat_map(|azure| &azure.identities);
+    let identities = seen.managed_identities.iter().flat_map(|azure| &azure.identities);
     let identities: HashMap<_, _> =
         identities.map(|one| (one.client_id.to_ascii_lowercase(), one.display_name())).collect();
     let mut accounts: Vec<_> = chosen
@@ -132,7 +132,7 @@ fn accounts<'r>(seen: &'r Seen, chosen: &[&'r ServiceAccount], findings: &[Findi
                 name: &account.name,
                 client_id,
                 identity: client_id.and_then(|id| identities.get(&id.to_ascii_lowercase()).copied()),
-                workloads: makers.get(&(&*account.name.namespace, &*account.name.name)).map_or(0, BTreeSet::len),
+                workloads: owners.get(&(&*account.name.namespace, &*account.name.name)).map_or(0, BTreeSet::len),
                 ids,
                 worst: own.iter().map(|finding| finding.severity).min(),
             }

@@ -18,8 +18,8 @@ use crate::{
     background::again_after_panic,
     config,
     identity::{
-        azure::Unread,
-        seen::{self, Cluster},
+        managed_identity::ReadFailure,
+        observation::{self, Cluster},
     },
     kubernetes::{ObjectKey, Refusal, Sink, Store, Watch},
 };
@@ -62,7 +62,7 @@ impl<'i> IdentityInputs<'i> {
     }
 
     /// The lists that the API server forbids.
-    pub(crate) fn refused(&self) -> Vec<Unread> {
+    pub(crate) fn refused(&self) -> Vec<ReadFailure> {
         self.with(|inputs| inputs.refused())
     }
 
@@ -104,10 +104,10 @@ impl<'i> IdentityInputs<'i> {
 #[derive(Debug)]
 struct Changes {
     pods: watch::Receiver<()>,
-    service_accounts: watch::Receiver<Store<seen::ServiceAccount>>,
-    namespaces: watch::Receiver<Store<seen::Namespace>>,
+    service_accounts: watch::Receiver<Store<observation::ServiceAccount>>,
+    namespaces: watch::Receiver<Store<observation::Namespace>>,
     v1_virtual_nodes: watch::Receiver<Store<()>>,
-    webhooks: watch::Receiver<Store<seen::WebhookConfiguration>>,
+    webhooks: watch::Receiver<Store<observation::WebhookConfiguration>>,
     endpoints: watch::Receiver<Endpoints>,
     roles: watch::Receiver<Store<ClusterRole>>,
     bindings: watch::Receiver<Store<ClusterRoleBinding>>,
@@ -133,7 +133,7 @@ impl Changes {
 /// Follows the endpoints of the Services that webhooks name, and of no other: a cluster has many, and they change all the time.
 fn follow_endpoints(
     client: &Client,
-    webhooks: &watch::Receiver<Store<seen::WebhookConfiguration>>,
+    webhooks: &watch::Receiver<Store<observation::WebhookConfiguration>>,
     tasks: &mut JoinSet<()>,
 ) -> watch::Receiver<Endpoints> {
     let (publish, endpoints) = watch::channel(Endpoints::new());
@@ -206,7 +206,7 @@ fn follow_grants(
     let (client, pods, settings) = (client.clone(), pods.clone(), settings.clone());
     tasks.spawn(again_after_panic(async move || {
         let mut changes = pods.identity();
-        while !pods.borrow().identity(&settings).values().any(seen::Pod::uses_binding) {
+        while !pods.borrow().identity(&settings).values().any(observation::Pod::uses_binding) {
             if changes.changed().await.is_err() {
                 return;
             }

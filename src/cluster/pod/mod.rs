@@ -175,7 +175,7 @@ impl VirtualPod {
 pub(crate) struct CachedPod {
     pub(crate) state: PodState,
     /// What identity checks read, if they are on and cover its namespace.
-    pub(crate) identity: Option<Box<identity::seen::Pod>>,
+    pub(crate) identity: Option<Box<identity::observation::Pod>>,
 }
 
 /// Where a pod is.

@@ -47,10 +47,10 @@ impl CachedPod {
 }
 
 /// What identity checks read of a pod; `None` if it has ended or is being deleted.
-pub(crate) fn identity_part(object: &PodObject) -> Option<identity::seen::Pod> {
+pub(crate) fn identity_part(object: &PodObject) -> Option<identity::observation::Pod> {
     let spec: identity::PodSpec = serde_json::from_str(object.spec.as_ref()?.get()).ok()?;
     let phase = object.status.as_ref().and_then(|status| status.phase.as_deref());
-    identity::seen::Pod::running(&object.metadata, &spec, phase)
+    identity::observation::Pod::running(&object.metadata, &spec, phase)
 }
 
 fn unscheduled(meta: &ObjectMeta, status: &PodStatus, spec: Spec<'_>) -> Option<UnscheduledPod> {

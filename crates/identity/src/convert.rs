@@ -1,4 +1,4 @@
-//! From objects of the API to what the checks are made on. Only what they read is kept.
+//! Conversion of API objects to the input of the checks. Only the fields that checks read are kept.
 
 use std::collections::BTreeMap;
 
@@ -17,11 +17,12 @@ use spillway_core::{
 use super::{
     finding::{AccountName, Object},
     keys,
-    seen::{
-        Bearer, Container, EnvValue, Grant, Grantee, Keys, Namespace, Pod, ServiceAccount, Token, Webhook,
-        WebhookConfiguration,
+    observation::{
+        AnnotatedObject, Container, EnvValue, Grant, Grantee, KeyValues, Namespace, Pod, ServiceAccount, ServiceName,
+        Token, Webhook, WebhookConfiguration,
     },
 };
+
 /// `spec` of a Pod, as far as identities are concerned.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -83,8 +84,8 @@ struct ServiceAccountToken {
     path: String,
 }
 
-fn meant(map: Option<&BTreeMap<String, String>>) -> Keys {
-    let entries = map.into_iter().flatten().filter(|(key, _)| keys::is_meant(key));
+fn workload_identity_keys(map: Option<&BTreeMap<String, String>>) -> KeyValues {
+    let entries = map.into_iter().flatten().filter(|(key, _)| keys::is_workload_identity_key(key));
     entries.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
@@ -97,16 +98,17 @@ impl From<&ObjectMeta> for ServiceAccount {
         Self {
             name,
             uid: meta.uid.clone(),
-            labels: meant(meta.labels.as_ref()),
-            annotations: meant(meta.annotations.as_ref()),
+            labels: workload_identity_keys(meta.labels.as_ref()),
+            annotations: workload_identity_keys(meta.annotations.as_ref()),
         }
     }
 }
 
-impl Bearer {
-    /// An object with what its own metadata says; nothing if that is nothing.
-    pub fn read(kind: &str, meta: &ObjectMeta) -> Option<Self> {
-        let (labels, annotations) = (meant(meta.labels.as_ref()), meant(meta.annotations.as_ref()));
+impl AnnotatedObject {
+    /// Reads the metadata of an object; `None` if it has no key of workload identity.
+    pub fn from_metadata(kind: &str, meta: &ObjectMeta) -> Option<Self> {
+        let (labels, annotations) =
+            (workload_identity_keys(meta.labels.as_ref()), workload_identity_keys(meta.annotations.as_ref()));
         let name = meta.name.as_deref().unwrap_or_default();
         let object = Object::namespaced(kind, meta.namespace.as_deref().unwrap_or_default(), name);
         (!labels.is_empty() || !annotations.is_empty()).then_some(Self { object, labels, annotations })
@@ -114,33 +116,34 @@ impl Bearer {
 }
 
 impl Pod {
-    /// A pod of the cluster in this phase; `None` if it has ended or is being deleted.
+    /// Reads a pod of the cluster in this phase; `None` if it has ended or is being deleted.
     pub fn running(meta: &ObjectMeta, spec: &PodSpec, phase: Option<&str>) -> Option<Self> {
         if matches!(phase, Some("Succeeded" | "Failed")) || meta.deletion_timestamp.is_some() {
             return None;
         }
         let name = meta.name.clone().unwrap_or_default();
-        Some(Self { name, is_admitted: true, ..Self::of(maker(meta), meta, spec) })
+        Some(Self { name, is_admitted: true, ..Self::of(top_level_owner(meta), meta, spec) })
     }
 
-    /// What the pods will look like that come of a workload, or of a pod that is still a manifest.
-    pub fn template(maker: Object, meta: &ObjectMeta, spec: &PodSpec) -> Self {
-        Self::of(maker, meta, spec)
+    /// Reads the pod template of a workload, or the manifest of a pod.
+    pub fn template(owner: Object, meta: &ObjectMeta, spec: &PodSpec) -> Self {
+        Self::of(owner, meta, spec)
     }
 
-    fn of(maker: Object, meta: &ObjectMeta, spec: &PodSpec) -> Self {
+    fn of(owner: Object, meta: &ObjectMeta, spec: &PodSpec) -> Self {
         let account = spec.service_account_name.as_deref().filter(|name| !name.is_empty());
         let old = spec.service_account.as_deref().filter(|name| !name.is_empty());
         let added = meta.annotations.iter().flatten().find(|(key, _)| *key == ADDED);
         Self {
-            namespace: maker.namespace.clone().unwrap_or_default(),
+            namespace: owner.namespace.clone().unwrap_or_default(),
             name: String::new(),
-            maker,
+            owner,
             is_admitted: false,
             service_account: account.or(old).unwrap_or("default").to_owned(),
-            labels: meant(meta.labels.as_ref()),
-            annotations: meant(meta.annotations.as_ref()),
-            is_labelled_by_us: added.is_some_and(|(_, names)| names.split(',').any(|name| name == "identity-label")),
+            labels: workload_identity_keys(meta.labels.as_ref()),
+            annotations: workload_identity_keys(meta.annotations.as_ref()),
+            is_labelled_by_spillway: added
+                .is_some_and(|(_, names)| names.split(',').any(|name| name == "identity-label")),
             host_network: spec.host_network == Some(true),
             node: spec.node_name.clone().filter(|name| !name.is_empty()),
             containers: [&spec.init_containers, &spec.containers]
@@ -154,8 +157,8 @@ impl Pod {
     }
 }
 
-/// What makes a pod: the name of a Deployment is that of its ReplicaSet without the hash that is also a label.
-fn maker(meta: &ObjectMeta) -> Object {
+/// Returns the top-level owner of a pod. The name of a Deployment is that of its ReplicaSet without the hash that is also a label.
+fn top_level_owner(meta: &ObjectMeta) -> Object {
     let namespace = meta.namespace.as_deref().unwrap_or_default();
     let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
     let Some(owner) = owner else {
@@ -172,8 +175,8 @@ fn maker(meta: &ObjectMeta) -> Object {
 fn container(container: &PodContainer) -> Container {
     let env = container.env.iter().flatten().filter(|variable| keys::ENV.contains(&variable.name.as_str()));
     let value = |variable: &EnvVar| match variable.value_from {
-        Some(_) => EnvValue::Elsewhere,
-        None => EnvValue::Plain(variable.value.clone().unwrap_or_default()),
+        Some(_) => EnvValue::ValueFrom,
+        None => EnvValue::Literal(variable.value.clone().unwrap_or_default()),
     };
     let env: Vec<_> = env.map(|variable| (variable.name.clone(), value(variable))).collect();
     let mounts =
@@ -205,7 +208,7 @@ impl From<&ObjectMeta> for Namespace {
     }
 }
 
-/// Whether a node is a virtual one of the first generation.
+/// Returns whether a node is a virtual node of the first generation.
 pub fn is_v1_virtual_node(meta: &ObjectMeta) -> bool {
     let labels: Vec<_> = meta.labels.clone().into_iter().flatten().collect();
     let is_virtual = labels.iter().any(|(key, value)| key == "type" && value == "virtual-kubelet");
@@ -226,7 +229,8 @@ impl From<&MutatingWebhookConfiguration> for WebhookConfiguration {
             Webhook {
                 name: webhook.name.clone(),
                 wants_label: wants || labels.is_some_and(|l| l.get(keys::USE).is_some_and(|v| v == "true")),
-                service: service.map(|service| (service.namespace.clone(), service.name.clone())),
+                service: service
+                    .map(|service| ServiceName { namespace: service.namespace.clone(), name: service.name.clone() }),
                 has_ca_bundle: webhook.client_config.ca_bundle.as_ref().is_some_and(|bundle| !bundle.0.is_empty()),
             }
         });
@@ -234,21 +238,22 @@ impl From<&MutatingWebhookConfiguration> for WebhookConfiguration {
     }
 }
 
-/// The Service of an EndpointSlice, and how many of its endpoints are ready: those of which nothing is said are.
-pub fn ready_endpoints(slice: &EndpointSlice) -> Option<((String, String), usize)> {
+/// Returns the Service of an EndpointSlice, and the number of its ready endpoints. An endpoint without that condition is ready.
+pub fn ready_endpoints(slice: &EndpointSlice) -> Option<(ServiceName, usize)> {
     let service = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
     let is_ready = |conditions: &Option<k8s_openapi::api::discovery::v1::EndpointConditions>| {
         conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
     };
     let count = slice.endpoints.iter().flatten().filter(|endpoint| is_ready(&endpoint.conditions)).count();
-    Some(((slice.metadata.namespace.clone().unwrap_or_default(), service.clone()), count))
+    let namespace = slice.metadata.namespace.clone().unwrap_or_default();
+    Some((ServiceName { namespace, name: service.clone() }, count))
 }
 
-/// The group of the resources by which identity bindings are granted; their names are client ids
+/// The API group of the resources that identity bindings are granted on. Their names are client IDs
 /// (learn.microsoft.com/azure/aks/identity-bindings-concepts).
 const BINDING_GROUP: &str = "cid.wi.aks.azure.com";
 
-/// What cluster roles and their bindings say of identity bindings.
+/// Returns the permissions to use identity bindings from cluster roles and their bindings.
 pub fn grants(cluster_roles: &[ClusterRole], bindings: &[ClusterRoleBinding]) -> Vec<Grant> {
     let by_name: BTreeMap<_, _> = cluster_roles
         .iter()
@@ -264,7 +269,7 @@ pub fn grants(cluster_roles: &[ClusterRole], bindings: &[ClusterRoleBinding]) ->
     bindings.iter().filter(|binding| binding.role_ref.kind == "ClusterRole").flat_map(of_binding).collect()
 }
 
-/// Whether a cluster role grants the use of any identity.
+/// Returns whether a cluster role grants the use of an identity.
 pub fn grants_identities(role: &ClusterRole) -> bool {
     role.rules.iter().flatten().any(grants_use)
 }

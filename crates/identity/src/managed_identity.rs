@@ -5,49 +5,49 @@ use std::collections::BTreeSet;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use spillway_core::azure::ResourceId;
 
-/// What is known of managed identities.
+/// Managed identities, as far as they could be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Azure {
-    /// Those that could be seen.
-    pub identities: Vec<Identity>,
-    /// Why others may exist that could not be seen; nothing when those seen are all that the reader may see.
-    pub unseen: Option<Unread>,
-    /// Client ids, in small letters, that no identity has, although not all identities could be seen.
+pub struct ManagedIdentities {
+    /// The identities that could be read.
+    pub identities: Vec<ManagedIdentity>,
+    /// Why other identities may exist; `None` if the list is complete.
+    pub incomplete: Option<ReadFailure>,
+    /// Client IDs in lower case that certainly no identity has, although the list is incomplete.
     pub absent: BTreeSet<String>,
 }
 
 /// A user-assigned managed identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// `properties.clientId`, which a service account names.
+pub struct ManagedIdentity {
+    /// `properties.clientId`, which service accounts name.
     pub client_id: String,
-    /// `properties.principalId`, which is often taken for it.
+    /// `properties.principalId`, which is often mistaken for the client ID.
     pub principal_id: Option<String>,
     /// `properties.tenantId`
     pub tenant_id: Option<String>,
-    /// Its resource id, as far as it is known.
+    /// The resource ID, if it is known.
     pub id: Option<ResourceId>,
-    /// Its federated credentials, or why they are not known.
-    pub credentials: Result<Vec<Credential>, Unread>,
-    /// How much these credentials say of those that Azure has.
-    pub extent: Extent,
-    /// Where this was read.
+    /// The federated credentials, or why they are not known.
+    pub credentials: Result<Vec<FederatedCredential>, ReadFailure>,
+    /// How complete the list of credentials is.
+    pub completeness: Completeness,
+    /// Where the value was read, for output.
     pub source: String,
 }
 
-/// How much a list of credentials says of those that Azure has. The greater is the better witness.
+/// How complete a list of credentials is. A greater value is more trustworthy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Extent {
-    /// Azure may have others: these are those that custom resources of the cluster manage.
-    Part,
-    /// They were all when somebody made the list.
-    Listed,
-    /// They are all: Azure says so.
-    Whole,
+pub enum Completeness {
+    /// Only those that custom resources of the cluster manage. Azure may have others.
+    Partial,
+    /// All credentials at the time when a user wrote the list.
+    Snapshot,
+    /// All credentials, as Azure lists them.
+    Complete,
 }
 
-impl Identity {
-    /// For people: its name, else its client id.
+impl ManagedIdentity {
+    /// Returns the name for output, or the client ID if there is none.
     pub fn display_name(&self) -> &str {
         self.id.as_ref().map_or(&self.client_id, |id| &id.name)
     }
@@ -55,19 +55,18 @@ impl Identity {
 
 /// Something that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unread {
-    /// What happened, such as `403 AuthorizationFailed`.
-    pub because: String,
-    /// The permission that is missing, such as `Microsoft.ManagedIdentity/userAssignedIdentities/read`; empty when it is not for want
-    /// of a permission.
+pub struct ReadFailure {
+    /// Reason such as `403 AuthorizationFailed`.
+    pub reason: String,
+    /// The missing permission, such as `Microsoft.ManagedIdentity/userAssignedIdentities/read`; empty if no permission is missing.
     pub action: String,
-    /// What was asked, and where a permission is missing: a subscription, or a resource.
+    /// The subscription or resource that was read, and on which the permission is missing.
     pub scope: String,
 }
 
 /// A federated identity credential.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Credential {
+pub struct FederatedCredential {
     /// `name`
     pub name: String,
     /// `properties.issuer`
@@ -78,24 +77,24 @@ pub struct Credential {
     pub audiences: Vec<String>,
     /// `properties.claimsMatchingExpression.value` of a flexible credential.
     pub expression: Option<String>,
-    /// When it was made, or first seen by us, whichever is known.
+    /// Time of creation, or when Spillway first read the credential.
     pub since: Option<Timestamp>,
-    /// Where this was read.
+    /// Where the value was read, for output.
     pub source: String,
 }
 
-/// How long Entra may go on answering from what it remembers
+/// How long Entra may use outdated credentials from its cache
 /// (learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations, propagation).
-const FRESH: SignedDuration = SignedDuration::from_mins(10);
+const PROPAGATION_TIME: SignedDuration = SignedDuration::from_mins(10);
 
-impl Credential {
-    /// Whether it is so new that Entra need not know it everywhere.
+impl FederatedCredential {
+    /// Returns whether the credential is so new that Entra may not use it everywhere yet.
     pub fn is_fresh(&self, now: Timestamp) -> bool {
-        self.since.is_some_and(|since| now.duration_since(since) < FRESH)
+        self.since.is_some_and(|since| now.duration_since(since) < PROPAGATION_TIME)
     }
 
-    /// Whether it is the one that AKS keeps for identity bindings, which is nobody else's business.
-    pub fn is_of_bindings(&self) -> bool {
+    /// Returns whether AKS manages the credential for identity bindings.
+    pub fn is_for_bindings(&self) -> bool {
         self.name == super::keys::BINDING_CREDENTIAL && self.issuer.contains("://ib.oic.prod-aks.azure.com/")
     }
 }
@@ -107,7 +106,7 @@ mod tests {
     #[test]
     fn a_credential_is_fresh_for_ten_minutes() {
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        let since = |since| Credential {
+        let since = |since| FederatedCredential {
             name: String::new(),
             issuer: String::new(),
             subject: None,

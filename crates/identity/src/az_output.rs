@@ -1,13 +1,13 @@
 //! Identities and credentials as `az` prints them.
 //!
-//! Every file is JSON, and may hold any of these, alone, in a list, or in the `value` of an answer of Azure Resource Manager:
+//! Every file is JSON, and may hold any of these, alone, in a list, or in the `value` of an Azure Resource Manager response:
 //!
-//! * a federated credential (`az identity federated-credential list` or `show`), which says by its `id` whose it is;
+//! * a federated credential (`az identity federated-credential list` or `show`), whose `id` names its identity;
 //! * a managed identity (`az identity list` or `show`), with `clientId` and `id`;
 //! * a managed identity with its credentials in `federatedIdentityCredentials`.
 //!
-//! What belongs together is found by the resource ids, whichever files it is in. A list without entries does not say whose it is; nor
-//! does a credential without `id`: for these the caller knows the client id.
+//! Resource IDs connect identities and credentials, also across files. A list without entries and a credential without `id` do not name
+//! their identity: for these the caller has to know the client ID.
 
 use std::collections::BTreeMap;
 
@@ -17,52 +17,52 @@ use serde_json::Value;
 
 use spillway_core::azure::ResourceId;
 
-use super::azure::{Azure, Credential, Extent, Identity, Unread};
+use super::managed_identity::{Completeness, FederatedCredential, ManagedIdentities, ManagedIdentity, ReadFailure};
 
 /// Why a file was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
-    /// It is no JSON.
+    /// The file is not JSON.
     #[error("{line}:{column}: expected JSON as \"az ... --output json\" prints it: {message}")]
     Json {
         /// From 1.
         line: usize,
         /// From 1.
         column: usize,
-        /// What the parser says.
+        /// The error of the parser.
         message: String,
     },
-    /// A field has another type, or is missing.
+    /// A field is missing or has a wrong type.
     #[error("{path}: {message}")]
     Field {
         /// Such as `[2].audiences`.
         path: String,
-        /// What is wrong and what was expected.
+        /// The error, with what was expected.
         message: String,
     },
-    /// An object is neither of the two.
+    /// An object is neither a managed identity nor a federated credential.
     #[error("{path}: expected a managed identity (with clientId) or a federated credential (with issuer), got {got}")]
-    Neither {
+    UnknownObject {
         /// Such as `[2]`.
         path: String,
-        /// What stands there.
+        /// What the file has there.
         got: String,
     },
-    /// There is more that the file does not hold.
+    /// The file holds only the first page of a list.
     #[error("the answer goes on at its nextLink; expected the whole list, as \"az\" prints it")]
     Truncated,
-    /// Nobody knows whose credentials these are.
+    /// A credential has no resource ID, so its identity is not known.
     #[error("{path}: the credential does not say whose it is (no id); name its identity: --identity CLIENT_ID=FILE")]
-    WhoseCredential {
+    CredentialWithoutId {
         /// Such as `[2]`.
         path: String,
     },
-    /// The same, of a list without entries.
+    /// A list has no entries, so its identity is not known.
     #[error("an empty list does not say whose it is; name its identity: --identity CLIENT_ID=FILE")]
-    WhoseList,
+    EmptyList,
 }
 
-/// `properties` of a federated credential; `az` leaves the wrapping out.
+/// `properties` of a federated credential, which `az` prints without that level.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawCredential {
@@ -95,57 +95,65 @@ struct RawIdentity {
     tenant_id: Option<String>,
 }
 
-/// What is known of an identity so far.
+/// An identity, as far as files have described it.
 #[derive(Debug, Default)]
-struct Known {
+struct PartialIdentity {
     client_id: String,
     principal_id: Option<String>,
     tenant_id: Option<String>,
     id: Option<ResourceId>,
-    credentials: Option<Vec<Credential>>,
+    credentials: Option<Vec<FederatedCredential>>,
     source: String,
 }
 
-/// What several files say together.
+/// The credentials of an identity of which only the resource ID is known.
+#[derive(Debug)]
+struct CredentialsOfId {
+    id: ResourceId,
+    credentials: Vec<FederatedCredential>,
+    source: String,
+}
+
+/// The content of several files.
 #[derive(Debug, Default)]
 pub struct Files {
-    /// By client id in small letters.
-    identities: BTreeMap<String, Known>,
-    /// The credentials of identities that are known by their resource id only so far.
-    by_id: BTreeMap<String, (ResourceId, Vec<Credential>, String)>,
-    /// Whether a list of identities was among them, so that another is not visible.
+    /// By client ID in lower case.
+    identities: BTreeMap<String, PartialIdentity>,
+    /// The credentials of identities of which only the resource ID is known, by that ID.
+    by_id: BTreeMap<String, CredentialsOfId>,
+    /// `true` if a list of identities was among the files.
     has_identities: bool,
 }
 
 impl Files {
-    /// Takes in a file.
+    /// Adds a file.
     ///
     /// # Errors
     ///
-    /// [`FileError`] for anything that is not what [`crate::file`] describes.
+    /// [`FileError`] for anything that is not what [`crate::az_output`] describes.
     pub fn add(&mut self, source: &str, text: &str) -> Result<(), FileError> {
         let items = items(parse(text)?)?;
         if items.is_empty() {
-            return Err(FileError::WhoseList);
+            return Err(FileError::EmptyList);
         }
         for (path, value) in items {
             if value.get("clientId").is_some() {
                 self.add_identity(source, &path, value)?;
             } else {
                 let (id, credential) = credential(source, &path, &value)?;
-                let Some(id) = id else { return Err(FileError::WhoseCredential { path }) };
-                self.of_id(source, id).push(credential);
+                let Some(id) = id else { return Err(FileError::CredentialWithoutId { path }) };
+                self.credentials_of(source, &id).push(credential);
             }
         }
         Ok(())
     }
 
-    /// Takes in the credentials of one identity, whose client id the caller knows.
+    /// Adds the credentials of one identity, whose client ID the caller knows.
     ///
     /// # Errors
     ///
-    /// The same; a managed identity has no place here.
-    pub fn add_of(&mut self, client_id: &str, source: &str, text: &str) -> Result<(), FileError> {
+    /// As for [`Files::add`]. A managed identity is not allowed here.
+    pub fn add_for_identity(&mut self, client_id: &str, source: &str, text: &str) -> Result<(), FileError> {
         let mut credentials = Vec::new();
         let mut id = None;
         for (path, value) in items(parse(text)?)? {
@@ -159,21 +167,22 @@ impl Files {
         Ok(())
     }
 
-    fn identity(&mut self, client_id: &str, source: &str) -> &mut Known {
-        self.identities.entry(client_id.to_ascii_lowercase()).or_insert_with(|| Known {
+    fn identity(&mut self, client_id: &str, source: &str) -> &mut PartialIdentity {
+        self.identities.entry(client_id.to_ascii_lowercase()).or_insert_with(|| PartialIdentity {
             client_id: client_id.to_owned(),
             source: source.to_owned(),
-            ..Known::default()
+            ..PartialIdentity::default()
         })
     }
 
-    fn of_id(&mut self, source: &str, id: ResourceId) -> &mut Vec<Credential> {
-        &mut self.by_id.entry(id.key()).or_insert_with(|| (id, Vec::new(), source.to_owned())).1
+    fn credentials_of(&mut self, source: &str, id: &ResourceId) -> &mut Vec<FederatedCredential> {
+        let new = || CredentialsOfId { id: id.clone(), credentials: Vec::new(), source: source.to_owned() };
+        &mut self.by_id.entry(id.key()).or_insert_with(new).credentials
     }
 
     fn add_identity(&mut self, source: &str, path: &str, mut value: Value) -> Result<(), FileError> {
         let wrapped = value.as_object_mut().and_then(|object| object.remove("federatedIdentityCredentials"));
-        let raw: RawIdentity = typed(path, &value)?;
+        let raw: RawIdentity = decode(path, &value)?;
         let id = raw.id.as_deref().and_then(ResourceId::parse);
         self.has_identities |= wrapped.is_none();
         let identity = self.identity(&raw.client_id, source);
@@ -186,49 +195,61 @@ impl Files {
             return Err(FileError::Field { path, message: "expected a list".to_owned() });
         };
         let below = list.into_iter().zip(0..).map(|(value, at)| {
-            credential(source, &format!("{path}.federatedIdentityCredentials[{at}]"), &flat(value)).map(|(_, one)| one)
+            credential(source, &format!("{path}.federatedIdentityCredentials[{at}]"), &flatten_properties(value))
+                .map(|(_, one)| one)
         });
         let credentials: Vec<_> = below.collect::<Result<_, _>>()?;
         identity.credentials.get_or_insert_default().extend(credentials);
         Ok(())
     }
 
-    /// What the files say. Of an identity that only credentials speak of, the client id is not known, so nobody finds it.
-    pub fn finish(self) -> Azure {
+    /// Returns the content of all files. An identity of which only credentials are known has no client ID, so no service account finds it.
+    pub fn finish(self) -> ManagedIdentities {
         let Self { identities, mut by_id, has_identities } = self;
         let named: Vec<_> = identities
             .into_values()
-            .map(|Known { client_id, principal_id, tenant_id, id, credentials, source }| {
-                let elsewhere =
-                    id.as_ref().and_then(|id| by_id.remove(&id.key())).map(|(_, credentials, _)| credentials);
+            .map(|PartialIdentity { client_id, principal_id, tenant_id, id, credentials, source }| {
+                let elsewhere = id.as_ref().and_then(|id| by_id.remove(&id.key())).map(|other| other.credentials);
                 let credentials = match (credentials, elsewhere) {
-                    (None, None) => Err(unread(id.as_ref())),
+                    (None, None) => Err(not_in_files(id.as_ref())),
                     (one, other) => Ok(one.into_iter().chain(other).flatten().collect()),
                 };
-                Identity { client_id, principal_id, tenant_id, id, credentials, extent: Extent::Listed, source }
+                ManagedIdentity {
+                    client_id,
+                    principal_id,
+                    tenant_id,
+                    id,
+                    credentials,
+                    completeness: Completeness::Snapshot,
+                    source,
+                }
             })
             .collect();
-        let nameless = by_id.into_values().map(|(id, credentials, source)| Identity {
+        let nameless = by_id.into_values().map(|CredentialsOfId { id, credentials, source }| ManagedIdentity {
             client_id: String::new(),
             principal_id: None,
             tenant_id: None,
             id: Some(id),
             credentials: Ok(credentials),
-            extent: Extent::Listed,
+            completeness: Completeness::Snapshot,
             source,
         });
-        let unseen = (!has_identities).then(|| Unread {
-            because: "no file lists the managed identities (az identity list)".to_owned(),
+        let incomplete = (!has_identities).then(|| ReadFailure {
+            reason: "no file lists the managed identities (az identity list)".to_owned(),
             action: "Microsoft.ManagedIdentity/userAssignedIdentities/read".to_owned(),
             scope: "the subscription of the identity".to_owned(),
         });
-        Azure { identities: named.into_iter().chain(nameless).collect(), unseen, ..Azure::default() }
+        ManagedIdentities {
+            identities: named.into_iter().chain(nameless).collect(),
+            incomplete,
+            ..ManagedIdentities::default()
+        }
     }
 }
 
-fn unread(id: Option<&ResourceId>) -> Unread {
-    Unread {
-        because: "no file holds its federated credentials".to_owned(),
+fn not_in_files(id: Option<&ResourceId>) -> ReadFailure {
+    ReadFailure {
+        reason: "no file holds its federated credentials".to_owned(),
         action: "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials/read".to_owned(),
         scope: id.map_or_else(|| "the identity".to_owned(), ToString::to_string),
     }
@@ -242,7 +263,7 @@ fn parse(text: &str) -> Result<Value, FileError> {
     })
 }
 
-/// The objects of a file, each with its path.
+/// Returns the objects of a file, each with its path.
 fn items(value: Value) -> Result<Vec<(String, Value)>, FileError> {
     let (prefix, list) = match value {
         Value::Array(list) => ("", list),
@@ -255,13 +276,13 @@ fn items(value: Value) -> Result<Vec<(String, Value)>, FileError> {
                 _ => return Ok(Vec::new()),
             }
         }
-        other => return Ok(vec![(String::from("."), flat(other))]),
+        other => return Ok(vec![(String::from("."), flatten_properties(other))]),
     };
-    Ok(list.into_iter().zip(0..).map(|(value, at)| (format!("{prefix}[{at}]"), flat(value))).collect())
+    Ok(list.into_iter().zip(0..).map(|(value, at)| (format!("{prefix}[{at}]"), flatten_properties(value))).collect())
 }
 
-/// An object with its `properties` among its own fields, as `az` prints it.
-fn flat(mut value: Value) -> Value {
+/// Moves the fields of `properties` one level up, as `az` prints them.
+fn flatten_properties(mut value: Value) -> Value {
     if let Some(object) = value.as_object_mut()
         && let Some(Value::Object(properties)) = object.remove("properties")
     {
@@ -270,16 +291,16 @@ fn flat(mut value: Value) -> Value {
     value
 }
 
-fn credential(source: &str, path: &str, value: &Value) -> Result<(Option<ResourceId>, Credential), FileError> {
+fn credential(source: &str, path: &str, value: &Value) -> Result<(Option<ResourceId>, FederatedCredential), FileError> {
     if value.get("issuer").is_none() {
-        return Err(FileError::Neither { path: path.to_owned(), got: describe(value) });
+        return Err(FileError::UnknownObject { path: path.to_owned(), got: describe(value) });
     }
-    let raw: RawCredential = typed(path, value)?;
+    let raw: RawCredential = decode(path, value)?;
     let of_id = raw.id.as_deref().and_then(|id| id.rsplit('/').next()).map(str::to_owned);
     let Some(name) = raw.name.or(of_id) else {
         return Err(FileError::Field { path: format!("{path}.name"), message: "missing".to_owned() });
     };
-    let credential = Credential {
+    let credential = FederatedCredential {
         name,
         issuer: raw.issuer,
         subject: raw.subject,
@@ -291,7 +312,7 @@ fn credential(source: &str, path: &str, value: &Value) -> Result<(Option<Resourc
     Ok((raw.id.as_deref().and_then(ResourceId::parse), credential))
 }
 
-fn typed<'v, T: Deserialize<'v>>(path: &str, value: &'v Value) -> Result<T, FileError> {
+fn decode<'v, T: Deserialize<'v>>(path: &str, value: &'v Value) -> Result<T, FileError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let field = error.path().to_string();
         let separator = if field.starts_with('[') || path == "." { "" } else { "." };
@@ -338,14 +359,14 @@ mod tests {
     }
 
     /// Name and subject of each credential of the one identity with a client id.
-    fn credentials(azure: &Azure) -> Vec<(&str, Option<&str>)> {
+    fn credentials(azure: &ManagedIdentities) -> Vec<(&str, Option<&str>)> {
         let identity = azure.identities.iter().find(|identity| !identity.client_id.is_empty()).unwrap();
         let credentials = identity.credentials.as_ref().unwrap();
         credentials.iter().map(|one| (one.name.as_str(), one.subject.as_deref())).collect()
     }
 
     #[test]
-    fn what_belongs_together_is_found_whatever_file_it_is_in_and_in_whatever_order() {
+    fn identities_find_their_credentials_in_any_file_and_order() {
         let (identities, credential) = (identities(), credential());
         let of_arm = credential
             .replace("\"issuer\"", "\"properties\": {\"issuer\"")
@@ -366,21 +387,21 @@ mod tests {
             assert_eq!(credentials(&all.finish()), [("web", Some("s"))], "{files:?}");
         }
         let mut all = Files::default();
-        all.add_of(CLIENT_ID, "f.json", &format!("[{credential}]")).unwrap();
+        all.add_for_identity(CLIENT_ID, "f.json", &format!("[{credential}]")).unwrap();
         all.add("ids.json", &identities).unwrap();
         let azure = all.finish();
         assert_eq!(credentials(&azure), [("web", Some("s"))]);
         assert_eq!(azure.identities.len(), 1);
-        assert_eq!(azure.unseen, None, "the identities are listed");
+        assert_eq!(azure.incomplete, None, "the identities are listed");
     }
 
     #[test]
-    fn an_empty_list_is_known_to_be_empty_and_an_absent_one_is_not() {
+    fn an_empty_list_is_known_and_an_absent_one_is_not() {
         let mut all = Files::default();
-        all.add_of(CLIENT_ID, "f.json", "[]").unwrap();
+        all.add_for_identity(CLIENT_ID, "f.json", "[]").unwrap();
         let azure = all.finish();
         assert_eq!(credentials(&azure), []);
-        assert!(azure.unseen.is_some(), "nobody listed the identities");
+        assert!(azure.incomplete.is_some(), "nobody listed the identities");
         let mut all = Files::default();
         all.add("ids.json", &identities()).unwrap();
         let unread = all.finish().identities.remove(0).credentials.unwrap_err();
@@ -388,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_something_else_is_refused_with_place_and_what_was_expected() {
+    fn a_wrong_file_is_refused_with_its_place_and_the_expectation() {
         let typed = credential().replace("[\"a\"]", "\"a\"");
         let nameless = credential().replace(ID, "x");
         for (text, expected) in [
