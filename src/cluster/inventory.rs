@@ -18,8 +18,8 @@ use super::{
     watch as of_admission,
 };
 use crate::{
-    background::again_after_panic,
-    certs::self_managed::{CONFIGURATION, SECRET},
+    background::restart_on_panic,
+    certs::self_managed::{CA_SECRET_NAME, WEBHOOK_CONFIGURATION_NAME},
     eligibility::VirtualNode,
     identity::observation,
     kubernetes::{ObjectKey, Store, Watch},
@@ -90,7 +90,7 @@ impl Inventory {
 
         let (versions, secret_version) = watch::channel(Store::default());
         let watch: Watch<PartialObjectMeta<v1::Secret>> = Watch::namespaced(client, "secrets", namespace);
-        watch.named(SECRET).spawn(&mut tasks, |secret| secret.metadata.resource_version, versions);
+        watch.named(CA_SECRET_NAME).spawn(&mut tasks, |secret| secret.metadata.resource_version, versions);
 
         let scale_ups = scale_up::start(client, &mut tasks);
         let pods = Arc::<Pods>::default();
@@ -126,7 +126,7 @@ impl Inventory {
 
     /// The scope of the live webhook configuration; `None` if it does not exist, or is not known.
     pub(crate) fn live_scope(&self) -> Option<Scope> {
-        self.scope.borrow().get(&ObjectKey::cluster_scoped(CONFIGURATION)).cloned()
+        self.scope.borrow().get(&ObjectKey::cluster_scoped(WEBHOOK_CONFIGURATION_NAME)).cloned()
     }
 }
 
@@ -157,7 +157,7 @@ type WebhookParts = (Option<observation::WebhookConfiguration>, Option<(Option<S
 
 fn webhook_parts(configuration: MutatingWebhookConfiguration) -> WebhookParts {
     let seen = observation::WebhookConfiguration::from(&configuration);
-    let own = (configuration.metadata.name.as_deref() == Some(CONFIGURATION)).then(|| {
+    let own = (configuration.metadata.name.as_deref() == Some(WEBHOOK_CONFIGURATION_NAME)).then(|| {
         let version = configuration.metadata.resource_version.clone();
         (Some(Scope::read(configuration)), version)
     });
@@ -172,7 +172,7 @@ fn follow_pods(
     tasks: &mut JoinSet<()>,
 ) {
     let (client, configuration, nodes, pods) = (client.clone(), configuration.clone(), nodes.clone(), pods.clone());
-    tasks.spawn(again_after_panic(async move || pods.run(&client, &configuration, nodes.clone()).await));
+    tasks.spawn(restart_on_panic(async move || pods.run(&client, &configuration, nodes.clone()).await));
 }
 
 /// Keeps the virtual nodes of the snapshot: those of all nodes that the configuration in force selects.
@@ -183,7 +183,7 @@ fn follow_virtual_nodes(
     tasks: &mut JoinSet<()>,
 ) {
     let (configuration, nodes) = (configuration.clone(), nodes.clone());
-    tasks.spawn(again_after_panic(async move || {
+    tasks.spawn(restart_on_panic(async move || {
         let mut nodes = nodes.clone();
         loop {
             let selector = configuration.borrow().virtual_nodes.selector.clone();

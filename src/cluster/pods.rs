@@ -127,7 +127,7 @@ impl PodStore {
             }
             (NodeKind::Virtual, PodState::OnVm(slim)) => {
                 pod.state = PodState::OnVm(slim);
-                Settled::Lacking
+                Settled::SecretError
             }
             (_, same) => {
                 pod.state = same;
@@ -144,7 +144,7 @@ impl PodStore {
             all.retain(|_, pod| {
                 let settled = self.settle(pod);
                 has_moved |= matches!(settled, Settled::Moved | Settled::Gone);
-                lacks_virtual |= settled == Settled::Lacking;
+                lacks_virtual |= settled == Settled::SecretError;
                 settled != Settled::Gone
             });
         }
@@ -163,7 +163,7 @@ enum Settled {
     /// It no longer counts.
     Gone,
     /// It would have to be kept in full, and is slim.
-    Lacking,
+    SecretError,
 }
 
 #[cfg(test)]
@@ -374,7 +374,7 @@ impl Sink<CachedPod> for PodSink<'_> {
         self.pods.publish(|store| {
             let settled = pod.as_mut().map(|pod| store.settle(pod));
             pod = pod.take().filter(|_| settled != Some(Settled::Gone));
-            let is_lacking = settled == Some(Settled::Lacking);
+            let is_lacking = settled == Some(Settled::SecretError);
             let mut news = News { relist: is_lacking && !store.lacks_virtual, ..News::default() };
             store.lacks_virtual |= is_lacking;
             news.compare(store.pods.get(&key), pod.as_ref());

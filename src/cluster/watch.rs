@@ -12,7 +12,7 @@ use super::snapshot::{
     service_account, virtual_node,
 };
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     burst::ServiceAccount,
     config::{BURST_LABEL, DISABLED},
     eligibility::{NetworkPolicy, VirtualNode},
@@ -142,7 +142,7 @@ pub(super) fn start(
     network_policies(client, metrics).spawn(&mut tasks, network_policy, publisher.network_policies());
     let nodes: Watch<PartialObjectMeta<v1::Node>> = watch(client, "nodes", "virtual nodes", metrics);
     let sink = publisher.virtual_nodes();
-    tasks.spawn(again_after_panic(async move || follow_virtual_nodes(&nodes, &configuration, &sink).await));
+    tasks.spawn(restart_on_panic(async move || follow_virtual_nodes(&nodes, &configuration, &sink).await));
     (publisher.subscribe(), tasks)
 }
 

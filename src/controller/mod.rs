@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use crate::kubernetes::Leadership;
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     cluster::Inventory,
     config::CertificateSource,
     kubernetes::{LeaderElector, object_reference},
@@ -148,14 +148,14 @@ async fn reconcile_all(context: &Context) {
     tokio::join!(
         authority::run(context, &inventory),
         ca_bundle::run(context, &inventory),
-        again_after_panic(async || identity::run(context, &inventory).await),
+        restart_on_panic(async || identity::run(context, &inventory).await),
         last_resort::run(context, &inventory),
         late::run(context, &inventory),
         capacity::run(context, &inventory),
         missed::run(context, &inventory),
         ghosts::run(context, &inventory),
         advice::run(context, &inventory),
-        again_after_panic(async || context.event_aggregator.publish(&context.events).await),
+        restart_on_panic(async || context.event_aggregator.publish(&context.events).await),
     );
 }
 

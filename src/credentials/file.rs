@@ -8,7 +8,7 @@ use spillway_identity::{
     managed_identity::{ManagedIdentities, ReadFailure},
 };
 
-use super::{ClientIds, Source};
+use super::source::{ClientIds, Source};
 
 /// Files as [`az_output`] describes them.
 #[derive(Debug)]

@@ -8,44 +8,19 @@ mod file;
 pub mod issuer;
 mod merge;
 pub mod resource_manager;
+mod source;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::fmt;
 
 pub use file::Files;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::join_all;
 pub use merge::merge;
+pub use source::{ClientIds, Source, client_ids};
 use spillway_core::config;
-use spillway_identity::{AccountName, managed_identity::ManagedIdentities, observation::ServiceAccount};
+use spillway_identity::managed_identity::ManagedIdentities;
 
 use self::resource_manager::{ResourceManager, Settings};
 use crate::telemetry::Causes;
-
-/// The values of the annotation `azure.workload.identity/client-id` in lower case, with the service accounts that have them. Values need
-/// not be valid client IDs.
-pub type ClientIds = BTreeMap<String, BTreeSet<AccountName>>;
-
-/// Returns the client IDs that these service accounts name.
-pub fn client_ids<'a>(accounts: impl Iterator<Item = &'a ServiceAccount>) -> ClientIds {
-    let mut client_ids = ClientIds::new();
-    for account in accounts {
-        if let Some(client_id) = account.client_id() {
-            client_ids.entry(client_id.to_ascii_lowercase()).or_default().insert(account.name.clone());
-        }
-    }
-    client_ids
-}
-
-/// A source of managed identities and their credentials.
-pub trait Source: Send + Sync {
-    /// Name for output.
-    fn name(&self) -> &'static str;
-
-    /// Reads the identities with these client IDs. A source may return less about other identities.
-    fn read<'a>(&'a self, client_ids: &'a ClientIds) -> BoxFuture<'a, ManagedIdentities>;
-}
 
 /// All sources, the most trustworthy first: it decides whether the list of identities is complete.
 #[derive(Default)]

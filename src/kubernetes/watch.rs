@@ -15,7 +15,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 
 use super::{Object, ObjectKey, PAGE, Refusal, Store};
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     telemetry::{CacheMetrics, Causes},
 };
 
@@ -160,7 +160,7 @@ impl<K: Object> Watch<K> {
         reduce: impl Fn(K) -> Option<V> + Send + Sync + 'static,
         sink: impl Sink<V> + Send + Sync + 'static,
     ) {
-        tasks.spawn(again_after_panic(async move || self.run(&reduce, &sink).await));
+        tasks.spawn(restart_on_panic(async move || self.run(&reduce, &sink).await));
     }
 
     /// Publishes what `reduce` leaves of each object, as long as it is polled. Objects of which nothing is left do not count. A new list

@@ -5,10 +5,11 @@ use serde_json::json;
 use spillway_core::azure::is_guid;
 
 use super::{
-    AccountName, Check, CheckFn, Input,
-    finding::{DraftFinding, Severity},
+    check::{Check, CheckFn, Input},
+    draft::{DraftFinding, Severity},
     index::{AccountContext, PodContext},
     keys,
+    object::AccountName,
     service_account::{expects_injection, restart},
 };
 
@@ -63,7 +64,7 @@ fn grant(context: &AccountContext<'_>, client_id: &str) -> String {
             "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": name}]},
     ]);
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
-    format!("printf %s {} | kubectl apply -f -", super::quoted(&list))
+    format!("printf %s {} | kubectl apply -f -", super::command::quoted(&list))
 }
 
 static B2: Check = Check {
@@ -89,7 +90,7 @@ static B2: Check = Check {
         let message = format!("identity {} has no credential {}", identity.display_name(), keys::BINDING_CREDENTIAL);
         let found = DraftFinding::new(message).fact("read from", &*identity.source);
         vec![match &identity.id {
-            Some(id) => found.fix(B2.cure.replace("IDENTITY_ID", &super::quoted(&id.to_string()))),
+            Some(id) => found.fix(B2.cure.replace("IDENTITY_ID", &super::command::quoted(&id.to_string()))),
             None => found,
         }]
     })],

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Check, checks, entra};
+use super::{check::Check, entra, registry::checks};
 
 const HEAD: &str = include_str!("catalogue.md");
 

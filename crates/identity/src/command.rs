@@ -1,6 +1,6 @@
 //! Commands to paste into a shell.
 
-use super::{finding::AccountName, managed_identity::ManagedIdentity};
+use super::{managed_identity::ManagedIdentity, object::AccountName};
 
 /// A command whose arguments are quoted where necessary.
 pub(super) struct Command(String);
@@ -52,14 +52,14 @@ pub fn quoted(text: &str) -> String {
 }
 
 /// The federated credential that a service account needs.
-pub(super) struct ClientIds<'w> {
+pub(super) struct ExpectedCredential<'w> {
     pub(super) account: &'w AccountName,
     /// `None` if the issuer is not known.
     pub(super) issuer: Option<&'w str>,
     pub(super) audience: &'w str,
 }
 
-impl ClientIds<'_> {
+impl ExpectedCredential<'_> {
     fn arguments(&self, command: Command) -> String {
         let AccountName { namespace, name } = self.account;
         command

@@ -15,8 +15,8 @@ use spillway_core::{
 };
 
 use super::{
-    finding::{AccountName, Object},
     keys,
+    object::{AccountName, Object},
     observation::{
         AnnotatedObject, Container, EnvValue, Grant, Grantee, KeyValues, Namespace, Pod, ServiceAccount, ServiceName,
         Token, Webhook, WebhookConfiguration,

@@ -5,9 +5,9 @@ use spillway_core::azure::is_guid;
 use super::{
     command::{find_identity, list_credentials},
     difference::{self, Difference},
-    index::Index,
+    lookup::Lookup,
     managed_identity::{Completeness, FederatedCredential, ManagedIdentity, ReadFailure},
-    observation::{Pod, ServiceAccount},
+    observation::ServiceAccount,
 };
 
 /// The result of the search for a service account's credential.
@@ -40,10 +40,10 @@ pub(super) enum CredentialMatch<'o> {
 type Distance = (usize, usize);
 
 impl<'o> CredentialMatch<'o> {
-    pub(super) fn of(account: &ServiceAccount, pods: &[&Pod], index: &Index<'o>) -> Self {
-        let Some(identities) = &index.observation.managed_identities else { return Self::NotApplicable };
+    pub(super) fn of(account: &ServiceAccount, lookup: &Lookup<'o>) -> Self {
+        let Some(identities) = &lookup.observation.managed_identities else { return Self::NotApplicable };
         let Some(client_id) = account.client_id().filter(|id| is_guid(id)) else { return Self::NotApplicable };
-        let Some(identity) = index.identity(client_id) else {
+        let Some(identity) = lookup.identity(client_id) else {
             let incomplete =
                 identities.incomplete.as_ref().filter(|_| !identities.absent.contains(&client_id.to_ascii_lowercase()));
             return incomplete.map_or(Self::IdentityNotFound, |failure| Self::Unknown {
@@ -60,11 +60,12 @@ impl<'o> CredentialMatch<'o> {
             }
         };
         // Pods with an identity binding need no credential of their own.
+        let pods = lookup.pods_of(account);
         if !pods.is_empty() && pods.iter().all(|pod| pod.uses_binding()) {
             return Self::NotApplicable;
         }
-        match index.issuer() {
-            Some(issuer) => Self::search(account, identity, credentials, &issuer.url, index),
+        match lookup.issuer() {
+            Some(issuer) => Self::search(account, identity, credentials, &issuer.url, lookup),
             None => Self::Unknown {
                 what: "which issuer the cluster's tokens name",
                 failure: no_issuer(),
@@ -78,20 +79,20 @@ impl<'o> CredentialMatch<'o> {
         identity: &'o ManagedIdentity,
         credentials: &'o [FederatedCredential],
         issuer: &str,
-        index: &Index<'o>,
+        lookup: &Lookup<'o>,
     ) -> Self {
         let subject = account.subject();
         let mut nearest: Option<(Distance, Self)> = None;
         for credential in credentials.iter().filter(|credential| credential.expression.is_none()) {
             let Some(own) = credential.subject.as_deref() else { continue };
             let (distance, link) = if own == subject && credential.issuer == issuer {
-                return Self::audience(identity, credential, index.audience());
+                return Self::audience(identity, credential, lookup.audience());
             } else if own == subject {
                 let difference = difference::issuer(issuer, &credential.issuer);
                 let class = if difference.is_spelling() { 0 } else { 3 };
                 ((class, difference.causes.len()), Self::IssuerMismatch { identity, credential, difference })
             } else {
-                let Some(near) = near_subject(account, identity, credential, own, issuer, index) else { continue };
+                let Some(near) = near_subject(account, identity, credential, own, issuer, lookup) else { continue };
                 near
             };
             if nearest.as_ref().is_none_or(|(nearest, _)| distance < *nearest) {
@@ -137,10 +138,10 @@ fn near_subject<'o>(
     credential: &'o FederatedCredential,
     subject: &str,
     issuer: &str,
-    index: &Index<'o>,
+    lookup: &Lookup<'o>,
 ) -> Option<(Distance, CredentialMatch<'o>)> {
     let names = parse_subject(subject);
-    if names.is_some_and(|(namespace, name)| index.account(namespace, name).is_some()) {
+    if names.is_some_and(|(namespace, name)| lookup.account(namespace, name).is_some()) {
         return None;
     }
     let subject = difference::subject(&account.name.namespace, &account.name.name, subject);

@@ -1,7 +1,7 @@
 //! The error codes with which Entra refuses a sign-in. They explain a failure and decide nothing: codes and texts may change
 //! (learn.microsoft.com/entra/identity-platform/reference-error-codes).
 
-use super::Check;
+use super::{check::Check, registry};
 
 /// An error code.
 #[derive(Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ fn number(text: &str) -> Option<&str> {
 
 /// Returns the checks whose findings can lead to this code.
 pub fn causes(code: &Code) -> impl Iterator<Item = &'static Check> {
-    super::checks().filter(|check| check.leads_to.contains(&code.code))
+    registry::checks().filter(|check| check.leads_to.contains(&code.code))
 }
 
 #[cfg(test)]

@@ -1,28 +1,17 @@
-//! The observation, indexed by the keys that the checks look up. It is built once, so that no check searches.
+//! What a check is called for: a service account, a pod or a managed identity, each with everything that concerns it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Deref};
 
 use super::{
     credential_match::CredentialMatch,
-    finding::Object,
+    lookup::{AccountKey, Lookup, account_key},
     managed_identity::{FederatedCredential, ManagedIdentity},
-    observation::{Issuer, Namespace, Observation, Pod, ServiceAccount},
+    observation::{Observation, Pod, ServiceAccount},
 };
 
-/// Namespace and name of a service account, borrowed.
-pub(super) type AccountKey<'o> = (&'o str, &'o str);
-
+/// The observation by keys, with the credential of each service account.
 pub(super) struct Index<'o> {
-    pub(super) observation: &'o Observation,
-    accounts: HashMap<AccountKey<'o>, &'o ServiceAccount>,
-    pods: HashMap<AccountKey<'o>, Vec<&'o Pod>>,
-    templates: HashMap<&'o Object, &'o Pod>,
-    /// By client ID in lower case.
-    identities: HashMap<String, &'o ManagedIdentity>,
-    /// By principal ID in lower case.
-    principals: HashMap<String, &'o ManagedIdentity>,
-    /// The service accounts that name an identity, by its client ID in lower case.
-    users: HashMap<String, Vec<&'o ServiceAccount>>,
+    lookup: Lookup<'o>,
     matches: HashMap<AccountKey<'o>, CredentialMatch<'o>>,
     /// For how many service accounts a credential is a near miss, by client ID and name of the credential.
     near_misses: HashMap<(&'o str, &'o str), usize>,
@@ -56,85 +45,26 @@ pub(super) struct IdentityContext<'i> {
     pub(super) index: &'i Index<'i>,
 }
 
+impl<'o> Deref for Index<'o> {
+    type Target = Lookup<'o>;
+
+    fn deref(&self) -> &Lookup<'o> {
+        &self.lookup
+    }
+}
+
 impl<'o> Index<'o> {
     pub(super) fn new(observation: &'o Observation) -> Self {
-        let cluster = &observation.cluster;
-        let mut index = Self {
-            observation,
-            accounts: cluster.service_accounts.iter().map(|account| (key(account), account)).collect(),
-            pods: HashMap::with_capacity(cluster.service_accounts.len()),
-            templates: HashMap::new(),
-            identities: HashMap::new(),
-            principals: HashMap::new(),
-            users: HashMap::new(),
-            matches: HashMap::new(),
-            near_misses: HashMap::new(),
-        };
-        for pod in &cluster.pods {
-            index.pods.entry((&pod.namespace, &pod.service_account)).or_default().push(pod);
-            if !pod.is_admitted {
-                index.templates.insert(&pod.owner, pod);
-            }
-        }
-        for account in &cluster.service_accounts {
-            if let Some(client_id) = account.client_id() {
-                index.users.entry(client_id.to_ascii_lowercase()).or_default().push(account);
-            }
-        }
-        for identity in observation.managed_identities.iter().flat_map(|all| &all.identities) {
-            index.identities.insert(identity.client_id.to_ascii_lowercase(), identity);
-            if let Some(principal) = &identity.principal_id {
-                index.principals.insert(principal.to_ascii_lowercase(), identity);
-            }
-        }
-        index.match_credentials();
-        index
-    }
-
-    fn match_credentials(&mut self) {
-        for account in &self.observation.cluster.service_accounts {
-            let result = CredentialMatch::of(account, self.pods_of(account), self);
+        let lookup = Lookup::new(observation);
+        let (mut matches, mut near_misses) = (HashMap::new(), HashMap::new());
+        for account in &observation.cluster.service_accounts {
+            let result = CredentialMatch::of(account, &lookup);
             if let Some((identity, credential)) = result.near_miss() {
-                *self.near_misses.entry((&identity.client_id, &credential.name)).or_default() += 1;
+                *near_misses.entry((identity.client_id.as_str(), credential.name.as_str())).or_default() += 1;
             }
-            self.matches.insert(key(account), result);
+            matches.insert(account_key(account), result);
         }
-    }
-
-    fn pods_of<'a>(&'a self, account: &'a ServiceAccount) -> &'a [&'o Pod] {
-        self.pods.get(&key(account)).map(Vec::as_slice).unwrap_or_default()
-    }
-
-    pub(super) fn account(&self, namespace: &str, name: &str) -> Option<&'o ServiceAccount> {
-        self.accounts.get(&(namespace, name)).copied()
-    }
-
-    /// Returns the identity with this client ID.
-    pub(super) fn identity(&self, client_id: &str) -> Option<&'o ManagedIdentity> {
-        self.identities.get(&client_id.to_ascii_lowercase()).copied()
-    }
-
-    /// Returns the identity with this principal ID.
-    pub(super) fn principal(&self, principal_id: &str) -> Option<&'o ManagedIdentity> {
-        self.principals.get(&principal_id.to_ascii_lowercase()).copied()
-    }
-
-    pub(super) fn namespace(&self, name: &str) -> Option<&'o Namespace> {
-        self.observation.cluster.namespaces.get(name)
-    }
-
-    /// Returns the current template of a workload, if it is known.
-    pub(super) fn template(&self, owner: &Object) -> Option<&'o Pod> {
-        self.templates.get(owner).copied()
-    }
-
-    /// Returns the issuer that tokens name.
-    pub(super) fn issuer(&self) -> Option<&'o Issuer> {
-        self.observation.issuers.first()
-    }
-
-    pub(super) fn audience(&self) -> &'static str {
-        self.observation.cloud.audience()
+        Self { lookup, matches, near_misses }
     }
 
     /// Returns for how many service accounts this credential is a near miss.
@@ -143,7 +73,7 @@ impl<'o> Index<'o> {
     }
 
     pub(super) fn match_of<'a>(&'a self, account: &'a ServiceAccount) -> &'a CredentialMatch<'o> {
-        self.matches.get(&key(account)).unwrap_or(&CredentialMatch::NotApplicable)
+        self.matches.get(&account_key(account)).unwrap_or(&CredentialMatch::NotApplicable)
     }
 
     pub(super) fn accounts(&self) -> impl Iterator<Item = AccountContext<'_>> {
@@ -169,26 +99,8 @@ impl<'o> Index<'o> {
         identities.map(|identity| IdentityContext {
             identity,
             credentials: identity.credentials.as_deref().unwrap_or_default(),
-            users: self.users.get(&identity.client_id.to_ascii_lowercase()).map(Vec::as_slice).unwrap_or_default(),
+            users: self.users_of(identity),
             index: self,
         })
     }
-
-    /// Returns whether it is certain that no webhook injects identities.
-    pub(super) fn lacks_injector(&self) -> bool {
-        self.observation.cluster.is_complete && self.injectors().is_some_and(|mut injectors| injectors.next().is_none())
-    }
-
-    /// Returns the webhooks that inject identities, with the names of their configurations; `None` if configurations are not known.
-    pub(super) fn injectors(&self) -> Option<impl Iterator<Item = (&'o str, &'o super::observation::Webhook)>> {
-        let configurations = self.observation.cluster.webhooks.as_deref()?;
-        let webhooks = configurations.iter().flat_map(|configuration| {
-            configuration.webhooks.iter().map(|webhook| (configuration.name.as_str(), webhook))
-        });
-        Some(webhooks.filter(|(_, webhook)| webhook.wants_label))
-    }
-}
-
-fn key(account: &ServiceAccount) -> AccountKey<'_> {
-    (&account.name.namespace, &account.name.name)
 }

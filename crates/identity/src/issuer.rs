@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 
 use super::{
-    Check, CheckFn, Input, difference,
-    finding::{DraftFinding, Object, Severity},
+    check::{Check, CheckFn, Input},
+    difference,
+    draft::{DraftFinding, Severity},
     index::Index,
+    object::Object,
 };
 
 pub(super) const CHECKS: &[&Check] = &[&I1];

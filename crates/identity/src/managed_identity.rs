@@ -83,6 +83,10 @@ pub struct FederatedCredential {
     pub source: String,
 }
 
+/// Azure's limit of credentials for one identity
+/// (learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations).
+pub(super) const MAX_CREDENTIALS: usize = 20;
+
 /// How long Entra may use outdated credentials from its cache
 /// (learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations, propagation).
 const PROPAGATION_TIME: SignedDuration = SignedDuration::from_mins(10);

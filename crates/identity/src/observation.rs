@@ -7,9 +7,9 @@ use k8s_openapi::jiff::Timestamp;
 use spillway_core::azure::Cloud;
 
 use super::{
-    finding::{AccountName, Object},
     keys,
     managed_identity::ManagedIdentities,
+    object::{AccountName, Object},
 };
 
 /// Labels or annotations of Azure Workload Identity.

@@ -1,8 +1,8 @@
 //! Checks of pods and of what was injected into them.
 
 use super::{
-    Check, CheckFn, Input,
-    finding::{DraftFinding, Severity},
+    check::{Check, CheckFn, Input},
+    draft::{DraftFinding, Severity},
     index::PodContext,
     keys,
     observation::{Container, EnvValue, Pod},

@@ -1,9 +1,10 @@
 //! Checks of the webhook that injects identities: it exists, is called after Spillway's, and answers.
 
 use super::{
-    Check, CheckFn, Input,
-    finding::{DraftFinding, Object, Severity},
+    check::{Check, CheckFn, Input},
+    draft::{DraftFinding, Severity},
     index::{Index, PodContext},
+    object::Object,
     pods::excluded_by,
     service_account::{expects_injection, restart},
 };

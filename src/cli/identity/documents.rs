@@ -1,4 +1,4 @@
-//! What manifests say of a cluster.
+//! Reads a cluster from manifests.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -26,18 +26,18 @@ use crate::{
     kubernetes::PartialObject,
 };
 
-/// A Pod of a manifest, as far as identities are concerned.
+/// The fields of a Pod that the identity checks read.
 type PodManifest = PartialObject<Pod, Option<PodSpec>, Option<PodPhase>>;
 
-/// `status` of a Pod, as far as it is read.
+/// The fields of a Pod status that are read.
 #[derive(Debug, Clone, Deserialize)]
 struct PodPhase {
     phase: Option<String>,
 }
 
-/// What is known, and which file says it.
+/// The cluster, and the file of each object.
 pub(super) struct Documents {
-    /// Of objects that name none.
+    /// The namespace of objects without one.
     namespace: String,
     cluster: Cluster,
     roles: Vec<ClusterRole>,
@@ -58,20 +58,20 @@ impl Documents {
         }
     }
 
-    /// Takes in documents.
+    /// Adds documents.
     ///
     /// # Errors
     ///
-    /// When a field that is read has a type that the API does not give it; named by file, object and path.
-    pub(super) fn learn(&mut self, documents: &[Document]) -> anyhow::Result<()> {
-        documents.iter().try_for_each(|document| self.learn_one(document))
+    /// When a field has a type that differs from the API's. The error names file, object and path.
+    pub(super) fn add(&mut self, documents: &[Document]) -> anyhow::Result<()> {
+        documents.iter().try_for_each(|document| self.add_document(document))
     }
 
-    fn learn_one(&mut self, document: &Document) -> anyhow::Result<()> {
+    fn add_document(&mut self, document: &Document) -> anyhow::Result<()> {
         let is = |group: &str, kind: &str| document.is(group, kind);
         if is("", "ServiceAccount") {
             let meta = self.metadata(document)?;
-            self.remember("ServiceAccount", document);
+            self.record_file("ServiceAccount", document);
             self.cluster.service_accounts.push(ServiceAccount::from(&meta));
         } else if is("", "Namespace") {
             let meta = self.metadata(document)?;
@@ -83,43 +83,43 @@ impl Documents {
             self.cluster.v1_virtual_nodes.extend(name);
         } else if is("", "Service") {
             let meta = self.metadata(document)?;
-            self.remember("Service", document);
+            self.record_file("Service", document);
             self.cluster.annotated_objects.extend(AnnotatedObject::from_metadata("Service", &meta));
         } else if is("admissionregistration.k8s.io", "MutatingWebhookConfiguration") {
             let configuration: MutatingWebhookConfiguration = document.typed()?;
-            self.remember("MutatingWebhookConfiguration", document);
+            self.record_file("MutatingWebhookConfiguration", document);
             self.cluster.webhooks.get_or_insert_default().push(WebhookConfiguration::from(&configuration));
         } else if is("discovery.k8s.io", "EndpointSlice") {
-            self.learn_endpoints(ready_endpoints(&document.typed::<EndpointSlice>()?));
+            self.add_endpoints(ready_endpoints(&document.typed::<EndpointSlice>()?));
         } else if is("", "Endpoints") {
             let endpoints: Endpoints = document.typed()?;
             let ready = endpoints.subsets.iter().flatten().filter_map(|subset| Some(subset.addresses.as_ref()?.len()));
             let meta = &endpoints.metadata;
             let (namespace, name) = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
-            self.learn_endpoints(Some((ServiceName { namespace, name }, ready.sum())));
+            self.add_endpoints(Some((ServiceName { namespace, name }, ready.sum())));
         } else if is("rbac.authorization.k8s.io", "ClusterRole") {
             self.roles.push(document.typed()?);
         } else if is("rbac.authorization.k8s.io", "ClusterRoleBinding") {
             self.bindings.push(document.typed()?);
         } else {
-            self.learn_pods(document)?;
+            self.add_pods(document)?;
         }
         Ok(())
     }
 
-    fn learn_endpoints(&mut self, ready: Option<(ServiceName, usize)>) {
+    fn add_endpoints(&mut self, ready: Option<(ServiceName, usize)>) {
         let all = self.cluster.endpoints.get_or_insert_default();
         if let Some((service, count)) = ready {
             *all.entry(service).or_default() += count;
         }
     }
 
-    fn learn_pods(&mut self, document: &Document) -> anyhow::Result<()> {
+    fn add_pods(&mut self, document: &Document) -> anyhow::Result<()> {
         let Some(template) = document.pod_template()? else {
             self.skipped.insert(document.kind().to_owned());
             return Ok(());
         };
-        // The ReplicaSets of a Deployment are its past; the Jobs of a CronJob too.
+        // Ignores the old ReplicaSets of a Deployment, and the Jobs of a CronJob.
         if template.kind != "Pod" && document.has_controller() {
             return Ok(());
         }
@@ -128,7 +128,7 @@ impl Documents {
         pod.metadata.namespace = Some(namespace.clone());
         let owner = Object::namespaced(&template.kind, &namespace, &template.name);
         self.files.insert(owner.clone(), document.source.clone());
-        // What the API server has seen has a uid.
+        // Objects from the API server have a uid.
         if template.kind == "Pod" && pod.metadata.uid.is_some() {
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
             let running = pod.spec.as_ref().and_then(|spec| observation::Pod::running(&pod.metadata, spec, phase));
@@ -144,7 +144,7 @@ impl Documents {
         Ok(())
     }
 
-    /// What is read of an object's metadata.
+    /// Decodes the metadata of an object.
     fn metadata(&self, document: &Document) -> anyhow::Result<ObjectMeta> {
         let read = document.metadata()?;
         let owned = |map: Option<&crate::pod::StringMap<'_>>| {
@@ -159,7 +159,7 @@ impl Documents {
         })
     }
 
-    fn remember(&mut self, kind: &str, document: &Document) {
+    fn record_file(&mut self, kind: &str, document: &Document) {
         let name = document.name().unwrap_or_default();
         let object = match kind {
             "MutatingWebhookConfiguration" => Object::global(kind, name),
@@ -168,11 +168,11 @@ impl Documents {
         self.files.insert(object, document.source.clone());
     }
 
-    /// What the documents say together, once.
+    /// Returns the cluster. To be called once.
     pub(super) fn cluster(&mut self) -> Cluster {
         if !self.skipped.is_empty() {
             let kinds: Vec<_> = mem::take(&mut self.skipped).into_iter().collect();
-            eprintln!("skipped what says nothing of identities: {}", kinds.join(", "));
+            eprintln!("skipped kinds without identities: {}", kinds.join(", "));
         }
         let mut cluster = mem::take(&mut self.cluster);
         keep_last(&mut cluster.service_accounts, |account| account.name.clone());
@@ -186,13 +186,13 @@ impl Documents {
         cluster
     }
 
-    /// The file that an object was read from.
+    /// Returns the file of an object.
     pub(super) fn file(&self, object: &Object) -> Option<&str> {
         self.files.get(object).map(String::as_str)
     }
 }
 
-/// Of objects that stand in several files the last one counts.
+/// Keeps the last of several objects with the same key.
 fn keep_last<T, K: Eq + Hash>(all: &mut Vec<T>, key: impl Fn(&T) -> K) {
     let mut once = HashSet::new();
     all.reverse();

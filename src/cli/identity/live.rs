@@ -1,4 +1,4 @@
-//! Reading what there is: the cluster that kubectl talks to, and Azure.
+//! Reads the cluster of the kubeconfig, and Azure.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use kube::Client;
 
 use super::{Args, preflight};
 use crate::{
-    cli::{cluster, config as file},
+    cli::{config as file, kube_client},
     cluster::identity,
     config::{self, did_you_mean},
     credentials::{
@@ -26,10 +26,10 @@ use crate::{
     },
 };
 
-/// How long Azure may be asked while a person waits: at two requests a second, for a thousand identities.
-const PATIENCE: Duration = Duration::from_secs(10 * 60);
+/// Time for reading from Azure. At two requests a second, it is enough for a thousand identities.
+const AZURE_READ_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
-/// What is there, and a token of the service account if that was asked for.
+/// The inputs of the checks, and a token of the service account with `--token`.
 pub(super) struct Live {
     pub(super) seen: Observation,
     pub(super) token: Option<Claims>,
@@ -38,7 +38,7 @@ pub(super) struct Live {
 pub(super) async fn live(args: &Args) -> anyhow::Result<Live> {
     let config = file::load(args.config.as_deref())?.identity;
     let cloud = args.cloud(&config);
-    let client = Client::try_from(cluster::find(args.context.as_deref(), "spillway").await?)?;
+    let client = Client::try_from(kube_client::config(args.context.as_deref(), "spillway").await?)?;
     let cluster = cluster(&client, args.namespace.as_deref()).await?;
     let token = match (&args.namespace, &args.service_account, args.token) {
         (Some(namespace), Some(name), true) => {
@@ -48,14 +48,15 @@ pub(super) async fn live(args: &Args) -> anyhow::Result<Live> {
         _ => None,
     };
     let issuers = issuers(args, &client, token.as_ref()).await?;
-    let wanted = wanted(args, &cluster);
-    let azure = azure(args, settings(args, config, cloud), &client, &wanted).await?;
+    let client_ids = client_ids(args, &cluster);
+    let azure = azure(args, settings(args, config, cloud), &client, &client_ids).await?;
     let at = args.at.unwrap_or_else(k8s_openapi::jiff::Timestamp::now);
     Ok(Live { seen: Observation { cluster, issuers, cloud, managed_identities: azure, at }, token })
 }
 
 async fn cluster(client: &Client, namespace: Option<&str>) -> anyhow::Result<observation::Cluster> {
-    let found = identity::read(client, namespace).await.map_err(cluster::told).context("cannot read the cluster")?;
+    let found =
+        identity::read(client, namespace).await.map_err(kube_client::api_message).context("cannot read the cluster")?;
     for unread in &found.refused {
         if unread.action == "list serviceaccounts" {
             bail!("cannot list the service accounts of {}: {}", unread.scope, unread.reason);
@@ -84,7 +85,7 @@ fn find_account(cluster: &observation::Cluster, namespace: &str, name: &str) -> 
     bail!("--service-account: no service account \"{name}\" in the cluster{hint}");
 }
 
-/// What was given counts, then what stands in a token, then what the API server says of itself.
+/// Returns the issuers. Flags come first, then the token, and then the API server.
 async fn issuers(args: &Args, client: &Client, token: Option<&Claims>) -> anyhow::Result<Vec<Issuer>> {
     let mut issuers = super::issuers(args)?;
     if !issuers.is_empty() {
@@ -109,8 +110,8 @@ async fn issuers(args: &Args, client: &Client, token: Option<&Claims>) -> anyhow
     Ok(issuers)
 }
 
-/// What the service accounts that are asked about name.
-fn wanted(args: &Args, cluster: &observation::Cluster) -> ClientIds {
+/// Returns the client ids of the chosen service accounts.
+fn client_ids(args: &Args, cluster: &observation::Cluster) -> ClientIds {
     let is_chosen = |account: &&observation::ServiceAccount| {
         args.namespace.as_ref().is_none_or(|namespace| *namespace == account.name.namespace)
             && args.service_account.as_ref().is_none_or(|name| *name == account.name.name)
@@ -118,7 +119,7 @@ fn wanted(args: &Args, cluster: &observation::Cluster) -> ClientIds {
     credentials::client_ids(cluster.service_accounts.iter().filter(is_chosen))
 }
 
-/// What to ask of Azure: what the configuration says and what the flags add to it.
+/// Returns the Azure sources of the configuration and the flags.
 fn settings(args: &Args, mut config: config::Identity, cloud: crate::azure::Cloud) -> Option<Settings> {
     let azure = &mut config.resource_manager;
     azure.subscriptions.extend(args.subscriptions.iter().cloned());
@@ -127,7 +128,7 @@ fn settings(args: &Args, mut config: config::Identity, cloud: crate::azure::Clou
         cloud.resource_manager().clone_into(&mut azure.endpoint);
         config.cloud = cloud;
     }
-    Settings::of(&config).map(|settings| Settings { pass_timeout: PATIENCE, ..settings })
+    Settings::of(&config).map(|settings| Settings { pass_timeout: AZURE_READ_TIMEOUT, ..settings })
 }
 
 async fn azure(
@@ -151,12 +152,12 @@ async fn azure(
                 answers.push(source.read(wanted).await);
             }
         }
-        Err(error) => eprintln!("not taken into account: custom resources ({})", cluster::told(error)),
+        Err(error) => eprintln!("not taken into account: custom resources ({})", kube_client::api_message(error)),
     }
     Ok((!answers.is_empty()).then(|| merge(answers)))
 }
 
-/// A line on standard error, which is drawn on a terminal alone.
+/// A line on standard error. It is only drawn on a terminal.
 fn progress() -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::default_spinner());
     bar.enable_steady_tick(Duration::from_millis(100));

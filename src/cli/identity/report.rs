@@ -1,4 +1,4 @@
-//! What is reported: the findings that were asked for, and a line for each service account.
+//! The content of a report: the chosen findings, and the service accounts.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -16,24 +16,24 @@ pub(super) struct Report<'r> {
     files: HashMap<Object, String>,
 }
 
-/// A service account that has an identity, or a finding.
+/// A service account with an identity or a finding.
 pub(super) struct Account<'r> {
     pub(super) name: &'r AccountName,
     pub(super) client_id: Option<&'r str>,
-    /// The name of its identity, if that is known.
+    /// The name of its identity, if known.
     pub(super) identity: Option<&'r str>,
-    /// How many workloads run as it.
+    /// Number of workloads that use it.
     pub(super) workloads: usize,
-    /// The ids of what was found, the worst first.
+    /// The ids of its findings, worst first.
     pub(super) ids: Vec<&'static str>,
     pub(super) worst: Option<Severity>,
 }
 
-/// What was asked for.
+/// The scope of a report.
 pub(super) struct Scope<'s> {
     pub(super) namespace: Option<&'s str>,
     pub(super) account: Option<&'s str>,
-    /// Where service accounts are looked for, for people.
+    /// Where service accounts come from, for messages.
     pub(super) place: &'static str,
     /// The files of credentials.
     pub(super) files: HashSet<String>,
@@ -42,7 +42,7 @@ pub(super) struct Scope<'s> {
 impl<'r> Report<'r> {
     /// # Errors
     ///
-    /// When the service account that was asked for is not there.
+    /// When the chosen service account does not exist.
     pub(super) fn new(
         seen: &'r Observation,
         documents: &Documents,
@@ -78,12 +78,12 @@ impl<'r> Report<'r> {
         Ok(Self { findings, accounts, files })
     }
 
-    /// The file that a finding's object was read from.
+    /// Returns the file of a finding's object.
     pub(super) fn file(&self, finding: &Finding) -> Option<&str> {
         self.files.get(&finding.object).map(String::as_str)
     }
 
-    /// How many findings there are of each severity, the worst first; those of which there are none left out.
+    /// Returns the number of findings by severity, worst first, without zeros.
     pub(super) fn counts(&self) -> Vec<(Severity, usize)> {
         let all = [Severity::Error, Severity::Warning, Severity::Info, Severity::Unknown];
         let count = |severity| self.findings.iter().filter(|finding| finding.severity == severity).count();
@@ -97,7 +97,7 @@ fn source_of(seen: &Observation, object: &Object) -> Option<String> {
     Some(own.source.clone())
 }
 
-/// The names of the identities that these service accounts name.
+/// Returns the names of the identities of these service accounts.
 fn identities_of<'r>(seen: &'r Observation, accounts: &[&ServiceAccount]) -> HashSet<&'r str> {
     let client_ids: HashSet<_> =
         accounts.iter().filter_map(|one| one.client_id()).map(str::to_ascii_lowercase).collect();

@@ -15,7 +15,7 @@ use super::{
     Endpoints, Inputs, binding, ready, role, slices_of,
 };
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     config,
     identity::{
         managed_identity::ReadFailure,
@@ -138,7 +138,7 @@ fn follow_endpoints(
 ) -> watch::Receiver<Endpoints> {
     let (publish, endpoints) = watch::channel(Endpoints::new());
     let (client, webhooks) = (client.clone(), webhooks.clone());
-    tasks.spawn(again_after_panic(async move || {
+    tasks.spawn(restart_on_panic(async move || {
         let mut webhooks = webhooks.clone();
         loop {
             let services = services(webhooks.borrow_and_update().values());
@@ -204,7 +204,7 @@ fn follow_grants(
     let ((publish_roles, roles), (publish_bindings, bindings)) =
         (watch::channel(Store::default()), watch::channel(Store::default()));
     let (client, pods, settings) = (client.clone(), pods.clone(), settings.clone());
-    tasks.spawn(again_after_panic(async move || {
+    tasks.spawn(restart_on_panic(async move || {
         let mut changes = pods.identity();
         while !pods.borrow().identity(&settings).values().any(observation::Pod::uses_binding) {
             if changes.changed().await.is_err() {

@@ -8,7 +8,7 @@ use spillway_identity::{managed_identity::ManagedIdentities, observation::Servic
 use tokio::{sync::watch, task::JoinSet, time};
 
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     credentials::{ClientIds, Source, Sources, configured, custom_resources::CustomResources, merge},
     telemetry::Causes,
 };
@@ -69,11 +69,11 @@ impl CredentialReader {
         let configured = Arc::new(configured(identity));
         let mut tasks = JoinSet::new();
         let needed_here = needed.clone();
-        tasks.spawn(again_after_panic(async move || {
+        tasks.spawn(restart_on_panic(async move || {
             read_sources(&configured, needed.clone(), &publish_sources).await;
         }));
         let client = client.clone();
-        tasks.spawn(again_after_panic(async move || {
+        tasks.spawn(restart_on_panic(async move || {
             read_custom_resources(&client, &needed_here, &publish_custom_resources).await;
         }));
         Self { client_ids, sources, custom_resources, _tasks: tasks }

@@ -23,7 +23,7 @@ use kube::{
     runtime::events::EventType,
 };
 use plan::{Plan, PlannedEvent, plan};
-use report::{InputSummary, ReportedFindings};
+use report::{InputSummary, REPORT_NAME, ReportedFindings};
 use serde_json::json;
 use spillway_core::config::Identity;
 use spillway_identity::{
@@ -47,9 +47,6 @@ use crate::{
     reload::configuration::until,
     telemetry::Causes,
 };
-
-/// The ConfigMap with the report.
-const REPORT: &str = "spillway-identity-report";
 
 const RECONCILER: &str = "identity";
 
@@ -175,11 +172,13 @@ fn pause(work: Duration) -> Duration {
 /// Reads the report of the previous leader. It waits for a response: without the report, all findings would get Events again.
 async fn previous_report(context: &Context) -> Option<String> {
     loop {
-        match timeout(API_TIMEOUT, maps(context).get_opt(REPORT)).await {
+        match timeout(API_TIMEOUT, maps(context).get_opt(REPORT_NAME)).await {
             Ok(Ok(map)) => return map.and_then(content),
-            Ok(Err(error)) => tracing::warn!(error = %Causes(&error), "cannot read ConfigMap {REPORT}, trying again"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %Causes(&error), "cannot read ConfigMap {REPORT_NAME}, trying again");
+            }
             Err(_elapsed) => {
-                tracing::warn!("cannot read ConfigMap {REPORT}: no answer within {API_TIMEOUT:?}, trying again");
+                tracing::warn!("cannot read ConfigMap {REPORT_NAME}: no answer within {API_TIMEOUT:?}, trying again");
             }
         }
         sleep(RETRY_INTERVAL).await;
@@ -220,7 +219,7 @@ impl Reconciler<'_> {
             self.issuer = status;
         }
         // A user may have changed or deleted the report.
-        if let Ok(Ok(map)) = timeout(API_TIMEOUT, maps(self.context).get_opt(REPORT)).await {
+        if let Ok(Ok(map)) = timeout(API_TIMEOUT, maps(self.context).get_opt(REPORT_NAME)).await {
             self.written = map.and_then(content);
         }
     }
@@ -311,10 +310,10 @@ impl Reconciler<'_> {
         let maps = maps(self.context);
         let patch = Patch::Merge(json!({"data": {report::KEY: report}}));
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        let written = match timeout(API_TIMEOUT, maps.patch(REPORT, &params, &patch)).await {
+        let written = match timeout(API_TIMEOUT, maps.patch(REPORT_NAME, &params, &patch)).await {
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
                 let map = ConfigMap {
-                    metadata: ObjectMeta { name: Some(REPORT.to_owned()), ..ObjectMeta::default() },
+                    metadata: ObjectMeta { name: Some(REPORT_NAME.to_owned()), ..ObjectMeta::default() },
                     data: Some([(report::KEY.to_owned(), report.clone())].into()),
                     ..ConfigMap::default()
                 };

@@ -176,7 +176,7 @@ fn limit(mut events: Vec<PlannedEvent>) -> Vec<PlannedEvent> {
         let note = format!(
             "{warnings} more findings and {} more that are mended, without an event of their own: see ConfigMap {}",
             others.len() - warnings,
-            super::REPORT
+            report::REPORT_NAME
         );
         events.push(PlannedEvent {
             account: None,

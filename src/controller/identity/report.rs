@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use spillway_identity::{Finding, Object, Severity, managed_identity::ReadFailure};
 
+/// The name of the ConfigMap.
+pub(super) const REPORT_NAME: &str = "spillway-identity-report";
+
 /// The key of the ConfigMap.
 pub(super) const KEY: &str = "report.json";
 

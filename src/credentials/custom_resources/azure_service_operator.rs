@@ -9,7 +9,7 @@ use kube::{ResourceExt, core::Object};
 use serde::{Deserialize, Serialize};
 use spillway_identity::managed_identity::FederatedCredential;
 
-use super::{CredentialResource, IdentityFields, IdentityResource, Operator, id, list, source};
+use super::resource::{CredentialResource, IdentityFields, IdentityResource, Operator, id, list, source};
 use crate::kubernetes::ObjectKey;
 
 const NAME: &str = "Azure Service Operator";

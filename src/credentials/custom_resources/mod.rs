@@ -3,30 +3,26 @@
 
 mod azure_service_operator;
 mod crossplane;
+mod resource;
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::{
     FutureExt,
     future::{BoxFuture, join_all},
 };
 use kube::{
-    Api, Client, Resource,
-    api::{ApiResource, DynamicObject, ListParams, PartialObjectMeta},
+    Api, Client,
+    api::{ApiResource, DynamicObject, PartialObjectMeta},
     core::Version,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use spillway_core::azure::ResourceId;
-use spillway_identity::managed_identity::{
-    Completeness, FederatedCredential, ManagedIdentities, ManagedIdentity, ReadFailure,
-};
+use spillway_identity::managed_identity::{Completeness, ManagedIdentities, ManagedIdentity, ReadFailure};
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{ClientIds, Source};
-use crate::{
-    kubernetes::{ObjectKey, Watch, list as list_all},
-    telemetry::Causes,
-};
+use self::resource::{CredentialResource, IdentityFields, IdentityResource, Operator, id};
+use super::source::{ClientIds, Source};
+use crate::{kubernetes::Watch, telemetry::Causes};
 
 /// Why the list of identities is incomplete, although everything was read.
 const INCOMPLETE_BY_DESIGN: &str = "custom resources show those that they manage, and no others";
@@ -36,47 +32,12 @@ pub fn is_incomplete_by_design(failure: &ReadFailure) -> bool {
     failure.reason == INCOMPLETE_BY_DESIGN
 }
 
-/// An operator: its API group, and functions that list its objects.
-struct Operator {
-    name: &'static str,
-    group: &'static str,
-    identities: Lister<IdentityResource>,
-    credentials: Lister<CredentialResource>,
-}
-
-type Lister<T> = for<'a> fn(&'a Client, &'a ApiResource) -> BoxFuture<'a, kube::Result<Vec<T>>>;
-
 const OPERATORS: &[Operator] = &[
     azure_service_operator::OPERATOR,
     // Cluster-scoped, and in namespaces since version 2.
     crossplane::operator("managedidentity.azure.upbound.io"),
     crossplane::operator("managedidentity.azure.m.upbound.io"),
 ];
-
-/// A `UserAssignedIdentity`.
-struct IdentityResource {
-    key: ObjectKey,
-    fields: IdentityFields,
-}
-
-/// The properties of a managed identity in Azure. Both operators use the same names.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct IdentityFields {
-    id: Option<String>,
-    client_id: Option<String>,
-    principal_id: Option<String>,
-    tenant_id: Option<String>,
-}
-
-/// A `FederatedIdentityCredential`.
-struct CredentialResource {
-    /// The `UserAssignedIdentity` that the credential names.
-    owner: Option<ObjectKey>,
-    /// The managed identity of the credential, if it is known without the owner.
-    parent: Option<ResourceId>,
-    credential: FederatedCredential,
-}
 
 /// The custom resources of the operators that are installed.
 pub struct CustomResources {
@@ -126,7 +87,7 @@ impl CustomResources {
         Ok((!installed.is_empty()).then(|| Self { client: client.clone(), installed }))
     }
 
-    /// Signals when they are listed, and whenever one of them comes, changes or goes. Must be called within a tokio runtime.
+    /// Signals when the resources are listed, and at each change of one. Must be called within a tokio runtime.
     pub(crate) fn watch(&self) -> (watch::Receiver<()>, JoinSet<()>) {
         let (signal, changes) = watch::channel(());
         let (signal, mut tasks) = (Arc::new(signal), JoinSet::new());
@@ -248,24 +209,6 @@ fn newest(versions: Vec<ApiResource>) -> Option<ApiResource> {
         runs.filter(|run| run.len() == 8).filter_map(|run| run.parse::<u32>().ok()).max()
     };
     versions.into_iter().max_by_key(|one| (day(&one.version), Version::parse(&one.version).priority()))
-}
-
-/// Lists all objects of a kind, and keeps the fields that are read.
-async fn list<O, T>(client: &Client, resource: &ApiResource, read: fn(O) -> T) -> kube::Result<Vec<T>>
-where
-    O: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned,
-{
-    let api: Api<O> = Api::all_with(client.clone(), resource);
-    list_all(&api, ListParams::default(), |object| Some(read(object))).await
-}
-
-/// Returns where a credential was read, for output.
-fn source(operator: &str, credential: &ObjectKey) -> String {
-    format!("{operator}, FederatedIdentityCredential {credential}")
-}
-
-fn id(text: Option<&String>) -> Option<ResourceId> {
-    ResourceId::parse(text?)
 }
 
 #[cfg(test)]

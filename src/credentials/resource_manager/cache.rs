@@ -12,7 +12,7 @@ use spillway_identity::{AccountName, managed_identity::FederatedCredential};
 use tokio::time::Instant;
 
 use super::{
-    super::ClientIds,
+    super::source::ClientIds,
     entry::{CacheEntry, CachePolicy},
     failure::Failure,
     model,

@@ -35,16 +35,12 @@ use self::{
     cache::{Cache, ListedIdentity},
     entry::CacheEntry,
     failure::Failure,
+    model::SOURCE_NAME,
     request::{Client, Limits},
+    result::PassResult,
     token::TokenCache,
 };
-use super::{ClientIds, Source};
-
-/// The name of the source in findings.
-const SOURCE_NAME: &str = "Azure Resource Manager";
-
-const READ_IDENTITIES: &str = "Microsoft.ManagedIdentity/userAssignedIdentities/read";
-const READ_CREDENTIALS: &str = "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials/read";
+use super::source::{ClientIds, Source};
 
 /// How long a pass of the controller may take: time for some hundred requests.
 const PASS_TIMEOUT: Duration = Duration::from_secs(60);
@@ -181,7 +177,8 @@ impl ResourceManager {
         let identities = cache.identities();
         self.read_credentials(&mut cache, &identities, deadline).await;
         cache.log_failures();
-        self.result(&cache, identities)
+        let result = PassResult { cache: &cache, subscriptions: &self.subscriptions, configured: &self.configured };
+        result.managed_identities(identities)
     }
 
     fn report(&self, progress: Progress) {

@@ -5,6 +5,9 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 use spillway_identity::managed_identity;
 
+/// The name of the source in findings.
+pub(super) const SOURCE_NAME: &str = "Azure Resource Manager";
+
 /// A page of a list.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -73,7 +76,7 @@ impl Credential {
             audiences: audiences.unwrap_or_default(),
             expression: claims_matching_expression.and_then(|expression| expression.value),
             since: system_data.and_then(|data| data.last_modified_at.or(data.created_at)),
-            source: super::SOURCE_NAME.to_owned(),
+            source: SOURCE_NAME.to_owned(),
         }
     }
 }

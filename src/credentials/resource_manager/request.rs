@@ -19,7 +19,12 @@ use reqwest::{
 use serde::de::DeserializeOwned;
 use tokio::time::{self, Instant};
 
-use super::{failure::Failure, model::Page, rate_limit::RateLimiter, token::TokenCache};
+use super::{
+    failure::Failure,
+    model::Page,
+    rate_limit::RateLimiter,
+    token::{TokenCache, TokenError},
+};
 
 /// The limits of requests. Azure documents, per second, 15 lists of federated credentials for a tenant, 5 for a subscription and 0.25
 /// for an identity (learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations), and 25 reads for a
@@ -202,7 +207,7 @@ impl Client {
 /// Returns the header, marked as sensitive: neither `Debug` nor a log of headers prints it.
 fn authorization(secret: &Secret) -> Result<HeaderValue, Failure> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", secret.secret()))
-        .map_err(|_| Failure::Token(super::TokenError("it cannot stand in a header".to_owned())))?;
+        .map_err(|_| Failure::Token(TokenError("it cannot stand in a header".to_owned())))?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -1,6 +1,6 @@
 //! The result of a pass: what the cache knows of the identities and credentials that service accounts name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use spillway_core::azure::ResourceId;
 use spillway_identity::managed_identity::{
@@ -8,18 +8,32 @@ use spillway_identity::managed_identity::{
 };
 
 use super::{
-    READ_CREDENTIALS, READ_IDENTITIES, ResourceManager, SOURCE_NAME,
     cache::{Cache, ListedIdentity},
     failure::Failure,
+    model::SOURCE_NAME,
 };
 
-impl ResourceManager {
-    pub(super) fn result(&self, cache: &Cache, identities: Vec<ListedIdentity>) -> ManagedIdentities {
-        let mut result = ManagedIdentities { incomplete: self.unread_list(cache), ..ManagedIdentities::default() };
+pub(super) const READ_IDENTITIES: &str = "Microsoft.ManagedIdentity/userAssignedIdentities/read";
+pub(super) const READ_CREDENTIALS: &str =
+    "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials/read";
+
+/// The state of the cache after a pass, and what was to be read.
+pub(super) struct PassResult<'p> {
+    pub(super) cache: &'p Cache,
+    pub(super) subscriptions: &'p BTreeSet<String>,
+    /// Resource IDs by client ID in lower case.
+    pub(super) configured: &'p BTreeMap<String, ResourceId>,
+}
+
+impl PassResult<'_> {
+    /// Returns these identities with their credentials, and what could not be read.
+    pub(super) fn managed_identities(&self, identities: Vec<ListedIdentity>) -> ManagedIdentities {
+        let cache = self.cache;
+        let mut result = ManagedIdentities { incomplete: self.unread_list(), ..ManagedIdentities::default() };
         if result.incomplete.is_none() {
             (result.absent, result.incomplete) = absent(cache, &identities);
         }
-        self.add_unread_identities(cache, &mut result);
+        self.add_unread_identities(&mut result);
         for one in identities {
             let is_needed = cache.identity_named_since(&one).is_some();
             let credentials = match cache.credentials.get(&one.id.key()).map(|entry| &entry.result) {
@@ -37,10 +51,10 @@ impl ResourceManager {
     }
 
     /// Adds the identities that are configured by resource ID and could not be read, and the client IDs that certainly do not exist.
-    fn add_unread_identities(&self, cache: &Cache, result: &mut ManagedIdentities) {
-        for (client_id, id) in &self.configured {
-            let Some(since) = cache.named_since(client_id) else { continue };
-            let failure = match cache.configured.get(client_id).map(|entry| (&entry.result, entry.read_at)) {
+    fn add_unread_identities(&self, result: &mut ManagedIdentities) {
+        for (client_id, id) in self.configured {
+            let Some(since) = self.cache.named_since(client_id) else { continue };
+            let failure = match self.cache.configured.get(client_id).map(|entry| (&entry.result, entry.read_at)) {
                 Some((Ok(Some(one)), _)) if one.client_id.eq_ignore_ascii_case(client_id) => continue,
                 Some((Ok(_), read_at)) if read_at >= since => {
                     result.absent.insert(client_id.clone());
@@ -56,7 +70,7 @@ impl ResourceManager {
     }
 
     /// Returns why there may be identities that are in no list.
-    fn unread_list(&self, cache: &Cache) -> Option<ReadFailure> {
+    fn unread_list(&self) -> Option<ReadFailure> {
         if self.subscriptions.is_empty() {
             return Some(ReadFailure {
                 reason: "no subscription is set whose identities are listed".to_owned(),
@@ -65,7 +79,7 @@ impl ResourceManager {
             });
         }
         self.subscriptions.iter().find_map(|subscription| {
-            let failure = match cache.lists.get(subscription).map(|entry| &entry.result) {
+            let failure = match self.cache.lists.get(subscription).map(|entry| &entry.result) {
                 Some(Ok(_)) => return None,
                 Some(Err(failure)) => failure,
                 None => &Failure::DeadlineExceeded,

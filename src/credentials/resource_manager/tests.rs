@@ -27,7 +27,11 @@ use tokio::{
 };
 use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt};
 
-use super::{entry::MIN_REFRESH_INTERVAL, *};
+use super::{
+    entry::MIN_REFRESH_INTERVAL,
+    result::{READ_CREDENTIALS, READ_IDENTITIES},
+    *,
+};
 
 /// The log at the most detailed level.
 #[derive(Clone, Default)]
