@@ -35,12 +35,20 @@ struct WireResponse<'a> {
     allowed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     patch_type: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "base64")]
-    patch: Option<&'a [u8]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<Base64<'a>>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     warnings: &'a [String],
     #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "map")]
     audit_annotations: &'a [(&'static str, String)],
+}
+
+struct Base64<'a>(&'a [u8]);
+
+impl Serialize for Base64<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Base64Display::new(self.0, &STANDARD))
+    }
 }
 
 /// Returns the answer that admits the object, with a JSON patch (RFC 6902) or without one.
@@ -54,7 +62,7 @@ pub fn allow(uid: &str, patch: Option<&[u8]>, extras: &ResponseExtras) -> Vec<u8
             uid,
             allowed: true,
             patch_type: patch.map(|_| "JSONPatch"),
-            patch,
+            patch: patch.map(Base64),
             warnings: &extras.warnings,
             audit_annotations: &extras.audit_annotations,
         },
@@ -62,11 +70,6 @@ pub fn allow(uid: &str, patch: Option<&[u8]>, extras: &ResponseExtras) -> Vec<u8
     // Writing to memory cannot fail, and all keys are strings.
     let _ = serde_json::to_writer(&mut out, &review);
     out
-}
-
-#[allow(clippy::ref_option)] // serde's signature
-fn base64<S: Serializer>(bytes: &Option<&[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&Base64Display::new(bytes.unwrap_or_default(), &STANDARD))
 }
 
 fn map<S: Serializer>(entries: &[(&'static str, String)], serializer: S) -> Result<S::Ok, S::Error> {
