@@ -32,20 +32,20 @@ check: ## formatting, lints, documentation, generated files
 	@echo "docs/config.schema.json is what 'spillway config schema' prints"
 	@mkdir -p target && cargo run --locked --quiet -- config schema >target/config.schema.json
 	@git --no-pager diff --no-index docs/config.schema.json target/config.schema.json || \
-	  { echo "mend with: cargo run -- config schema >docs/config.schema.json" >&2; exit 1; }
+	  { echo "fix with: cargo run -- config schema >docs/config.schema.json" >&2; exit 1; }
 	@echo "docs/reasons.md is what 'spillway explain --reasons' prints"
 	@cargo run --locked --quiet -- explain --reasons >target/reasons.md
 	@git --no-pager diff --no-index docs/reasons.md target/reasons.md || \
-	  { echo "mend with: cargo run -- explain --reasons >docs/reasons.md" >&2; exit 1; }
+	  { echo "fix with: cargo run -- explain --reasons >docs/reasons.md" >&2; exit 1; }
 	@echo "docs/identity.md is what 'spillway identity check --findings' prints"
 	@cargo run --locked --quiet -- identity check --findings >target/identity.md
 	@git --no-pager diff --no-index docs/identity.md target/identity.md || \
-	  { echo "mend with: cargo run -- identity check --findings >docs/identity.md" >&2; exit 1; }
+	  { echo "fix with: cargo run -- identity check --findings >docs/identity.md" >&2; exit 1; }
 	@tests/controlplane/build.sh >/dev/null
 	@echo "manifests/install.yaml is what kustomize makes of manifests/base"
 	@$$(tests/controlplane/build.sh) kubectl kustomize manifests/base >target/install.yaml
 	@git --no-pager diff --no-index manifests/install.yaml target/install.yaml || \
-	  { echo "mend with: kubectl kustomize manifests/base >manifests/install.yaml" >&2; exit 1; }
+	  { echo "fix with: kubectl kustomize manifests/base >manifests/install.yaml" >&2; exit 1; }
 	unformatted=$$(gofmt -l tests/controlplane) && test -z "$$unformatted" || { echo "gofmt: $$unformatted" >&2; exit 1; }
 	cd tests/controlplane && CGO_ENABLED=0 GOWORK=off go vet -trimpath -tags notest,grpcnotrace .
 	bash -n examples/demo.sh && bash -n tests/controlplane/build.sh && bash -n tests/run.sh && bash -n .ci/run && bash -n image/build-root.sh

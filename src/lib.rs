@@ -27,7 +27,6 @@ pub mod cluster;
 pub mod controller;
 pub mod credentials;
 mod kubernetes;
-mod lean;
 pub mod reload;
 pub mod telemetry;
 pub mod webhook;

@@ -1,19 +1,18 @@
 //! The self-managed certificate of one replica: follows the authority's Secret and what the API server trusts, and signs its own
 //! serving certificate. Writes nothing into the cluster.
 
-use std::{pin::pin, time::Duration};
+use std::time::Duration;
 
-use futures_util::StreamExt;
 use k8s_openapi::{
     ByteString,
     api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret},
 };
-use kube::{
-    Api, Client,
-    runtime::{WatchStreamExt, watcher::watch_object},
-};
+use kube::Client;
 use time::OffsetDateTime;
-use tokio::time::{self as clock, Instant, MissedTickBehavior};
+use tokio::{
+    sync::watch,
+    time::{self as clock, Instant, MissedTickBehavior},
+};
 
 use super::{
     Leaf, Serving,
@@ -21,7 +20,10 @@ use super::{
     replica::{Clock, Replica},
     trusted::Trusted,
 };
-use crate::telemetry::{Causes, CertificateMetrics};
+use crate::{
+    kubernetes::{ObjectKey, Store, Watch},
+    telemetry::{Causes, CertificateMetrics},
+};
 
 /// The Secret of the authority, in the namespace of the program.
 pub(crate) const SECRET: &str = "spillway-ca";
@@ -35,31 +37,47 @@ const PERIOD: Duration = Duration::from_secs(10);
 
 /// Keeps a certificate in `serving` that the API server trusts. Never ends; whatever fails, the last good one stays.
 pub async fn self_managed(client: Client, namespace: String, serving: Serving, metrics: CertificateMetrics) {
-    let mut secrets =
-        pin!(watch_object(Api::<Secret>::namespaced(client.clone(), &namespace), SECRET).default_backoff());
-    let configurations = watch_object(Api::<MutatingWebhookConfiguration>::all(client), CONFIGURATION);
-    let mut configurations = pin!(configurations.default_backoff());
+    let secret = Watch::namespaced(&client, "secrets", &namespace).named(SECRET);
+    let configuration = Watch::all(&client, "mutatingwebhookconfigurations").named(CONFIGURATION);
+    let (publish_secret, secrets) = watch::channel(Store::default());
+    let (publish_configuration, configurations) = watch::channel(Store::default());
+    tokio::join!(
+        secret.run(Some, &publish_secret),
+        configuration.run(Some, &publish_configuration),
+        sign(namespace, serving, metrics, secrets, configurations),
+    );
+}
+
+async fn sign(
+    namespace: String,
+    serving: Serving,
+    metrics: CertificateMetrics,
+    mut secrets: watch::Receiver<Store<Secret>>,
+    mut configurations: watch::Receiver<Store<MutatingWebhookConfiguration>>,
+) {
     let mut ticks = clock::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut signer = Signer::new(&namespace, serving, metrics);
+    let (secret, configuration) = (ObjectKey::new(namespace, SECRET), ObjectKey::cluster_scoped(CONFIGURATION));
     loop {
+        // What may not be read changes nothing.
         tokio::select! {
-            Some(seen) = secrets.next() => match seen {
-                Ok(secret) => signer.see_secret(secret.as_ref()),
-                Err(error) => interrupted(&error, "Secret"),
-            },
-            Some(seen) = configurations.next() => match seen {
-                Ok(seen) => signer.replica.trusted.observe(seen.as_ref(), Instant::now()),
-                Err(error) => interrupted(&error, "MutatingWebhookConfiguration"),
-            },
+            Ok(()) = secrets.changed() => {
+                let secrets = secrets.borrow_and_update();
+                if secrets.is_listed() {
+                    signer.see_secret(secrets.get(&secret));
+                }
+            }
+            Ok(()) = configurations.changed() => {
+                let configurations = configurations.borrow_and_update();
+                if configurations.is_listed() {
+                    signer.replica.trusted.observe(configurations.get(&configuration), Instant::now());
+                }
+            }
             _ = ticks.tick() => {}
         }
         signer.renew(OffsetDateTime::now_utc(), Instant::now());
     }
-}
-
-fn interrupted(error: &kube::runtime::watcher::Error, kind: &str) {
-    tracing::warn!(kind, error = %Causes(error), "watch of the certificate authority interrupted, trying again");
 }
 
 /// What of the Secret is looked at.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 pub(super) use self::read::read;
-use self::typed::typed;
+use self::typed::{typed, without_position};
 use crate::{
     admission::{self, ReviewError},
     burst::DECISION,
@@ -215,7 +215,7 @@ impl Document {
             Ok(request) => request,
             Err(ReviewError::Json(error)) => match typed::<Pod<'_>>(object, PATH) {
                 Err(error) => bail!("{label}: {error}"),
-                Ok(_) => bail!("{label}: {error}"),
+                Ok(_) => bail!("{label}: {}", without_position(&error)),
             },
             Err(unusable) => bail!("{label}: {unusable}"),
         };

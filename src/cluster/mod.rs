@@ -1,18 +1,30 @@
-//! What is known of the cluster: watched, and swapped in atomically as one cheap, immutable [`Snapshot`].
+//! The cluster as a process sees it: watched, reduced on arrival, and for decisions swapped in atomically as one cheap, immutable
+//! [`Snapshot`]. [`Cluster`] is the cache of a process that serves admission, `Inventory` the one of a controller.
 
-pub mod identity_sources;
+pub mod identity;
+mod inventory;
+mod node;
+mod pod;
+mod pods;
+mod scale_up;
 mod scope;
 mod snapshot;
 mod watch;
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
+pub(crate) use inventory::Inventory;
 use k8s_openapi::api::core::v1;
 use kube::{Api, Client, Resource, api::ObjectMeta, core::NamespaceResourceScope};
+pub(crate) use node::{Node, NodeObject};
+pub(crate) use pod::{PodMeta, Requests, ScheduledPod, UndecidedPod, UnscheduledPod, VirtualPod};
+pub(crate) use pods::PodStore;
+pub(crate) use scale_up::ScaleUps;
+pub(crate) use scope::OptedIn;
 pub use scope::{GRACE, Reach, Scope, opted_in_since};
 use serde::de::DeserializeOwned;
 pub use snapshot::{Namespace, Snapshot, network_policy};
-use tokio::{sync, time};
+use tokio::{sync, task::JoinSet, time};
 
 use crate::{burst::ServiceAccount, reload::configuration::ConfigReceiver, telemetry::Caches};
 
@@ -23,10 +35,11 @@ const NAMESPACE_WAIT: Duration = Duration::from_millis(100);
 /// How long a pod may wait for one read of its service account.
 const SERVICE_ACCOUNT_WAIT: Duration = Duration::from_millis(100);
 
-/// A view of the cluster that follows it.
+/// The cluster as admission sees it. Follows the cluster until it is dropped.
 pub struct Cluster {
     client: Client,
     snapshot: sync::watch::Receiver<Arc<Snapshot>>,
+    _watches: JoinSet<()>,
 }
 
 /// How long the binding of a pod to a virtual node may wait for one read of the pod.
@@ -68,13 +81,12 @@ pub enum Lookup {
 }
 
 impl Cluster {
-    /// Starts to follow the cluster. Returns at once; [`Cluster::unsynced`] says what has yet to arrive.
+    /// Starts to follow the cluster. Returns at once; [`Cluster::unsynced`] names the caches that are not filled yet.
     ///
-    /// The configuration says which nodes are virtual, and is followed too. Must be called within a tokio runtime. The watches end
-    /// when the view is dropped.
+    /// The configuration says which nodes are virtual, and is followed too. Must be called within a tokio runtime.
     pub fn follow(client: Client, configuration: ConfigReceiver, metrics: &Caches) -> Self {
-        let snapshot = watch::follow(&client, configuration, metrics);
-        Self { client, snapshot }
+        let (snapshot, watches) = watch::start(&client, configuration, metrics);
+        Self { client, snapshot, _watches: watches }
     }
 
     /// What is known now.
@@ -147,7 +159,7 @@ mod tests {
             std::future::pending::<Result<http::Response<Body>, Infallible>>()
         });
         let (publish, snapshot) = sync::watch::channel(Arc::default());
-        (publish, Cluster { client: Client::new(never, "default"), snapshot })
+        (publish, Cluster { client: Client::new(never, "default"), snapshot, _watches: JoinSet::new() })
     }
 
     #[tokio::test(start_paused = true)]
@@ -177,7 +189,7 @@ mod tests {
                 Ok::<_, Infallible>(response.unwrap())
             });
             let (_publish, snapshot) = sync::watch::channel(Arc::default());
-            let cluster = Cluster { client: Client::new(answer, "default"), snapshot };
+            let cluster = Cluster { client: Client::new(answer, "default"), snapshot, _watches: JoinSet::new() };
             let lookup = format!("{:?}", cluster.service_account("shop", "web").await);
             assert!(lookup.starts_with(expected), "{lookup}");
         }
@@ -228,6 +240,27 @@ mod tests {
         Ok(http::Response::new(Body::from(
             format!(r#"{{"metadata":{{"resourceVersion":"1"}},"items":[{items}]}}"#).into_bytes(),
         )))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_webhook_opens_one_watch_for_each_kind_and_only_of_what_matters() {
+        let api = crate::kubernetes::testing::FakeApi::default();
+        let (_keep, configuration) = sync::watch::channel(Arc::default());
+        let caches = Caches::new(&mut crate::telemetry::registry());
+        let mut cluster = Cluster::follow(api.client(), configuration, &caches);
+        cluster.snapshot.wait_for(|snapshot| snapshot.unsynced().is_empty()).await.unwrap();
+        time::sleep(Duration::from_secs(60)).await;
+        let watches = api.watches();
+        let watches: Vec<_> = watches.iter().map(|(watch, count)| (watch.as_str(), *count)).collect();
+        assert_eq!(
+            watches,
+            [
+                ("/api/v1/namespaces labelSelector=spillway.dev%2Fburst%2Cspillway.dev%2Fburst%21%3Ddisabled", 1),
+                ("/api/v1/nodes labelSelector=type%3Dvirtual-kubelet", 1),
+                ("/api/v1/serviceaccounts", 1),
+                ("/apis/networking.k8s.io/v1/networkpolicies", 1),
+            ]
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! For which pods the API server calls Spillway, by the webhook configuration that is live: a pod that it should have called for and
 //! that carries no decision was missed.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::{
     api::admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations},
@@ -10,7 +10,7 @@ use k8s_openapi::{
 use kube::api::ObjectMeta;
 use serde_json::Value;
 
-use super::snapshot::label_selector;
+use super::snapshot::{Namespace, label_selector};
 use crate::{
     config::{BURST_LABEL, DISABLED},
     eligibility::LabelSelector,
@@ -99,6 +99,26 @@ impl Selects {
 fn is_of_new_pods(rule: &RuleWithOperations) -> bool {
     let names = |all: &Option<Vec<String>>, one: &str| all.iter().flatten().any(|word| word == one || word == "*");
     names(&rule.api_groups, "") && names(&rule.resources, "pods") && names(&rule.operations, "CREATE")
+}
+
+/// A namespace that has opted in.
+#[derive(Debug, PartialEq)]
+pub(crate) struct OptedIn {
+    pub(crate) namespace: Arc<Namespace>,
+    /// When it opted in, as far as its `managedFields` say; otherwise when that was read.
+    pub(crate) since: Timestamp,
+    /// All of its labels.
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+impl OptedIn {
+    pub(super) fn read(namespace: &Arc<Namespace>, meta: &ObjectMeta) -> Self {
+        Self {
+            namespace: namespace.clone(),
+            since: opted_in_since(meta).unwrap_or_else(Timestamp::now),
+            labels: meta.labels.clone().unwrap_or_default(),
+        }
+    }
 }
 
 /// Since when a namespace has carried the label that opts in, as far as its `managedFields` tell: when whoever owns the label last

@@ -12,8 +12,9 @@ use kube::api::ObjectMeta;
 
 use crate::{
     burst::{Facts, ServiceAccount},
-    config::{BURST_LABEL, Overrides},
+    config::{BURST_LABEL, DISABLED, Overrides},
     eligibility::{LabelSelector, NAMESPACE_ANNOTATIONS, NAMESPACE_LABELS, NetworkPolicy, Requirement, VirtualNode},
+    kubernetes::ObjectKey,
 };
 
 /// A namespace that has opted in.
@@ -131,28 +132,28 @@ impl Namespace {
     }
 }
 
-pub(super) fn put_namespace(namespaces: &mut Namespaces, meta: ObjectMeta) {
-    let Some(name) = meta.name else { return };
-    let read = Namespace::read(meta.labels.unwrap_or_default(), meta.annotations.unwrap_or_default());
-    if let Some(namespace) = read {
-        namespaces.insert(name, Arc::new(namespace));
+impl Namespace {
+    /// A namespace that has opted in; `None` if it has not.
+    pub(super) fn opted_in(meta: &ObjectMeta) -> Option<Arc<Self>> {
+        let (labels, annotations) = (meta.labels.clone().unwrap_or_default(), meta.annotations.clone());
+        let namespace = Self::read(labels, annotations.unwrap_or_default())?;
+        (namespace.profile != DISABLED).then(|| Arc::new(namespace))
     }
 }
 
-pub(super) fn remove_namespace(namespaces: &mut Namespaces, meta: &ObjectMeta) {
-    if let Some(name) = &meta.name {
-        namespaces.remove(name);
+pub(super) fn put_namespace(namespaces: &mut Namespaces, key: &ObjectKey, namespace: Option<Arc<Namespace>>) {
+    match namespace {
+        Some(namespace) => namespaces.insert(key.name.clone(), namespace),
+        None => namespaces.remove(&key.name),
+    };
+}
+
+pub(super) fn put_service_account(accounts: &mut ServiceAccounts, key: &ObjectKey, account: Option<ServiceAccount>) {
+    let ObjectKey { namespace, name } = key;
+    if let Some(account) = account {
+        Arc::make_mut(accounts.entry(namespace.clone()).or_default()).insert(name.as_str().into(), account);
+        return;
     }
-}
-
-pub(super) fn put_service_account(accounts: &mut ServiceAccounts, meta: ObjectMeta) {
-    let account = service_account(&meta);
-    let (Some(namespace), Some(name)) = (meta.namespace, meta.name) else { return };
-    Arc::make_mut(accounts.entry(namespace).or_default()).insert(name.into(), account);
-}
-
-pub(super) fn remove_service_account(accounts: &mut ServiceAccounts, meta: &ObjectMeta) {
-    let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else { return };
     let Some(names) = accounts.get_mut(namespace) else { return };
     Arc::make_mut(names).remove(name.as_str());
     if names.is_empty() {
@@ -165,23 +166,29 @@ pub(super) fn service_account(meta: &ObjectMeta) -> ServiceAccount {
     ServiceAccount::of_annotations(annotations.map(|(key, value)| (key.as_str(), value.as_str())))
 }
 
-/// In the order of their names: nodes are written all the time, and what has not changed is the same list.
-pub(super) fn put_node(nodes: &mut Vec<VirtualNode>, meta: ObjectMeta) {
-    remove_node(nodes, &meta);
-    let Some(name) = meta.name else { return };
-    let place = nodes.partition_point(|node| node.name < name);
-    nodes.insert(place, VirtualNode::new(name, meta.labels.unwrap_or_default().into_iter().collect()));
+pub(super) fn virtual_node(meta: ObjectMeta) -> Option<VirtualNode> {
+    Some(VirtualNode::new(meta.name?, meta.labels.unwrap_or_default().into_iter().collect()))
 }
 
-pub(super) fn remove_node(nodes: &mut Vec<VirtualNode>, meta: &ObjectMeta) {
-    nodes.retain(|node| Some(&node.name) != meta.name.as_ref());
+/// Keeps nodes in the order of their names: they are written all the time, and a list that has not changed stays the same list.
+pub(super) fn put_node(nodes: &mut Vec<VirtualNode>, key: &ObjectKey, node: Option<VirtualNode>) {
+    nodes.retain(|node| node.name != key.name);
+    if let Some(node) = node {
+        let place = nodes.partition_point(|other| other.name < node.name);
+        nodes.insert(place, node);
+    }
 }
 
-pub(super) fn put_network_policy(policies: &mut NetworkPolicies, policy: networking::NetworkPolicy) {
-    remove_network_policy(policies, &policy);
-    let Some(namespace) = policy.metadata.namespace.clone() else { return };
-    let Some(policy) = network_policy(policy) else { return };
-    Arc::make_mut(policies.entry(namespace).or_default()).push(policy);
+pub(super) fn put_network_policy(policies: &mut NetworkPolicies, key: &ObjectKey, policy: Option<NetworkPolicy>) {
+    if let Some(own) = policies.get_mut(&key.namespace) {
+        Arc::make_mut(own).retain(|policy| policy.name != key.name);
+        if own.is_empty() {
+            policies.remove(&key.namespace);
+        }
+    }
+    if let Some(policy) = policy {
+        Arc::make_mut(policies.entry(key.namespace.clone()).or_default()).push(policy);
+    }
 }
 
 /// A NetworkPolicy by whom it selects; nothing if it has no name.
@@ -204,15 +211,6 @@ pub(super) fn label_selector(selector: meta::LabelSelector) -> LabelSelector {
     }
 }
 
-pub(super) fn remove_network_policy(policies: &mut NetworkPolicies, policy: &networking::NetworkPolicy) {
-    let Some(namespace) = &policy.metadata.namespace else { return };
-    let Some(all) = policies.get_mut(namespace) else { return };
-    Arc::make_mut(all).retain(|other| Some(&other.name) != policy.metadata.name.as_ref());
-    if all.is_empty() {
-        policies.remove(namespace);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,16 +228,24 @@ mod tests {
         }
     }
 
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("shop", name)
+    }
+
+    fn node(name: &str, key: &str, value: &str) -> Option<VirtualNode> {
+        virtual_node(meta(name, key, value))
+    }
+
     #[test]
     fn a_node_that_is_written_without_a_change_leaves_the_list_as_it_is() {
         let mut nodes = Vec::new();
         for name in ["b", "a", "c"] {
-            put_node(&mut nodes, meta(name, "type", "virtual-kubelet"));
+            put_node(&mut nodes, &key(name), node(name, "type", "virtual-kubelet"));
         }
         let before = nodes.clone();
-        put_node(&mut nodes, meta("a", "type", "virtual-kubelet"));
+        put_node(&mut nodes, &key("a"), node("a", "type", "virtual-kubelet"));
         assert_eq!(nodes, before);
-        put_node(&mut nodes, meta("a", "type", "another"));
+        put_node(&mut nodes, &key("a"), node("a", "type", "another"));
         assert_ne!(nodes, before);
     }
 
@@ -252,18 +258,20 @@ mod tests {
     }
 
     #[test]
-    fn a_service_account_without_a_client_id_is_known_all_the_same() {
+    fn a_service_account_without_a_client_id_is_in_the_cache_too() {
         let mut accounts = ServiceAccounts::new();
-        put_service_account(&mut accounts, meta("web", CLIENT_ID, "0000"));
-        put_service_account(&mut accounts, meta("blank", CLIENT_ID, " "));
-        put_service_account(&mut accounts, meta("batch", "other", "x"));
+        for (name, annotation, value) in
+            [("web", CLIENT_ID, "0000"), ("blank", CLIENT_ID, " "), ("batch", "other", "x")]
+        {
+            put_service_account(&mut accounts, &key(name), Some(service_account(&meta(name, annotation, value))));
+        }
         let snapshot = Snapshot { service_accounts: Some(Arc::new(accounts.clone())), ..Snapshot::default() };
         assert_eq!(snapshot.service_account("shop", "web"), Some(ServiceAccount::WithClientId));
         assert_eq!(snapshot.service_account("shop", "blank"), Some(ServiceAccount::WithoutClientId));
         assert_eq!(snapshot.service_account("shop", "batch"), Some(ServiceAccount::WithoutClientId));
         assert_eq!(snapshot.service_account("shop", "none"), None);
         for name in ["web", "blank", "batch"] {
-            remove_service_account(&mut accounts, &meta(name, "", ""));
+            put_service_account(&mut accounts, &key(name), None);
         }
         assert!(accounts.is_empty(), "a namespace that is gone leaves nothing behind");
     }
@@ -271,19 +279,24 @@ mod tests {
     #[test]
     fn only_namespaces_with_the_label_are_kept() {
         let mut namespaces = Namespaces::new();
-        put_namespace(&mut namespaces, meta("shop", BURST_LABEL, "enabled"));
-        put_namespace(&mut namespaces, meta("plain", "team", "x"));
+        for (name, label, value) in
+            [("shop", BURST_LABEL, "enabled"), ("plain", "team", "x"), ("out", BURST_LABEL, DISABLED)]
+        {
+            put_namespace(&mut namespaces, &key(name), Namespace::opted_in(&meta(name, label, value)));
+        }
         assert_eq!(namespaces.keys().collect::<Vec<_>>(), ["shop"]);
+        put_namespace(&mut namespaces, &key("shop"), Namespace::opted_in(&meta("shop", "team", "x")));
+        assert!(namespaces.is_empty(), "its label is gone");
     }
 
     #[test]
     fn a_node_that_changes_its_labels_is_still_one_node() {
         let mut nodes = Vec::new();
-        put_node(&mut nodes, meta("virtual", "type", "virtual-kubelet"));
-        put_node(&mut nodes, meta("virtual", "virtualization", "virtualnode2"));
+        put_node(&mut nodes, &key("virtual"), node("virtual", "type", "virtual-kubelet"));
+        put_node(&mut nodes, &key("virtual"), node("virtual", "virtualization", "virtualnode2"));
         assert_eq!(nodes.len(), 1);
         assert_eq!(nodes[0].view().label("virtualization"), Some("virtualnode2"));
-        remove_node(&mut nodes, &meta("virtual", "", ""));
+        put_node(&mut nodes, &key("virtual"), None);
         assert!(nodes.is_empty());
     }
 }

@@ -1,198 +1,165 @@
-//! The watches that feed the snapshot: metadata only where that is enough, and of namespaces and nodes only those that matter.
+//! The watches of a process that serves admission, and how watches feed the snapshot: of namespaces and nodes only those that matter, and
+//! metadata only where that is enough.
 
-use std::{fmt::Debug, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures_util::StreamExt;
 use k8s_openapi::api::{core::v1, networking::v1 as networking};
-use kube::{
-    Api, Client, Resource,
-    api::{ObjectMeta, PartialObjectMeta},
-    runtime::{
-        WatchStreamExt,
-        utils::Backoff,
-        watcher::{Config, DefaultBackoff, Event, watcher},
-    },
-};
-use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use kube::{Client, api::PartialObjectMeta};
+use tokio::{sync::watch, task::JoinSet};
 
 use super::snapshot::{
-    Snapshot, put_namespace, put_network_policy, put_node, put_service_account, remove_namespace,
-    remove_network_policy, remove_node, remove_service_account,
+    Namespace, Snapshot, network_policy, put_namespace, put_network_policy, put_node, put_service_account,
+    service_account, virtual_node,
 };
 use crate::{
     background::again_after_panic,
+    burst::ServiceAccount,
     config::{BURST_LABEL, DISABLED},
-    eligibility::VirtualNode,
-    reload::configuration::ConfigReceiver,
-    telemetry::{CacheMetrics, Caches},
+    eligibility::{NetworkPolicy, VirtualNode},
+    kubernetes::{Object, ObjectKey, Refusal, Sink, Watch},
+    reload::configuration::{ConfigReceiver, until},
+    telemetry::Caches,
 };
 
 /// Objects in one page of a list. Small pages keep the peak of memory small.
 const PAGE: u32 = 100;
 
 /// The most time between two attempts at a watch. Until it is back, namespaces that opt in are not known and their pods are missed:
-/// kube's own 30 s are long for that, and four watches of a few replicas are nothing to an API server.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// kube's own 30 s are long for that, and a few watches of a few replicas are nothing to an API server.
+pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// kube's pauses, which grow and are not the same for all, up to [`LONGEST_PAUSE`].
-#[derive(Default)]
-struct Pauses(DefaultBackoff);
+/// Publishes the snapshot.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Publisher(Arc<watch::Sender<Arc<Snapshot>>>);
 
-impl Iterator for Pauses {
-    type Item = Duration;
+/// Puts the objects of one kind into the snapshot. What the API server refuses changes nothing: decisions go on with what is known.
+pub(super) struct SnapshotSink<C, V> {
+    publisher: Publisher,
+    cache: fn(&mut Snapshot) -> &mut Option<Arc<C>>,
+    put: fn(&mut C, &ObjectKey, Option<V>),
+}
 
-    fn next(&mut self) -> Option<Duration> {
-        self.0.next().map(|pause| pause.min(LONGEST_PAUSE))
+impl Publisher {
+    pub(super) fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.0.subscribe()
+    }
+
+    pub(super) fn namespaces(&self) -> impl Sink<Arc<Namespace>> + Send + Sync + use<> {
+        SnapshotSink { publisher: self.clone(), cache: |snapshot| &mut snapshot.namespaces, put: put_namespace }
+    }
+
+    pub(super) fn service_accounts(&self) -> impl Sink<ServiceAccount> + Send + Sync + use<> {
+        SnapshotSink {
+            publisher: self.clone(),
+            cache: |snapshot| &mut snapshot.service_accounts,
+            put: put_service_account,
+        }
+    }
+
+    pub(super) fn virtual_nodes(&self) -> impl Sink<VirtualNode> + Send + Sync + use<> {
+        SnapshotSink { publisher: self.clone(), cache: |snapshot| &mut snapshot.virtual_nodes, put: put_node }
+    }
+
+    pub(super) fn network_policies(&self) -> impl Sink<NetworkPolicy> + Send + Sync + use<> {
+        SnapshotSink {
+            publisher: self.clone(),
+            cache: |snapshot| &mut snapshot.network_policies,
+            put: put_network_policy,
+        }
+    }
+
+    /// Replaces the virtual nodes, if they are others than before.
+    pub(super) fn set_virtual_nodes(&self, nodes: Vec<VirtualNode>) {
+        self.0.send_if_modified(|snapshot| {
+            let is_news = snapshot.virtual_nodes.as_deref() != Some(&nodes);
+            if is_news {
+                Arc::make_mut(snapshot).virtual_nodes = Some(Arc::new(nodes));
+            }
+            is_news
+        });
     }
 }
 
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.0.reset();
+impl<C: Default + Clone, V> Sink<V> for SnapshotSink<C, V> {
+    fn replace(&self, all: BTreeMap<ObjectKey, V>) {
+        let mut complete = C::default();
+        for (key, value) in all {
+            (self.put)(&mut complete, &key, Some(value));
+        }
+        let complete = Arc::new(complete);
+        self.publisher.0.send_modify(|snapshot| *(self.cache)(Arc::make_mut(snapshot)) = Some(complete));
     }
+
+    /// Changes the published content: in place while nothing else holds it, else a copy.
+    fn apply(&self, key: ObjectKey, value: Option<V>) {
+        self.publisher.0.send_modify(|snapshot| {
+            let content = (self.cache)(Arc::make_mut(snapshot));
+            (self.put)(Arc::make_mut(content.get_or_insert_default()), &key, value);
+        });
+    }
+
+    fn refuse(&self, _: Refusal) {}
 }
 
-type Publish = Arc<watch::Sender<Arc<Snapshot>>>;
+/// The watch of all service accounts, of which metadata is decoded.
+pub(super) fn service_accounts(client: &Client, metrics: &Caches) -> Watch<PartialObjectMeta<v1::ServiceAccount>> {
+    watch(client, "serviceaccounts", "service accounts", metrics)
+}
 
-/// Starts the watches; they end when the receiver is gone.
-pub(super) fn follow(
+/// The watch of all network policies.
+pub(super) fn network_policies(client: &Client, metrics: &Caches) -> Watch<networking::NetworkPolicy> {
+    watch(client, "networkpolicies", "network policies", metrics)
+}
+
+/// A watch that decisions rest on. `cache` is its name in metrics.
+pub(super) fn watch<K: Object>(
+    client: &Client,
+    resource: &'static str,
+    cache: &'static str,
+    metrics: &Caches,
+) -> Watch<K> {
+    Watch::all(client, resource).page_size(PAGE).max_backoff(MAX_BACKOFF).metrics(metrics.of(cache))
+}
+
+/// Starts the watches of a process that serves admission.
+pub(super) fn start(
     client: &Client,
     configuration: ConfigReceiver,
     metrics: &Caches,
-) -> watch::Receiver<Arc<Snapshot>> {
-    let (publish, snapshot) = watch::channel(Arc::default());
-    let publish = Arc::new(publish);
-    let all = || Config::default().page_size(PAGE);
-    let opted_in = all().labels(&format!("{BURST_LABEL},{BURST_LABEL}!={DISABLED}"));
-
-    let namespaces = Cache {
-        name: "namespaces",
-        put: |all, object| put_namespace(all, metadata::<v1::Namespace>(object)),
-        remove: |all, object| remove_namespace(all, &object.metadata),
-        slot: |snapshot| &mut snapshot.namespaces,
-    };
-    let accounts = Cache {
-        name: "service accounts",
-        put: |all, object| put_service_account(all, metadata::<v1::ServiceAccount>(object)),
-        remove: |all, object| remove_service_account(all, &object.metadata),
-        slot: |snapshot| &mut snapshot.service_accounts,
-    };
-    let nodes = Cache {
-        name: "virtual nodes",
-        put: |all, object| put_node(all, metadata::<v1::Node>(object)),
-        remove: |all, object| remove_node(all, &object.metadata),
-        slot: |snapshot| &mut snapshot.virtual_nodes,
-    };
-    let policies = Cache::<_, networking::NetworkPolicy> {
-        name: "network policies",
-        put: put_network_policy,
-        remove: remove_network_policy,
-        slot: |snapshot| &mut snapshot.network_policies,
-    };
-    let (namespaces, accounts) = (namespaces.with(client, &publish, metrics), accounts.with(client, &publish, metrics));
-    let (nodes, policies) = (nodes.with(client, &publish, metrics), policies.with(client, &publish, metrics));
-    tokio::spawn(again_after_panic(async move || namespaces.follow(opted_in.clone()).await));
-    tokio::spawn(again_after_panic(async move || accounts.follow(all()).await));
-    tokio::spawn(again_after_panic(async move || policies.follow(all()).await));
-    tokio::spawn(again_after_panic(async move || follow_virtual_nodes(&nodes, configuration.clone()).await));
-    snapshot
+) -> (watch::Receiver<Arc<Snapshot>>, JoinSet<()>) {
+    let (publisher, mut tasks) = (Publisher::default(), JoinSet::new());
+    let namespaces: Watch<PartialObjectMeta<v1::Namespace>> = watch(client, "namespaces", "namespaces", metrics);
+    namespaces.labels(&format!("{BURST_LABEL},{BURST_LABEL}!={DISABLED}")).spawn(
+        &mut tasks,
+        |object| Namespace::opted_in(&object.metadata),
+        publisher.namespaces(),
+    );
+    service_accounts(client, metrics).spawn(
+        &mut tasks,
+        |object| Some(service_account(&object.metadata)),
+        publisher.service_accounts(),
+    );
+    network_policies(client, metrics).spawn(&mut tasks, network_policy, publisher.network_policies());
+    let nodes: Watch<PartialObjectMeta<v1::Node>> = watch(client, "nodes", "virtual nodes", metrics);
+    let sink = publisher.virtual_nodes();
+    tasks.spawn(again_after_panic(async move || follow_virtual_nodes(&nodes, &configuration, &sink).await));
+    (publisher.subscribe(), tasks)
 }
 
-/// Follows the nodes that the configuration in force selects. What is known of the others stays until the new list is complete.
+/// Follows the nodes that the configuration in force selects. The others stay in the snapshot until the new list is complete.
 async fn follow_virtual_nodes(
-    nodes: &Following<Vec<VirtualNode>, PartialObjectMeta<v1::Node>>,
-    mut configuration: ConfigReceiver,
+    nodes: &Watch<PartialObjectMeta<v1::Node>>,
+    configuration: &ConfigReceiver,
+    sink: &impl Sink<VirtualNode>,
 ) {
     loop {
-        let selector = configuration.borrow_and_update().virtual_nodes.selector.clone();
-        let selected = Config::default().page_size(PAGE).labels(&String::from(selector.clone()));
-        let another = async {
-            // Without anyone who could change the configuration, it stays as it is.
-            if configuration.wait_for(|now| now.virtual_nodes.selector != selector).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
+        let selector = configuration.borrow().virtual_nodes.selector.clone();
+        let selected = nodes.clone().labels(&String::from(selector.clone()));
         tokio::select! {
-            () = nodes.follow(selected) => return,
-            () = another => tracing::info!("virtual nodes are selected by another label now, listing them anew"),
-        }
-    }
-}
-
-fn metadata<K>(object: PartialObjectMeta<K>) -> ObjectMeta {
-    object.metadata
-}
-
-/// How one kind of object is kept in the snapshot.
-struct Cache<M, K> {
-    name: &'static str,
-    put: fn(&mut M, K),
-    remove: fn(&mut M, &K),
-    slot: fn(&mut Snapshot) -> &mut Option<Arc<M>>,
-}
-
-/// The same with where it comes from and goes to.
-struct Following<M, K> {
-    cache: Cache<M, K>,
-    api: Api<K>,
-    publish: Publish,
-    metrics: CacheMetrics,
-}
-
-impl<M, K: Resource<DynamicType = ()>> Cache<M, K> {
-    fn with(self, client: &Client, publish: &Publish, metrics: &Caches) -> Following<M, K> {
-        let metrics = metrics.of(self.name);
-        Following { cache: self, api: Api::all(client.clone()), publish: publish.clone(), metrics }
-    }
-}
-
-impl<M, K> Following<M, K>
-where
-    M: Default + Clone,
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    /// Follows what this selects, until nobody wants the snapshot any more.
-    async fn follow(&self, config: Config) {
-        let Cache { name, put, remove, .. } = &self.cache;
-        let mut events = watcher(self.api.clone(), config).backoff(Pauses::default()).boxed();
-        // What a list has brought so far. It replaces the old content only when it is complete.
-        let mut listed = M::default();
-        loop {
-            let event = tokio::select! {
-                event = events.next() => event,
-                () = self.publish.closed() => return,
-            };
-            match event {
-                None => return,
-                Some(Err(error)) => {
-                    self.metrics.interrupted();
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(cache = name, error, "watch interrupted, trying again");
-                }
-                Some(Ok(Event::Init)) => listed = M::default(),
-                Some(Ok(Event::InitApply(object))) => put(&mut listed, object),
-                Some(Ok(Event::InitDone)) => {
-                    self.fill(Arc::new(std::mem::take(&mut listed)));
-                    self.metrics.filled();
-                    tracing::debug!(cache = name, "cache filled");
-                }
-                Some(Ok(Event::Apply(object))) => self.change(|content| put(content, object)),
-                Some(Ok(Event::Delete(object))) => self.change(|content| remove(content, &object)),
+            () = selected.run(|node| virtual_node(node.metadata), sink) => {}
+            () = until(configuration, |now| now.virtual_nodes.selector != selector) => {
+                tracing::info!("virtual nodes have another label now, listing them again");
             }
         }
-    }
-
-    fn fill(&self, complete: Arc<M>) {
-        self.publish.send_modify(|snapshot| *(self.cache.slot)(Arc::make_mut(snapshot)) = Some(complete));
-    }
-
-    /// Changes the published content: in place while nobody else holds it, else a copy.
-    fn change(&self, change: impl FnOnce(&mut M)) {
-        self.metrics.heard();
-        self.publish.send_modify(|snapshot| {
-            let content = (self.cache.slot)(Arc::make_mut(snapshot));
-            change(Arc::make_mut(content.get_or_insert_default()));
-        });
     }
 }

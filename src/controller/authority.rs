@@ -24,6 +24,7 @@ use crate::{
         self_managed::{CONFIGURATION, SECRET, read},
         trusted::Trusted,
     },
+    cluster::Inventory,
     kubernetes::is_conflict,
     telemetry::{Causes, ControllerMetrics},
 };
@@ -44,11 +45,11 @@ pub enum RotationError {
 }
 
 /// Runs rounds until it is dropped.
-pub(super) async fn run(context: &Context) {
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let Context { client, namespace, events, metrics, .. } = context;
     let mut reconciler = AuthorityReconciler::new(client.clone(), namespace, events.clone(), metrics.clone());
     let round = async || if context.is_self_managed() { reconciler.round().await } else { Ok(Outcome::UpToDate) };
-    Box::pin(run_rounds("authority", metrics, context.certificate_changes(), round)).await;
+    Box::pin(run_rounds("authority", metrics, context.certificate_changes(inventory), round)).await;
 }
 
 /// Creates, rotates and replaces the authority.

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     certs::self_managed::{CONFIGURATION, SECRET, read},
+    cluster::Inventory,
     kubernetes::{conditional_patch, is_conflict},
 };
 
@@ -27,9 +28,9 @@ use crate::{
 struct BundleError(&'static str, #[source] kube::Error);
 
 /// Runs rounds until it is dropped.
-pub(super) async fn run(context: &Context) {
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let round = async || if context.is_self_managed() { round(context).await } else { Ok(Outcome::UpToDate) };
-    Box::pin(run_rounds("ca-bundle", &context.metrics, context.certificate_changes(), round)).await;
+    Box::pin(run_rounds("ca-bundle", &context.metrics, context.certificate_changes(inventory), round)).await;
 }
 
 async fn round(context: &Context) -> Result<Outcome, BundleError> {

@@ -7,8 +7,10 @@
 
 use std::collections::HashMap;
 
-use super::observed::{Assigned, Kept, Node, Requests};
-use crate::pod::{Pod, Quantity, ResourceList, ResourceRequirements, Taint};
+use crate::{
+    cluster::{Node, Requests, ScheduledPod},
+    pod::{Pod, Quantity, ResourceList, ResourceRequirements, Taint},
+};
 
 /// Returns whether the node accepts the pod, apart from its capacity: it is Ready and not cordoned, the pod tolerates its taints, and
 /// the pod's selector and required affinity match it.
@@ -45,12 +47,12 @@ struct NodeUsage<'n> {
 
 impl<'n> FreeCapacity<'n> {
     /// The capacity that the assigned pods leave on these nodes.
-    pub(super) fn new(nodes: impl Iterator<Item = &'n Node>, assigned: &Kept<Assigned>) -> Self {
+    pub(super) fn new<'p>(nodes: impl Iterator<Item = &'n Node>, pods: impl Iterator<Item = &'p ScheduledPod>) -> Self {
         let usage = nodes.map(|node| NodeUsage { node, requests: Requests::default(), pods: 0 });
         let mut usage: Vec<_> = usage.collect();
         let by_name: HashMap<&str, usize> =
             usage.iter().enumerate().map(|(index, usage)| (usage.node.name.as_str(), index)).collect();
-        for pod in assigned.values() {
+        for pod in pods {
             if let Some(usage) = by_name.get(&*pod.node).and_then(|index| usage.get_mut(*index)) {
                 usage.add(pod.requests);
             }
@@ -131,12 +133,11 @@ mod tests {
         pod.to_string()
     }
 
-    fn assigned(pods: &[(&str, &str, &str)]) -> Kept<Assigned> {
+    fn assigned(pods: &[(&str, &str, &str)]) -> Vec<ScheduledPod> {
         let amount = |text: &str| Quantity::parse(text).unwrap();
-        let pods = pods.iter().enumerate().map(|(number, (node, cpu, memory))| {
+        let pods = pods.iter().map(|(node, cpu, memory)| {
             let requests = Requests { cpu: amount(cpu), memory: amount(memory) };
-            let assigned = Assigned { node: (*node).into(), requests, ..Assigned::default() };
-            ((String::new(), number.to_string()), assigned)
+            ScheduledPod { node: (*node).into(), requests, ..ScheduledPod::default() }
         });
         pods.collect()
     }
@@ -172,9 +173,9 @@ mod tests {
     }
 
     /// The nodes of as many pods as fit.
-    fn place(nodes: &[Node], assigned: &Kept<Assigned>, spec: &Value) -> Vec<String> {
+    fn place(nodes: &[Node], assigned: &[ScheduledPod], spec: &Value) -> Vec<String> {
         let text = pod(spec);
-        let mut capacity = FreeCapacity::new(nodes.iter(), assigned);
+        let mut capacity = FreeCapacity::new(nodes.iter(), assigned.iter());
         let pod: Pod<'_> = serde_json::from_str(&text).unwrap();
         std::iter::from_fn(|| capacity.place(&pod)).take(20).map(|node| node.name.clone()).collect()
     }

@@ -11,26 +11,29 @@ use kube::{Api, Client, api::ListParams};
 use super::{
     Context, changes_of,
     ghosts::set_cordon,
-    observed::{Kept, Node, Observed},
     reconcile::{Outcome, run_rounds},
-    taints::{FULL, GHOST, LAST_RESORT, TaintError, TaintWrite, write_taint},
+    taints::{FULL, GHOST, LAST_RESORT, ManagedTaint, TaintError, TaintWrite, write_taint},
 };
-use crate::{config::VirtualNodes, kubernetes::Backoff};
+use crate::{
+    cluster::{Inventory, Node, NodeObject},
+    config::VirtualNodes,
+    kubernetes::{Backoff, Store, list},
+};
 
 const RECONCILER: &str = "last-resort";
 
 /// Runs rounds until it is dropped.
-pub(super) async fn run(context: &Context, observed: &Observed) {
-    let changes = stream::select(changes_of(observed.nodes.clone()), changes_of(context.configuration.clone()));
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
+    let changes = stream::select(changes_of(inventory.nodes.clone()), changes_of(context.configuration.clone()));
     let mut backoff = Backoff::default();
-    let round = async || round(context, observed, &mut backoff).await;
+    let round = async || round(context, inventory, &mut backoff).await;
     Box::pin(run_rounds(RECONCILER, &context.metrics, changes, round)).await;
 }
 
-async fn round(context: &Context, observed: &Observed, backoff: &mut Backoff) -> Result<Outcome, TaintError> {
+async fn round(context: &Context, inventory: &Inventory, backoff: &mut Backoff) -> Result<Outcome, TaintError> {
     let configuration = context.configuration.borrow().clone();
     let plan = {
-        let nodes = observed.nodes.borrow();
+        let nodes = inventory.nodes.borrow();
         backoff.retain(nodes.values().map(|node| node.name.as_str()));
         plan(&nodes, &configuration.virtual_nodes)
     };
@@ -38,7 +41,7 @@ async fn round(context: &Context, observed: &Observed, backoff: &mut Backoff) ->
 }
 
 /// Returns the nodes whose taint must change, and whether they get it. A node that is no longer selected loses it.
-fn plan(nodes: &Kept<Node>, settings: &VirtualNodes) -> Vec<(Node, bool)> {
+fn plan(nodes: &Store<Node>, settings: &VirtualNodes) -> Vec<(Node, bool)> {
     let wrong = nodes.values().filter_map(|node| {
         let desired = settings.last_resort_taint && node.is_virtual(&settings.selector);
         (LAST_RESORT.is_on_observed(node) != desired).then(|| (node.clone(), desired))
@@ -52,37 +55,29 @@ fn plan(nodes: &Kept<Node>, settings: &VirtualNodes) -> Vec<(Node, bool)> {
 ///
 /// Errors of the API server, and [`CleanupError::Contended`] if another client writes to a node all the time.
 pub async fn cleanup(client: &Client) -> Result<Vec<String>, CleanupError> {
-    // Decodes only the fields that the watch decodes.
-    let (nodes, lean): (Api<v1::Node>, Api<_>) = (Api::all(client.clone()), Api::all(client.clone()));
+    let (nodes, partial): (Api<v1::Node>, Api<NodeObject>) = (Api::all(client.clone()), Api::all(client.clone()));
+    let has_taints = |node: &Node| OURS.into_iter().any(|taint| taint.is_on_observed(node));
+    let tainted = list(&partial, ListParams::default(), |node| Node::read(node).filter(has_taints));
     let mut cleaned = Vec::new();
-    let mut pages = ListParams::default().limit(PAGE_SIZE);
-    loop {
-        let page = lean.list(&pages).await.map_err(CleanupError::List)?;
-        for node in page.items.into_iter().filter_map(Node::read) {
-            if GHOST.is_on_observed(&node) && node.is_cordoned {
-                let uncordoned = set_cordon(&nodes, &node.name, false).await;
-                uncordoned.map_err(|error| CleanupError::Write(node.name.clone(), error))?;
-            }
-            let ours = [LAST_RESORT, FULL, GHOST].into_iter().filter(|taint| taint.is_on_observed(&node));
-            let mut is_cleaned = false;
-            for taint in ours {
-                let written = write_taint(&nodes, &node.name, taint, false).await;
-                match written.map_err(|error| CleanupError::Write(node.name.clone(), error))? {
-                    TaintWrite::UpToDate | TaintWrite::Changed => is_cleaned = true,
-                    TaintWrite::Conflict | TaintWrite::Stripped => return Err(CleanupError::Contended(node.name)),
-                }
-            }
-            cleaned.extend(is_cleaned.then_some(node.name));
+    for node in tainted.await.map_err(CleanupError::List)? {
+        if GHOST.is_on_observed(&node) && node.is_cordoned {
+            let uncordoned = set_cordon(&nodes, &node.name, false).await;
+            uncordoned.map_err(|error| CleanupError::Write(node.name.clone(), error))?;
         }
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => pages.continue_token = Some(token),
-            None => return Ok(cleaned),
+        for taint in OURS.into_iter().filter(|taint| taint.is_on_observed(&node)) {
+            let written = write_taint(&nodes, &node.name, taint, false).await;
+            match written.map_err(|error| CleanupError::Write(node.name.clone(), error))? {
+                TaintWrite::UpToDate | TaintWrite::Changed => {}
+                TaintWrite::Conflict | TaintWrite::Stripped => return Err(CleanupError::Contended(node.name)),
+            }
         }
+        cleaned.push(node.name);
     }
+    Ok(cleaned)
 }
 
-/// Nodes in a page of the list.
-const PAGE_SIZE: u32 = 250;
+/// The taints of Spillway.
+const OURS: [ManagedTaint; 3] = [LAST_RESORT, FULL, GHOST];
 
 /// Why the taints could not be removed.
 #[derive(Debug, thiserror::Error)]

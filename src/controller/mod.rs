@@ -13,37 +13,28 @@ mod identity;
 pub mod last_resort;
 mod late;
 mod missed;
-mod observed;
 mod pods;
 mod reconcile;
 mod taints;
 
-use events::{EventAggregator, EventRecorder, reference};
+use events::{EventAggregator, EventRecorder};
 use futures_util::{
     Stream, StreamExt, future,
     stream::{self, BoxStream},
 };
-use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret};
 use kube::{
-    Api, Client,
-    api::PartialObjectMeta,
-    runtime::{
-        WatchStreamExt,
-        events::EventType,
-        watcher::{Error as WatchError, watch_object},
-    },
+    Client,
+    runtime::{events::EventType, watcher::Error as WatchError},
 };
-use observed::Observed;
 pub use reconcile::Outcome;
 use tokio::sync::{mpsc, watch};
 
 pub use crate::kubernetes::Leadership;
 use crate::{
     background::again_after_panic,
-    certs::self_managed::{CONFIGURATION, SECRET},
-    cluster::Cluster,
+    cluster::Inventory,
     config::CertificateSource,
-    kubernetes::LeaderElector,
+    kubernetes::{LeaderElector, object_reference},
     reload::configuration::ConfigReceiver,
     telemetry::{Causes, ControllerMetrics},
 };
@@ -74,13 +65,9 @@ impl Context {
     }
 
     /// An item for each change of an input of the certificates: the authority's Secret, the webhook configuration, the configuration.
-    fn certificate_changes(&self) -> impl Stream<Item = ()> {
-        let secrets: Api<PartialObjectMeta<Secret>> = Api::namespaced(self.client.clone(), &self.namespace);
-        let webhooks: Api<PartialObjectMeta<MutatingWebhookConfiguration>> = Api::all(self.client.clone());
-        let secret = watch_changes("Secret", watch_object(secrets, SECRET).default_backoff());
-        let webhook =
-            watch_changes("MutatingWebhookConfiguration", watch_object(webhooks, CONFIGURATION).default_backoff());
-        stream::select(stream::select(secret, webhook), changes_of(self.configuration.clone()))
+    fn certificate_changes(&self, inventory: &Inventory) -> impl Stream<Item = ()> {
+        let objects = [changes_of(inventory.secret_version.clone()), changes_of(inventory.webhook_version.clone())];
+        stream::select(stream::select_all(objects), changes_of(self.configuration.clone()))
     }
 }
 
@@ -174,25 +161,25 @@ impl Controller {
 
 /// Runs all reconcilers.
 async fn reconcile_all(context: &Context) {
-    let observed = Observed::start(&context.client, &context.configuration);
-    let cluster = Cluster::follow(context.client.clone(), context.configuration.clone(), &context.metrics.caches);
+    let Context { client, namespace, configuration, metrics, .. } = context;
+    let inventory = Inventory::start(client, namespace, configuration, &metrics.caches);
     tokio::join!(
-        authority::run(context),
-        ca_bundle::run(context),
-        again_after_panic(async || identity::run(context).await),
-        last_resort::run(context, &observed),
-        late::run(context, &observed, &cluster),
-        capacity::run(context, &observed),
-        missed::run(context, &observed, &cluster),
-        ghosts::run(context, &observed),
-        advice::run(context, &observed, &cluster),
+        authority::run(context, &inventory),
+        ca_bundle::run(context, &inventory),
+        again_after_panic(async || identity::run(context, &inventory).await),
+        last_resort::run(context, &inventory),
+        late::run(context, &inventory),
+        capacity::run(context, &inventory),
+        missed::run(context, &inventory),
+        ghosts::run(context, &inventory),
+        advice::run(context, &inventory),
         again_after_panic(async || context.event_aggregator.publish(&context.events).await),
     );
 }
 
 /// Writes an event when the configuration file becomes invalid, and when it is valid again. Each replica reports its own file.
 async fn report_configuration(context: &Context, mut refusals: mpsc::Receiver<Option<String>>) {
-    let about = reference("v1", "ConfigMap", Some(&context.namespace), CONFIG_MAP);
+    let about = object_reference("v1", "ConfigMap", Some(&context.namespace), CONFIG_MAP);
     let mut is_invalid = false;
     while let Some(refusal) = refusals.recv().await {
         let was_invalid = std::mem::replace(&mut is_invalid, refusal.is_some());
@@ -205,4 +192,66 @@ async fn report_configuration(context: &Context, mut refusals: mpsc::Receiver<Op
     }
     // Without a file there is nothing to report.
     std::future::pending::<()>().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::kubernetes::testing::FakeApi;
+
+    const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_controller_opens_one_watch_for_each_kind() {
+        let api = FakeApi::default();
+        // With everything that is watched only where it matters: a webhook that injects identities, and a pod with an identity binding.
+        let service = json!({"namespace": "kube-system", "name": "wi"});
+        let webhook = json!({
+            "name": "wi", "admissionReviewVersions": ["v1"], "sideEffects": "None", "clientConfig": {"service": service},
+            "objectSelector": {"matchLabels": {"azure.workload.identity/use": "true"}},
+        });
+        api.apply(WEBHOOKS, json!({"metadata": {"name": "azure-wi"}, "webhooks": [webhook]}));
+        api.apply("/api/v1/nodes", json!({"metadata": {"name": "virtual", "labels": {"type": "virtual-kubelet"}}}));
+        let annotations = json!({"azure.workload.identity/use-identity-binding": "true"});
+        api.apply(
+            "/api/v1/pods",
+            json!({"metadata": {"namespace": "shop", "name": "web", "annotations": annotations}, "spec": {"nodeName": "virtual"}}),
+        );
+        let context = Context {
+            client: api.client(),
+            namespace: "spillway-system".to_owned(),
+            configuration: watch::Sender::new(Arc::default()).subscribe(),
+            events: EventRecorder::new(api.client(), "test"),
+            event_aggregator: EventAggregator::default(),
+            metrics: ControllerMetrics::default(),
+        };
+        let ran = tokio::time::timeout(Duration::from_secs(200), reconcile_all(&context)).await;
+        assert!(ran.is_err(), "reconcilers never end");
+        let watches = api.watches();
+        let watches: Vec<_> = watches.iter().map(|(watch, count)| (watch.as_str(), *count)).collect();
+        assert_eq!(
+            watches,
+            [
+                ("/api/v1/events fieldSelector=reason%3DNominated%2CinvolvedObject.kind%3DPod", 1),
+                ("/api/v1/events fieldSelector=reason%3DTriggeredScaleUp%2CinvolvedObject.kind%3DPod", 1),
+                ("/api/v1/namespaces", 1),
+                ("/api/v1/namespaces/spillway-system/secrets fieldSelector=metadata.name%3Dspillway-ca", 1),
+                ("/api/v1/nodes", 1),
+                ("/api/v1/pods", 1),
+                ("/api/v1/serviceaccounts", 1),
+                (WEBHOOKS, 1),
+                (
+                    "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices labelSelector=kubernetes.io%2Fservice-name%3Dwi",
+                    1
+                ),
+                ("/apis/networking.k8s.io/v1/networkpolicies", 1),
+                ("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", 1),
+                ("/apis/rbac.authorization.k8s.io/v1/clusterroles", 1),
+            ]
+        );
+    }
 }

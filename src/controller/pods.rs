@@ -9,9 +9,9 @@ use kube::{
 };
 use tokio::time::Instant;
 
-use super::{Context, FIELD_MANAGER, observed::Name, reconcile::Outcome};
+use super::{Context, FIELD_MANAGER, reconcile::Outcome};
 use crate::{
-    kubernetes::{Backoff, conditional_patch, is_conflict, is_unanswered},
+    kubernetes::{Backoff, ObjectKey, conditional_patch, is_conflict, is_unanswered},
     telemetry::Causes,
 };
 
@@ -20,18 +20,17 @@ pub(super) const MAX_CONCURRENT_REQUESTS: usize = 8;
 
 /// Why a request about a pod failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {verb} pod {namespace}/{name}")]
+#[error("cannot {verb} pod {pod}")]
 pub(super) struct PodError {
     verb: &'static str,
-    namespace: String,
-    name: String,
+    pod: ObjectKey,
     #[source]
     source: kube::Error,
 }
 
 impl PodError {
-    pub(super) fn new(verb: &'static str, (namespace, name): &Name, source: kube::Error) -> Self {
-        Self { verb, namespace: namespace.clone(), name: name.clone(), source }
+    pub(super) fn new(verb: &'static str, pod: &ObjectKey, source: kube::Error) -> Self {
+        Self { verb, pod: pod.clone(), source }
     }
 
     /// Returns whether the API server did not answer, so that other pods will fail as well.
@@ -43,15 +42,15 @@ impl PodError {
 /// Patches this version of a pod, and counts the result under `action`.
 pub(super) async fn patch_pod(
     context: &Context,
-    pod: &Name,
+    pod: &ObjectKey,
     resource_version: &str,
     action: &'static str,
     patch: JsonPatch,
 ) -> Result<Outcome, PodError> {
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let patch = Patch::Json::<()>(conditional_patch(resource_version, patch));
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.0);
-    let (result, outcome) = match pods.patch_metadata(&pod.1, &params, &patch).await {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace);
+    let (result, outcome) = match pods.patch_metadata(&pod.name, &params, &patch).await {
         Ok(_) => ("success", Ok(Outcome::Changed)),
         // The pod is gone or has changed. The watch will bring that.
         Err(error) if is_conflict(&error) => ("conflict", Ok(Outcome::Conflict)),
@@ -107,7 +106,7 @@ mod tests {
 
     /// Applies these outcomes. Returns the result and the pods that back off.
     fn apply(outcomes: Vec<(&str, Result<Outcome, kube::Error>)>) -> (Result<Outcome, PodError>, Vec<String>) {
-        let name = ("shop".to_owned(), "web".to_owned());
+        let name = ObjectKey::new("shop", "web");
         let mut backoff = Backoff::default();
         let uids: Vec<_> = outcomes.iter().map(|(uid, _)| (*uid).to_owned()).collect();
         let writes = outcomes.into_iter().map(|(uid, outcome)| {

@@ -7,7 +7,6 @@ pub mod custom_resources;
 mod file;
 pub mod issuer;
 mod merge;
-pub(crate) mod pages;
 pub mod resource_manager;
 
 use std::{

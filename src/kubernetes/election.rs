@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_available_when_it_has_not_changed_for_its_duration() {
+    fn a_lease_that_has_not_changed_for_its_duration_is_available() {
         let lease = |holder: &str, renewed: &str| -> Lease {
             serde_json::from_value(json!({"metadata": {}, "spec": {"holderIdentity": holder, "renewTime": renewed}}))
                 .unwrap()

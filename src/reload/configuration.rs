@@ -15,9 +15,15 @@ use crate::{
     telemetry::ConfigurationMetrics,
 };
 
-/// The configuration in force. Whoever decides takes it once, so that a decision rests on one configuration; whoever must act on a
-/// change can wait for one.
+/// The configuration in force. A decision borrows it once, so that it rests on one configuration.
 pub type ConfigReceiver = watch::Receiver<Arc<Configuration>>;
+
+/// Waits until the configuration in force meets a condition. Waits for good if nothing can change the configuration any more.
+pub async fn until(configuration: &ConfigReceiver, condition: impl Fn(&Configuration) -> bool) {
+    if configuration.clone().wait_for(|now| condition(now)).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
 
 /// Why a configuration file cannot be used.
 #[derive(Debug, thiserror::Error)]

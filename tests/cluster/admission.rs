@@ -1,4 +1,4 @@
-//! A pod created in a namespace that opted in comes back with its changes, and with everything it had.
+//! A pod in an opted-in namespace gets Spillway's changes and keeps everything it had.
 
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ fn merge(into: &mut Value, from: &Value) {
     }
 }
 
-/// The pod without what differs from one creation to the next.
+/// Returns the pod without fields that differ between creations.
 fn stable(pod: &Value) -> Value {
     let mut pod = without_random_names(pod);
     let metadata = pod["metadata"].as_object_mut().unwrap();
@@ -44,7 +44,7 @@ fn stable(pod: &Value) -> Value {
 const TOLERATION: &str = r#"{"effect":"NoSchedule","key":"virtual-kubelet.io/provider","operator":"Exists"}"#;
 
 #[test]
-fn the_four_changes_arrive() {
+fn a_created_pod_gets_the_four_changes() {
     spillway();
     let namespace = control_plane().namespace(Some("high-scale"));
     namespace.known_identity("web");
@@ -88,7 +88,7 @@ fn settings_come_from_profile_namespace_and_pod() {
 }
 
 #[test]
-fn a_dry_run_shows_what_a_create_does_and_leaves_nothing_behind() {
+fn a_dry_run_shows_what_a_create_does() {
     spillway();
     let namespace = control_plane().namespace(Some("high-scale"));
     namespace.known_identity("web");
@@ -109,7 +109,7 @@ fn a_dry_run_shows_what_a_create_does_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_workload_gets_the_same_pods_as_a_person() {
+fn pods_of_a_deployment_are_changed_too() {
     spillway();
     let namespace = control_plane().namespace(Some("enabled"));
     namespace.create(&json!({
@@ -123,7 +123,7 @@ fn a_workload_gets_the_same_pods_as_a_person() {
 }
 
 #[test]
-fn what_the_user_wrote_survives() {
+fn the_users_own_fields_survive() {
     spillway();
     let plane = control_plane();
     let (plain, opted_in) = (plane.namespace(None), plane.namespace(Some("high-scale")));
@@ -179,19 +179,19 @@ fn what_the_user_wrote_survives() {
 }
 
 #[test]
-fn what_cannot_overflow_stays_and_says_why() {
+fn ineligible_pods_stay_with_a_reason() {
     spillway();
     let namespace = control_plane().namespace(Some("enabled"));
     let typo = control_plane().namespace(Some("Enabled"));
     let windows = json!({"spec": {"os": {"name": "windows"}}});
     let owner = json!({"metadata": {"ownerReferences": [{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "u"}]}});
-    for (place, more, decision) in [
+    for (namespace, more, decision) in [
         (&namespace, windows.clone(), "stay: Windows"),
         (&namespace, owner, "stay: DaemonSet"),
         (&namespace, json!({"spec": {"nodeName": "vm-1", "os": {"name": "windows"}}}), "stay: NodeName,Windows"),
         (&typo, json!({}), "stay: UnknownProfile"),
     ] {
-        let admitted = place.dry_run(&pod("p", &more));
+        let admitted = namespace.dry_run(&pod("p", &more));
         let annotations = admitted["metadata"]["annotations"].as_object().unwrap();
         assert_eq!(annotations["spillway.dev/decision"], decision);
         assert!(!annotations.contains_key("spillway.dev/added"), "{decision}");
@@ -200,7 +200,7 @@ fn what_cannot_overflow_stays_and_says_why() {
 }
 
 #[test]
-fn a_namespace_that_changes_its_mind_is_followed() {
+fn namespace_label_changes_take_effect() {
     spillway();
     let plane = control_plane();
     let namespace = plane.namespace(Some("enabled"));
@@ -217,7 +217,7 @@ fn a_namespace_that_changes_its_mind_is_followed() {
 }
 
 #[test]
-fn a_service_account_that_is_gone_leaves_nothing_behind() {
+fn a_recreated_service_account_has_no_client_id() {
     let webhook = spillway();
     let namespace = control_plane().namespace(Some("enabled"));
     namespace.known_identity("web");

@@ -1,17 +1,13 @@
-//! Virtual nodes take no more pods than they may, and none while pods fail to start there.
+//! Virtual nodes take no more pods than configured, and none while pods fail to start there.
 
 use serde_json::{Value, json};
 
-use crate::{
-    certificates::Installed,
-    configuration::Volume,
-    harness::{Controller, Namespace, eventually},
-};
+use crate::harness::{ConfigVolume, Controller, InstalledSandbox, Namespace, eventually};
 
 const CLOSED_BY_CAP: &str = "spillway_virtual_nodes_closed{cause=\"cap\"}";
 const CLOSED_BY_BREAKER: &str = "spillway_virtual_nodes_closed{cause=\"breaker\"}";
 
-/// Pods that no VM of the example is large enough for.
+/// Creates pods that are too large for the VMs of the example.
 fn deploy(namespace: &Namespace, replicas: u32) {
     namespace.create(&json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
@@ -25,65 +21,66 @@ fn deploy(namespace: &Namespace, replicas: u32) {
     }));
 }
 
-/// The names of the pods on the virtual node.
-fn there(namespace: &Namespace) -> Vec<String> {
+/// Returns the names of the pods on the virtual node.
+fn pods_on_virtual_node(namespace: &Namespace) -> Vec<String> {
     let pods = namespace.pods();
     let on_virtual = pods.iter().filter(|pod| pod["spec"]["nodeName"] == "virtualnode-0");
     on_virtual.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
 }
 
-fn is_closed(installed: &Installed) -> bool {
+fn is_closed(installed: &InstalledSandbox) -> bool {
     let node = installed.plane().get("/api/v1/nodes/virtualnode-0");
     node["spec"]["taints"].to_string().contains("spillway.dev/full")
 }
 
-fn reasons(installed: &Installed) -> Vec<String> {
+fn reasons(installed: &InstalledSandbox) -> Vec<String> {
     let events = installed.plane().events("default");
     events.iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
 }
 
-fn told(installed: &Installed, reason: &str) {
-    eventually(reason, || reasons(installed).iter().any(|told| told == reason).then_some(()));
+fn wait_for_event(installed: &InstalledSandbox, reason: &str) {
+    eventually(reason, || reasons(installed).iter().any(|found| found == reason).then_some(()));
 }
 
 #[test]
-fn at_max_pods_virtual_nodes_are_closed_and_open_again_when_there_is_room() {
-    let installed = Installed::new();
+fn virtual_nodes_close_at_max_pods_and_reopen() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let namespace = plane.namespace(None);
-    let volume = Volume::new("capacity-volume", "virtualNodes: {maxPods: 4}");
+    let volume = ConfigVolume::new("capacity-volume", "virtualNodes: {maxPods: 4}");
     let controller = Controller::start(plane, "capacity", &["--config", &volume.file()]);
     deploy(&namespace, 4);
     let is = |closed| is_closed(&installed) == closed && controller.metric(CLOSED_BY_CAP) == u64::from(closed);
     eventually("the virtual node to be closed", || is(true).then_some(()));
-    told(&installed, "VirtualNodesFull");
+    wait_for_event(&installed, "VirtualNodesFull");
 
     namespace.kubectl(&["scale", "deployment", "web", "--replicas=6"], "");
     eventually("two pods to wait", || {
         let is_waiting = |pod: &&Value| pod["status"]["conditions"].to_string().contains("Unschedulable");
         (namespace.pods().iter().filter(is_waiting).count() == 2).then_some(())
     });
-    assert_eq!(there(&namespace).len(), 4);
+    assert_eq!(pods_on_virtual_node(&namespace).len(), 4);
 
-    let gone = there(&namespace).swap_remove(0);
+    let gone = pods_on_virtual_node(&namespace).swap_remove(0);
     namespace.delete_pod(&gone);
-    // All that wait may go at once: the taint is back only when they are seen there.
-    eventually("another pod to go there", || (there(&namespace).len() >= 4).then_some(()));
+    // All pending pods may go at once: the controller taints the node only when it sees them there.
+    eventually("another pod to go there", || (pods_on_virtual_node(&namespace).len() >= 4).then_some(()));
     namespace.kubectl(&["scale", "deployment", "web", "--replicas=1"], "");
     eventually("the virtual node to be open", || is(false).then_some(()));
-    told(&installed, "VirtualNodesReopened");
+    wait_for_event(&installed, "VirtualNodesReopened");
 }
 
 #[test]
-fn pods_that_the_provider_fails_to_run_close_virtual_nodes() {
-    let installed = Installed::new();
+fn the_breaker_closes_virtual_nodes_after_provider_failures() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let namespace = plane.namespace(None);
-    let volume = Volume::new("breaker-volume", "breaker: {failures: 3}");
+    let volume = ConfigVolume::new("breaker-volume", "breaker: {failures: 3}");
     let controller = Controller::start(plane, "breaker", &["--config", &volume.file()]);
     deploy(&namespace, 3);
-    let pods =
-        eventually("the pods to be on the virtual node", || Some(there(&namespace)).filter(|there| there.len() == 3));
+    let pods = eventually("the pods to be on the virtual node", || {
+        Some(pods_on_virtual_node(&namespace)).filter(|pods| pods.len() == 3)
+    });
     assert!(!is_closed(&installed));
     for pod in &pods {
         let failed = json!({"status": {"phase": "Pending", "reason": "ProviderFailed"}});
@@ -92,7 +89,7 @@ fn pods_that_the_provider_fails_to_run_close_virtual_nodes() {
     eventually("the virtual node to be closed", || {
         (is_closed(&installed) && controller.metric(CLOSED_BY_BREAKER) == 1).then_some(())
     });
-    told(&installed, "BreakerOpen");
+    wait_for_event(&installed, "BreakerOpen");
     namespace.kubectl(&["delete", "deployment", "web", "--wait=true"], "");
     eventually("the virtual node to be open", || (!is_closed(&installed)).then_some(()));
 }

@@ -1,5 +1,5 @@
-//! Self-managed certificates: the real webhook and the real controller, each with the permissions of its own account, in a cluster of
-//! their own.
+//! Self-managed certificates: the real webhook and the real controller, each with the permissions of its own account, in a
+//! sandbox.
 
 use std::{
     fs,
@@ -29,47 +29,15 @@ use crate::{
     admission::pod,
     drills::held_pod,
     harness::{
-        ControlPlane, Controller, Namespace, Sandbox, Webhook, eventually, install, sandbox, webhook_configuration,
+        AUTHORITY_SECRET, ControlPlane, Controller, InstalledSandbox, Namespace, WEBHOOK_CONFIGURATION, Webhook,
+        eventually, webhook_configuration,
     },
 };
 
-const CONFIGURATION: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/aci-spillway";
-const SECRET: &str = "/api/v1/namespaces/spillway-system/secrets/spillway-ca";
-
-/// Everything installed, except for what the controller makes and the webhook configuration. It is left so, too.
-pub(crate) struct Installed(Sandbox);
-
-impl Installed {
-    pub(crate) fn new() -> Self {
-        let installed = Self(sandbox());
-        install(installed.plane());
-        installed.clear();
-        installed
-    }
-
-    pub(crate) fn plane(&self) -> &'static ControlPlane {
-        self.0.plane
-    }
-
-    fn clear(&self) {
-        self.plane().delete(CONFIGURATION);
-        self.clear_authority();
-    }
-
-    /// As if no controller had run yet.
-    pub(crate) fn clear_authority(&self) {
-        self.plane().delete(SECRET);
-        self.clear_lease();
-    }
-
-    /// As if the controller that led had given its lease back, so that the next leads at once.
-    pub(crate) fn clear_lease(&self) {
-        self.plane().delete("/apis/coordination.k8s.io/v1/namespaces/spillway-system/leases/spillway-controller");
-    }
-
-    /// The authority as it is stored, if it can be used.
+impl InstalledSandbox {
+    /// Returns the stored certificate authority, if it is usable.
     fn stored(&self) -> Option<Stored> {
-        let secret = self.plane().find(SECRET)?;
+        let secret = self.plane().find(AUTHORITY_SECRET)?;
         let data = secret["data"].as_object()?.iter();
         let data = data.map(|(key, value)| (key.clone(), STANDARD.decode(value.as_str().unwrap()).unwrap()));
         Stored::read(&data.collect()).ok()
@@ -83,9 +51,9 @@ impl Installed {
         self.plane().create_in(Some("spillway-system"), &secret);
     }
 
-    /// The caBundle of each webhook of the configuration.
+    /// Returns the `caBundle` of each webhook of the configuration.
     fn bundles(&self) -> Vec<String> {
-        let webhooks = self.plane().get(CONFIGURATION);
+        let webhooks = self.plane().get(WEBHOOK_CONFIGURATION);
         let bundle = |webhook: &Value| {
             let bundle = webhook["clientConfig"]["caBundle"].as_str().unwrap_or_default();
             String::from_utf8(STANDARD.decode(bundle).unwrap()).unwrap()
@@ -93,8 +61,8 @@ impl Installed {
         webhooks["webhooks"].as_array().unwrap().iter().map(bundle).collect()
     }
 
-    /// Waits until every webhook has the bundle that the authority's Secret asks for.
-    fn bundles_are_right(&self) {
+    /// Waits until every webhook has the bundle of the stored authority.
+    fn wait_for_bundles(&self) {
         eventually("the caBundle to be that of the authority", || {
             let wanted = self.stored()?.bundle();
             let bundles = self.bundles();
@@ -102,7 +70,7 @@ impl Installed {
         });
     }
 
-    /// The reasons of the events about the authority.
+    /// Returns the reasons of the events about the authority.
     fn events(&self) -> Vec<String> {
         let events = self.plane().events("spillway-system");
         let about = events.iter().filter(|event| event["regarding"]["name"] == "spillway-ca");
@@ -110,17 +78,11 @@ impl Installed {
     }
 }
 
-impl Drop for Installed {
-    fn drop(&mut self) {
-        self.clear();
-    }
-}
-
-/// At least so many pods are created, and so many certificates looked at.
+/// The least number of pods to create and of certificates to verify.
 const CREATED: usize = 100;
 const VERIFIED: usize = 50;
 
-/// Creates pods until it is told to stop, and looks at the certificate that is served meanwhile.
+/// Creates pods and verifies the serving certificate until it is stopped.
 struct Load {
     namespace: Namespace,
     plane: &'static ControlPlane,
@@ -138,7 +100,7 @@ impl Load {
         Self { namespace, plane, is_over, created, verified }
     }
 
-    /// Every pod was decided on, no call failed, and every certificate that was served was trusted.
+    /// Asserts that every pod was decided, no call failed, and every certificate was trusted.
     async fn nothing_was_lost(self) {
         self.is_over.store(true, Ordering::Relaxed);
         let (created, verified) = (self.created.await.unwrap(), self.verified.await.unwrap());
@@ -153,7 +115,7 @@ async fn create(client: Client, namespace: String, is_over: Arc<AtomicBool>) -> 
     let api: Api<Pod> = Api::namespaced(client, &namespace);
     let mut created = 0;
     while !is_over.load(Ordering::Relaxed) || created < CREATED {
-        // Held by a gate: hundreds of pods would fill the nodes of the tests that follow.
+        // The pods are gated: hundreds of pods would fill the nodes.
         api.create(&PostParams::default(), &held_pod(&format!("load-{created}"))).await.unwrap();
         created += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -161,7 +123,7 @@ async fn create(client: Client, namespace: String, is_over: Arc<AtomicBool>) -> 
     created
 }
 
-/// The API server verifies a certificate when it opens a connection, and keeps its connections: here is a new one each time.
+/// The API server verifies a certificate once for each connection. This function opens a new connection each time.
 async fn verify(client: Client, webhook: SocketAddr, is_over: Arc<AtomicBool>) -> usize {
     let api: Api<MutatingWebhookConfiguration> = Api::all(client);
     let mut verified = 0;
@@ -183,7 +145,7 @@ async fn verify(client: Client, webhook: SocketAddr, is_over: Arc<AtomicBool>) -
     verified
 }
 
-/// The manifest as it is shipped, where a Service is called.
+/// Returns the manifest without a bundle, as it is shipped for a Service.
 fn without_bundle(manifest: &str) -> String {
     let lines: Vec<_> = manifest.lines().filter(|line| !line.contains("caBundle")).collect();
     lines.join("\n")
@@ -198,8 +160,8 @@ fn signed(webhook: &Webhook) -> u64 {
 }
 
 #[test]
-fn a_webhook_that_starts_first_waits_for_its_authority_and_then_for_the_bundle() {
-    let installed = Installed::new();
+fn the_webhook_waits_for_its_authority_and_then_the_ca_bundle() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let webhook = Webhook::start_self_managed(plane, "certificates-first", &[]);
     let waits_for = |what: &str| {
@@ -213,12 +175,12 @@ fn a_webhook_that_starts_first_waits_for_its_authority_and_then_for_the_bundle()
     assert_eq!(expiry(&webhook), 0);
     let _controller = Controller::start(plane, "certificates-first-controller", &[]);
     let _ready = webhook.ready();
-    installed.bundles_are_right();
+    installed.wait_for_bundles();
 }
 
 #[test]
-fn without_a_webhook_configuration_there_is_an_authority_and_no_error() {
-    let installed = Installed::new();
+fn without_a_configuration_the_authority_is_created_anyway() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let controller = Controller::start(plane, "certificates-absent", &[]);
     let webhook = Webhook::start_self_managed(plane, "certificates-absent-webhook", &[]).ready();
@@ -235,8 +197,8 @@ fn without_a_webhook_configuration_there_is_an_authority_and_no_error() {
 }
 
 #[test]
-fn certificates_from_elsewhere_are_left_alone_until_the_configuration_says_otherwise() {
-    let installed = Installed::new();
+fn the_controller_writes_certificates_only_if_self_managed() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let file = plane.dir.join("certificates-elsewhere.yaml");
     let configure = |source: &str| {
@@ -253,19 +215,19 @@ fn certificates_from_elsewhere_are_left_alone_until_the_configuration_says_other
     assert!(installed.stored().is_none());
     assert!(installed.bundles().iter().all(|bundle| bundle == "\n"));
     configure("self-managed");
-    installed.bundles_are_right();
+    installed.wait_for_bundles();
 }
 
-/// Applies in every way that people and tools do, and each time the webhook is called again.
+/// Applies the manifest in the ways of users and tools. Each time the API server calls the webhook again.
 #[test]
-fn a_manifest_that_is_applied_again_keeps_the_bundle_or_gets_it_back() {
-    let installed = Installed::new();
+fn a_reapplied_manifest_keeps_or_regains_the_ca_bundle() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let _controller = Controller::start(plane, "certificates-apply", &[]);
     let webhook = Webhook::start_self_managed(plane, "certificates-apply-webhook", &[]).ready();
     let emptied = webhook_configuration(plane, webhook.address);
     let without = without_bundle(&emptied);
-    // Somebody else's configuration is none of the controller's business, whatever is in it.
+    // The controller does not change another configuration.
     let other = without.replace("name: aci-spillway", "name: aci-spillway-other");
     plane.kubectl_with(&["create", "-f", "-"], &other);
     let namespace = plane.namespace(Some("enabled"));
@@ -285,48 +247,48 @@ fn a_manifest_that_is_applied_again_keeps_the_bundle_or_gets_it_back() {
         ("apply on the server, an empty bundle by force", &["apply", "--server-side", "--force-conflicts"], &emptied),
     ] {
         plane.kubectl_with(&[args, &["-f", "-"][..]].concat(), manifest);
-        installed.bundles_are_right();
+        installed.wait_for_bundles();
         is_called(how);
     }
-    let path = CONFIGURATION.replace("aci-spillway", "aci-spillway-other");
+    let path = WEBHOOK_CONFIGURATION.replace("aci-spillway", "aci-spillway-other");
     let other = plane.get(&path)["webhooks"].to_string();
     plane.delete(&path);
     assert!(other.contains("clientConfig") && !other.contains("caBundle"), "{other}");
 }
 
-/// Had the controller written by server-side apply, it would own a part of each webhook: what is taken out of the manifest would stay, as
-/// half a webhook that the API server refuses.
+/// With server-side apply the controller would own a part of each webhook. A webhook that a later manifest drops would stay,
+/// incomplete, and the API server would refuse it.
 #[test]
-fn a_later_manifest_without_one_of_the_webhooks_can_be_applied() {
+fn a_manifest_with_fewer_webhooks_can_be_applied() {
     for args in [&["apply"][..], &["apply", "--server-side"]] {
-        let installed = Installed::new();
+        let installed = InstalledSandbox::new();
         let plane = installed.plane();
         let _controller = Controller::start(plane, "certificates-fewer", &[]);
         let apply = |manifest: &str| plane.kubectl_with(&[args, &["-f", "-"][..]].concat(), manifest);
         let every = webhook_configuration(plane, "127.0.0.1:9".parse().unwrap());
         let every = without_bundle(&every);
         apply(&every);
-        installed.bundles_are_right();
+        installed.wait_for_bundles();
         let all = installed.bundles().len();
         let mut fewer: Value = serde_saphyr::from_str(&every).unwrap();
         fewer["webhooks"].as_array_mut().unwrap().pop();
         apply(&fewer.to_string());
-        installed.bundles_are_right();
+        installed.wait_for_bundles();
         assert_eq!(installed.bundles().len(), all - 1);
         apply(&every);
-        installed.bundles_are_right();
+        installed.wait_for_bundles();
         assert_eq!(installed.bundles().len(), all);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_authority_that_is_deleted_or_broken_is_replaced_and_no_call_fails_meanwhile() {
-    let installed = Installed::new();
+async fn a_lost_authority_is_replaced_without_failed_calls() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let controller = Controller::start(plane, "certificates-deleted", &[]);
     let webhook = Webhook::start_self_managed(plane, "certificates-deleted-webhook", &[]).ready();
     plane.apply(&webhook_configuration(plane, webhook.address));
-    installed.bundles_are_right();
+    installed.wait_for_bundles();
     let load = Load::start(plane, webhook.address).await;
     let secret = ["-n", "spillway-system"];
     let garbage = r#"{"data":{"tls.key":"Z2FyYmFnZQ=="}}"#;
@@ -338,21 +300,23 @@ async fn an_authority_that_is_deleted_or_broken_is_replaced_and_no_call_fails_me
         let former = former.current.certificate();
         plane.kubectl(&[&secret, change].concat());
         eventually("a new authority", || (installed.stored()?.current.certificate() != former).then_some(()));
-        installed.bundles_are_right();
+        installed.wait_for_bundles();
         let bundle = &installed.bundles()[0];
         assert!(certificates(bundle.as_bytes()).contains(former), "the former one is trusted for a while: {bundle}");
         eventually("the replica to serve under the new authority", || (signed(&webhook) > before).then_some(()));
         eventually("the event", || installed.events().contains(&reason.to_owned()).then_some(()));
     }
-    assert!(controller.metric(r#"spillway_ca_certificates{state="old"}"#) >= 2);
+    eventually("both former authorities to be counted", || {
+        (controller.metric(r#"spillway_ca_certificates{state="old"}"#) >= 2).then_some(())
+    });
     load.nothing_was_lost().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_authority_is_rotated_and_no_call_fails_meanwhile() {
-    let installed = Installed::new();
+async fn an_authority_is_rotated_without_failed_calls() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
-    // Of an age at which it is to be rotated.
+    // Old enough for a rotation.
     let old = Stored::replace(&[], OffsetDateTime::now_utc() - time::Duration::days(300)).unwrap();
     installed.store(&old);
     let webhook = Webhook::start_self_managed(plane, "certificates-rotated-webhook", &[]).ready();
@@ -367,7 +331,7 @@ async fn an_authority_is_rotated_and_no_call_fails_meanwhile() {
         (stored.next.is_none() && stored.current.certificate() != old.current.certificate()).then_some(())
     });
     eventually("the replica to serve under the new authority", || (signed(&webhook) > before).then_some(()));
-    installed.bundles_are_right();
+    installed.wait_for_bundles();
     assert!(certificates(installed.bundles()[0].as_bytes()).contains(old.current.certificate()));
     eventually("the metrics", || (controller.metric(r#"spillway_ca_certificates{state="old"}"#) == 1).then_some(()));
     for reason in ["AuthorityRotating", "AuthorityRotated"] {

@@ -1,48 +1,13 @@
-//! The configuration file of a running webhook: broken, mended, changed.
+//! The configuration file of a running webhook: invalid, fixed, changed.
 
-use std::{
-    fs,
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Pair, Webhook, control_plane, eventually, spillway_command},
-    unusable::{place, review},
+    harness::{ConfigVolume, KeyPair, Webhook, control_plane, eventually, spillway_command},
+    unusable::{review, webhook_account_and_namespace},
 };
-
-/// A ConfigMap volume as the kubelet makes it: files are links through `..data`, which is swapped.
-pub(crate) struct Volume {
-    dir: PathBuf,
-    revision: u32,
-}
-
-impl Volume {
-    pub(crate) fn new(name: &str, settings: &str) -> Self {
-        let dir = control_plane().dir.join(name);
-        fs::create_dir_all(&dir).unwrap();
-        symlink("..data/config.yaml", dir.join("config.yaml")).unwrap();
-        let mut volume = Self { dir, revision: 0 };
-        volume.publish(settings);
-        volume
-    }
-
-    pub(crate) fn publish(&mut self, settings: &str) {
-        self.revision += 1;
-        let revision = format!("..revision-{}", self.revision);
-        fs::create_dir(self.dir.join(&revision)).unwrap();
-        let text = format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{settings}\n");
-        fs::write(self.dir.join(&revision).join("config.yaml"), text).unwrap();
-        symlink(&revision, self.dir.join("..next")).unwrap();
-        fs::rename(self.dir.join("..next"), self.dir.join("..data")).unwrap();
-    }
-
-    pub(crate) fn file(&self) -> String {
-        self.dir.join("config.yaml").display().to_string()
-    }
-}
 
 async fn decision(webhook: &Webhook, namespace: &str) -> String {
     let (_, answer) = webhook.https().review(review(namespace).to_string()).await;
@@ -55,9 +20,9 @@ fn metric(webhook: &Webhook, name: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_configuration_that_is_broken_and_then_mended_never_stops_the_webhook() {
-    let (kubeconfig, namespace) = place();
-    let mut volume = Volume::new("config-volume", "mode: require");
+async fn an_invalid_configuration_keeps_the_last_good_one() {
+    let (kubeconfig, namespace) = webhook_account_and_namespace();
+    let mut volume = ConfigVolume::new("config-volume", "mode: require");
     let webhook = Webhook::start_with("reloading", &kubeconfig, &["--config", &volume.file()]).ready();
     assert_eq!(decision(&webhook, &namespace).await, "require");
     assert_eq!((metric(&webhook, "generation"), metric(&webhook, "last_reload_failed")), (1, 0));
@@ -70,19 +35,19 @@ async fn a_configuration_that_is_broken_and_then_mended_never_stops_the_webhook(
     assert_eq!(decision(&webhook, &namespace).await, "require", "the last good one is kept");
     assert_eq!(webhook.admin("/readyz").0, 200);
     let expected = format!("{}:3:1: unknown field \"modus\"", volume.file());
-    let is_told = |line: &Value| line["error"].as_str().is_some_and(|error| error.starts_with(&expected));
-    assert!(webhook.log().iter().any(is_told), "{expected}");
+    let is_logged = |line: &Value| line["error"].as_str().is_some_and(|error| error.starts_with(&expected));
+    assert!(webhook.log().iter().any(is_logged), "{expected}");
 
     let is_debug = |line: &Value| line["level"] == "DEBUG";
     assert!(!webhook.log().iter().any(is_debug));
     volume.publish("mode: prefer\nlogging: {level: debug}");
-    eventually("the mended file to be in force", || (metric(&webhook, "generation") == 2).then_some(()));
+    eventually("the fixed file to take effect", || (metric(&webhook, "generation") == 2).then_some(()));
     assert_eq!(
         (metric(&webhook, "last_reload_failed"), metric(&webhook, r#"reloads_total{result="success"}"#)),
         (0, 1)
     );
     assert_eq!(decision(&webhook, &namespace).await, "prefer");
-    // The level follows a moment after the configuration; what is to be logged comes after it.
+    // The log level follows a moment after the configuration, so the test waits for it.
     let is_louder = |line: &Value| line["message"] == "log level changed";
     eventually("the level", || webhook.log().iter().any(is_louder).then_some(()));
     volume.publish("mode: prefer\nlogging: {level: debug}\nvirtualNodes: {selector: type=other}");
@@ -99,10 +64,10 @@ async fn a_configuration_that_is_broken_and_then_mended_never_stops_the_webhook(
         let before = webhook.log().len();
         let runtime = tokio::runtime::Handle::current();
         tokio::task::block_in_place(|| runtime.block_on(decision(&webhook, &namespace)));
-        // Lines may wait to be written with others, until an error takes them along.
+        // Log lines may be buffered until an error flushes them.
         attempt += 1;
         volume.publish(&format!("modus: {attempt}"));
-        let since = eventually("an error to be told", || {
+        let since = eventually("an error to be logged", || {
             let since = webhook.log().split_off(before);
             since.iter().any(|line| line["level"] == "ERROR").then_some(since)
         });
@@ -111,7 +76,7 @@ async fn a_configuration_that_is_broken_and_then_mended_never_stops_the_webhook(
 }
 
 #[test]
-fn a_configuration_that_cannot_be_used_is_loud_at_the_start() {
+fn an_invalid_configuration_fails_the_start() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("broken.yaml");
     fs::write(&file, json!({"modus": "prefer"}).to_string()).unwrap();
     let output = spillway_command().args(["webhook", "--self-signed", "--config"]).arg(&file).output().unwrap();
@@ -120,20 +85,20 @@ fn a_configuration_that_cannot_be_used_is_loud_at_the_start() {
     assert!(stderr.contains(&format!("error: {}:1:2: unknown field \"modus\"", file.display())), "{stderr}");
 }
 
-/// The controller follows it as well: were one of them to stay behind, the `caBundle` would not belong to the certificate.
+/// The controller follows the file as well: otherwise the `caBundle` would not match the certificate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_source_of_certificates_is_taken_without_a_restart() {
-    let (kubeconfig, namespace) = place();
-    let [one, two] = ["source-one", "source-two"].map(|name| Pair::make(&control_plane().dir.join(name)));
-    let files = |pair: &Pair| format!("certificates: {{source: files, directory: {}}}", pair.dir.display());
-    let mut volume = Volume::new("source-volume", &files(&one));
+async fn the_certificate_source_changes_without_a_restart() {
+    let (kubeconfig, namespace) = webhook_account_and_namespace();
+    let [one, two] = ["source-one", "source-two"].map(|name| KeyPair::generate(&control_plane().dir.join(name)));
+    let files = |pair: &KeyPair| format!("certificates: {{source: files, directory: {}}}", pair.dir.display());
+    let mut volume = ConfigVolume::new("source-volume", &files(&one));
     let mut webhook = Webhook::start_configured("sources", &kubeconfig, &["--config", &volume.file()]).ready();
     for pair in [&one, &two] {
         volume.publish(&files(pair));
         webhook.ca.clone_from(&pair.ca);
         let decided = async {
             let body = axum::body::Bytes::from(review(&namespace).to_string());
-            // Until then the certificate is not trusted.
+            // Until then the client does not trust the certificate.
             while webhook.https().send("/mutate-v1-pod", "application/json", body.clone()).await.is_none() {
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }

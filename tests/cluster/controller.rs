@@ -1,4 +1,4 @@
-//! The elected controller, on the real API server and with the permissions of its own account.
+//! The elected controller on a real API server, with the permissions of its own account.
 
 use std::{
     fs,
@@ -14,22 +14,19 @@ use spillway::{
 };
 use tokio::sync::Barrier;
 
-use crate::{
-    certificates::Installed,
-    harness::{Controller, eventually},
-};
+use crate::harness::{AUTHORITY_SECRET, CONTROLLER_LEASE, Controller, InstalledSandbox, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_replicas_at_once_create_one_authority() {
-    let installed = Installed::new();
-    // Who is too late is told by a conflict; a race in which nobody was is none, and is run again.
+async fn twenty_concurrent_controllers_create_one_authority() {
+    let installed = InstalledSandbox::new();
+    // A controller that is too late sees a conflict. A race without one proves nothing, so the test runs it again.
     while race(&installed).await == 0 {
-        installed.clear_authority();
+        installed.delete_authority();
     }
 }
 
-/// Lets them race once, and tells how many came too late.
-async fn race(installed: &Installed) -> usize {
+/// Runs the race once, and returns the number of controllers that saw a conflict.
+async fn race(installed: &InstalledSandbox) -> usize {
     let start = Arc::new(Barrier::new(20));
     let mut reconcilers = tokio::task::JoinSet::new();
     for index in 0..20 {
@@ -56,13 +53,13 @@ async fn race(installed: &Installed) -> usize {
     agreed.iter().filter(|(outcomes, _)| outcomes.contains(&Outcome::Conflict)).count()
 }
 
-fn takes_over(next: &Controller) {
+fn wait_for_leader(next: &Controller) {
     eventually("the other replica to act", || next.leads().then_some(()));
 }
 
 #[test]
-fn one_of_two_replicas_acts_and_the_other_takes_over() {
-    let installed = Installed::new();
+fn one_replica_leads_and_another_takes_over() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let start = |name: &str| Controller::start(plane, name, &[]);
     let first = start("controller-first");
@@ -73,7 +70,7 @@ fn one_of_two_replicas_acts_and_the_other_takes_over() {
 
     let killed = Instant::now();
     first.signal("KILL");
-    takes_over(&second);
+    wait_for_leader(&second);
     let after = killed.elapsed();
     assert!(after > Duration::from_secs(5), "the lease of a replica that may be alive was taken after {after:?}");
 
@@ -84,8 +81,8 @@ fn one_of_two_replicas_acts_and_the_other_takes_over() {
     eventually("the second replica to end", || (!second.is_alive()).then_some(()));
     let releases = |line: &Value| line["message"] == "released the lease";
     assert!(second.log().iter().any(releases), "{:#?}", second.log());
-    takes_over(&third);
-    let lease = plane.get("/apis/coordination.k8s.io/v1/namespaces/spillway-system/leases/spillway-controller");
+    wait_for_leader(&third);
+    let lease = plane.get(CONTROLLER_LEASE);
     assert_eq!(
         (&lease["spec"]["holderIdentity"], &lease["spec"]["leaseDurationSeconds"]),
         (&third.name.clone().into(), &15.into())
@@ -93,41 +90,39 @@ fn one_of_two_replicas_acts_and_the_other_takes_over() {
 }
 
 #[test]
-fn a_restart_of_the_api_server_does_not_end_the_controller() {
-    let installed = Installed::new();
+fn the_controller_survives_a_restart_of_the_api_server() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let mut controller = Controller::start(plane, "controller-restart", &[]);
     eventually("the replica to act", || controller.leads().then_some(()));
     plane.restart_api_server();
     assert_eq!(controller.admin("/healthz").0, 200);
-    plane.delete("/api/v1/namespaces/spillway-system/secrets/spillway-ca");
-    eventually("the replica to go on", || {
-        plane.find("/api/v1/namespaces/spillway-system/secrets/spillway-ca").map(drop)
-    });
+    plane.delete(AUTHORITY_SECRET);
+    eventually("the replica to go on", || plane.find(AUTHORITY_SECRET).map(drop));
     assert!(controller.is_alive());
 }
 
 #[test]
-fn a_configuration_that_becomes_unusable_is_told_by_an_event_and_so_is_that_it_is_mended() {
-    let installed = Installed::new();
+fn events_report_an_invalid_configuration_and_its_repair() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let file = plane.dir.join("controller-configuration.yaml");
     let good = "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n";
     fs::write(&file, good).unwrap();
     let controller = Controller::start(plane, "controller-configuration", &["--config", file.to_str().unwrap()]);
-    let told = |wanted: &str| {
+    let wait_for_event = |wanted: &str| {
         eventually(wanted, || {
             let mut events = plane.events("spillway-system").into_iter();
             events.find(|e| e["reason"] == wanted && e["reportingInstance"] == "controller-configuration")
         })
     };
     fs::write(&file, format!("{good}modus: off\n")).unwrap();
-    let event = told("ConfigurationInvalid");
+    let event = wait_for_event("ConfigurationInvalid");
     let about = (&event["regarding"]["kind"], &event["regarding"]["name"], &event["type"]);
     assert_eq!(about, (&"ConfigMap".into(), &"spillway-config".into(), &"Warning".into()));
     assert!(event["note"].as_str().unwrap().contains("unknown field \"modus\""), "{event:#}");
     assert_eq!(controller.metric("spillway_configuration_last_reload_failed"), 1);
     fs::write(&file, good).unwrap();
-    assert_eq!(told("ConfigurationReloaded")["type"], "Normal");
+    assert_eq!(wait_for_event("ConfigurationReloaded")["type"], "Normal");
     assert_eq!(controller.metric("spillway_configuration_last_reload_failed"), 0);
 }

@@ -1,7 +1,7 @@
-//! Drills: parts of Spillway and of the cluster come and go while pods are created. No pod is lost, and none is left undecided but
-//! those whose call was under way to a replica that was killed.
+//! Drills: parts of Spillway and of the cluster restart while pods are created. No pod is lost. The only undecided pods are those
+//! whose request was in flight to a killed replica.
 //!
-//! The replicas are behind a proxy that sends new connections to those that are ready, as a Service does.
+//! The replicas are behind a proxy that sends new connections to ready replicas, as a Service does.
 
 use std::{
     sync::{
@@ -20,30 +20,31 @@ use serde_json::json;
 use tokio::{task::JoinSet, time};
 
 use crate::harness::{
-    Namespace, Pair, Sandbox, Service, Webhook, eventually, install, register_spillway, sandbox, webhook_configuration,
+    KeyPair, Namespace, Sandbox, Service, Webhook, eventually, install, register_spillway, sandbox,
+    webhook_configuration,
 };
 
-/// Every drill creates at least so many pods, and goes on until what it tries is over.
+/// The number of pods that each drill creates at least. A drill creates pods until its disruption is over.
 const PODS: usize = 500;
-/// Creators at once, and how long each pauses after a pod: some hundred pods a second.
+/// The number of concurrent creators, and the pause of each after a pod: some hundred pods a second.
 const CREATORS: usize = 8;
-const PAUSE: Duration = Duration::from_millis(40);
+const PAUSE_AFTER_POD: Duration = Duration::from_millis(40);
 
-/// Replicas of the webhook behind a service, in a cluster of their own.
+/// Replicas of the webhook behind a service, in a sandbox.
 struct Drill {
     sandbox: Sandbox,
     service: Service,
-    pair: Pair,
+    pair: KeyPair,
     namespace: Namespace,
 }
 
 impl Drill {
-    /// Two replicas, installed and called.
+    /// Starts two replicas and registers them.
     async fn start(name: &str) -> (Self, [Webhook; 2]) {
         let sandbox = sandbox();
         install(sandbox.plane);
         let service = Service::start().await;
-        let pair = Pair::publish(&sandbox.plane.dir.join(name));
+        let pair = KeyPair::in_volume(&sandbox.plane.dir.join(name));
         let namespace = sandbox.plane.namespace(Some("enabled"));
         let drill = Self { sandbox, service, pair, namespace };
         let replicas = [drill.replica(&format!("{name}-a")), drill.replica(&format!("{name}-b"))];
@@ -51,13 +52,14 @@ impl Drill {
         (drill, replicas)
     }
 
-    /// Tells the API server where the service is, and whom to trust.
+    /// Registers the service with this certificate authority.
     fn register(&self, ca: &str) {
         let plane = self.sandbox.plane;
         register_spillway(plane, &webhook_configuration(plane, self.service.address), ca);
     }
 
-    /// A new replica, once it gets connections. It drains faster than one in a cluster has to, for the service here follows faster.
+    /// Starts a replica, and waits until it gets connections. It drains faster than in a cluster, because the proxy follows
+    /// faster.
     fn replica(&self, name: &str) -> Webhook {
         let plane = self.sandbox.plane;
         let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-webhook");
@@ -68,8 +70,8 @@ impl Drill {
         replica
     }
 
-    /// Creates pods while `during` runs, which is told how many there are.
-    async fn create_during(&self, during: impl FnOnce(&AtomicUsize) + Send) -> Created {
+    /// Creates pods while `during` runs, which gets the number of pods so far.
+    async fn create_during(&self, during: impl FnOnce(&AtomicUsize) + Send) -> Outcome {
         let client = self.sandbox.plane.client().await;
         let load = Arc::new(Load::default());
         let mut creators = JoinSet::new();
@@ -79,7 +81,7 @@ impl Drill {
         }
         tokio::task::block_in_place(|| during(&load.created));
         load.is_over.store(true, Ordering::Relaxed);
-        let mut outcome = Created { failed_open: 0, undecided: 0, refused: Vec::new(), pods: 0 };
+        let mut outcome = Outcome { failed_open: 0, undecided: 0, refused: Vec::new(), pods: 0 };
         for (pods, refused) in creators.join_all().await {
             outcome.pods += pods.len();
             outcome.undecided += pods.iter().filter(|pod| !is_decided(pod)).count();
@@ -107,37 +109,37 @@ impl Load {
                     self.created.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) if is_out_of_reach(&error) => {}
-                // Created, but the answer was lost with the connection.
+                // The pod exists, but the answer was lost with the connection.
                 Err(kube::Error::Api(status)) if status.is_already_exists() => {
                     pods.push(api.get(&name).await.unwrap());
                 }
                 Err(error) => refused.push(error),
             }
-            time::sleep(PAUSE).await;
+            time::sleep(PAUSE_AFTER_POD).await;
         }
         (pods, refused)
     }
 }
 
-/// What became of the pods.
+/// The outcome of a drill.
 #[derive(Debug)]
-struct Created {
+struct Outcome {
     pods: usize,
     refused: Vec<kube::Error>,
     undecided: usize,
     failed_open: usize,
 }
 
-impl Created {
-    /// Every pod was created, and decided on.
+impl Outcome {
+    /// Asserts that every pod was created and decided.
     fn assert_nothing_lost(&self) {
         assert!(self.pods >= PODS, "{self:?}");
         assert!(self.refused.is_empty() && self.undecided == 0 && self.failed_open == 0, "{self:?}");
     }
 }
 
-/// The API server is restarting: nobody has looked at the pod, and its creator tries again. Just started, it may refuse what comes before
-/// its admission plugins have heard of the cluster.
+/// Returns whether the API server is restarting: the creator tries again. A new API server may refuse requests before its
+/// admission plugins have synced.
 fn is_out_of_reach(error: &kube::Error) -> bool {
     match error {
         kube::Error::Api(status) => {
@@ -148,7 +150,7 @@ fn is_out_of_reach(error: &kube::Error) -> bool {
     }
 }
 
-/// Held by a gate, so that nothing but its creation is tried here.
+/// Returns a pod with a scheduling gate, so that only its creation is tested.
 pub(crate) fn held_pod(name: &str) -> Pod {
     let spec = json!({
         "schedulingGates": [{"name": "drill.example/hold"}], "containers": [{"name": "c", "image": "registry.example/c"}],
@@ -177,7 +179,7 @@ async fn a_rolling_restart_loses_no_pod() {
     let created = drill.create_during(|created| {
         wait_for_more(PODS / 4, created);
         for (index, mut old) in old.into_iter().enumerate() {
-            // As the Deployment has it: the new replica is ready before an old one is told to go.
+            // As in a rollout of the Deployment, the new replica is ready before an old one stops.
             new.push(drill.replica(&format!("rolling-restart-new-{index}")));
             old.signal("TERM");
             eventually("the old replica to end by itself", || (!old.is_alive()).then_some(()));
@@ -187,10 +189,9 @@ async fn a_rolling_restart_loses_no_pod() {
     created.await.assert_nothing_lost();
 }
 
-/// What is under way in a process that is killed cannot be saved by it: its pods are created undecided, and the API server says of
-/// each that the call failed.
+/// Requests in flight to a killed process are lost: the API server creates their pods undecided, and records each failed call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_replica_refuses_no_pod_and_every_call_that_is_lost_is_on_record() {
+async fn a_killed_replica_refuses_no_pod_and_lost_calls_are_audited() {
     let (drill, [killed, _other]) = Drill::start("killed").await;
     let created = drill.create_during(|created| {
         wait_for_more(PODS / 4, created);
@@ -202,7 +203,7 @@ async fn a_killed_replica_refuses_no_pod_and_every_call_that_is_lost_is_on_recor
     assert!(created.pods >= PODS && created.refused.is_empty(), "{created:?}");
     assert_eq!(created.undecided, created.failed_open, "{created:?}");
     println!("lost with the replica: {} decisions of {} pods, no pod", created.undecided, created.pods);
-    // The calls under way, and those before the service has followed.
+    // Requests in flight, and those before the service has followed.
     assert!(created.undecided <= PODS / 10, "{created:?}");
 }
 
@@ -215,7 +216,7 @@ async fn a_restart_of_the_api_server_loses_no_pod() {
         wait_for_more(PODS / 4, created);
     });
     created.await.assert_nothing_lost();
-    // The watches come back as well: a namespace that opts in now becomes known.
+    // The watches recover too: the webhook learns of a new opted-in namespace.
     let late = drill.sandbox.plane.namespace(Some("enabled"));
     let pod = serde_json::to_value(held_pod("late")).unwrap();
     eventually("the new namespace to be known", || {
@@ -224,7 +225,7 @@ async fn a_restart_of_the_api_server_loses_no_pod() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_that_is_swapped_loses_no_pod_and_neither_does_one_that_is_malformed() {
+async fn no_pod_is_lost_when_a_certificate_is_replaced_or_malformed() {
     let (drill, replicas) = Drill::start("swapped-pair").await;
     let reloads = |result: &str, count: u64| {
         let metric = format!("spillway_certificate_reloads_total{{result=\"{result}\"}}");
@@ -240,7 +241,7 @@ async fn a_certificate_that_is_swapped_loses_no_pod_and_neither_does_one_that_is
 
         // The API server trusts both authorities before the first replica changes.
         let before = replicas[0].metric("spillway_certificate_expiry_timestamp_seconds");
-        let next = Pair::make(&drill.pair.dir.with_file_name("swapped-pair-next"));
+        let next = KeyPair::generate(&drill.pair.dir.with_file_name("swapped-pair-next"));
         drill.register(&format!("{}{}", drill.pair.ca, next.ca));
         drill.pair.replace(|dir| {
             for file in ["tls.crt", "tls.key"] {

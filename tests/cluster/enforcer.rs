@@ -1,5 +1,5 @@
-//! The Admissions Enforcer of AKS adds two expressions to the namespaceSelector of every webhook and fights whoever takes them out
-//! again (https://learn.microsoft.com/azure/aks/faq). Ours has them from the start: there is nothing to add and nothing to fight over.
+//! The Admissions Enforcer of AKS adds two expressions to the namespaceSelector of every webhook, and adds them again when they
+//! are removed (https://learn.microsoft.com/azure/aks/faq). Spillway's webhooks have them from the start, so there is no conflict.
 
 use kube::{
     Api, Client,
@@ -14,7 +14,7 @@ use crate::{
 
 const MANAGER: &str = "admissionsenforcer";
 
-/// Does what the enforcer does: reads, appends what is missing, writes. Returns what is there before and after.
+/// Plays the enforcer: reads, appends missing expressions, writes. Returns the object before and after.
 async fn enforce(client: &Client) -> (DynamicObject, DynamicObject) {
     let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration");
     let resource = ApiResource::from_gvk_with_plural(&kind, "mutatingwebhookconfigurations");
@@ -42,7 +42,7 @@ fn is_manager(object: &DynamicObject, name: &str) -> bool {
     object.metadata.managed_fields.iter().flatten().any(|entry| entry.manager.as_deref() == Some(name))
 }
 
-/// As the controller writes it.
+/// Writes the bundle as the controller does.
 fn write_bundle(plane: &ControlPlane) {
     let patch = json!([
         {"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": "YQ=="},
@@ -54,9 +54,9 @@ fn write_bundle(plane: &ControlPlane) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_admissions_enforcer_finds_nothing_to_add_and_nobody_a_conflict() {
-    let turn = sandbox();
-    let plane = turn.plane;
+async fn the_admissions_enforcer_has_nothing_to_add() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     let client = plane.client().await;
     let slower = |text: &str| {
         let other = |seconds| format!("timeoutSeconds: {seconds}");
@@ -100,11 +100,11 @@ async fn the_admissions_enforcer_finds_nothing_to_add_and_nobody_a_conflict() {
     remove_everything(plane);
 }
 
-/// The test above could not fail otherwise.
+/// Shows that the test above can fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_manifest_without_the_enforcers_expressions_would_be_fought_over() {
-    let turn = sandbox();
-    let plane = turn.plane;
+async fn the_enforcer_changes_a_manifest_without_its_expressions() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     remove_everything(plane);
     let rendered = plane.kubectl(&["kustomize", &manifests("base")]);
     let configuration =
@@ -119,6 +119,6 @@ async fn a_manifest_without_the_enforcers_expressions_would_be_fought_over() {
     assert_ne!(before.metadata.resource_version, after.metadata.resource_version);
     assert!(is_manager(&after, MANAGER));
     let again = plane.try_kubectl(&["apply", "--server-side", "-f", "-"], &configuration.to_string());
-    let said = String::from_utf8_lossy(&again.stderr);
-    assert!(!again.status.success() && said.contains(MANAGER), "{said}");
+    let stderr = String::from_utf8_lossy(&again.stderr);
+    assert!(!again.status.success() && stderr.contains(MANAGER), "{stderr}");
 }

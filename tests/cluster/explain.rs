@@ -1,4 +1,4 @@
-//! What `spillway explain` says offline is what the cluster does.
+//! `spillway explain` says offline what the webhook does in the cluster.
 
 use std::{
     io::Write,
@@ -14,7 +14,7 @@ use crate::{
     harness::{Stub, allowed, control_plane, spillway, spillway_command},
 };
 
-/// The patch of a webhook's answer, as text.
+/// Returns the patch of a webhook's answer as text.
 pub(crate) fn sent_patch(answer: &Value) -> String {
     let patch = answer["response"]["patch"].as_str().unwrap_or("W10="); // [] where there is none
     String::from_utf8(STANDARD.decode(patch).unwrap()).unwrap()
@@ -57,12 +57,12 @@ async fn explain_prints_the_patch_that_the_webhook_sends() {
     let text = namespace.kubectl(&["get", "serviceaccounts", "-o", "json"], "");
     std::fs::write(&account, text).unwrap();
 
-    // A listener that sorts before Spillway hears exactly what Spillway hears.
-    let heard = Arc::new(Mutex::new(Vec::new()));
+    // A webhook whose name sorts before Spillway's gets the same requests.
+    let requests = Arc::new(Mutex::new(Vec::new()));
     let listener = {
-        let heard = heard.clone();
+        let requests = requests.clone();
         Stub::start(move |body| {
-            heard.lock().unwrap().push(body.clone());
+            requests.lock().unwrap().push(body.clone());
             std::future::ready(allowed(&body))
         })
         .await
@@ -70,14 +70,14 @@ async fn explain_prints_the_patch_that_the_webhook_sends() {
     let _registered = listener.register("aci-a-listener", &namespace.name);
     crate::harness::eventually("the listener to be called", || {
         namespace.dry_run(&pod("probe", &json!({})));
-        (!heard.lock().unwrap().is_empty()).then_some(())
+        (!requests.lock().unwrap().is_empty()).then_some(())
     });
 
     let https = webhook.https();
     for (name, more) in shapes() {
-        heard.lock().unwrap().clear();
+        requests.lock().unwrap().clear();
         let admitted = namespace.dry_run(&pod(name, &more));
-        let review = heard.lock().unwrap().first().cloned().unwrap();
+        let review = requests.lock().unwrap().first().cloned().unwrap();
         let (_, answer) = https.review(review.clone()).await;
         let sent = sent_patch(&serde_json::from_slice(&answer).unwrap());
 
@@ -86,7 +86,7 @@ async fn explain_prints_the_patch_that_the_webhook_sends() {
         let printed = explain(&[&args[..], &["-o", "patch"]].concat(), &review);
         assert_eq!(String::from_utf8(printed.stdout).unwrap().trim_end(), sent, "{name}");
 
-        // The raw manifest: no default tolerations, no token volume, and the same decision.
+        // The manifest lacks default tolerations and the token volume. The decision must be the same.
         let raw = explain(&[&args[..], &["-n", &namespace.name, "-o", "json"]].concat(), &pod(name, &more).to_string());
         let raw: Value = serde_json::from_slice(&raw.stdout).unwrap();
         assert_eq!(raw[0]["decision"], admitted["metadata"]["annotations"]["spillway.dev/decision"], "{name}");

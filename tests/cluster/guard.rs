@@ -1,4 +1,4 @@
-//! The ValidatingAdmissionPolicies hold our two accounts to what they are for, whatever RBAC would let them do.
+//! The ValidatingAdmissionPolicies restrict the accounts of Spillway, whatever RBAC allows.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::pod,
-    harness::{ControlPlane, Namespace, install, sandbox},
+    harness::{AUTHORITY_SECRET, ControlPlane, Namespace, install, sandbox},
     packaging::shipped_configuration,
 };
 
@@ -23,14 +23,14 @@ fn register_with_a_service(plane: &ControlPlane) {
     plane.apply(&shipped_configuration());
 }
 
-/// One of our accounts, which RBAC lets do everything for the time of a test.
+/// An account of Spillway to which RBAC allows everything during a test.
 struct Account {
     plane: &'static ControlPlane,
     client: Client,
 }
 
 impl Account {
-    async fn unleashed(plane: &'static ControlPlane, user: &str) -> Self {
+    async fn with_all_permissions(plane: &'static ControlPlane, user: &str) -> Self {
         install(plane);
         register_with_a_service(plane);
         let binding = json!({
@@ -42,7 +42,7 @@ impl Account {
             ],
         });
         plane.create_or_replace(None, &binding);
-        // Policies take effect some time after they were created. The webhook may write nothing.
+        // A policy takes effect some time after its creation. The webhook may write nothing.
         let mut account = Self { plane, client: plane.client_as(WEBHOOK).await };
         let forbidden = [
             ("/api/v1/namespaces/default/pods", pod("probe", &json!({}))),
@@ -68,7 +68,7 @@ impl Account {
         account
     }
 
-    /// Sends a request; an answer other than a success is its message.
+    /// Sends a request, and returns the object or the error message.
     async fn send(&self, method: &str, path: &str, body: &Value) -> Result<Value, String> {
         let kind = match (method, body) {
             ("PATCH", Value::Array(_)) => "application/json-patch+json",
@@ -84,12 +84,12 @@ impl Account {
         }
     }
 
-    async fn may(&self, method: &str, path: &str, body: Value) -> Value {
+    async fn allows(&self, method: &str, path: &str, body: Value) -> Value {
         self.send(method, path, &body).await.unwrap_or_else(|message| panic!("{method} {path} {body}: {message}"))
     }
 
-    /// The policy refuses it, in these words.
-    async fn must_not(&self, method: &str, path: &str, body: Value, words: &str) {
+    /// Asserts that the policy refuses a request with this message.
+    async fn refuses(&self, method: &str, path: &str, body: Value, words: &str) {
         let message = match self.send(method, path, &body).await {
             Ok(done) => panic!("{method} {path} {body} was not refused: {done:#}"),
             Err(message) => message,
@@ -107,7 +107,7 @@ impl Drop for Account {
     }
 }
 
-/// Changes of metadata that are nobody's but the owner's, by what they would be refused for.
+/// Returns changes of metadata that only the owner of an object may make.
 fn metadata_changes() -> Vec<Value> {
     let owner = json!({"apiVersion": "v1", "kind": "Node", "name": "vm-1", "uid": "0"});
     vec![
@@ -123,7 +123,7 @@ fn path(namespace: &Namespace, name: &str) -> String {
     format!("/api/v1/namespaces/{}/pods/{name}", namespace.name)
 }
 
-/// A pod with something of everything, and waiting, so that the API server itself would permit most changes.
+/// Returns a gated pod with many fields set, which the API server itself lets change in most ways.
 fn rich() -> Value {
     pod(
         "rich",
@@ -139,10 +139,10 @@ fn rich() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_pods_the_controller_may_write_tolerations_and_its_own_annotations() {
-    let turn = sandbox();
-    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
-    let namespace = turn.plane.namespace(Some("enabled"));
+async fn the_controller_writes_pod_tolerations_and_its_annotations() {
+    let sandbox = sandbox();
+    let controller = Account::with_all_permissions(sandbox.plane, CONTROLLER).await;
+    let namespace = sandbox.plane.namespace(Some("enabled"));
     namespace.create(&rich());
     let bare = namespace.create(&pod("bare", &json!({})));
     assert!(bare["metadata"]["annotations"].is_null() && bare["metadata"]["labels"].is_null(), "{bare:#}");
@@ -150,7 +150,7 @@ async fn of_pods_the_controller_may_write_tolerations_and_its_own_annotations() 
     for name in ["rich", "bare"] {
         let pod = path(&namespace, name);
         let added = json!([{"op": "add", "path": "/spec/tolerations/-", "value": toleration}]);
-        let changed = controller.may("PATCH", &pod, added).await;
+        let changed = controller.allows("PATCH", &pod, added).await;
         assert!(changed["spec"]["tolerations"].as_array().unwrap().contains(&toleration), "{changed:#}");
         for (key, value) in [
             ("spillway.dev/decision", json!("late")),
@@ -159,13 +159,15 @@ async fn of_pods_the_controller_may_write_tolerations_and_its_own_annotations() 
             ("microsoft.containerinstance.virtualnode.injectkubeproxy", json!("false")),
             ("microsoft.containerinstance.virtualnode.injectkubeproxy", Value::Null),
         ] {
-            controller.may("PATCH", &pod, json!({"metadata": {"annotations": {key: value}}})).await;
+            controller.allows("PATCH", &pod, json!({"metadata": {"annotations": {key: value}}})).await;
         }
-        controller.may("PATCH", &pod, json!({"metadata": {"annotations": {"spillway.dev/added": "toleration"}}})).await;
-        controller.may("PATCH", &pod, json!({})).await;
+        controller
+            .allows("PATCH", &pod, json!({"metadata": {"annotations": {"spillway.dev/added": "toleration"}}}))
+            .await;
+        controller.allows("PATCH", &pod, json!({})).await;
     }
     controller
-        .may(
+        .allows(
             "PATCH",
             &path(&namespace, "rich"),
             json!([{"op": "remove", "path": "/metadata/annotations/spillway.dev~1mode"}]),
@@ -174,10 +176,10 @@ async fn of_pods_the_controller_may_write_tolerations_and_its_own_annotations() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_pods_the_controller_may_write_nothing_else() {
-    let turn = sandbox();
-    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
-    let namespace = turn.plane.namespace(Some("enabled"));
+async fn the_controller_writes_nothing_else_of_pods() {
+    let sandbox = sandbox();
+    let controller = Account::with_all_permissions(sandbox.plane, CONTROLLER).await;
+    let namespace = sandbox.plane.namespace(Some("enabled"));
     let rich = namespace.create(&rich());
     let pod_path = path(&namespace, "rich");
     let spec = "of a pod's spec Spillway may change its tolerations only";
@@ -198,7 +200,7 @@ async fn of_pods_the_controller_may_write_nothing_else() {
             json!([{"op": "add", "path": "/spec/tolerations/-", "value": {"key": "gpu", "operator": "Exists"}}]),
             "name a key and an effect",
         ),
-        // The API server itself would permit this one.
+        // The API server itself allows this change.
         (json!([{"op": "replace", "path": "/spec/tolerations/0/tolerationSeconds", "value": 9}]), "and change none"),
         (json!({"metadata": {"annotations": {"example.com/a": "c"}}}), "annotations spillway.dev/*"),
         (json!({"metadata": {"annotations": {"example.com/a": null}}}), "annotations spillway.dev/*"),
@@ -210,76 +212,74 @@ async fn of_pods_the_controller_may_write_nothing_else() {
         ),
         (json!({"metadata": {"annotations": {"spillway.dev.example.com/a": "b"}}}), "annotations spillway.dev/*"),
     ] {
-        controller.must_not("PATCH", &pod_path, patch, words).await;
+        controller.refuses("PATCH", &pod_path, patch, words).await;
     }
     for patch in metadata_changes() {
-        controller
-            .must_not("PATCH", &pod_path, patch, "of a pod's metadata Spillway may change annotations only")
-            .await;
+        controller.refuses("PATCH", &pod_path, patch, "of a pod's metadata Spillway may change annotations only").await;
     }
     let mut replaced = rich.clone();
     replaced["spec"]["containers"][0]["image"] = "evil".into();
-    controller.must_not("PUT", &pod_path, replaced, spec).await;
+    controller.refuses("PUT", &pod_path, replaced, spec).await;
 
     let pods = format!("/api/v1/namespaces/{}/pods", namespace.name);
-    controller.may("POST", &format!("{pods}?dryRun=All"), pod("trial", &json!({}))).await;
+    controller.allows("POST", &format!("{pods}?dryRun=All"), pod("trial", &json!({}))).await;
     let other = "neither create nor delete them, nor use another subresource";
-    controller.must_not("POST", &pods, pod("new", &json!({})), other).await;
-    controller.must_not("DELETE", &pod_path, json!({}), other).await;
-    controller.must_not("DELETE", &pods, json!({}), other).await;
+    controller.refuses("POST", &pods, pod("new", &json!({})), other).await;
+    controller.refuses("DELETE", &pod_path, json!({}), other).await;
+    controller.refuses("DELETE", &pods, json!({}), other).await;
     let binding = json!({"metadata": {"name": "rich"}, "target": {"kind": "Node", "name": "vm-1"}});
-    controller.must_not("POST", &format!("{pod_path}/binding"), binding, other).await;
-    controller.must_not("PATCH", &format!("{pod_path}/status"), json!({"status": {"phase": "Failed"}}), other).await;
+    controller.refuses("POST", &format!("{pod_path}/binding"), binding, other).await;
+    controller.refuses("PATCH", &format!("{pod_path}/status"), json!({"status": {"phase": "Failed"}}), other).await;
     let debug = json!({"spec": {"ephemeralContainers": [{"name": "d", "image": "evil"}]}});
-    controller.must_not("PATCH", &format!("{pod_path}/ephemeralcontainers"), debug, other).await;
+    controller.refuses("PATCH", &format!("{pod_path}/ephemeralcontainers"), debug, other).await;
     let resize = json!([{"op": "replace", "path": "/spec/containers/0/resources/requests/cpu", "value": "2"}]);
-    controller.must_not("PATCH", &format!("{pod_path}/resize"), resize, other).await;
-    controller.must_not("POST", &format!("{pod_path}/exec?command=sh"), Value::Null, other).await;
+    controller.refuses("PATCH", &format!("{pod_path}/resize"), resize, other).await;
+    controller.refuses("POST", &format!("{pod_path}/exec?command=sh"), Value::Null, other).await;
     let now = namespace.pod("rich");
     assert_eq!(now["metadata"]["resourceVersion"], rich["metadata"]["resourceVersion"], "nothing was written");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_controller_changes_and_evicts_pods_only_in_namespaces_that_opted_in() {
-    let turn = sandbox();
-    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
+async fn the_controller_writes_pods_only_in_opted_in_namespaces() {
+    let sandbox = sandbox();
+    let controller = Account::with_all_permissions(sandbox.plane, CONTROLLER).await;
     let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "web"}});
     for (profile, allowed) in [(Some("enabled"), true), (Some("mine"), true), (Some("disabled"), false), (None, false)]
     {
-        let namespace = turn.plane.namespace(profile);
+        let namespace = sandbox.plane.namespace(profile);
         namespace.create(&pod("web", &json!({})));
         let web = path(&namespace, "web");
         let toleration = json!({"key": "virtual-kubelet.io/provider", "operator": "Exists", "effect": "NoSchedule"});
         let add = json!([{"op": "add", "path": "/spec/tolerations/-", "value": toleration}]);
         for (method, path, body) in [("PATCH", web.clone(), &add), ("POST", format!("{web}/eviction"), &eviction)] {
             if allowed {
-                controller.may(method, &path, body.clone()).await;
+                controller.allows(method, &path, body.clone()).await;
             } else {
-                controller.must_not(method, &path, body.clone(), "namespaces that have opted in").await;
+                controller.refuses(method, &path, body.clone(), "namespaces that have opted in").await;
             }
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_nodes_the_controller_may_write_its_own_taints_and_unschedulable() {
-    let turn = sandbox();
-    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
+async fn the_controller_writes_its_own_taints_and_unschedulable() {
+    let sandbox = sandbox();
+    let controller = Account::with_all_permissions(sandbox.plane, CONTROLLER).await;
     let foreign = json!({"key": "virtual-kubelet.io/provider", "value": "azure", "effect": "NoSchedule"});
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": "guarded", "labels": {"owned": "x"}, "annotations": {"a": "b"}},
         "spec": {"taints": [foreign], "providerID": "azure://1"},
     });
-    turn.plane.create(&node);
-    turn.plane.create(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "bare"}}));
+    sandbox.plane.create(&node);
+    sandbox.plane.create(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "bare"}}));
     let path = "/api/v1/nodes/guarded";
     let own = json!({"key": "spillway.dev/full", "effect": "NoSchedule"});
     let add = json!([{"op": "add", "path": "/spec/taints/-", "value": own}]);
-    controller.may("PATCH", path, add).await;
-    controller.may("PATCH", path, json!({"spec": {"unschedulable": true}})).await;
-    controller.may("PATCH", path, json!({"spec": {"unschedulable": null}})).await;
-    controller.may("PATCH", "/api/v1/nodes/bare", json!({"spec": {"unschedulable": true}})).await;
+    controller.allows("PATCH", path, add).await;
+    controller.allows("PATCH", path, json!({"spec": {"unschedulable": true}})).await;
+    controller.allows("PATCH", path, json!({"spec": {"unschedulable": null}})).await;
+    controller.allows("PATCH", "/api/v1/nodes/bare", json!({"spec": {"unschedulable": true}})).await;
     let only = "of a node Spillway may change taints and unschedulable only";
     let taints = "Spillway may write the taints spillway.dev/* only";
     for (patch, words) in [
@@ -290,68 +290,68 @@ async fn of_nodes_the_controller_may_write_its_own_taints_and_unschedulable() {
         (json!({"spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"]}}), only),
         (json!({"metadata": {"annotations": {"spillway.dev/x": "y"}}}), only),
     ] {
-        controller.must_not("PATCH", path, patch, words).await;
+        controller.refuses("PATCH", path, patch, words).await;
     }
     for patch in metadata_changes() {
-        controller.must_not("PATCH", path, patch, only).await;
+        controller.refuses("PATCH", path, patch, only).await;
     }
     let other = "neither create nor delete them, nor use a subresource";
-    controller.must_not("DELETE", path, json!({}), other).await;
-    controller.must_not("PATCH", &format!("{path}/status"), json!({"status": {"capacity": {"cpu": "9"}}}), other).await;
-    controller.must_not("POST", "/api/v1/nodes", json!({"metadata": {"name": "new"}}), other).await;
-    controller.must_not("GET", &format!("{path}/proxy/logs"), Value::Null, other).await;
-    turn.plane.delete_node("guarded");
-    turn.plane.delete_node("bare");
+    controller.refuses("DELETE", path, json!({}), other).await;
+    controller.refuses("PATCH", &format!("{path}/status"), json!({"status": {"capacity": {"cpu": "9"}}}), other).await;
+    controller.refuses("POST", "/api/v1/nodes", json!({"metadata": {"name": "new"}}), other).await;
+    controller.refuses("GET", &format!("{path}/proxy/logs"), Value::Null, other).await;
+    sandbox.plane.delete_node("guarded");
+    sandbox.plane.delete_node("bare");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_secrets_the_controller_may_write_its_authority() {
-    let turn = sandbox();
-    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
+async fn the_controller_writes_only_the_secret_of_its_authority() {
+    let sandbox = sandbox();
+    let controller = Account::with_all_permissions(sandbox.plane, CONTROLLER).await;
     let secrets = "/api/v1/namespaces/spillway-system/secrets";
     let secret = |name: &str, kind: &str| {
         let data = json!({"tls.crt": "", "tls.key": ""});
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "type": kind, "data": data})
     };
     for kind in ["Opaque", "kubernetes.io/tls"] {
-        controller.may("POST", secrets, secret("spillway-ca", kind)).await;
+        controller.allows("POST", secrets, secret("spillway-ca", kind)).await;
         controller
-            .may(
+            .allows(
                 "PATCH",
                 &format!("{secrets}/spillway-ca"),
                 json!({"data": {"tls.crt": "YQ=="}, "metadata": {"labels": {"a": "b"}}}),
             )
             .await;
         let only = "Spillway may create and change the Secret spillway-ca";
-        controller.must_not("DELETE", &format!("{secrets}/spillway-ca"), json!({}), only).await;
-        turn.plane.delete("/api/v1/namespaces/spillway-system/secrets/spillway-ca");
-        controller.must_not("POST", secrets, secret("other", kind), only).await;
+        controller.refuses("DELETE", &format!("{secrets}/spillway-ca"), json!({}), only).await;
+        sandbox.plane.delete(AUTHORITY_SECRET);
+        controller.refuses("POST", secrets, secret("other", kind), only).await;
         let mut secret_named_by_the_server = secret("", kind);
         secret_named_by_the_server["metadata"] = json!({"generateName": "spillway-ca"});
-        controller.must_not("POST", secrets, secret_named_by_the_server, only).await;
+        controller.refuses("POST", secrets, secret_named_by_the_server, only).await;
         let elsewhere = "/api/v1/namespaces/default/secrets";
-        controller.must_not("POST", elsewhere, secret("spillway-ca", kind), only).await;
+        controller.refuses("POST", elsewhere, secret("spillway-ca", kind), only).await;
         let mut token = secret("spillway-ca", "kubernetes.io/service-account-token");
         token["metadata"]["annotations"] = json!({"kubernetes.io/service-account.name": "default"});
-        controller.must_not("POST", secrets, token, only).await;
+        controller.refuses("POST", secrets, token, only).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_config_maps_the_controller_may_write_its_report_and_of_events_its_own() {
-    let turn = sandbox();
-    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
-    turn.plane.delete("/api/v1/namespaces/spillway-system/configmaps/spillway-identity-report");
+async fn the_controller_writes_only_its_own_config_map_and_events() {
+    let sandbox = sandbox();
+    let controller = Account::with_all_permissions(sandbox.plane, CONTROLLER).await;
+    sandbox.plane.delete("/api/v1/namespaces/spillway-system/configmaps/spillway-identity-report");
     let maps = |namespace: &str| format!("/api/v1/namespaces/{namespace}/configmaps");
     let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
     let report = format!("{}/spillway-identity-report", maps("spillway-system"));
     let only = "Spillway may create and change the ConfigMap spillway-identity-report only";
-    controller.may("POST", &maps("spillway-system"), map("spillway-identity-report")).await;
-    controller.may("PATCH", &report, json!({"data": {"report.json": "{}"}})).await;
-    controller.must_not("DELETE", &report, json!({}), only).await;
-    controller.must_not("POST", &maps("spillway-system"), map("other"), only).await;
-    controller.must_not("POST", &maps("default"), map("spillway-identity-report"), only).await;
-    turn.plane.delete("/api/v1/namespaces/spillway-system/configmaps/spillway-identity-report");
+    controller.allows("POST", &maps("spillway-system"), map("spillway-identity-report")).await;
+    controller.allows("PATCH", &report, json!({"data": {"report.json": "{}"}})).await;
+    controller.refuses("DELETE", &report, json!({}), only).await;
+    controller.refuses("POST", &maps("spillway-system"), map("other"), only).await;
+    controller.refuses("POST", &maps("default"), map("spillway-identity-report"), only).await;
+    sandbox.plane.delete("/api/v1/namespaces/spillway-system/configmaps/spillway-identity-report");
 
     let events = |namespace: &str| format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
     let event = |name: &str, namespace: &str, kind: &str, by: &str| {
@@ -362,24 +362,24 @@ async fn of_config_maps_the_controller_may_write_its_report_and_of_events_its_ow
     };
     let only = "Spillway may write events in its own name only";
     let ours = "spillway-controller";
-    controller.may("POST", &events("default"), event("guard-a", "default", "ServiceAccount", ours)).await;
-    controller.may("POST", &events("spillway-system"), event("guard-b", "spillway-system", "Secret", ours)).await;
-    controller.may("POST", &events("default"), event("guard-c", "default", "Pod", ours)).await;
+    controller.allows("POST", &events("default"), event("guard-a", "default", "ServiceAccount", ours)).await;
+    controller.allows("POST", &events("spillway-system"), event("guard-b", "spillway-system", "Secret", ours)).await;
+    controller.allows("POST", &events("default"), event("guard-c", "default", "Pod", ours)).await;
     controller
-        .must_not("POST", &events("default"), event("guard-d", "default", "ServiceAccount", "kubelet"), only)
+        .refuses("POST", &events("default"), event("guard-d", "default", "ServiceAccount", "kubelet"), only)
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_the_webhook_configuration_the_controller_may_write_the_bundle() {
-    let turn = sandbox();
-    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
+async fn the_controller_writes_only_the_ca_bundle_of_its_webhooks() {
+    let sandbox = sandbox();
+    let controller = Account::with_all_permissions(sandbox.plane, CONTROLLER).await;
     let ours = format!("{CONFIGURATIONS}/aci-spillway");
     for (round, bundle) in ["YQ==", "YQo="].into_iter().enumerate() {
         for webhook in 0..2 {
             let path = format!("/webhooks/{webhook}/clientConfig/caBundle");
             let op = if round == 0 { "add" } else { "replace" };
-            controller.may("PATCH", &ours, json!([{"op": op, "path": path, "value": bundle}])).await;
+            controller.allows("PATCH", &ours, json!([{"op": op, "path": path, "value": bundle}])).await;
         }
     }
     let only = "the caBundle of its webhooks only";
@@ -395,24 +395,24 @@ async fn of_the_webhook_configuration_the_controller_may_write_the_bundle() {
         json!({"metadata": {"annotations": {"a": "b"}}}),
         json!({"webhooks": []}),
     ] {
-        controller.must_not("PATCH", &ours, patch, only).await;
+        controller.refuses("PATCH", &ours, patch, only).await;
     }
     let name = "Spillway may change the configuration aci-spillway only";
-    controller.must_not("DELETE", &ours, json!({}), name).await;
-    controller.must_not("POST", CONFIGURATIONS, json!({"metadata": {"name": "other"}}), name).await;
-    turn.plane.create(&json!({
+    controller.refuses("DELETE", &ours, json!({}), name).await;
+    controller.refuses("POST", CONFIGURATIONS, json!({"metadata": {"name": "other"}}), name).await;
+    sandbox.plane.create(&json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
         "metadata": {"name": "other"},
     }));
-    controller.must_not("PATCH", &format!("{CONFIGURATIONS}/other"), json!({"webhooks": []}), name).await;
-    turn.plane.delete(&format!("{CONFIGURATIONS}/other"));
+    controller.refuses("PATCH", &format!("{CONFIGURATIONS}/other"), json!({"webhooks": []}), name).await;
+    sandbox.plane.delete(&format!("{CONFIGURATIONS}/other"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_webhook_writes_nothing() {
-    let turn = sandbox();
-    let webhook = Account::unleashed(turn.plane, WEBHOOK).await;
-    let namespace = turn.plane.namespace(None);
+    let sandbox = sandbox();
+    let webhook = Account::with_all_permissions(sandbox.plane, WEBHOOK).await;
+    let namespace = sandbox.plane.namespace(None);
     namespace.create(&pod("web", &json!({})));
     let own = json!({"metadata": {"annotations": {"spillway.dev/decision": "prefer"}}});
     let bundle = json!([{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": "YQ=="}]);
@@ -423,16 +423,16 @@ async fn the_webhook_writes_nothing() {
         ("POST", "/api/v1/namespaces/spillway-system/secrets".to_owned(), json!({"metadata": {"name": "spillway-ca"}})),
         ("PATCH", configuration.to_owned(), bundle),
     ] {
-        webhook.must_not(method, &path, body, "the webhook writes nothing").await;
+        webhook.refuses(method, &path, body, "the webhook writes nothing").await;
     }
 }
 
-/// The evaluation of a policy has a budget; a pod of the greatest size must not exceed it.
+/// The evaluation of a policy has a cost budget, which the largest pods must not exceed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_greatest_pods_can_be_changed_too() {
-    let turn = sandbox();
-    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
-    let namespace = turn.plane.namespace(Some("enabled"));
+async fn the_policies_stay_within_budget_for_the_largest_pods() {
+    let sandbox = sandbox();
+    let controller = Account::with_all_permissions(sandbox.plane, CONTROLLER).await;
+    let namespace = sandbox.plane.namespace(Some("enabled"));
     let annotations: serde_json::Map<_, _> =
         (0..2000).map(|i| (format!("example.com/annotation-{i}"), json!("x".repeat(90)))).collect();
     let labels: serde_json::Map<_, _> = (0..500).map(|i| (format!("example.com/label-{i}"), json!("x"))).collect();
@@ -454,18 +454,19 @@ async fn the_greatest_pods_can_be_changed_too() {
         {"op": "add", "path": "/spec/tolerations/-", "value": {"key": "a", "operator": "Exists", "effect": "NoSchedule"}},
         {"op": "add", "path": "/metadata/annotations/spillway.dev~1decision", "value": "late"},
     ]);
-    controller.may("PATCH", &great, patch).await;
+    controller.allows("PATCH", &great, patch).await;
     let image = json!([{"op": "replace", "path": "/spec/containers/49/image", "value": "evil"}]);
-    controller.must_not("PATCH", &great, image, "of a pod's spec").await;
+    controller.refuses("PATCH", &great, image, "of a pod's spec").await;
 }
 
-/// failurePolicy: Fail reaches nobody but our accounts, even when every expression of the policy fails.
+/// `failurePolicy: Fail` affects only the accounts of Spillway, even if every expression of the policy fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_policy_that_is_broken_stops_nobody_else() {
-    let turn = sandbox();
-    let controller = Account::unleashed(turn.plane, CONTROLLER).await;
-    let namespace = turn.plane.namespace(Some("enabled"));
-    let mut policy = turn.plane.get("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/spillway-pods");
+async fn a_broken_policy_affects_only_spillway() {
+    let sandbox = sandbox();
+    let controller = Account::with_all_permissions(sandbox.plane, CONTROLLER).await;
+    let namespace = sandbox.plane.namespace(Some("enabled"));
+    let mut policy =
+        sandbox.plane.get("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/spillway-pods");
     let expression = "dyn(object).there.is.no.such.field == dyn(oldObject).nor.this";
     policy["metadata"] = json!({"name": "broken"});
     policy["spec"]["validations"] = json!([{"expression": expression, "message": "not reached"}]);
@@ -473,9 +474,9 @@ async fn a_policy_that_is_broken_stops_nobody_else() {
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
         "metadata": {"name": "broken"}, "spec": {"policyName": "broken", "validationActions": ["Deny"]},
     });
-    let broken = Broken(turn.plane);
-    turn.plane.create(&policy);
-    turn.plane.create(&binding);
+    let broken = Broken(sandbox.plane);
+    sandbox.plane.create(&policy);
+    sandbox.plane.create(&binding);
     namespace.create(&pod("web", &json!({})));
     let own = json!({"metadata": {"annotations": {"spillway.dev/decision": "prefer"}}});
     let path = path(&namespace, "web");
@@ -491,7 +492,7 @@ async fn a_policy_that_is_broken_stops_nobody_else() {
     namespace.create(&pod("another", &json!({})));
     namespace.kubectl(&["delete", "pod", "another", "--now"], "");
     drop(broken);
-    // The API server hears of that a moment later; whoever comes next must not meet the policy.
+    // The API server notices that a moment later. The next test must not meet the policy.
     for attempt in 0.. {
         if controller.send("PATCH", &path, &own).await.is_ok() {
             break;
@@ -501,7 +502,7 @@ async fn a_policy_that_is_broken_stops_nobody_else() {
     }
 }
 
-/// The policy of the test above; gone whatever becomes of that.
+/// The policy of the test above. Dropping it removes the policy.
 struct Broken(&'static ControlPlane);
 
 impl Drop for Broken {
@@ -513,10 +514,10 @@ impl Drop for Broken {
 }
 
 #[test]
-fn what_rbac_cannot_name_a_policy_holds() {
-    let turn = sandbox();
-    install(turn.plane);
-    let policies = turn.plane.list("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies");
+fn policies_restrict_writes_that_rbac_cannot_name() {
+    let sandbox = sandbox();
+    install(sandbox.plane);
+    let policies = sandbox.plane.list("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies");
     let held: BTreeSet<&str> = policies
         .iter()
         .flat_map(|policy| policy["spec"]["matchConstraints"]["resourceRules"].as_array().unwrap())
@@ -526,7 +527,7 @@ fn what_rbac_cannot_name_a_policy_holds() {
     let mut loose = BTreeSet::new();
     for (kind, path) in [("role", "namespaces/spillway-system/roles"), ("clusterrole", "clusterroles")] {
         for account in ["spillway-controller", "spillway-webhook"] {
-            let role = turn.plane.get(&format!("/apis/rbac.authorization.k8s.io/v1/{path}/{account}"));
+            let role = sandbox.plane.get(&format!("/apis/rbac.authorization.k8s.io/v1/{path}/{account}"));
             for rule in role["rules"].as_array().unwrap().iter().filter(|rule| rule["resourceNames"].is_null()) {
                 let resource = rule["resources"][0].as_str().unwrap();
                 let verbs = rule["verbs"].as_array().unwrap().iter().map(|verb| verb.as_str().unwrap());
@@ -539,6 +540,6 @@ fn what_rbac_cannot_name_a_policy_holds() {
             }
         }
     }
-    // Within our own namespace, harmless.
+    // Harmless: in the namespace of Spillway only.
     assert_eq!(Vec::from_iter(loose), ["role create leases"]);
 }

@@ -1,4 +1,4 @@
-//! The taint that keeps virtual nodes the last resort: there as long as it should be, and nothing else of a node changes.
+//! The taint that makes virtual nodes the last resort: the controller restores it, and changes nothing else of a node.
 
 use std::{
     process::Command,
@@ -9,15 +9,11 @@ use std::{
 use axum::http::Method;
 use serde_json::{Value, json};
 
-use crate::{
-    certificates::Installed,
-    configuration::Volume,
-    harness::{ControlPlane, Controller, eventually},
-};
+use crate::harness::{ConfigVolume, ControlPlane, Controller, InstalledSandbox, eventually};
 
 const TAINT: &str = "spillway.dev/last-resort";
 
-/// A virtual node of the test's own, which is gone afterwards.
+/// A virtual node for one test. Dropping it deletes the node.
 struct VirtualNode {
     plane: &'static ControlPlane,
     name: &'static str,
@@ -32,10 +28,10 @@ impl VirtualNode {
 
     fn create_again(&self) {
         let taint = json!({"key": "virtual-kubelet.io/provider", "value": "azure", "effect": "NoSchedule"});
-        let room = json!({"cpu": "100", "memory": "100Gi", "pods": "100"});
+        let capacity = json!({"cpu": "100", "memory": "100Gi", "pods": "100"});
         let node = json!({
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name, "labels": {"type": "virtual-kubelet"}},
-            "spec": {"taints": [taint]}, "status": {"allocatable": room, "capacity": room},
+            "spec": {"taints": [taint]}, "status": {"allocatable": capacity, "capacity": capacity},
         });
         self.plane.create(&node);
     }
@@ -44,7 +40,7 @@ impl VirtualNode {
         self.plane.get(&format!("/api/v1/nodes/{}", self.name))
     }
 
-    /// Taints as kubectl writes them.
+    /// Returns the taints in the notation of kubectl.
     fn taints(&self) -> Vec<String> {
         let text = |taint: &Value| {
             let field = |name: &str| taint[name].as_str().unwrap_or_default();
@@ -57,8 +53,8 @@ impl VirtualNode {
         self.taints().contains(&format!("{TAINT}=:PreferNoSchedule"))
     }
 
-    /// By a patch that another writer may be faster than. `kubectl taint` writes the list as it has read it, whatever it is by then: two
-    /// of them at a time lose what the other writes.
+    /// Removes the taint by a conditional patch. `kubectl taint` replaces the list that it has read, so that two of them at once
+    /// lose changes.
     fn try_remove_taint(&self) {
         let node = self.get();
         let taints = node["spec"]["taints"].as_array().unwrap();
@@ -82,11 +78,11 @@ impl Drop for VirtualNode {
 }
 
 #[test]
-fn virtual_nodes_stay_the_last_resort_whatever_becomes_of_the_taint() {
-    let installed = Installed::new();
+fn the_last_resort_taint_is_restored() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let node = VirtualNode::create(plane, "last-resort");
-    let mut volume = Volume::new("last-resort-volume", "logging: {level: info}");
+    let mut volume = ConfigVolume::new("last-resort-volume", "logging: {level: info}");
     let controller = Controller::start(plane, "last-resort", &["--config", &volume.file()]);
     node.becomes_last_resort();
     assert!(node.taints().contains(&"virtual-kubelet.io/provider=azure:NoSchedule".to_owned()), "{:?}", node.taints());
@@ -98,7 +94,7 @@ fn virtual_nodes_stay_the_last_resort_whatever_becomes_of_the_taint() {
     plane.delete_node(node.name);
     node.create_again();
     node.becomes_last_resort();
-    // The list of taints belongs to whoever wrote it last, and others write to a node that is not Ready.
+    // The last writer owns the list of taints, and other controllers write taints to a node that is not ready.
     eventually("the node to be written by our field manager", || {
         node.try_remove_taint();
         node.becomes_last_resort();
@@ -118,14 +114,14 @@ fn virtual_nodes_stay_the_last_resort_whatever_becomes_of_the_taint() {
     eventually("the taint to be gone", || (!node.is_last_resort()).then_some(()));
     volume.publish("");
     node.becomes_last_resort();
-    // A node that is no longer selected is none of ours.
+    // The controller does not manage a node that is no longer selected.
     volume.publish("virtualNodes: {selector: type=other}");
     eventually("the taint to be gone", || (!node.is_last_resort()).then_some(()));
 }
 
 #[test]
-fn no_change_that_others_make_to_a_node_at_the_same_time_is_lost() {
-    let installed = Installed::new();
+fn concurrent_changes_to_a_node_are_kept() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let node = VirtualNode::create(plane, "last-resort-race");
     let _controller = Controller::start(plane, "last-resort-race", &[]);
@@ -147,7 +143,7 @@ fn no_change_that_others_make_to_a_node_at_the_same_time_is_lost() {
         is_over.store(true, Ordering::Relaxed);
         others.join().unwrap()
     });
-    // What was written last may have been the other's, without ours.
+    // The other writer may have written last, without this taint.
     node.becomes_last_resort();
     let taints = node.taints();
     for other in 0..written {
@@ -160,8 +156,8 @@ fn no_change_that_others_make_to_a_node_at_the_same_time_is_lost() {
 }
 
 #[test]
-fn cleanup_takes_our_taints_off_every_node_and_no_other() {
-    let installed = Installed::new();
+fn cleanup_removes_only_the_taints_of_spillway() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let node = VirtualNode::create(plane, "last-resort-cleanup");
     plane.kubectl(&["taint", "node", node.name, &format!("{TAINT}:PreferNoSchedule"), "spillway.dev/full:NoSchedule"]);
@@ -172,15 +168,15 @@ fn cleanup_takes_our_taints_off_every_node_and_no_other() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let said = clean_up();
-    assert!(said.starts_with("took the taints of Spillway off ") && said.contains(node.name), "{said}");
+    let stdout = clean_up();
+    assert!(stdout.starts_with("took the taints of Spillway off ") && stdout.contains(node.name), "{stdout}");
     let left = node.taints();
     assert!(left.iter().all(|taint| !taint.starts_with("spillway.dev/")), "{left:?}");
     assert!(left.contains(&"virtual-kubelet.io/provider=azure:NoSchedule".to_owned()), "{left:?}");
     assert_eq!(clean_up(), "no node has a taint of Spillway\n");
 }
 
-/// Takes the taint away from whatever is written, as a webhook of somebody else would.
+/// Returns a policy that removes the taint from every write, as another webhook might.
 fn stripping() -> Value {
     let expression = format!(
         "[JSONPatch{{op: 'replace', path: '/spec/taints', value: object.spec.taints.filter(t, t.key != '{TAINT}')}}]"
@@ -204,8 +200,8 @@ fn stripping() -> Value {
 }
 
 #[test]
-fn a_webhook_that_strips_the_taint_is_named_and_not_fought() {
-    let installed = Installed::new();
+fn a_policy_that_strips_the_taint_is_reported() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let node = VirtualNode::create(plane, "last-resort-stripped");
     plane.create_or_replace(None, &stripping());
@@ -214,11 +210,11 @@ fn a_webhook_that_strips_the_taint_is_named_and_not_fought() {
         (!node.is_last_resort()).then_some(())
     });
     let controller = Controller::start(plane, "last-resort-stripped", &[]);
-    let told = || {
+    let find_event = || {
         let mut events = plane.events("default").into_iter();
         events.find(|event| event["reason"] == "TaintStripped" && event["regarding"]["name"] == node.name)
     };
-    let event = eventually("the event", told);
+    let event = eventually("the event", find_event);
     assert_eq!((&event["type"], &event["regarding"]["kind"]), (&"Warning".into(), &"Node".into()), "{event:#}");
     let attempts = "spillway_actions_total{action=\"add_taint\",result=\"stripped\"}";
     assert!((1..=2).contains(&controller.metric(attempts)), "{}", controller.metric(attempts));

@@ -4,34 +4,30 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::{
-    certificates::Installed,
-    configuration::Volume,
-    harness::{ControlPlane, Controller, Namespace, eventually},
-};
+use crate::harness::{ConfigVolume, ControlPlane, Controller, InstalledSandbox, Namespace, eventually};
 
 const SINCE: &str = "spillway.dev/unschedulable-since";
 
-/// A namespace whose pods may overflow after some seconds.
+/// Creates a namespace whose pods may overflow after this time.
 fn namespace(plane: &'static ControlPlane, after: &str) -> Namespace {
     plane.annotated_namespace(Some("autoscaled"), &json!({"spillway.dev/late-after": after}))
 }
 
-/// What the webhook leaves on a pod in mode late.
-fn as_decided() -> Value {
+/// Returns the annotations that the webhook adds to a pod in mode late.
+fn annotations_of_webhook() -> Value {
     json!({"spillway.dev/decision": "late", "spillway.dev/added": "affinity"})
 }
 
-/// A pod that is too large for every VM of the example.
+/// Returns the spec of a pod that is too large for the VMs of the example.
 fn large_pod() -> Value {
     json!({"containers": [{"name": "c", "image": "registry.example/c", "resources": {"requests": {"cpu": "20"}}}]})
 }
 
-/// A Deployment of such pods, as the webhook leaves them.
+/// Creates a Deployment of such pods, as the webhook changes them.
 fn deploy(namespace: &Namespace, replicas: u32, spec: &Value) {
     let mut pod = large_pod();
     pod.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-    let annotations = as_decided();
+    let annotations = annotations_of_webhook();
     namespace.create(&json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
         "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": {
@@ -39,8 +35,8 @@ fn deploy(namespace: &Namespace, replicas: u32, spec: &Value) {
     }));
 }
 
-/// The pods, once there are so many and this is true of all of them.
-fn all(namespace: &Namespace, count: usize, what: &str, is_so: impl Fn(&Value) -> bool) -> Vec<Value> {
+/// Waits until there are this many pods and the condition holds for all of them.
+fn wait_for_all(namespace: &Namespace, count: usize, what: &str, is_so: impl Fn(&Value) -> bool) -> Vec<Value> {
     eventually(what, || Some(namespace.pods()).filter(|pods| pods.len() == count && pods.iter().all(&is_so)))
 }
 
@@ -48,79 +44,79 @@ fn is_on(pod: &Value, node: &str) -> bool {
     pod["spec"]["nodeName"] == node
 }
 
-fn ours(pod: &Value) -> usize {
+fn tolerations_for_virtual_nodes(pod: &Value) -> usize {
     let is_ours = |toleration: &&Value| toleration["key"] == "virtual-kubelet.io/provider";
     pod["spec"]["tolerations"].as_array().into_iter().flatten().filter(is_ours).count()
 }
 
-fn clock(pod: &Value) -> Option<&str> {
+fn unschedulable_since(pod: &Value) -> Option<&str> {
     pod["metadata"]["annotations"][SINCE].as_str()
 }
 
 #[test]
-fn pods_that_no_vm_takes_in_time_go_to_virtual_nodes_and_their_owner_hears_of_it_once() {
-    let installed = Installed::new();
+fn pods_overflow_after_late_after_with_one_event_for_the_owner() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let namespace = namespace(plane, "3s");
     let controller = Controller::start(plane, "late", &[]);
     let start = Instant::now();
     deploy(&namespace, 12, &json!({}));
-    all(&namespace, 12, "the clocks to start", |pod| clock(pod).is_some());
-    let there = all(&namespace, 12, "the pods to be on the virtual node", |pod| is_on(pod, "virtualnode-0"));
+    wait_for_all(&namespace, 12, "the clocks to start", |pod| unschedulable_since(pod).is_some());
+    let there = wait_for_all(&namespace, 12, "the pods to be on the virtual node", |pod| is_on(pod, "virtualnode-0"));
     assert!(start.elapsed() > Duration::from_secs(3), "{:?}", start.elapsed());
     for pod in &there {
-        assert_eq!(ours(pod), 1, "{pod:#}");
+        assert_eq!(tolerations_for_virtual_nodes(pod), 1, "{pod:#}");
         assert_eq!(pod["metadata"]["annotations"]["spillway.dev/added"], "toleration,affinity");
         let by_us = |entry: &Value| entry["manager"] == "spillway-controller";
         assert!(pod["metadata"]["managedFields"].as_array().unwrap().iter().any(by_us), "one field manager");
     }
-    let told = eventually("the event", || Some(namespace.events("LateBurst")).filter(|events| !events.is_empty()));
-    assert_eq!(told[0]["regarding"]["kind"], "ReplicaSet", "{told:#?}");
-    assert!(told.len() <= 2, "twelve pods of one owner are not twelve events: {told:#?}");
+    let events = eventually("the event", || Some(namespace.events("LateBurst")).filter(|events| !events.is_empty()));
+    assert_eq!(events[0]["regarding"]["kind"], "ReplicaSet", "{events:#?}");
+    assert!(events.len() <= 2, "twelve pods of one owner are not twelve events: {events:#?}");
     assert_eq!(controller.metric("spillway_actions_total{action=\"burst\",result=\"success\"}"), 12);
     assert_eq!(controller.metric("spillway_actions_total{action=\"start_clock\",result=\"success\"}"), 12);
 }
 
 #[test]
-fn pods_that_a_vm_takes_in_time_never_tolerate_virtual_nodes() {
-    let installed = Installed::new();
+fn pods_that_a_vm_takes_in_time_get_no_toleration() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let namespace = namespace(plane, "30s");
     let _controller = Controller::start(plane, "late-vm", &[]);
     deploy(&namespace, 3, &json!({}));
-    all(&namespace, 3, "the clocks to start", |pod| clock(pod).is_some());
-    let room = json!({"cpu": "1000", "memory": "64Gi", "pods": "100"});
+    wait_for_all(&namespace, 3, "the clocks to start", |pod| unschedulable_since(pod).is_some());
+    let capacity = json!({"cpu": "1000", "memory": "64Gi", "pods": "100"});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "late-vm"},
-        "status": {"allocatable": room, "capacity": room}});
+        "status": {"allocatable": capacity, "capacity": capacity}});
     plane.create(&node);
-    let there = all(&namespace, 3, "the pods to be on the VM", |pod| is_on(pod, "late-vm"));
+    let there = wait_for_all(&namespace, 3, "the pods to be on the VM", |pod| is_on(pod, "late-vm"));
     plane.delete_node("late-vm");
-    assert!(there.iter().all(|pod| ours(pod) == 0), "{there:#?}");
+    assert!(there.iter().all(|pod| tolerations_for_virtual_nodes(pod) == 0), "{there:#?}");
 }
 
 #[test]
-fn a_pod_that_a_scheduling_gate_has_held_does_not_overflow_at_once() {
-    let installed = Installed::new();
+fn a_gated_pod_waits_late_after_from_when_its_gate_opens() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let namespace = namespace(plane, "4s");
     let _controller = Controller::start(plane, "late-gate", &[]);
     let other = self::namespace(plane, "0s");
     deploy(&namespace, 1, &json!({"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}));
-    all(&namespace, 1, "the gate to be seen", |pod| {
+    wait_for_all(&namespace, 1, "the gate to be seen", |pod| {
         pod["status"]["conditions"].to_string().contains("SchedulingGated")
     });
-    // The controller goes on meanwhile, and leaves the pod that is held alone.
+    // The controller continues, and leaves the gated pod alone.
     deploy(&other, 1, &json!({}));
-    all(&other, 1, "another pod to overflow", |pod| is_on(pod, "virtualnode-0"));
+    wait_for_all(&other, 1, "another pod to overflow", |pod| is_on(pod, "virtualnode-0"));
     let held = namespace.pods().swap_remove(0);
-    assert_eq!((clock(&held), ours(&held)), (None, 0), "{held:#}");
+    assert_eq!((unschedulable_since(&held), tolerations_for_virtual_nodes(&held)), (None, 0), "{held:#}");
     let name = held["metadata"]["name"].as_str().unwrap();
     let lifted = Instant::now();
     namespace.kubectl(
         &["patch", "pod", name, "--type=json", "-p", r#"[{"op": "remove", "path": "/spec/schedulingGates"}]"#],
         "",
     );
-    all(&namespace, 1, "the pod to overflow", |pod| is_on(pod, "virtualnode-0"));
+    wait_for_all(&namespace, 1, "the pod to overflow", |pod| is_on(pod, "virtualnode-0"));
     assert!(
         lifted.elapsed() > Duration::from_secs(3),
         "the clock has started when the gate was lifted: {:?}",
@@ -129,25 +125,26 @@ fn a_pod_that_a_scheduling_gate_has_held_does_not_overflow_at_once() {
 }
 
 #[test]
-fn another_replica_goes_on_with_the_clocks_of_the_one_before() {
-    let installed = Installed::new();
+fn a_new_leader_continues_the_clocks_of_pending_pods() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let namespace = namespace(plane, "20s");
     let first = Controller::start(plane, "late-first", &[]);
     deploy(&namespace, 2, &json!({}));
-    let waiting = all(&namespace, 2, "the clocks to start", |pod| clock(pod).is_some());
+    let waiting = wait_for_all(&namespace, 2, "the clocks to start", |pod| unschedulable_since(pod).is_some());
     first.signal("TERM");
     let second = Controller::start(plane, "late-second", &[]);
-    let there = all(&namespace, 2, "the pods to be on the virtual node", |pod| is_on(pod, "virtualnode-0"));
-    let clocks = |pods: &[Value]| pods.iter().map(|pod| clock(pod).unwrap().to_owned()).collect::<Vec<_>>();
+    let there = wait_for_all(&namespace, 2, "the pods to be on the virtual node", |pod| is_on(pod, "virtualnode-0"));
+    let clocks =
+        |pods: &[Value]| pods.iter().map(|pod| unschedulable_since(pod).unwrap().to_owned()).collect::<Vec<_>>();
     assert_eq!(clocks(&waiting), clocks(&there));
     assert_eq!(second.metric("spillway_actions_total{action=\"start_clock\",result=\"success\"}"), 0);
-    assert!(there.iter().all(|pod| ours(pod) == 1));
+    assert!(there.iter().all(|pod| tolerations_for_virtual_nodes(pod) == 1));
 }
 
 #[test]
-fn a_namespace_that_has_opted_out_meanwhile_keeps_its_pods_from_virtual_nodes() {
-    let installed = Installed::new();
+fn pending_pods_of_an_opted_out_namespace_do_not_overflow() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let (out, off, stays) = (namespace(plane, "1h"), namespace(plane, "1h"), namespace(plane, "1h"));
     let mut first = Controller::start(plane, "late-out-first", &[]);
@@ -155,9 +152,9 @@ fn a_namespace_that_has_opted_out_meanwhile_keeps_its_pods_from_virtual_nodes() 
         deploy(namespace, 1, &json!({}));
     }
     for namespace in [&out, &off, &stays] {
-        all(namespace, 1, "the clock to start", |pod| clock(pod).is_some());
+        wait_for_all(namespace, 1, "the clock to start", |pod| unschedulable_since(pod).is_some());
     }
-    // Nobody acts while the namespaces change.
+    // No controller runs while the namespaces change.
     first.signal("TERM");
     eventually("the first replica to end", || (!first.is_alive()).then_some(()));
     out.set_metadata(&json!({"labels": {"spillway.dev/burst": null}}));
@@ -166,19 +163,19 @@ fn a_namespace_that_has_opted_out_meanwhile_keeps_its_pods_from_virtual_nodes() 
         namespace.set_metadata(&json!({"annotations": {"spillway.dev/late-after": "1s"}}));
     }
     let _second = Controller::start(plane, "late-out-second", &[]);
-    all(&stays, 1, "the third pod to overflow", |pod| is_on(pod, "virtualnode-0"));
+    wait_for_all(&stays, 1, "the third pod to overflow", |pod| is_on(pod, "virtualnode-0"));
     for namespace in [&out, &off] {
-        assert_eq!(ours(&namespace.pods()[0]), 0);
+        assert_eq!(tolerations_for_virtual_nodes(&namespace.pods()[0]), 0);
     }
 }
 
 #[test]
-fn what_an_autoscaler_says_puts_the_overflow_off_until_late_max() {
-    let installed = Installed::new();
+fn a_scale_up_delays_overflow_until_late_max() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
-    let volume = Volume::new("late-coming-volume", "late: {max: 40s}");
-    let namespace = namespace(plane, "10s");
-    // Said before there is a pod, it is heard in time.
+    let volume = ConfigVolume::new("late-coming-volume", "late: {max: 20s}");
+    let namespace = namespace(plane, "5s");
+    // The event is older than the pod, so that the controller sees it in time.
     let promised = "promised";
     let event = json!({
         "apiVersion": "v1", "kind": "Event", "metadata": {"name": "scale-up"}, "type": "Normal", "reason": "TriggeredScaleUp",
@@ -191,7 +188,7 @@ fn what_an_autoscaler_says_puts_the_overflow_off_until_late_max() {
     let start = Instant::now();
     for name in [promised, "other"] {
         namespace.create(&json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": as_decided()}, "spec": large_pod(),
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": annotations_of_webhook()}, "spec": large_pod(),
         }));
     }
     let is_promised = |pod: &Value| pod["metadata"]["name"] == promised;
@@ -199,26 +196,26 @@ fn what_an_autoscaler_says_puts_the_overflow_off_until_late_max() {
         let pods = namespace.pods();
         pods.iter().any(|pod| !is_promised(pod) && is_on(pod, "virtualnode-0")).then_some(pods)
     });
-    assert!(after_one.iter().all(|pod| !is_promised(pod) || ours(pod) == 0), "{after_one:#?}");
-    all(&namespace, 2, "the promised pod to overflow", |pod| is_on(pod, "virtualnode-0"));
-    assert!(start.elapsed() > Duration::from_secs(39), "{:?}", start.elapsed());
+    assert!(after_one.iter().all(|pod| !is_promised(pod) || tolerations_for_virtual_nodes(pod) == 0), "{after_one:#?}");
+    wait_for_all(&namespace, 2, "the promised pod to overflow", |pod| is_on(pod, "virtualnode-0"));
+    assert!(start.elapsed() > Duration::from_secs(19), "{:?}", start.elapsed());
 }
 
 #[test]
-fn a_namespace_at_its_cap_overflows_no_further_and_is_told() {
-    let installed = Installed::new();
+fn a_namespace_at_max_pods_does_not_overflow() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
-    let volume = Volume::new("late-cap-volume", "profiles: {autoscaled: {maxPods: 4}}");
+    let volume = ConfigVolume::new("late-cap-volume", "profiles: {autoscaled: {maxPods: 4}}");
     let namespace = namespace(plane, "1s");
     let controller = Controller::start(plane, "late-cap", &["--config", &volume.file()]);
     deploy(&namespace, 6, &json!({}));
     let capped = "spillway_late_pods{state=\"capped\"}";
     eventually("two pods to be held back", || (controller.metric(capped) == 2).then_some(()));
-    let told = eventually("the event", || namespace.events("LateWithheld").pop());
-    assert!(told["note"].as_str().unwrap().contains("maxPods is 4"), "{told:#}");
+    let events = eventually("the event", || namespace.events("LateWithheld").pop());
+    assert!(events["note"].as_str().unwrap().contains("maxPods is 4"), "{events:#}");
     let there = |node| namespace.pods().iter().filter(|pod| is_on(pod, node)).count();
     eventually("four pods to be on the virtual node", || (there("virtualnode-0") == 4).then_some(()));
-    // One goes, the next may come.
+    // When one pod is deleted, another may overflow.
     let gone = namespace.pods().into_iter().find(|pod| is_on(pod, "virtualnode-0")).unwrap();
     namespace.delete_pod(gone["metadata"]["name"].as_str().unwrap());
     eventually("a fifth to be let", || {

@@ -1,7 +1,7 @@
-//! Tests on a real control plane: etcd, kube-apiserver, scheduler and controller-manager, with the real webhook installed from
-//! the real manifests.
+//! Tests on a real control plane: etcd, kube-apiserver, scheduler and controller-manager, with the real webhook and controller.
 //!
-//! All tests share one control plane and one webhook. Each works in a namespace of its own.
+//! Most tests share one control plane and one webhook, and work in namespaces of their own. Tests that install, change or remove
+//! what exists once in a cluster get a [`harness::Sandbox`].
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
@@ -16,9 +16,9 @@ mod drills;
 mod enforcer;
 mod explain;
 mod guard;
-mod identity;
-mod identity_check;
-mod identity_checks;
+mod identity_command;
+mod identity_label;
+mod identity_reconciler;
 mod last_resort;
 mod late;
 mod missed;

@@ -1,22 +1,21 @@
-//! Pods that were created while the webhook did not answer.
+//! Missed pods: the webhook did not answer when they were created.
 
 use std::{net::SocketAddr, thread, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::{
-    certificates::Installed,
-    configuration::Volume,
-    harness::{ControlPlane, Controller, Namespace, Webhook, eventually, spillway_command, webhook_configuration},
+use crate::harness::{
+    ConfigVolume, ControlPlane, Controller, InstalledSandbox, Namespace, Webhook, eventually, spillway_command,
+    webhook_configuration,
 };
 
-/// From then on a pod was missed: what is created earlier may be older than what API servers have heard.
-const GRACE: Duration = Duration::from_secs(3);
+/// A pod in a namespace that is younger was not missed: API servers may not have known of the opt-in.
+const AGE_OF_NAMESPACE: Duration = Duration::from_secs(3);
 
-/// A webhook that is called and does not answer: nobody listens on this port.
-fn without_answer(plane: &ControlPlane) {
-    let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
-    plane.apply(&webhook_configuration(plane, nobody));
+/// Registers a webhook that does not answer: nothing listens on its port.
+fn register_unreachable_webhook(plane: &ControlPlane) {
+    let unused = SocketAddr::from(([127, 0, 0, 1], 1));
+    plane.apply(&webhook_configuration(plane, unused));
 }
 
 fn deploy(namespace: &Namespace, name: &str, replicas: u32, cpu: &str, changes: &Value) {
@@ -41,7 +40,13 @@ fn decision(pod: &Value) -> Option<&str> {
     pod["metadata"]["annotations"]["spillway.dev/decision"].as_str()
 }
 
-fn all(namespace: &Namespace, app: &str, count: usize, what: &str, is_so: impl Fn(&Value) -> bool) -> Vec<Value> {
+fn wait_for_all(
+    namespace: &Namespace,
+    app: &str,
+    count: usize,
+    what: &str,
+    is_so: impl Fn(&Value) -> bool,
+) -> Vec<Value> {
     eventually(what, || Some(pods(namespace, app)).filter(|pods| pods.len() == count && pods.iter().all(&is_so)))
 }
 
@@ -49,7 +54,7 @@ fn has_node(pod: &Value) -> bool {
     pod["spec"]["nodeName"].is_string()
 }
 
-/// What `spillway explain --missed` ends with and prints.
+/// Returns the exit code and the output of `spillway explain --missed`.
 fn explain_missed(plane: &ControlPlane) -> (i32, String) {
     let kubeconfig = plane.dir.join("admin.kubeconfig");
     let output = spillway_command().args(["explain", "--missed"]).env("KUBECONFIG", kubeconfig).output().unwrap();
@@ -57,62 +62,63 @@ fn explain_missed(plane: &ControlPlane) -> (i32, String) {
 }
 
 #[test]
-fn pods_that_wait_are_decided_on_once_the_controller_sees_that_they_were_missed() {
-    let installed = Installed::new();
+fn missed_pending_pods_are_repaired_by_the_controller() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
-    without_answer(plane);
+    register_unreachable_webhook(plane);
     let (shop, late) = (plane.namespace(Some("enabled")), plane.namespace(None));
     // Created before the namespace opts in, so not missed.
     deploy(&late, "early", 1, "20", &json!({}));
-    all(&late, "early", 1, "the pod to wait", |pod| !has_node(pod));
+    wait_for_all(&late, "early", 1, "the pod to wait", |pod| !has_node(pod));
     late.set_metadata(&json!({"labels": {"spillway.dev/burst": "enabled"}}));
-    thread::sleep(GRACE);
+    thread::sleep(AGE_OF_NAMESPACE);
     deploy(&shop, "web", 5, "20", &json!({}));
     deploy(&shop, "stays", 1, "20", &json!({"spec": {"hostNetwork": true}}));
     deploy(&shop, "out", 1, "20", &json!({"metadata": {"labels": {"spillway.dev/burst": "disabled"}}}));
     for (app, count) in [("web", 5), ("stays", 1), ("out", 1)] {
-        all(&shop, app, count, "the pods to be created", |pod| decision(pod).is_none());
+        wait_for_all(&shop, app, count, "the pods to be created", |pod| decision(pod).is_none());
     }
     let controller = Controller::start(plane, "missed", &[]);
-    let healed =
-        all(&shop, "web", 5, "the pods to go to the virtual node", |pod| pod["spec"]["nodeName"] == "virtualnode-0");
+    let healed = wait_for_all(&shop, "web", 5, "the pods to go to the virtual node", |pod| {
+        pod["spec"]["nodeName"] == "virtualnode-0"
+    });
     for pod in &healed {
         assert_eq!(decision(pod), Some("prefer"), "{pod:#}");
         assert_eq!(pod["metadata"]["annotations"]["spillway.dev/added"], "toleration");
     }
-    all(&shop, "stays", 1, "the decision to stay", |pod| {
+    wait_for_all(&shop, "stays", 1, "the decision to stay", |pod| {
         decision(pod).is_some_and(|decision| decision.contains("HostNetwork"))
     });
-    let told = eventually("the event", || {
+    let event = eventually("the event", || {
         shop.events("MissedPodHealed").into_iter().find(|event| {
             event["regarding"]["kind"] == "ReplicaSet" && event["note"].as_str().unwrap().contains("prefer")
         })
     });
-    assert_eq!(told["type"], "Normal");
+    assert_eq!(event["type"], "Normal");
     let healed = "spillway_actions_total{action=\"heal\",result=\"success\"}";
-    assert_eq!(controller.metric(healed), 6, "nobody else was touched");
+    assert_eq!(controller.metric(healed), 6, "no other pod was changed");
     assert_eq!(decision(&pods(&shop, "out")[0]), None);
     assert_eq!(decision(&pods(&late, "early")[0]), None);
 }
 
 #[test]
-fn pods_that_have_a_node_are_told_of_and_evicted_by_nobody_unless_that_is_asked_for() {
-    let installed = Installed::new();
+fn missed_running_pods_are_reported_and_not_evicted_by_default() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
-    without_answer(plane);
+    register_unreachable_webhook(plane);
     let shop = plane.namespace(Some("enabled"));
-    thread::sleep(GRACE);
+    thread::sleep(AGE_OF_NAMESPACE);
     deploy(&shop, "web", 2, "10m", &json!({}));
     deploy(&shop, "stays", 1, "10m", &json!({"spec": {"hostNetwork": true}}));
-    let before = all(&shop, "web", 2, "the pods to run", has_node);
-    all(&shop, "stays", 1, "the pod to run", has_node);
+    let before = wait_for_all(&shop, "web", 2, "the pods to run", has_node);
+    wait_for_all(&shop, "stays", 1, "the pod to run", has_node);
     let controller = Controller::start(plane, "missed-running", &[]);
     eventually("the pods to be counted", || {
         let count = |decision| controller.metric(&format!("spillway_missed_pods{{decision=\"{decision}\"}}"));
         (count("prefer") == 2 && count("stay") == 1).then_some(())
     });
-    let told = eventually("the events", || Some(shop.events("PodMissed")).filter(|events| events.len() == 2));
-    assert!(told.iter().all(|event| event["regarding"]["kind"] == "ReplicaSet"), "{told:#?}");
+    let event = eventually("the events", || Some(shop.events("PodMissed")).filter(|events| events.len() == 2));
+    assert!(event.iter().all(|event| event["regarding"]["kind"] == "ReplicaSet"), "{event:#?}");
     let names = |pods: &[Value]| pods.iter().map(|pod| pod["metadata"]["name"].clone()).collect::<Vec<_>>();
     assert_eq!(names(&pods(&shop, "web")), names(&before));
     let (code, table) = explain_missed(plane);
@@ -129,13 +135,13 @@ fn pods_that_have_a_node_are_told_of_and_evicted_by_nobody_unless_that_is_asked_
 }
 
 #[test]
-fn where_it_is_asked_for_one_pod_of_an_owner_is_evicted_once_the_webhook_answers() {
+fn with_missed_evict_one_pod_of_an_owner_is_evicted_per_hour() {
     const RESULT: &str = "spillway_actions_total{action=\"evict\",result=";
-    let installed = Installed::new();
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
-    without_answer(plane);
+    register_unreachable_webhook(plane);
     let shop = plane.namespace(Some("enabled"));
-    thread::sleep(GRACE);
+    thread::sleep(AGE_OF_NAMESPACE);
     deploy(&shop, "web", 2, "10m", &json!({}));
     deploy(&shop, "held", 2, "10m", &json!({}));
     shop.create(&json!({
@@ -143,16 +149,16 @@ fn where_it_is_asked_for_one_pod_of_an_owner_is_evicted_once_the_webhook_answers
         "spec": {"minAvailable": 2, "selector": {"matchLabels": {"app": "held"}}},
     }));
     for app in ["web", "held"] {
-        all(&shop, app, 2, "the pods to run", |pod| pod["status"]["phase"] == "Running");
+        wait_for_all(&shop, app, 2, "the pods to run", |pod| pod["status"]["phase"] == "Running");
     }
-    let volume = Volume::new("missed-volume", "missed: {evict: true}");
+    let volume = ConfigVolume::new("missed-volume", "missed: {evict: true}");
     let first = Controller::start(plane, "missed-unproven", &["--config", &volume.file()]);
     eventually("a dry run without an answer", || (first.metric(&format!("{RESULT}\"unproven\"}}")) >= 2).then_some(()));
     assert_eq!(first.metric(&format!("{RESULT}\"success\"}}")), 0);
     drop(first);
-    installed.clear_lease();
+    installed.delete_lease();
 
-    // A third makes the certificate, and is gone when the webhook answers: the second has nothing to wait for.
+    // Another controller signs the certificate and stops before the webhook answers, so that the next one starts without waiting.
     let signer = Controller::start(plane, "missed-signer", &[]);
     let webhook = Webhook::start_self_managed(plane, "missed-evict-webhook", &[]).ready();
     plane.apply(&webhook_configuration(plane, webhook.address));
@@ -160,10 +166,10 @@ fn where_it_is_asked_for_one_pod_of_an_owner_is_evicted_once_the_webhook_answers
         "spec": {"containers": [{"name": "c", "image": "registry.example/c"}]}});
     eventually("the webhook to answer", || decision(&shop.dry_run(&trial)).map(drop));
     drop(signer);
-    // What it finds blocked it tries again no sooner than in a minute: it leads at once.
-    installed.clear_lease();
+    // The controller tries a blocked eviction again after a minute, so it must lead at once.
+    installed.delete_lease();
     let controller = Controller::start(plane, "missed-evict", &["--config", &volume.file()]);
-    let replaced = eventually("a pod to be created anew", || {
+    let replaced = eventually("a pod to be recreated", || {
         let pods = pods(&shop, "web");
         let decided = pods.iter().filter(|pod| decision(pod) == Some("prefer")).count();
         (pods.len() == 2 && decided > 0).then_some(decided)
@@ -183,8 +189,8 @@ fn where_it_is_asked_for_one_pod_of_an_owner_is_evicted_once_the_webhook_answers
     let of_web = || pods(&shop, "web").iter().filter(|pod| decision(pod) == Some("prefer")).count();
     assert_eq!(of_web(), 1, "one of an owner in an hour, in whatever round");
     drop(controller);
-    installed.clear_lease();
+    installed.delete_lease();
     let next = Controller::start(plane, "missed-evict-next", &["--config", &volume.file()]);
     eventually("a new leader to see that", || (next.metric(&format!("{RESULT}\"recent\"}}")) >= 1).then_some(()));
-    assert_eq!(of_web(), 1, "one of an owner in an hour, whoever leads");
+    assert_eq!(of_web(), 1, "one of an owner in an hour, whichever replica leads");
 }

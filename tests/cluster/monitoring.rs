@@ -1,4 +1,4 @@
-//! What is told of the program: that alerts and dashboard ask for what is there, and that no log tells a secret.
+//! Observability: alerts and the dashboard use existing metrics, and no log contains a secret.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -8,10 +8,12 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::pod,
-    harness::{Controller, Stub, Webhook, control_plane, eventually, install, sandbox, webhook_configuration},
+    harness::{
+        AUTHORITY_SECRET, Controller, Stub, Webhook, control_plane, eventually, install, sandbox, webhook_configuration,
+    },
 };
 
-/// The names with this prefix in alerts and dashboard.
+/// Returns the names with this prefix in the alerts and the dashboard.
 fn asked_for(prefix: &str) -> BTreeSet<String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/monitoring");
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -25,21 +27,21 @@ fn asked_for(prefix: &str) -> BTreeSet<String> {
     names
 }
 
-/// The names of all samples.
+/// Returns the names of all samples.
 fn offered(metrics: &str) -> BTreeSet<String> {
     let samples = metrics.lines().filter(|line| !line.starts_with('#'));
     samples.map(|line| line.split(['{', ' ']).next().unwrap().to_owned()).collect()
 }
 
 #[test]
-fn every_metric_of_ours_in_alerts_and_dashboard_exists() {
-    let turn = sandbox();
-    let plane = turn.plane;
+fn every_spillway_metric_of_alerts_and_dashboard_exists() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     install(plane);
     let controller = Controller::start(plane, "monitored-controller", &[]);
     let webhook = Webhook::start_self_managed(plane, "monitored-webhook", &[]);
     plane.apply(&webhook_configuration(plane, webhook.address));
-    // What is counted by a reason of docs/reasons.md is not there before the first pod of its kind.
+    // A metric with a reason label exists after the first pod with such a reason.
     let namespace = plane.namespace(Some("enabled"));
     let decision = |changes: Value| namespace.dry_run(&pod("monitored", &changes))["metadata"]["annotations"].clone();
     eventually("a pod to be decided on", || decision(json!({}))["spillway.dev/decision"].is_string().then_some(()));
@@ -58,8 +60,8 @@ fn every_metric_of_ours_in_alerts_and_dashboard_exists() {
 
 #[test]
 fn no_key_and_no_token_is_logged_even_at_trace() {
-    let turn = sandbox();
-    let plane = turn.plane;
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     install(plane);
     let flags = ["--log-level", "trace"];
     let controller = Controller::start(plane, "traced-controller", &flags);
@@ -68,7 +70,7 @@ fn no_key_and_no_token_is_logged_even_at_trace() {
     let webhook = webhook.ready();
     eventually("the controller to lead", || controller.leads().then_some(()));
     let mut secrets = Vec::new();
-    let stored = plane.get("/api/v1/namespaces/spillway-system/secrets/spillway-ca");
+    let stored = plane.get(AUTHORITY_SECRET);
     let key = stored["data"]["tls.key"].as_str().unwrap();
     let pem = String::from_utf8(STANDARD.decode(key).unwrap()).unwrap();
     secrets.push(key.to_owned());
@@ -87,9 +89,9 @@ fn no_key_and_no_token_is_logged_even_at_trace() {
     drop((controller, webhook));
 }
 
-/// The one way in which the webhook could refuse pods, and what the API server counts then.
+/// A patch that does not apply is the only way in which the webhook could refuse pods. The API server counts it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_metric_of_the_api_server_in_alerts_and_dashboard_exists() {
+async fn every_api_server_metric_of_alerts_and_dashboard_exists() {
     let plane = control_plane();
     let namespace = plane.namespace(None);
     let stub = Stub::start(|body| {

@@ -1,4 +1,4 @@
-//! With the webhook down, slow, wrong or untrusted, pods are created all the same.
+//! The API server creates pods although the webhook is down, slow, wrong or untrusted.
 
 use std::time::{Duration, Instant};
 
@@ -11,28 +11,28 @@ use crate::{
     harness::{Stub, control_plane, eventually, in_namespace, manifest_webhooks, register_url, spillway},
 };
 
-/// So long takes the answer of a webhook that is too slow: longer than the API server waits for any.
+/// How long the slow webhook takes: longer than the timeout of any webhook.
 const SLOW: Duration = Duration::from_secs(60);
 
-/// Creates a pod once the API server is seen to have tried and failed to call the webhook.
+/// Creates pods until the audit log shows that the webhook failed open.
 fn created_although(what: &str, namespace: &crate::harness::Namespace) {
-    // The audit log says when a webhook failed open; until then the API server may not know of the webhook yet.
+    // Until then the API server may not know the webhook yet.
     eventually(&format!("the API server to meet the webhook that is {what}"), || {
         let start = Instant::now();
         let created = namespace.create(&json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "web-"}, "spec": pod("x", &json!({}))["spec"],
         }));
         assert!(created["metadata"]["annotations"].is_null(), "{what}: {created:#}");
-        // Held up, a pod would wait for the answer, or for as long as the API server waits at most.
+        // A delayed pod would wait for the answer, or for the API server's maximum timeout.
         assert!(start.elapsed() < Duration::from_secs(30), "{what}: {:?}", start.elapsed());
         (control_plane().failed_open(&namespace.name) > 0).then_some(())
     });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_webhook_that_is_down_does_not_hold_up_pods() {
+async fn a_webhook_that_is_down_does_not_delay_pods() {
     let namespace = control_plane().namespace(None);
-    // A port that is taken, and where nobody listens.
+    // The port is reserved, and nothing listens on it.
     let port = TcpSocket::new_v4().unwrap();
     port.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let url = format!("https://{}/mutate-v1-pod", port.local_addr().unwrap());
@@ -41,7 +41,7 @@ async fn a_webhook_that_is_down_does_not_hold_up_pods() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_webhook_that_is_too_slow_does_not_hold_up_pods() {
+async fn a_slow_webhook_does_not_delay_pods() {
     let namespace = control_plane().namespace(None);
     let stub = Stub::start(|body| async move {
         tokio::time::sleep(SLOW).await;
@@ -55,7 +55,7 @@ async fn a_webhook_that_is_too_slow_does_not_hold_up_pods() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_webhook_that_answers_garbage_does_not_hold_up_pods() {
+async fn a_webhook_that_answers_garbage_does_not_delay_pods() {
     for (name, status, answer) in [
         ("empty", 200, String::new()),
         ("text", 200, "<html>not here</html>".to_owned()),
@@ -80,7 +80,7 @@ async fn a_webhook_that_answers_garbage_does_not_hold_up_pods() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_of_another_authority_does_not_hold_up_pods() {
+async fn an_untrusted_certificate_does_not_delay_pods() {
     let webhook = spillway();
     let namespace = control_plane().namespace(None);
     let other = Stub::start(|body| std::future::ready(crate::harness::allowed(&body))).await;

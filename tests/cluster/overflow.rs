@@ -1,10 +1,10 @@
-//! The point of it all: pods that no VM has room for run on the virtual node, and wait without Spillway.
+//! Overflow: pods that fit on no VM run on the virtual node, and stay pending without Spillway.
 
 use serde_json::{Value, json};
 
 use crate::harness::{Namespace, control_plane, eventually, spillway};
 
-/// Three VMs of four CPUs that nobody else's pods land on, and a virtual node beside them.
+/// Creates three VMs of four CPUs for one test, and a virtual node.
 fn nodes() {
     let node = |name: &str, labels: Value, taint: Value, cpu: &str| {
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {"taints": [taint]},
@@ -41,7 +41,7 @@ fn deploy(namespace: &Namespace) {
     }));
 }
 
-/// How many pods are on VMs, on the virtual node, and found unschedulable, once every pod is one of these.
+/// Waits until every pod is placed or unschedulable, and returns the numbers on VMs, on the virtual node, and unschedulable.
 fn placed(namespace: &Namespace) -> (usize, usize, usize) {
     eventually("30 pods to be placed or found unschedulable", || {
         let pods = namespace.pods();
@@ -56,7 +56,7 @@ fn placed(namespace: &Namespace) -> (usize, usize, usize) {
 }
 
 #[test]
-fn what_no_vm_has_room_for_runs_on_the_virtual_node() {
+fn pods_that_fit_on_no_vm_run_on_the_virtual_node() {
     spillway();
     nodes();
     let without = control_plane().namespace(None);
@@ -68,6 +68,6 @@ fn what_no_vm_has_room_for_runs_on_the_virtual_node() {
     deploy(&with);
     let (vms, virtual_node, waiting) = placed(&with);
     assert_eq!(waiting, 0, "all 30 run");
-    // The preference alone may leak some while VMs have room: the default scheduler weighs it against spreading.
+    // The preference alone may move some pods while VMs have room: the scheduler weighs it against spreading.
     assert!(virtual_node >= 6 && vms >= 15, "{vms} on VMs, {virtual_node} on the virtual node");
 }

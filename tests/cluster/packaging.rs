@@ -1,4 +1,4 @@
-//! Kustomize, the chart and the one file say the same, and what they say can be installed, upgraded and removed.
+//! The kustomization, the chart and manifests/install.yaml have the same objects, which can be installed, upgraded and removed.
 
 pub(crate) mod helm;
 
@@ -20,7 +20,7 @@ pub(crate) fn shipped_configuration() -> String {
     fs::read_to_string(manifests("base/mutatingwebhookconfiguration.yaml")).unwrap()
 }
 
-/// What makes Spillway's objects disappear, whoever installed them. The namespace stays: it takes long to go.
+/// Removes Spillway, whichever way it was installed. The namespace stays, because its deletion takes long.
 pub(crate) fn remove_everything(plane: &ControlPlane) {
     plane.try_helm(&["uninstall", "spillway", "--namespace", NAMESPACE, "--ignore-not-found"]);
     static RENDERED: OnceLock<String> = OnceLock::new();
@@ -29,8 +29,8 @@ pub(crate) fn remove_everything(plane: &ControlPlane) {
     plane.kubectl_with(&["delete", "--ignore-not-found", "--wait", "-f", "-"], &rest.join("\n---\n"));
 }
 
-/// The objects of a rendering by kind and name; what helm itself puts on every object is left out, and the configuration is read, for
-/// comments in it do not matter.
+/// Returns the rendered objects by kind and name, without the labels that helm adds, and with the configuration parsed, because
+/// its comments do not matter.
 fn objects(rendered: &str) -> BTreeMap<String, Value> {
     let documents = rendered.split("\n---\n").map(|document| serde_saphyr::from_str::<Value>(document).unwrap());
     let mut objects = BTreeMap::new();
@@ -62,7 +62,7 @@ fn the_chart_and_kustomize_render_the_same_objects() {
         let chart = manifests("chart");
         let mut chart =
             objects(&plane.helm(&[&["template", "spillway", &chart, "--namespace", NAMESPACE], values].concat()));
-        // The chart has neither alerts nor dashboard: whoever wants them applies manifests/monitoring.
+        // The chart has neither alerts nor a dashboard: users apply manifests/monitoring.
         kustomize
             .retain(|name, _| !["PrometheusRule spillway", "ConfigMap spillway-dashboard"].contains(&name.as_str()));
         if overlay == "overlays/cert-manager" {
@@ -96,8 +96,8 @@ fn the_chart_refuses_values_that_it_does_not_know() {
         ("metrics.serviceMonitor.interval=often", "interval"),
     ] {
         let rendered = plane.try_helm(&["template", "spillway", &chart, "--namespace", NAMESPACE, "--set", value]);
-        let said = String::from_utf8_lossy(&rendered.stderr);
-        assert!(!rendered.status.success() && said.contains("schema") && said.contains(words), "{value}: {said}");
+        let stderr = String::from_utf8_lossy(&rendered.stderr);
+        assert!(!rendered.status.success() && stderr.contains("schema") && stderr.contains(words), "{value}: {stderr}");
     }
     let elsewhere = plane.try_helm(&["template", "spillway", &chart, "--namespace", "shop"]);
     assert!(String::from_utf8_lossy(&elsewhere.stderr).contains("belongs in namespace spillway-system"));
@@ -149,12 +149,12 @@ fn the_values_of_the_chart_arrive() {
     assert_eq!(configuration["profiles"]["mine"], json!({"mode": "require"}));
     assert_eq!(rendered["ServiceMonitor spillway"]["spec"]["endpoints"][0]["interval"], "1m");
     assert_eq!(rendered["ServiceMonitor spillway"]["metadata"]["labels"]["release"], "x");
-    // As the program reads it: an unquoted `off` would be a boolean to others.
+    // The value must be quoted: YAML 1.1 reads `off` as a boolean.
     let text = plane.helm(&args);
     assert!(text.contains("mode: \"off\""), "{text}");
 }
 
-/// Kinds of others that two overlays need. Their schema is not ours to test.
+/// Returns the foreign kinds of two overlays, without their schemas.
 fn foreign_kinds() -> Value {
     let kinds = [
         ("cert-manager.io", "v1", "Certificate", "certificates"),
@@ -178,9 +178,9 @@ fn foreign_kinds() -> Value {
 }
 
 #[test]
-fn the_api_server_takes_every_overlay_without_a_complaint() {
-    let turn = sandbox();
-    let plane = turn.plane;
+fn the_api_server_accepts_every_overlay_without_a_warning() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     plane.kubectl_with(&["apply", "-f", "-"], &foreign_kinds().to_string());
     let names = "certificates.cert-manager.io issuers.cert-manager.io prometheusrules.monitoring.coreos.com \
                  servicemonitors.monitoring.coreos.com";
@@ -188,16 +188,16 @@ fn the_api_server_takes_every_overlay_without_a_complaint() {
     let definitions: Vec<_> = definitions.iter().map(String::as_str).collect();
     plane.kubectl(&[&["wait", "--for=condition=Established"], &definitions[..]].concat());
     remove_everything(plane);
-    // Another test may have had helm make the namespace: that kubectl did not is a complaint of its first apply alone.
+    // kubectl warns once about a namespace that helm created.
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
     plane.kubectl_with(&["apply", "-f", "-"], &namespace.to_string());
     for overlay in ["base", "overlays/azure", "overlays/cert-manager", "overlays/high-availability", "overlays/metrics"]
     {
-        // Strict: an unknown field is an error; a warning, of Pod Security say, is one too.
+        // Unknown fields are errors, and so are warnings, such as those of Pod Security.
         let args = ["apply", "-k", &manifests(overlay), "--validate=strict", "--warnings-as-errors"];
         let applied = plane.try_kubectl(&args, "");
-        let said = String::from_utf8_lossy(&applied.stderr);
-        assert!(applied.status.success() && said.is_empty(), "{overlay}: {said}");
+        let stderr = String::from_utf8_lossy(&applied.stderr);
+        assert!(applied.status.success() && stderr.is_empty(), "{overlay}: {stderr}");
     }
     let policies = eventually("the expressions to be checked", || {
         let items = plane.list("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies");

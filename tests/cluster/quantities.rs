@@ -1,4 +1,4 @@
-//! A quantity means here what it means to Kubernetes.
+//! Spillway parses quantities as Kubernetes does.
 
 use std::{
     io::Write,
@@ -17,12 +17,11 @@ use crate::harness::control_plane;
 
 const SAMPLE: usize = 8000;
 
-/// Quantities, what nearly is one, and what is none. Exponents have two digits at most: with many, Go's own parser runs for
-/// minutes.
+/// Quantities and texts that are nearly quantities. Exponents have two digits at most: Go's parser takes minutes for more.
 fn text() -> impl Strategy<Value = String> {
     let number = r"[+-]?([0-9]{1,25}(\.[0-9]{0,25})?|\.[0-9]{1,25})";
     let usual = r"[+-]?[0-9]{1,4}(\.[0-9]{1,3})?";
-    // Where apimachinery changes from 64 bits to arbitrary precision, and where it caps.
+    // Where apimachinery switches from 64 bits to arbitrary precision, and where it caps values.
     let limits = select(vec![
         "999999999999999",
         "1000000000000000",
@@ -44,7 +43,7 @@ fn text() -> impl Strategy<Value = String> {
     ]
 }
 
-/// One answer for each text: its value in nanos, or nothing if Go's parser refuses it.
+/// Returns the value of each text in nanos, or nothing if Go's parser refuses it.
 fn asked_of_kubernetes(texts: &[String]) -> Vec<Option<String>> {
     let mut child = Command::new(&control_plane().program)
         .arg("quantity")
@@ -69,7 +68,7 @@ fn a_quantity_has_the_value_that_kubernetes_gives_it() {
     let answers = asked_of_kubernetes(&texts);
     assert_eq!(answers.len(), texts.len());
     for (text, answer) in texts.iter().zip(&answers) {
-        // Beyond 2^127-1 nanos both sides read as just that.
+        // Both sides cap values at 2^127-1 nanos.
         let expected = answer.as_ref().map(|nanos| Quantity::parse(&format!("{nanos}n")).unwrap());
         assert_eq!(Quantity::parse(text).ok(), expected, "{text:?} is {answer:?} nanos");
     }

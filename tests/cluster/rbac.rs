@@ -1,6 +1,6 @@
-//! Every right of our accounts is needed: without it something breaks that has a name here.
+//! Every permission of the accounts of Spillway is needed: a test shows what fails without it.
 //!
-//! The rights are read from the manifest, so that one which is added there needs a line in the table below.
+//! The permissions come from the manifest, so that a new one needs a line in the table below.
 
 use std::{collections::BTreeSet, path::PathBuf, thread, time::Duration};
 
@@ -9,60 +9,58 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::pod,
-    certificates::Installed,
-    configuration::Volume,
     harness::{
-        ControlPlane, Controller, Namespace, Sandbox, Webhook, control_plane, eventually, sandbox,
-        webhook_configuration,
+        AUTHORITY_SECRET, ConfigVolume, ControlPlane, Controller, InstalledSandbox, Namespace, Sandbox, Webhook,
+        control_plane, eventually, sandbox, webhook_configuration,
     },
-    identity_checks::{Watched, azure_workload_identity},
+    identity_reconciler::{IdentitySandbox, azure_workload_identity},
     packaging::manifests,
     virtual_nodes::virtual_node,
 };
 
-/// One verb on one kind, as RBAC grants it.
+/// One verb on one resource, as RBAC grants it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Right {
+struct Permission {
     account: String,
     resource: String,
     verb: String,
-    /// The rule with this verb alone.
+    /// The rule with this verb only.
     rule: String,
 }
 
-/// What breaks without a right.
-enum Breaks {
-    /// The webhook never gets ready, and names this as missing.
+/// What fails without a permission.
+enum Effect {
+    /// The webhook does not become ready, and names this cache.
     Readiness(&'static str),
-    /// A change of the cluster goes unseen: made by the first, seen in the answer of the webhook by the second.
-    Following(fn(&Namespace, &ControlPlane), fn(&Webhook, &Namespace) -> bool),
-    /// What is not in the caches cannot be looked up.
+    /// The webhook does not notice a change, made by the first function and visible to the second.
+    Watching(fn(&Namespace, &ControlPlane), fn(&Webhook, &Namespace) -> bool),
+    /// The webhook cannot look up an object that is not in its cache.
     Lookup,
-    /// A binding to a virtual node stays as it is, which is counted.
+    /// The webhook does not change a binding to a virtual node, and counts an error.
     Binding,
-    /// The certificates are not kept, and the log says what is forbidden.
+    /// The account cannot maintain certificates, and logs what is forbidden.
     Certificates,
-    /// Identity is not checked in full, and the log says what is forbidden.
+    /// The controller cannot check identity completely, and logs what is forbidden.
     Identity,
-    /// The overflow is not kept in order, and the log or a metric says what is forbidden.
+    /// The controller cannot manage overflow, and reports what is forbidden in its log or in a metric.
     Overflow,
 }
-use Breaks::{Binding, Certificates, Following, Identity, Lookup, Overflow, Readiness};
+use Effect::{Binding, Certificates, Identity, Lookup, Overflow, Readiness, Watching};
 
-/// What each right is needed for.
-fn needs(account: &str, resource: &str, verb: &str) -> Option<Breaks> {
+/// Returns what fails without a permission.
+fn effect_without(account: &str, resource: &str, verb: &str) -> Option<Effect> {
     Some(match (account, resource, verb) {
         ("spillway-webhook", "namespaces", "list") => Readiness("namespaces"),
-        ("spillway-webhook", "namespaces", "watch") => Following(opt_in, is_decided),
+        ("spillway-webhook", "namespaces", "watch") => Watching(opt_in, is_decided),
         ("spillway-webhook", "serviceaccounts", "list") => Readiness("service accounts"),
-        ("spillway-webhook", "serviceaccounts", "watch") => Following(give_identity, is_labelled),
+        ("spillway-webhook", "serviceaccounts", "watch") => Watching(give_identity, is_labelled),
         ("spillway-webhook", "serviceaccounts", "get") => Lookup,
         ("spillway-webhook", "pods", "get") => Binding,
         ("spillway-webhook", "nodes", "list") => Readiness("virtual nodes"),
-        ("spillway-webhook", "nodes", "watch") => Following(add_first_generation, stays_for_its_address),
+        ("spillway-webhook", "nodes", "watch") => Watching(add_first_generation, stays_for_its_address),
         ("spillway-webhook", "networkpolicies", "list") => Readiness("network policies"),
-        ("spillway-webhook", "networkpolicies", "watch") => Following(add_policy, stays_for_the_policy),
-        // Each of them is used: listed and watched for changes, read and written by the controller.
+        ("spillway-webhook", "networkpolicies", "watch") => Watching(add_policy, stays_for_the_policy),
+        // All of them are used: both accounts list and watch, and the controller reads and writes.
         ("spillway-webhook", "secrets" | "mutatingwebhookconfigurations", "list" | "watch")
         | ("spillway-controller", "secrets", "create" | "get" | "list" | "watch" | "update")
         | ("spillway-controller", "mutatingwebhookconfigurations", "get" | "list" | "watch" | "patch")
@@ -91,10 +89,10 @@ fn needs(account: &str, resource: &str, verb: &str) -> Option<Breaks> {
     })
 }
 
-fn rights(plane: &ControlPlane) -> BTreeSet<Right> {
+fn permissions(plane: &ControlPlane) -> BTreeSet<Permission> {
     let rendered = plane.kubectl(&["kustomize", &manifests("base")]);
     let objects = rendered.split("\n---\n").map(|document| serde_saphyr::from_str::<Value>(document).unwrap());
-    let mut rights = BTreeSet::new();
+    let mut permissions = BTreeSet::new();
     for role in objects.filter(|object| ["Role", "ClusterRole"].contains(&object["kind"].as_str().unwrap())) {
         let strings = |value: &Value| -> Vec<String> { serde_json::from_value(value.clone()).unwrap() };
         for rule in role["rules"].as_array().unwrap() {
@@ -105,14 +103,14 @@ fn rights(plane: &ControlPlane) -> BTreeSet<Right> {
                 let mut alone = rule.clone();
                 (alone["resources"], alone["verbs"]) = (json!([resource]), json!([verb]));
                 let account = role["metadata"]["name"].as_str().unwrap().to_owned();
-                rights.insert(Right { account, resource, verb, rule: alone.to_string() });
+                permissions.insert(Permission { account, resource, verb, rule: alone.to_string() });
             }
         }
     }
-    rights
+    permissions
 }
 
-/// A pod of an account and with an address in its environment, which the first generation cannot give it.
+/// Reviews a pod with a reference to its own IP address, which the first generation of virtual nodes does not support.
 fn answer(webhook: &Webhook, namespace: &Namespace, account: &str) -> Value {
     let address = json!([{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]);
     let containers = json!([{"name": "c", "image": "registry.example/c", "env": address}]);
@@ -125,7 +123,7 @@ fn answer(webhook: &Webhook, namespace: &Namespace, account: &str) -> Value {
     send(webhook, "/mutate-v1-pod", &review)
 }
 
-/// What a webhook answers to a review.
+/// Sends a review and returns the answer.
 fn send(webhook: &Webhook, path: &str, review: &Value) -> Value {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let body = review.to_string().into();
@@ -181,16 +179,17 @@ fn stays_for_the_policy(webhook: &Webhook, namespace: &Namespace) -> bool {
     decision(webhook, namespace).contains("NetworkPolicy")
 }
 
-/// A webhook whose account has these rights.
-fn webhook_with(turn: &Sandbox, name: &str, rights: &[&Right]) -> Webhook {
-    Webhook::start_beside(turn.plane, name, &kubeconfig_with(turn.plane, name, rights))
+/// Starts a webhook with these permissions.
+fn webhook_with(sandbox: &Sandbox, name: &str, permissions: &[&Permission]) -> Webhook {
+    Webhook::start_beside(sandbox.plane, name, &kubeconfig_with(sandbox.plane, name, permissions))
 }
 
-/// An account with these rights.
-fn kubeconfig_with(plane: &ControlPlane, name: &str, rights: &[&Right]) -> PathBuf {
-    // Roles of one namespace do as well in the whole cluster: the names in them are ours alone.
-    let mut rules: Vec<Value> = rights.iter().map(|right| serde_json::from_str(&right.rule).unwrap()).collect();
-    // Whoever may ask for this has all the others, too: the authorizer hears of a role after it was made.
+/// Creates an account with these permissions.
+fn kubeconfig_with(plane: &ControlPlane, name: &str, permissions: &[&Permission]) -> PathBuf {
+    // A ClusterRole also works for the permissions of Roles: only Spillway uses the names in them.
+    let mut rules: Vec<Value> =
+        permissions.iter().map(|permission| serde_json::from_str(&permission.rule).unwrap()).collect();
+    // The authorizer learns of new roles with a delay. This path shows that it knows the role.
     rules.push(json!({"nonResourceURLs": ["/known"], "verbs": ["get"]}));
     let group = "rbac.authorization.k8s.io";
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}});
@@ -205,11 +204,11 @@ fn kubeconfig_with(plane: &ControlPlane, name: &str, rights: &[&Right]) -> PathB
         plane.create(object);
     }
     let user = format!("system:serviceaccount:default:{name}");
-    eventually("the rights to be known", || may(plane, &user, "/known").then_some(()));
+    eventually("the permissions to be known", || may(plane, &user, "/known").then_some(()));
     plane.kubeconfig_for("default", name)
 }
 
-/// Returns whether the authorizer lets a user get a path that is no resource.
+/// Returns whether a user may get this path, which is no resource.
 fn may(plane: &ControlPlane, user: &str, path: &str) -> bool {
     let review = json!({
         "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
@@ -222,57 +221,61 @@ fn is_ready(webhook: &Webhook) -> bool {
     webhook.admin("/readyz").0 == 200
 }
 
-/// Whether a webhook looks up a service account that does not exist, and learns that.
+/// Returns whether a webhook looks up a service account that does not exist.
 fn looks_up(webhook: &Webhook, namespace: &Namespace) -> bool {
-    answer(webhook, namespace, "nobody");
+    answer(webhook, namespace, "absent");
     webhook.metric(r#"spillway_service_account_lookups_total{result="not_found"}"#) > 0
 }
 
-/// Whether a webhook looks up a pod that does not exist and is bound to a virtual node, and learns that.
+/// Returns whether a webhook looks up a pod that does not exist, when it is bound to a virtual node.
 fn looks_up_pod(webhook: &Webhook, namespace: &Namespace) -> bool {
     let review = json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
         "request": {"uid": "u-1", "kind": {"group": "", "version": "v1", "kind": "Binding"}, "subResource": "binding",
-            "operation": "CREATE", "name": "nobody", "namespace": namespace.name,
-            "object": {"metadata": {"name": "nobody"}, "target": {"kind": "Node", "name": "first-generation"}}},
+            "operation": "CREATE", "name": "absent", "namespace": namespace.name,
+            "object": {"metadata": {"name": "absent"}, "target": {"kind": "Node", "name": "first-generation"}}},
     });
     send(webhook, "/mutate-v1-binding", &review);
     webhook.metric(r#"spillway_pod_lookups_total{result="not_found"}"#) > 0
 }
 
 #[test]
-fn every_right_is_known_to_be_needed() {
-    let rights = rights(control_plane());
-    let unknown = rights.iter().filter(|right| needs(&right.account, &right.resource, &right.verb).is_none());
-    let unknown: Vec<_> = unknown.map(|right| format!("{} {} {}", right.account, right.verb, right.resource)).collect();
+fn every_permission_has_a_test() {
+    let permissions = permissions(control_plane());
+    let unknown = permissions
+        .iter()
+        .filter(|permission| effect_without(&permission.account, &permission.resource, &permission.verb).is_none());
+    let unknown: Vec<_> = unknown
+        .map(|permission| format!("{} {} {}", permission.account, permission.verb, permission.resource))
+        .collect();
     assert_eq!(unknown, <[&str; 0]>::default(), "what breaks without it?");
 }
 
 #[test]
-fn without_any_one_of_its_rights_the_webhook_lacks_something() {
-    let turn = sandbox();
-    let plane = turn.plane;
-    let rights = rights(plane);
-    let of_webhook: Vec<_> = rights.iter().filter(|right| right.account == "spillway-webhook").collect();
-    let whole = webhook_with(&turn, "rights-all", &of_webhook);
-    eventually("the webhook with all rights to be ready", || is_ready(&whole).then_some(()));
-    for (i, right) in of_webhook.iter().enumerate() {
-        let what = format!("{} {}", right.verb, right.resource);
-        let less: Vec<_> = of_webhook.iter().filter(|other| other != &right).copied().collect();
+fn every_webhook_permission_is_needed() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
+    let permissions = permissions(plane);
+    let of_webhook: Vec<_> = permissions.iter().filter(|permission| permission.account == "spillway-webhook").collect();
+    let whole = webhook_with(&sandbox, "permissions-all", &of_webhook);
+    eventually("the webhook with all permissions to be ready", || is_ready(&whole).then_some(()));
+    for (i, permission) in of_webhook.iter().enumerate() {
+        let what = format!("{} {}", permission.verb, permission.resource);
+        let less: Vec<_> = of_webhook.iter().filter(|other| other != &permission).copied().collect();
         let namespace = plane.namespace(None);
-        let less = webhook_with(&turn, &format!("rights-{i}"), &less);
-        match needs(&right.account, &right.resource, &right.verb) {
+        let less = webhook_with(&sandbox, &format!("permissions-{i}"), &less);
+        match effect_without(&permission.account, &permission.resource, &permission.verb) {
             Some(Readiness(missing)) => {
                 let expected = (503, format!("not ready: {missing}\n"));
                 eventually(&format!("{what} to be the only thing missing"), || {
                     (less.admin("/readyz") == expected).then_some(())
                 });
             }
-            Some(Following(change, is_seen)) => {
+            Some(Watching(change, is_seen)) => {
                 eventually("the webhook to be ready", || is_ready(&less).then_some(()));
                 assert!(!is_seen(&whole, &namespace) && !is_seen(&less, &namespace), "{what}: seen too early");
                 change(&namespace, plane);
-                eventually(&format!("{what}: the webhook with all rights to see the change"), || {
+                eventually(&format!("{what}: the webhook with all permissions to see the change"), || {
                     is_seen(&whole, &namespace).then_some(())
                 });
                 assert!(!is_seen(&less, &namespace), "{what} is not needed");
@@ -292,14 +295,14 @@ fn without_any_one_of_its_rights_the_webhook_lacks_something() {
                     (less.metric(r#"spillway_pod_lookups_total{result="error"}"#) > 0).then_some(())
                 });
             }
-            // These are tried below.
+            // The tests below cover these.
             Some(Certificates | Identity | Overflow) | None => {}
         }
     }
     plane.delete_node("first-generation");
 }
 
-/// What a log says is forbidden, in the words of the API server.
+/// Returns the forbidden requests in a log, as the API server names them.
 fn complaints(log: &[Value]) -> BTreeSet<String> {
     let errors = log.iter().filter_map(|line| line["error"].as_str());
     let complaints = errors.filter_map(|error| {
@@ -310,26 +313,27 @@ fn complaints(log: &[Value]) -> BTreeSet<String> {
     complaints.collect()
 }
 
-/// Breaks the authority, so that it is replaced and told of: each time another event of the same kind.
+/// Breaks the certificate authority, so that the controller replaces it and emits an event.
 fn break_authority(plane: &ControlPlane) {
     let garbage = json!({"data": {"tls.key": "Z2FyYmFnZQ=="}});
-    let _ = plane.send(Method::PATCH, "/api/v1/namespaces/spillway-system/secrets/spillway-ca", &garbage);
+    let _ = plane.send(Method::PATCH, AUTHORITY_SECRET, &garbage);
 }
 
 #[test]
-fn without_any_one_of_its_rights_an_account_cannot_do_its_part_for_the_certificates() {
-    let installed = Installed::new();
+fn every_certificate_permission_is_needed() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     plane.apply(&webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
-    let rights = rights(plane);
-    let of = |account: &str| rights.iter().filter(|right| right.account == account).collect::<Vec<_>>();
+    let permissions = permissions(plane);
+    let of = |account: &str| permissions.iter().filter(|permission| permission.account == account).collect::<Vec<_>>();
     let (of_webhook, of_controller) = (of("spillway-webhook"), of("spillway-controller"));
 
-    let controller =
-        |name: &str, rights: &[&Right]| Controller::start_as(plane, name, &kubeconfig_with(plane, name, rights), &[]);
+    let controller = |name: &str, permissions: &[&Permission]| {
+        Controller::start_as(plane, name, &kubeconfig_with(plane, name, permissions), &[])
+    };
     let whole = controller("certificate-rights-all", &of_controller);
     let written = || whole.log().iter().filter(|line| line["message"] == "wrote the certificate authority").count();
-    // Counted from the start: a replacement may be written before the command that causes it has returned.
+    // Counted from the start: the controller may write before the request that causes it returns.
     for n in 1..=3 {
         eventually("the authority to be replaced", || (written() >= n).then_some(()));
         break_authority(plane);
@@ -337,26 +341,27 @@ fn without_any_one_of_its_rights_an_account_cannot_do_its_part_for_the_certifica
     let webhook = kubeconfig_with(plane, "certificate-rights-webhook", &of_webhook);
     let webhook = Webhook::start_self_managed_as(plane, "certificate-rights-webhook", &webhook, &[]).ready();
     assert_eq!(complaints(&webhook.log()), BTreeSet::new());
-    assert_eq!(complaints(&whole.log()), BTreeSet::new(), "every right that is used is there");
+    assert_eq!(complaints(&whole.log()), BTreeSet::new(), "every permission that is used is there");
     drop(whole);
 
-    for (i, right) in of_webhook.iter().chain(&of_controller).enumerate() {
-        if !matches!(needs(&right.account, &right.resource, &right.verb), Some(Certificates)) {
+    for (i, permission) in of_webhook.iter().chain(&of_controller).enumerate() {
+        if !matches!(effect_without(&permission.account, &permission.resource, &permission.verb), Some(Certificates)) {
             continue;
         }
         let name = format!("certificate-rights-{i}");
-        let less: Vec<_> = rights.iter().filter(|other| other.account == right.account && other != right).collect();
+        let less: Vec<_> =
+            permissions.iter().filter(|other| other.account == permission.account && other != permission).collect();
         let kubeconfig = kubeconfig_with(plane, &name, &less);
-        let log: Box<dyn Fn() -> Vec<Value>> = if right.account == "spillway-webhook" {
+        let log: Box<dyn Fn() -> Vec<Value>> = if permission.account == "spillway-webhook" {
             let webhook = Webhook::start_self_managed_as(plane, &name, &kubeconfig, &[]);
             Box::new(move || webhook.log())
         } else {
-            installed.clear_authority();
+            installed.delete_authority();
             let controller = Controller::start_as(plane, &name, &kubeconfig, &[]);
             Box::new(move || controller.log())
         };
-        let expected = BTreeSet::from([format!("{} {}", right.verb, right.resource)]);
-        eventually(&format!("{expected:?} to be missed by {}", right.account), || {
+        let expected = BTreeSet::from([format!("{} {}", permission.verb, permission.resource)]);
+        eventually(&format!("{expected:?} to be missed by {}", permission.account), || {
             break_authority(plane);
             (complaints(&log()) == expected).then_some(())
         });
@@ -364,11 +369,11 @@ fn without_any_one_of_its_rights_an_account_cannot_do_its_part_for_the_certifica
 }
 
 #[test]
-fn without_any_one_of_its_rights_the_controller_cannot_check_identity_in_full() {
-    let watched = Watched::new();
-    let plane = watched.0.plane();
+fn every_identity_permission_is_needed() {
+    let identity_sandbox = IdentitySandbox::new();
+    let plane = identity_sandbox.0.plane();
     let namespace = plane.namespace(None);
-    // What makes it read everything: a webhook with a Service, and a pod with an identity binding.
+    // The controller reads everything for a webhook with a Service and a pod with an identity binding.
     plane.create_or_replace(None, &azure_workload_identity());
     namespace.identity("bound");
     let annotations = json!({"azure.workload.identity/use-identity-binding": "true"});
@@ -376,19 +381,20 @@ fn without_any_one_of_its_rights_the_controller_cannot_check_identity_in_full() 
         "bound",
         &json!({"metadata": {"annotations": annotations}, "spec": {"serviceAccountName": "bound", "schedulingGates": [{"name": "test/held"}]}}),
     ));
-    let rights = rights(plane);
-    let of_controller: Vec<_> = rights.iter().filter(|right| right.account == "spillway-controller").collect();
-    for (i, right) in of_controller.iter().enumerate() {
-        if !matches!(needs(&right.account, &right.resource, &right.verb), Some(Identity)) {
+    let permissions = permissions(plane);
+    let of_controller: Vec<_> =
+        permissions.iter().filter(|permission| permission.account == "spillway-controller").collect();
+    for (i, permission) in of_controller.iter().enumerate() {
+        if !matches!(effect_without(&permission.account, &permission.resource, &permission.verb), Some(Identity)) {
             continue;
         }
-        watched.forget();
+        identity_sandbox.forget();
         let name = format!("identity-rights-{i}");
-        let less: Vec<_> = of_controller.iter().filter(|other| *other != right).copied().collect();
+        let less: Vec<_> = of_controller.iter().filter(|other| *other != permission).copied().collect();
         let controller = Controller::start_as(plane, &name, &kubeconfig_with(plane, &name, &less), &[]);
-        let expected = BTreeSet::from([format!("{} {}", right.verb, right.resource)]);
+        let expected = BTreeSet::from([format!("{} {}", permission.verb, permission.resource)]);
         eventually(&format!("{expected:?} to be missed"), || {
-            // Another finding makes another report.
+            // The controller writes another report for another finding.
             for client_id in [json!("1"), Value::Null] {
                 let path = format!("/api/v1/namespaces/{}/serviceaccounts/default", namespace.name);
                 let annotations = json!({"azure.workload.identity/client-id": client_id});
@@ -399,10 +405,10 @@ fn without_any_one_of_its_rights_the_controller_cannot_check_identity_in_full() 
     }
 }
 
-/// A pod that the webhook has missed and that a budget keeps where it is, so that every controller tries to evict it; and, from then
-/// on, a webhook that answers.
+/// Creates a missed pod that a disruption budget protects, so that every controller tries to evict it, and starts a webhook that
+/// answers.
 fn missed_and_held(plane: &ControlPlane, namespace: &Namespace) -> Webhook {
-    // What is created at the same time as its namespace opts in was not missed.
+    // A pod that is created together with the opt-in of its namespace was not missed.
     thread::sleep(Duration::from_secs(3));
     let labels = json!({"app": "held"});
     let containers = json!([{"name": "c", "image": "registry.example/c"}]);
@@ -429,55 +435,56 @@ fn missed_and_held(plane: &ControlPlane, namespace: &Namespace) -> Webhook {
 }
 
 #[test]
-fn without_any_one_of_its_rights_the_controller_cannot_keep_overflow_in_order() {
+fn every_overflow_permission_is_needed() {
     const TRIED: &str = "spillway_actions_total{action=\"evict\",result=";
-    const STRANGE: &str = "overflow-rights";
-    let installed = Installed::new();
+    const UNTOLERATED: &str = "overflow-permissions";
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     plane.apply(&webhook_configuration(plane, "127.0.0.1:9".parse().unwrap()));
     let (missed, late) = (plane.namespace(Some("enabled")), {
         plane.annotated_namespace(Some("autoscaled"), &json!({"spillway.dev/late-after": "0s"}))
     });
     let _webhook = missed_and_held(plane, &missed);
-    // A virtual node that no pod goes to, and whose own pod is looked for.
-    virtual_node(plane, STRANGE, "example.com/strange");
-    let volume = Volume::new("overflow-rights-volume", "missed: {evict: true}");
-    let rights = rights(plane);
-    let of_controller: Vec<_> = rights.iter().filter(|right| right.account == "spillway-controller").collect();
-    // Each finds a taint to write, a pod to let onto virtual nodes, one to evict, and a node whose pod is gone.
-    let controller = |name: &str, rights: &[&Right]| {
-        installed.clear_lease();
-        plane.try_kubectl(&["taint", "node", STRANGE, "spillway.dev/last-resort-"], "");
+    // A virtual node without pods, whose own pod the controller looks up.
+    virtual_node(plane, UNTOLERATED, "example.com/untolerated");
+    let volume = ConfigVolume::new("overflow-rights-volume", "missed: {evict: true}");
+    let permissions = permissions(plane);
+    let of_controller: Vec<_> =
+        permissions.iter().filter(|permission| permission.account == "spillway-controller").collect();
+    // Each controller finds a taint to write, a pod to let onto virtual nodes, a pod to evict, and a node without its pod.
+    let controller = |name: &str, permissions: &[&Permission]| {
+        installed.delete_lease();
+        plane.try_kubectl(&["taint", "node", UNTOLERATED, "spillway.dev/last-resort-"], "");
         let large = json!([{"name": "c", "image": "registry.example/c", "resources": {"requests": {"cpu": "20"}}}]);
         late.create(&pod(name, &json!({"spec": {"containers": large}})));
-        let kubeconfig = kubeconfig_with(plane, name, rights);
+        let kubeconfig = kubeconfig_with(plane, name, permissions);
         Controller::start_as(plane, name, &kubeconfig, &["--config", &volume.file()])
     };
     let whole = controller("overflow-rights-all", &of_controller);
     eventually("everything to be done", || {
         let node = late.pod("overflow-rights-all")["spec"]["nodeName"].clone();
-        let taints = plane.get(&format!("/api/v1/nodes/{STRANGE}"))["spec"]["taints"].to_string();
+        let taints = plane.get(&format!("/api/v1/nodes/{UNTOLERATED}"))["spec"]["taints"].to_string();
         let is_blocked = whole.metric(&format!("{TRIED}\"blocked\"}}")) > 0;
         (node == "virtualnode-0" && taints.contains("last-resort") && is_blocked).then_some(())
     });
-    assert_eq!(complaints(&whole.log()), BTreeSet::new(), "every right that is used is there");
+    assert_eq!(complaints(&whole.log()), BTreeSet::new(), "every permission that is used is there");
     drop(whole);
 
-    for (i, right) in of_controller.iter().enumerate() {
-        if !matches!(needs(&right.account, &right.resource, &right.verb), Some(Overflow)) {
+    for (i, permission) in of_controller.iter().enumerate() {
+        if !matches!(effect_without(&permission.account, &permission.resource, &permission.verb), Some(Overflow)) {
             continue;
         }
-        let less: Vec<_> = of_controller.iter().filter(|other| *other != right).copied().collect();
+        let less: Vec<_> = of_controller.iter().filter(|other| *other != permission).copied().collect();
         let controller = controller(&format!("overflow-rights-{i}"), &less);
-        let expected = BTreeSet::from([format!("{} {}", right.verb, right.resource)]);
+        let expected = BTreeSet::from([format!("{} {}", permission.verb, permission.resource)]);
         eventually(&format!("{expected:?} to be missed"), || {
-            let is_missed = match (right.resource.as_str(), right.verb.as_str()) {
-                // Whatever refuses a dry run would refuse the pod: that is counted, and no failure.
+            let is_missed = match (permission.resource.as_str(), permission.verb.as_str()) {
+                // The API server would also refuse the pod: the controller counts that, and it is no failure.
                 ("pods", "create") => controller.metric(&format!("{TRIED}\"refused\"}}")) > 0,
                 _ => complaints(&controller.log()) == expected,
             };
             is_missed.then_some(())
         });
     }
-    plane.delete_node(STRANGE);
+    plane.delete_node(UNTOLERATED);
 }

@@ -1,4 +1,4 @@
-//! A bare pod that is applied a second time keeps what Spillway added, and the second apply succeeds.
+//! A pod that a user applies again keeps Spillway's additions, and the second apply succeeds.
 
 use std::sync::{
     Arc,
@@ -12,7 +12,7 @@ use crate::{
     harness::{Stub, allowed, control_plane, eventually, manifest_webhooks, spillway},
 };
 
-/// A pod with tolerations and preferred terms of its own: lists that kubectl sends whole.
+/// Returns a pod with tolerations and preferred terms: kubectl sends these lists as a whole.
 fn opinionated() -> Value {
     pod(
         "web",
@@ -52,7 +52,7 @@ fn applying_a_pod_twice_succeeds_and_changes_nothing() {
 }
 
 #[test]
-fn a_replaced_pod_keeps_what_it_was_given() {
+fn a_replaced_pod_keeps_the_additions() {
     spillway();
     let namespace = control_plane().namespace(Some("high-scale"));
     namespace.create(&opinionated());
@@ -60,7 +60,7 @@ fn a_replaced_pod_keeps_what_it_was_given() {
         let pod = namespace.pod("web");
         pod["spec"]["nodeName"].is_string().then_some(pod)
     });
-    // A replacement drops our annotations as well: the record in the old object counts.
+    // A replacement also drops Spillway's annotations. The webhook uses the record in the old object.
     created["metadata"].as_object_mut().unwrap().remove("annotations");
     created["metadata"].as_object_mut().unwrap().remove("resourceVersion");
     let tolerations = created["spec"]["tolerations"].as_array_mut().unwrap();
@@ -74,7 +74,7 @@ fn a_replaced_pod_keeps_what_it_was_given() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_a_change_of_tolerations_or_affinity_causes_a_call() {
+async fn only_updates_of_tolerations_or_affinity_call_the_webhook() {
     spillway();
     let namespace = control_plane().namespace(Some("enabled"));
     let calls = Arc::new(AtomicUsize::new(0));
@@ -89,7 +89,7 @@ async fn only_a_change_of_tolerations_or_affinity_causes_a_call() {
     };
     let updates =
         manifest_webhooks().into_iter().find(|webhook| webhook["name"] == "pod-updates.spillway.dev").unwrap();
-    let _registered = stub.register_like("aci-a-listener-of-updates", &updates); // before Spillway, which mends the difference
+    let _registered = stub.register_like("aci-a-listener-of-updates", &updates); // before Spillway, which reverts the difference
     namespace.kubectl(&["apply", "-f", "-"], &opinionated().to_string());
     eventually("an apply to cause a call", || {
         namespace.kubectl(&["apply", "-f", "-"], &opinionated().to_string());
@@ -99,5 +99,5 @@ async fn only_a_change_of_tolerations_or_affinity_causes_a_call() {
     namespace.kubectl(&["label", "pod", "web", "a=b"], "");
     namespace.kubectl(&["annotate", "pod", "web", "a=b"], "");
     namespace.kubectl(&["set", "image", "pod/web", "c=registry.example/other"], "");
-    assert_eq!(calls.load(Ordering::Relaxed), 0, "labels, annotations, images and status are nobody's business");
+    assert_eq!(calls.load(Ordering::Relaxed), 0, "labels, annotations, images and status do not cause a call");
 }

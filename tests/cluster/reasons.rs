@@ -1,4 +1,4 @@
-//! Where a person finds out why: kubectl's warnings, the audit log, and explain on the running cluster.
+//! Where users find reasons: warnings of kubectl, the audit log, and `spillway explain` on a running cluster.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::{
     harness::{Namespace, control_plane, eventually, spillway, spillway_command},
 };
 
-/// What kubectl prints to standard error when this is created.
+/// Returns the warnings that kubectl prints for a creation.
 fn warnings(namespace: &Namespace, object: &Value) -> Vec<String> {
     let args = ["-n", &namespace.name, "create", "-f", "-"];
     let output = control_plane().try_kubectl(&args, &object.to_string());
@@ -17,7 +17,7 @@ fn warnings(namespace: &Namespace, object: &Value) -> Vec<String> {
 }
 
 #[test]
-fn a_person_is_warned_of_what_he_can_mend() {
+fn users_are_warned_about_problems_they_can_fix() {
     spillway();
     let namespace = control_plane().namespace(Some("enabled"));
     let arm = json!({"metadata": {"annotations": {"spillway.dev/late-after": "soon"}},
@@ -34,11 +34,11 @@ fn a_person_is_warned_of_what_he_can_mend() {
     assert!(shown.iter().all(|warning| warning.chars().count() < 120));
     assert_eq!(warnings(&namespace, &pod("fine", &json!({}))), [""; 0]);
     let windows = json!({"spec": {"os": {"name": "windows"}}});
-    assert_eq!(warnings(&namespace, &pod("windows", &windows)), [""; 0], "there is nothing to mend");
+    assert_eq!(warnings(&namespace, &pod("windows", &windows)), [""; 0], "there is nothing to fix");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_controller_is_not_warned_for_each_replica() {
+async fn controllers_get_no_warnings() {
     let https = spillway().https();
     let namespace = control_plane().namespace(Some("enabled"));
     let owned = json!({"metadata": {"ownerReferences": [{"kind": "ReplicaSet", "controller": true}]}});
@@ -85,7 +85,7 @@ fn the_audit_log_holds_decision_reasons_and_settings() {
 }
 
 #[test]
-fn explain_reads_workload_and_surroundings_from_the_cluster() {
+fn explain_reads_workload_and_context_from_the_cluster() {
     spillway();
     let plane = control_plane();
     let namespace = plane.namespace(Some("high-scale"));
@@ -120,7 +120,7 @@ fn explain_reads_workload_and_surroundings_from_the_cluster() {
 }
 
 #[test]
-fn explain_names_the_node_of_a_running_pod_and_why_it_is_there() {
+fn explain_names_the_node_of_a_running_pod_and_why() {
     spillway();
     let plane = control_plane();
     let namespace = plane.namespace(Some("enabled"));
@@ -137,7 +137,7 @@ fn explain_names_the_node_of_a_running_pod_and_why_it_is_there() {
     );
     namespace.create(&json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
-        "spec": {"schedulerName": "nobody", "containers": [{"name": "c", "image": "registry.example/c"}]},
+        "spec": {"schedulerName": "none", "containers": [{"name": "c", "image": "registry.example/c"}]},
     }));
     let path = format!("/api/v1/namespaces/{}/pods/web/binding", namespace.name);
     let binding = json!({

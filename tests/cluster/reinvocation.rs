@@ -1,4 +1,4 @@
-//! Beside other webhooks: what comes after Spillway is seen in the second round, and what no longer fits is withdrawn.
+//! Reinvocation: Spillway decides again after other webhooks, and restores the pod if it is no longer eligible.
 
 use std::sync::{
     Arc,
@@ -17,7 +17,7 @@ use crate::{
     harness::{Namespace, Stub, control_plane, eventually, in_namespace, spillway},
 };
 
-/// An answer with a JSON patch.
+/// Returns an answer with a JSON patch.
 fn patched(body: &Bytes, patch: &Value) -> Response {
     let review: Value = serde_json::from_slice(body).unwrap();
     let answer = json!({
@@ -28,7 +28,7 @@ fn patched(body: &Bytes, patch: &Value) -> Response {
     Response::builder().header("content-type", "application/json").body(Body::from(answer.to_string())).unwrap()
 }
 
-/// A webhook that applies the same patch at each call, and the number of its calls.
+/// Starts a webhook that applies the same patch at each call, and counts its calls.
 async fn injector(patch: Value) -> (Stub, Arc<AtomicUsize>) {
     let calls = Arc::new(AtomicUsize::new(0));
     let counter = calls.clone();
@@ -40,14 +40,15 @@ async fn injector(patch: Value) -> (Stub, Arc<AtomicUsize>) {
     (stub, calls)
 }
 
-/// The webhook's settings for one namespace; `IfNeeded` has it called again when a later webhook changes the pod.
+/// Returns the settings of a webhook for one namespace. With `IfNeeded`, the API server calls it again when a later webhook
+/// changes the pod.
 fn settings(namespace: &Namespace, reinvocation_policy: &str) -> Value {
     let mut webhook = in_namespace(&namespace.name);
     webhook["reinvocationPolicy"] = reinvocation_policy.into();
     webhook
 }
 
-/// Dry-runs a pod until the API server is seen to call the other webhook too.
+/// Creates a pod by dry runs until the API server calls the other webhook.
 fn admitted(namespace: &Namespace, pod: &Value, calls: &AtomicUsize) -> Value {
     eventually("the other webhook to be called", || {
         calls.store(0, Ordering::Relaxed);
@@ -67,7 +68,7 @@ fn ours(pod: &Value) -> (usize, usize) {
     )
 }
 
-/// A sidecar that makes every pod unfit for virtual nodes, whatever their generation: it wants a port of its host.
+/// Returns a patch that adds a sidecar with a host port, which no virtual node supports.
 fn sidecar() -> Value {
     let container =
         json!({"name": "sidecar", "image": "registry.example/s", "ports": [{"containerPort": 80, "hostPort": 8080}]});
@@ -75,7 +76,7 @@ fn sidecar() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn azure_workload_identity_is_called_for_our_label() {
+async fn azure_workload_identity_is_called_for_the_identity_label() {
     spillway();
     let namespace = control_plane().namespace(Some("enabled"));
     namespace.known_identity("web");
@@ -102,7 +103,7 @@ async fn azure_workload_identity_is_called_for_our_label() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_later_webhook_makes_unfit_is_withdrawn() {
+async fn a_pod_made_ineligible_by_a_later_webhook_is_restored() {
     spillway();
     let namespace = control_plane().namespace(Some("high-scale"));
     namespace.known_identity("web");
@@ -118,7 +119,7 @@ async fn what_a_later_webhook_makes_unfit_is_withdrawn() {
     assert!(!annotations.keys().any(|key| key.starts_with("microsoft.containerinstance")), "{annotations:?}");
     assert_eq!(created["metadata"]["labels"]["azure.workload.identity/use"], "true");
 
-    // What the user wrote stays, though it says the same.
+    // The user's own fields stay, although they have the same values.
     let own = json!({"spec": {
         "tolerations": [{"key": "virtual-kubelet.io/provider", "operator": "Exists", "effect": "NoSchedule"}],
         "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": {
@@ -128,7 +129,7 @@ async fn what_a_later_webhook_makes_unfit_is_withdrawn() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_an_earlier_webhook_makes_unfit_is_never_added() {
+async fn a_pod_made_ineligible_by_an_earlier_webhook_stays() {
     spillway();
     let namespace = control_plane().namespace(Some("enabled"));
     let (stub, calls) = injector(sidecar()).await;
@@ -139,12 +140,12 @@ async fn what_an_earlier_webhook_makes_unfit_is_never_added() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_webhook_that_changes_the_pod_in_every_round_changes_nothing_of_ours() {
+async fn reinvocations_by_other_webhooks_keep_the_changes() {
     spillway();
     let namespace = control_plane().namespace(Some("enabled"));
     let toleration = json!({"key": "restless", "operator": "Exists"});
     let (stub, calls) = injector(json!([{"op": "add", "path": "/spec/tolerations/-", "value": toleration}])).await;
-    // Two of them, each called again because of the other.
+    // Two webhooks, each called again because of the other.
     let _one = stub.register_like("zz-restless-one", &settings(&namespace, "IfNeeded"));
     let _other = stub.register_like("zz-restless-other", &settings(&namespace, "IfNeeded"));
     let created = eventually("both to be called in both rounds", || {
@@ -156,7 +157,7 @@ async fn a_webhook_that_changes_the_pod_in_every_round_changes_nothing_of_ours()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_withdrawn_is_withdrawn_in_mode_require_and_in_the_audit_log() {
+async fn withdrawals_apply_to_mode_require_and_are_audited() {
     spillway();
     let namespace = control_plane().annotated_namespace(Some("enabled"), &json!({"spillway.dev/mode": "require"}));
     let (stub, calls) = injector(sidecar()).await;
@@ -177,7 +178,7 @@ async fn what_is_withdrawn_is_withdrawn_in_mode_require_and_in_the_audit_log() {
 }
 
 #[test]
-fn a_forged_record_gains_nothing_but_the_removal_of_such_an_entry() {
+fn a_forged_added_annotation_gains_nothing() {
     spillway();
     let namespace = control_plane().namespace(Some("enabled"));
     let forged = |os: &str| {

@@ -1,5 +1,5 @@
-//! The pods that are shipped, really created in a namespace that enforces the level `restricted` of Pod Security, and placed by the
-//! real scheduler.
+//! The pods of the manifests, created in a namespace that enforces the level `restricted` of Pod Security, and placed by the real
+//! scheduler.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::{
     packaging::{NAMESPACE, manifests, remove_everything},
 };
 
-/// The nodes of a component's running pods.
+/// Returns the nodes of a component's running pods.
 fn nodes_of(plane: &ControlPlane, component: &str) -> Vec<String> {
     let selector = format!("app.kubernetes.io/name%3Dspillway,app.kubernetes.io/component%3D{component}");
     let pods = plane.list(&format!("/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={selector}"));
@@ -25,14 +25,14 @@ fn rolled_out(plane: &ControlPlane) {
     }
 }
 
-/// A virtual node that nothing but its label keeps pods away from.
+/// Creates a virtual node without taints, so that only its label keeps pods away.
 fn open_virtual_node(plane: &ControlPlane) {
-    let room = json!({"cpu": "10000", "memory": "40Ti", "pods": "200"});
+    let capacity = json!({"cpu": "10000", "memory": "40Ti", "pods": "200"});
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": "virtual-open", "labels": {
             "kubernetes.io/hostname": "virtual-open", "kubernetes.io/os": "linux", "type": "virtual-kubelet"}},
-        "status": {"capacity": room, "allocatable": room},
+        "status": {"capacity": capacity, "allocatable": capacity},
     });
     plane.create_or_replace(None, &node);
     eventually("the virtual node to be ready", || {
@@ -41,9 +41,9 @@ fn open_virtual_node(plane: &ControlPlane) {
 }
 
 #[test]
-fn the_shipped_pods_run_under_restricted_pod_security_on_vms() {
-    let turn = sandbox();
-    let plane = turn.plane;
+fn the_pods_of_spillway_run_on_vms_under_restricted_pod_security() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     remove_everything(plane);
     open_virtual_node(plane);
     plane.kubectl(&["apply", "-k", &manifests("base")]);
@@ -74,9 +74,9 @@ fn the_shipped_pods_run_under_restricted_pod_security_on_vms() {
 }
 
 #[test]
-fn highly_available_means_a_node_for_each_replica_through_a_rollout_too() {
-    let turn = sandbox();
-    let plane = turn.plane;
+fn high_availability_spreads_replicas_during_rollouts() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     remove_everything(plane);
     open_virtual_node(plane);
     plane.kubectl(&["apply", "-k", &manifests("overlays/high-availability")]);
@@ -86,7 +86,7 @@ fn highly_available_means_a_node_for_each_replica_through_a_rollout_too() {
         }
         rolled_out(plane);
         for (component, replicas) in [("webhook", 3), ("controller", 2)] {
-            // The old replicas are on their way out when the rollout is done.
+            // Old replicas may still terminate when the rollout is complete.
             let nodes = eventually("only the new replicas to be left", || {
                 Some(nodes_of(plane, component)).filter(|nodes| nodes.len() == replicas)
             });

@@ -1,4 +1,4 @@
-//! A ReplicaSet that scales in removes its pods on virtual nodes first, by what their bindings carried.
+//! A ReplicaSet that scales in removes its pods on virtual nodes first, by annotations that the webhook adds to their bindings.
 
 use serde_json::{Value, json};
 
@@ -6,17 +6,17 @@ use crate::harness::{Namespace, control_plane, eventually, spillway};
 
 const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
-/// Three VMs of four CPUs and a virtual node of the last resort, for the pods of one test.
+/// Creates three VMs of four CPUs and a virtual node with the last-resort taint, for the pods of one test.
 fn nodes(test: &str) {
     let node = |name: String, labels: Value, taints: Value, cpu: &str| {
-        let room = json!({"cpu": cpu, "memory": "160Gi", "pods": "110"});
+        let capacity = json!({"cpu": cpu, "memory": "160Gi", "pods": "110"});
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {"taints": taints},
-            "status": {"allocatable": room, "capacity": room}})
+            "status": {"allocatable": capacity, "capacity": capacity}})
     };
     let guard = json!({"key": "test", "value": test, "effect": "NoSchedule"});
     let vm = |i| node(format!("{test}-vm-{i}"), json!({"test": test}), json!([guard]), "4");
     let mut items: Vec<_> = (1..=3).map(vm).collect();
-    // The second is the controller's.
+    // The controller writes the second taint.
     let taints = json!([
         {"key": "virtual-kubelet.io/provider", "value": "azure", "effect": "NoSchedule"},
         {"key": "spillway.dev/last-resort", "effect": "PreferNoSchedule"},
@@ -41,7 +41,7 @@ fn deploy(namespace: &Namespace, test: &str, replicas: u32, annotations: &Value)
     }));
 }
 
-/// The pods, once there are so many and all of them run.
+/// Waits until this many pods run, and returns them.
 fn running(namespace: &Namespace, count: usize) -> Vec<Value> {
     eventually("the pods to run", || {
         let pods = namespace.pods();
@@ -50,13 +50,13 @@ fn running(namespace: &Namespace, count: usize) -> Vec<Value> {
     })
 }
 
-/// How many pods are on the virtual node and on each VM.
+/// Returns the number of pods on the virtual node and on each VM.
 fn placed(pods: &[Value], test: &str) -> [usize; 4] {
     ["virtual", "vm-1", "vm-2", "vm-3"]
         .map(|node| pods.iter().filter(|pod| pod["spec"]["nodeName"] == format!("{test}-{node}")).count())
 }
 
-/// Of a pod: what it costs to delete it, and where it says that it is.
+/// Returns a pod's deletion cost and the kind of node that it is placed on.
 fn marks(pod: &Value) -> (Option<&str>, Option<&str>) {
     let annotations = &pod["metadata"]["annotations"];
     (annotations[COST].as_str(), annotations["spillway.dev/placed-on"].as_str())
@@ -67,13 +67,14 @@ fn is_on_virtual(pod: &Value) -> bool {
 }
 
 #[test]
-fn the_pods_on_virtual_nodes_go_first_when_a_replica_set_scales_in() {
+fn scale_in_removes_pods_on_virtual_nodes_first() {
     const TEST: &str = "scale-in";
     spillway();
     nodes(TEST);
     let namespace = control_plane().namespace(Some("enabled"));
     deploy(&namespace, TEST, 30, &json!({}));
-    // A binding is not held up for a pod that cannot be read at once, as on a busy machine: such a pod is made anew.
+    // The webhook does not delay a binding when it cannot read the pod in time, as on a busy machine: the test recreates such
+    // pods.
     let pods = eventually("all pods on the virtual node to be marked", || {
         let pods = running(&namespace, 30);
         let mut unmarked = pods.iter().filter(|pod| is_on_virtual(pod) && marks(pod) == (None, None)).peekable();
@@ -94,7 +95,7 @@ fn the_pods_on_virtual_nodes_go_first_when_a_replica_set_scales_in() {
 }
 
 #[test]
-fn a_pod_that_has_a_deletion_cost_or_wants_nothing_of_spillway_is_bound_as_it_is() {
+fn bindings_keep_a_pods_own_deletion_cost_and_opt_outs() {
     const TEST: &str = "scale-in-own";
     spillway();
     nodes(TEST);

@@ -1,4 +1,4 @@
-//! Where a pod may go, by Spillway's reading of tolerations, node selector and required node affinity, against the real scheduler.
+//! Where a pod may go: Spillway's reading of tolerations, node selectors and required node affinity against the real scheduler.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::harness::control_plane;
 
 const NODES: usize = 12;
 const PODS: usize = 400;
-/// Keeps everybody else's pods off these nodes.
+/// Keeps the pods of other tests off these nodes.
 const GUARD: &str = "scheduler-test";
 
 #[derive(Debug)]
@@ -87,7 +87,7 @@ fn pod() -> impl Strategy<Value = Value> {
     })
 }
 
-/// The pod, asking for one node by its name in every term, so that the scheduler answers for this node alone.
+/// Returns a pod that names one node in every term, so that the scheduler answers for this node only.
 fn manifest(name: &str, shape: &Value, node: &str) -> Value {
     let by_name = json!([{"key": "metadata.name", "operator": "In", "values": [node]}]);
     let mut terms: Vec<_> = shape["terms"]
@@ -109,7 +109,7 @@ fn manifest(name: &str, shape: &Value, node: &str) -> Value {
     })
 }
 
-/// What Spillway thinks.
+/// Returns whether the pod may go to the node, as Spillway reads it.
 fn may_go(manifest: &Value, node: &Node) -> bool {
     let text = manifest.to_string();
     let pod: Pod<'_> = serde_json::from_str(&text).unwrap();
@@ -136,9 +136,9 @@ fn create_nodes(runner: &mut TestRunner) -> Vec<Node> {
                 .iter()
                 .map(|(key, value, effect)| json!({"key": key, "value": value, "effect": effect}))
                 .collect();
-            let room = json!({"cpu": "1000", "memory": "1000Gi", "pods": "1000"});
+            let capacity = json!({"cpu": "1000", "memory": "1000Gi", "pods": "1000"});
             json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name, "labels": labels},
-                "spec": {"taints": taints}, "status": {"allocatable": room, "capacity": room}})
+                "spec": {"taints": taints}, "status": {"allocatable": capacity, "capacity": capacity}})
         })
         .collect();
     control_plane().create_or_replace(None, &json!({"items": items}));
@@ -147,7 +147,7 @@ fn create_nodes(runner: &mut TestRunner) -> Vec<Node> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_scheduler_puts_a_pod_where_we_say_that_it_may_go_and_nowhere_else() {
+async fn the_scheduler_agrees_on_where_a_pod_may_go() {
     let namespace = control_plane().namespace(None);
     let mut runner = TestRunner::deterministic();
     let nodes = create_nodes(&mut runner);
@@ -159,7 +159,7 @@ async fn the_scheduler_puts_a_pod_where_we_say_that_it_may_go_and_nowhere_else()
         let name = format!("p-{i}");
         let manifest = manifest(&name, &shape, &node.name);
         let object: v1::Pod = serde_json::from_value(manifest.clone()).unwrap();
-        // What the API server refuses is no question to the scheduler.
+        // The scheduler does not see pods that the API server refuses.
         if api.create(&PostParams::default(), &object).await.is_ok() {
             expected.insert(name, (may_go(&manifest, node), node.name.clone(), shape));
         }
@@ -183,7 +183,7 @@ async fn the_scheduler_puts_a_pod_where_we_say_that_it_may_go_and_nowhere_else()
     }
 }
 
-/// Where each pod is, or nothing if the scheduler found it unschedulable; once it has spoken on all.
+/// Returns the node of each pod, or nothing if it is unschedulable, once all pods have either.
 async fn decided(api: &Api<v1::Pod>, count: usize) -> Vec<(String, Option<String>)> {
     for _ in 0..600 {
         let pods = api.list(&ListParams::default()).await.unwrap();

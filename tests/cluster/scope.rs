@@ -1,4 +1,4 @@
-//! Which requests reach the webhook at all: the selectors of the manifest, counted by a stub registered with them.
+//! Which requests reach the webhook: the selectors of the manifest, tested with a stub that counts.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[test]
-fn the_webhooks_are_registered_so_that_they_are_never_in_the_way() {
+fn the_webhooks_are_registered_to_fail_open() {
     let webhooks = manifest_webhooks();
     let names: Vec<_> = webhooks.iter().map(|webhook| &webhook["name"]).collect();
     assert_eq!(json!(names), json!(["pods.spillway.dev", "pod-updates.spillway.dev", "bindings.spillway.dev"]));
@@ -38,7 +38,7 @@ fn the_webhooks_are_registered_so_that_they_are_never_in_the_way() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_did_not_opt_in_never_causes_a_call() {
+async fn only_opted_in_pods_call_the_webhook() {
     let plane = control_plane();
     let calls: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
     let stub = {

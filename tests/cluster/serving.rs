@@ -1,4 +1,4 @@
-//! Serving under bad circumstances: slow and malicious clients, no descriptors left, no API server yet, and the end.
+//! Serving under bad conditions: slow and malicious clients, no file descriptors, no API server yet, and shutdown.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
     harness::{Webhook, control_plane, directory, eventually},
-    unusable::{place, review},
+    unusable::{review, webhook_account_and_namespace},
 };
 
 fn is_decided(answer: &[u8]) -> bool {
@@ -45,7 +45,7 @@ async fn tls(webhook: &Webhook) -> TlsStream<TcpStream> {
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap()
 }
 
-/// Sends the head of a review and then its body, a byte at a time; returns the head of the answer.
+/// Sends the head of a review and then its body, one byte at a time. Returns the head of the answer.
 async fn trickle(mut client: TlsStream<TcpStream>) -> String {
     let head =
         "POST /mutate-v1-pod HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9000\r\n\r\n";
@@ -65,10 +65,10 @@ async fn trickle(mut client: TlsStream<TcpStream>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_trickle_are_cut_off_and_do_not_hold_up_others() {
+async fn slow_clients_are_cut_off_and_delay_no_others() {
     const CLIENTS: usize = 50;
     const REVIEWS: u32 = 20;
-    let (kubeconfig, namespace) = place();
+    let (kubeconfig, namespace) = webhook_account_and_namespace();
     let webhook = Arc::new(Webhook::start("trickled", &kubeconfig).ready());
     let is_over = Arc::new(AtomicBool::new(false));
     let mut slow = JoinSet::new();
@@ -87,10 +87,10 @@ async fn clients_that_trickle_are_cut_off_and_do_not_hold_up_others() {
     let mut decided = 0;
     while decided < REVIEWS {
         let (status, answer) = https.review(review(&namespace).to_string()).await;
-        // A machine that stalls makes anybody slow.
+        // On a machine that stalls, any client may be slow.
         assert!(is_decided(&answer) || status == 408, "{status}");
         decided += u32::from(is_decided(&answer));
-        // A slow client is there for a second: so long each would take in line behind one, and a few milliseconds is what it takes.
+        // A slow client lasts one second. A review that waited for a slow client would take as long.
         assert!(start.elapsed() < REVIEWS * Duration::from_secs(1), "{decided} in {:?}", start.elapsed());
     }
     is_over.store(true, Ordering::Relaxed);
@@ -102,7 +102,7 @@ async fn clients_that_trickle_are_cut_off_and_do_not_hold_up_others() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_garbage_requests_change_nothing() {
-    let (kubeconfig, namespace) = place();
+    let (kubeconfig, namespace) = webhook_account_and_namespace();
     let webhook = Webhook::start("garbage", &kubeconfig).ready();
     webhook.https().review(review(&namespace).to_string()).await;
     let before = webhook.peak_memory();
@@ -135,28 +135,28 @@ async fn ten_thousand_garbage_requests_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_webhook_that_has_no_descriptors_left_recovers() {
-    let (kubeconfig, namespace) = place();
+async fn the_webhook_recovers_from_a_lack_of_file_descriptors() {
+    let (kubeconfig, namespace) = webhook_account_and_namespace();
     let few = ["sh", "-c", "ulimit -n 48; exec \"$0\" \"$@\""];
     let webhook = Webhook::start_as(&few, "no-descriptors", &kubeconfig, &[]).ready();
-    let mut strangers = Vec::new();
+    let mut connections = Vec::new();
     for _ in 0..100 {
-        strangers.push(TcpStream::connect(webhook.address).await.unwrap());
+        connections.push(TcpStream::connect(webhook.address).await.unwrap());
     }
-    let is_told = |line: &Value| line["message"] == "cannot accept connections";
-    eventually("the limit to be felt", || webhook.log().iter().any(is_told).then_some(()));
-    drop(strangers);
+    let is_logged = |line: &Value| line["message"] == "cannot accept connections";
+    eventually("the limit to be felt", || webhook.log().iter().any(is_logged).then_some(()));
+    drop(connections);
     let (_, answer) = webhook.https().review(review(&namespace).to_string()).await;
     assert!(is_decided(&answer));
-    let told = webhook.log().iter().filter(|line| is_told(line)).count();
-    assert!((1..10).contains(&told), "told {told} times: it pauses");
-    assert_eq!(webhook.metric(r#"spillway_connection_errors_total{reason="accept"}"#), told as u64);
+    let logged = webhook.log().iter().filter(|line| is_logged(line)).count();
+    assert!((1..10).contains(&logged), "logged {logged} times: it pauses");
+    assert_eq!(webhook.metric(r#"spillway_connection_errors_total{reason="accept"}"#), logged as u64);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_webhook_that_starts_before_the_api_server_becomes_ready_by_itself() {
-    let (kubeconfig, namespace) = place();
-    // A port that is taken, and where nobody listens yet.
+async fn a_webhook_started_before_the_api_server_becomes_ready() {
+    let (kubeconfig, namespace) = webhook_account_and_namespace();
+    // The port is reserved, and nothing listens on it yet.
     let port = TcpSocket::new_v4().unwrap();
     port.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let plane = control_plane();
@@ -190,8 +190,8 @@ async fn a_webhook_that_starts_before_the_api_server_becomes_ready_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_webhook_that_starts_before_its_certificate_waits_for_it_and_takes_the_next_one() {
-    let (kubeconfig, namespace) = place();
+async fn the_webhook_waits_for_its_certificate_and_reloads_it() {
+    let (kubeconfig, namespace) = webhook_account_and_namespace();
     let (name, mounted) = ("uncertified", directory("uncertified").join("mounted"));
     fs::create_dir_all(&mounted).unwrap();
     let file = directory(name).join("config.yaml");
@@ -225,8 +225,8 @@ async fn a_webhook_that_starts_before_its_certificate_waits_for_it_and_takes_the
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_webhook_that_is_asked_to_end_is_unready_at_once_and_serves_on_for_the_grace_time() {
-    let (kubeconfig, namespace) = place();
+async fn after_sigterm_the_webhook_serves_until_the_grace_time_ends() {
+    let (kubeconfig, namespace) = webhook_account_and_namespace();
     let mut webhook = Webhook::start_with("ending", &kubeconfig, &["--drain-grace=10s"]).ready();
     let start = Instant::now();
     webhook.terminate();
@@ -240,7 +240,7 @@ async fn a_webhook_that_is_asked_to_end_is_unready_at_once_and_serves_on_for_the
 
 #[test]
 fn a_second_signal_ends_the_webhook_at_once() {
-    let (kubeconfig, _) = place();
+    let (kubeconfig, _) = webhook_account_and_namespace();
     let mut webhook = Webhook::start_with("hurried", &kubeconfig, &["--drain-grace=1h"]).ready();
     webhook.terminate();
     eventually("the webhook to be unready", || (webhook.admin("/readyz").0 == 503).then_some(()));

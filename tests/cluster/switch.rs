@@ -19,20 +19,19 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{self, ControlPlane, sandbox, spillway_command},
+    harness::{self, ControlPlane, WEBHOOK_CONFIGURATION, sandbox, spillway_command},
     packaging::shipped_configuration,
 };
 
 const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/base");
 const KIND: &str = "mutatingwebhookconfiguration";
 const NAME: &str = "aci-spillway";
-const CONFIGURATION: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/aci-spillway";
 const COPY: &str = "/api/v1/namespaces/spillway-system/configmaps/spillway-switched-off";
 
-/// Spillway installed anew in this way, with what else writes to the configuration: the bundle, and somebody's label.
+/// Installs Spillway in this way, with what others write to the configuration: the bundle and a label.
 fn install(plane: &ControlPlane, how: &[&str]) {
     harness::install(plane);
-    plane.delete(CONFIGURATION);
+    plane.delete(WEBHOOK_CONFIGURATION);
     let named = shipped_configuration().replace(
         "  name: aci-spillway\n",
         "  name: aci-spillway\n  labels: {app.kubernetes.io/name: spillway}\n", // as kustomize does
@@ -42,22 +41,22 @@ fn install(plane: &ControlPlane, how: &[&str]) {
     let bundle = r#"[{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": "YQ=="}]"#;
     plane.kubectl(&["patch", KIND, NAME, "--type=json", "--patch", bundle, "--field-manager=spillway-controller"]);
     plane.kubectl(&["label", KIND, NAME, "example.com/team=a"]);
-    // As the Admissions Enforcer of AKS is told to keep away.
+    // The annotation that users set for the Admissions Enforcer of AKS.
     plane.kubectl(&["annotate", KIND, NAME, "admissions.enforcer/disabled=true"]);
 }
 
 fn live(plane: &ControlPlane) -> Option<Value> {
-    plane.find(CONFIGURATION)
+    plane.find(WEBHOOK_CONFIGURATION)
 }
 
-fn stored(plane: &ControlPlane) -> Option<Value> {
+fn saved_copy(plane: &ControlPlane) -> Option<Value> {
     plane.find(COPY)
 }
 
-/// What must survive, and who owns which field.
-fn kept(object: &Value) -> Value {
-    let mut kept = object.clone();
-    let metadata = kept["metadata"].as_object_mut().unwrap();
+/// Returns what must be the same afterwards: the object and the owners of its fields.
+fn comparable(object: &Value) -> Value {
+    let mut comparable = object.clone();
+    let metadata = comparable["metadata"].as_object_mut().unwrap();
     for set_by_the_server in ["uid", "resourceVersion", "creationTimestamp", "generation", "managedFields"] {
         metadata.remove(set_by_the_server);
     }
@@ -67,20 +66,20 @@ fn kept(object: &Value) -> Value {
         .iter()
         .map(|entry| json!([entry["manager"], entry["operation"], entry["fieldsV1"]]).to_string())
         .collect();
-    json!({"object": kept, "managers": managers})
+    json!({"object": comparable, "managers": managers})
 }
 
 fn run_as(kubeconfig: &Path, args: &[&str]) -> (i32, String) {
-    said(&spillway_command().args(args).env("KUBECONFIG", kubeconfig).output().unwrap())
+    exit_code_and_output(&spillway_command().args(args).env("KUBECONFIG", kubeconfig).output().unwrap())
 }
 
-/// Exit code and all words.
-fn said(output: &Output) -> (i32, String) {
+/// Returns the exit code and all output.
+fn exit_code_and_output(output: &Output) -> (i32, String) {
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap(), text(&output.stdout) + &text(&output.stderr))
 }
 
-/// Runs the program; it must end like this and say that.
+/// Runs the program, and asserts its exit code and parts of its output.
 fn expect(plane: &ControlPlane, args: &[&str], code: i32, words: &[&str]) {
     let (ended, text) = run_as(&plane.kubeconfig, args);
     assert_eq!(ended, code, "{args:?}: {text}");
@@ -90,20 +89,20 @@ fn expect(plane: &ControlPlane, args: &[&str], code: i32, words: &[&str]) {
 }
 
 #[test]
-fn what_was_switched_off_comes_back_as_it_was() {
-    let turn = sandbox();
-    let plane = turn.plane;
+fn off_and_on_restore_the_configuration() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     for how in [&[][..], &["--server-side"]] {
         install(plane, how);
         let before = live(plane).unwrap();
         expect(plane, &["off"], 0, &["Switched off", "stay on VMs", "ConfigMap spillway-system/spillway-switched-off"]);
-        assert!(live(plane).is_none() && stored(plane).is_some());
+        assert!(live(plane).is_none() && saved_copy(plane).is_some());
         expect(plane, &["on"], 0, &["Switched on", "as it was"]);
         let after = live(plane).unwrap();
-        assert_eq!(kept(&before), kept(&after), "{how:?}");
-        assert!(stored(plane).is_none());
+        assert_eq!(comparable(&before), comparable(&after), "{how:?}");
+        assert!(saved_copy(plane).is_none());
 
-        // Its owner changes it as if nothing had been, and keeps what others wrote.
+        // The owner can change it as before, and keeps what others wrote.
         let args = [&["apply", "-k", BASE], how].concat();
         let unchanged = plane.kubectl(&args);
         let line = unchanged.lines().find(|line| line.contains(NAME)).unwrap();
@@ -117,15 +116,15 @@ fn what_was_switched_off_comes_back_as_it_was() {
 }
 
 #[test]
-fn both_may_be_repeated() {
-    let turn = sandbox();
-    let plane = turn.plane;
+fn off_and_on_are_idempotent() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     install(plane, &[]);
     expect(plane, &["on"], 0, &["Already on"]);
     expect(plane, &["off"], 0, &["Switched off"]);
-    let copy = stored(plane);
+    let copy = saved_copy(plane);
     expect(plane, &["off"], 0, &["Already off", "`spillway on` puts it back"]);
-    assert_eq!(copy, stored(plane));
+    assert_eq!(copy, saved_copy(plane));
     expect(plane, &["on"], 0, &["Switched on"]);
     let before = live(plane);
     expect(plane, &["on"], 0, &["Already on"]);
@@ -134,78 +133,78 @@ fn both_may_be_repeated() {
 
 #[test]
 fn on_without_a_copy_says_what_to_do() {
-    let turn = sandbox();
-    let plane = turn.plane;
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     install(plane, &[]);
-    plane.delete(CONFIGURATION);
+    plane.delete(WEBHOOK_CONFIGURATION);
     expect(plane, &["on"], 2, &["nothing to put back", "kubectl apply -k manifests/base"]);
     expect(plane, &["off"], 0, &["Already off", "no copy", "apply the manifests"]);
 }
 
 #[test]
 fn a_dry_run_of_the_switch_changes_nothing() {
-    let turn = sandbox();
-    let plane = turn.plane;
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     install(plane, &[]);
     let before = live(plane);
     expect(plane, &["off", "--dry-run"], 0, &["Would remove", "nothing was changed"]);
-    assert_eq!((before, None), (live(plane), stored(plane)));
+    assert_eq!((before, None), (live(plane), saved_copy(plane)));
     expect(plane, &["off"], 0, &[]);
-    let copy = stored(plane);
+    let copy = saved_copy(plane);
     expect(plane, &["on", "--dry-run"], 0, &["Would put back", "nothing was changed"]);
-    assert_eq!((None, copy), (live(plane), stored(plane)));
+    assert_eq!((None, copy), (live(plane), saved_copy(plane)));
 }
 
 #[test]
-fn a_configuration_that_somebody_else_put_back_is_left_alone() {
-    let turn = sandbox();
-    let plane = turn.plane;
+fn on_leaves_a_configuration_that_a_user_restored() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     install(plane, &[]);
     expect(plane, &["off"], 0, &[]);
     plane.kubectl(&["apply", "-k", BASE]);
     let before = live(plane);
     expect(plane, &["on"], 0, &["Already on", "The copy", "is removed"]);
-    assert_eq!((before, None), (live(plane), stored(plane)));
+    assert_eq!((before, None), (live(plane), saved_copy(plane)));
 
     expect(plane, &["off"], 0, &[]);
     plane.kubectl(&["apply", "-k", BASE]);
     plane.kubectl(&["label", KIND, NAME, "example.com/newer=yes"]);
     expect(plane, &["off"], 0, &["Switched off"]);
-    let copy = stored(plane).unwrap()["data"]["aci-spillway.json"].to_string();
+    let copy = saved_copy(plane).unwrap()["data"]["aci-spillway.json"].to_string();
     assert!(copy.contains("example.com/newer"), "what was live last is kept: {copy}");
 }
 
 #[test]
-fn what_somebody_writes_at_that_very_moment_is_kept_too() {
-    let turn = sandbox();
-    let plane = turn.plane;
+fn off_keeps_a_concurrent_change() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     for _ in 0..3 {
         install(plane, &[]);
         let last = thread::scope(|scope| {
-            let (begun, first) = mpsc::channel();
+            let (started, first) = mpsc::channel();
             let writer = scope.spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(write_until_it_is_gone(plane, &begun))
+                runtime.block_on(write_until_deleted(plane, &started))
             });
             first.recv().unwrap();
             expect(plane, &["off"], 0, &["Switched off"]);
             writer.join().unwrap()
         });
         let copy: Value =
-            serde_json::from_str(stored(plane).unwrap()["data"]["aci-spillway.json"].as_str().unwrap()).unwrap();
+            serde_json::from_str(saved_copy(plane).unwrap()["data"]["aci-spillway.json"].as_str().unwrap()).unwrap();
         assert_eq!(copy["metadata"]["labels"]["example.com/write"], last.to_string());
     }
 }
 
-/// Changes the configuration again and again, and tells of the first time; returns the last write that succeeded. It pauses ever
-/// longer, so that `off` gets between two writes within its attempts however slow the machine is.
-async fn write_until_it_is_gone(plane: &ControlPlane, begun: &mpsc::Sender<()>) -> u32 {
+/// Changes the configuration repeatedly, and signals the first change. Returns the last write that succeeded. The pauses grow, so
+/// that `off` succeeds between two writes on a slow machine too.
+async fn write_until_deleted(plane: &ControlPlane, started: &mpsc::Sender<()>) -> u32 {
     let api: Api<MutatingWebhookConfiguration> = Api::all(plane.client().await);
     let mut last = None;
     for write in 0.. {
         let label = json!({"metadata": {"labels": {"example.com/write": write.to_string()}}});
         match api.patch(NAME, &PatchParams::default(), &Patch::Merge(label)).await {
-            Ok(_) if last.is_none() => begun.send(()).unwrap(),
+            Ok(_) if last.is_none() => started.send(()).unwrap(),
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.code == 404 => break,
             Err(error) => panic!("{error}"),
@@ -216,13 +215,13 @@ async fn write_until_it_is_gone(plane: &ControlPlane, begun: &mpsc::Sender<()>) 
     last.expect("a write before the configuration is gone")
 }
 
-/// The two steps of each command, cut off after the first: by an account that may not do the next one.
+/// Interrupts each command after its first step, by an account that lacks the permission for the second.
 #[test]
-fn an_interruption_loses_nothing() {
-    let turn = sandbox();
-    let plane = turn.plane;
+fn an_interrupted_off_or_on_can_be_repeated() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     install(plane, &[]);
-    let before = kept(&live(plane).unwrap());
+    let before = comparable(&live(plane).unwrap());
     plane.kubectl_with(&["apply", "-f", "-"], ACCOUNT);
     let may = |configurations: &str, maps: &str| {
         for (role, verbs, resource) in
@@ -238,7 +237,7 @@ fn an_interruption_loses_nothing() {
     };
     let kubeconfig = plane.kubeconfig_for("spillway-system", "switch");
     let expect_as = |args: &[&str], code: i32, words: &[&str]| {
-        // The authorizer needs a moment to learn of a role; nothing is changed by an attempt that is refused at once.
+        // The authorizer learns of a role with a delay. A refused attempt changes nothing.
         crate::harness::eventually(&format!("{args:?}: {words:?}"), || {
             let (ended, text) = run_as(&kubeconfig, args);
             (ended == code && words.iter().all(|words| text.contains(words))).then_some(())
@@ -250,21 +249,21 @@ fn an_interruption_loses_nothing() {
     assert!(live(plane).is_some());
     may("list", "create,patch");
     expect_as(&["off"], 2, &["cannot remove aci-spillway"]);
-    assert!(live(plane).is_some() && stored(plane).is_some());
+    assert!(live(plane).is_some() && saved_copy(plane).is_some());
     may("delete", "create,patch");
     expect_as(&["off"], 0, &["Switched off"]);
 
     expect_as(&["on"], 2, &["cannot create aci-spillway"]);
-    assert!(live(plane).is_none() && stored(plane).is_some());
+    assert!(live(plane).is_none() && saved_copy(plane).is_some());
     may("create", "list");
     expect_as(&["on"], 2, &["its field managers are not back"]);
     may("create,update", "list");
     expect_as(&["on"], 2, &["is on, but ConfigMap spillway-system/spillway-switched-off cannot be removed"]);
-    assert_eq!(kept(&live(plane).unwrap()), before);
+    assert_eq!(comparable(&live(plane).unwrap()), before);
     may("create", "delete");
     expect_as(&["on"], 0, &["Already on"]);
-    assert_eq!(kept(&live(plane).unwrap()), before);
-    assert!(stored(plane).is_none());
+    assert_eq!(comparable(&live(plane).unwrap()), before);
+    assert!(saved_copy(plane).is_none());
     plane.kubectl(&["delete", "clusterrole,clusterrolebinding", "switch-a", "switch-b"]);
 }
 
@@ -279,8 +278,8 @@ const ACCOUNT: &str = r#"{"apiVersion": "v1", "kind": "List", "items": [
 
 #[test]
 fn kubectl_runs_the_switch_as_its_plugin() {
-    let turn = sandbox();
-    let plane = turn.plane;
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     install(plane, &[]);
     let dir = tempfile::tempdir().unwrap();
     symlink(env!("CARGO_BIN_EXE_spillway"), dir.path().join("kubectl-spillway")).unwrap();
@@ -290,7 +289,7 @@ fn kubectl_runs_the_switch_as_its_plugin() {
     {
         let mut kubectl = Command::new(&plane.program);
         kubectl.args(["kubectl", "spillway"]).args(args).env("PATH", &path).env("KUBECONFIG", &plane.kubeconfig);
-        let (code, text) = said(&kubectl.output().unwrap());
+        let (code, text) = exit_code_and_output(&kubectl.output().unwrap());
         assert!(code == 0 && text.contains(words), "{code} {text}");
     }
 }

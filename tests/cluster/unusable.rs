@@ -1,4 +1,4 @@
-//! Requests that are no usable AdmissionReview: each is answered, counted, and forgotten.
+//! Unusable requests: the webhook answers and counts each, and keeps nothing of it.
 
 use std::path::PathBuf;
 
@@ -10,11 +10,11 @@ use crate::{
     harness::{Webhook, control_plane},
 };
 
-/// What an answer must be.
+/// The expected answer.
 enum Expect {
-    /// 200, allowed, with this UID and without a patch.
+    /// Status 200, allowed, with this UID and without a patch.
     Allowed(&'static str),
-    /// Any 4xx.
+    /// Any status 4xx.
     Refused,
 }
 use Expect::{Allowed, Refused};
@@ -27,7 +27,7 @@ pub(crate) fn review(namespace: &str) -> Value {
     })
 }
 
-/// As Go writes it: `uid` first in the request.
+/// Returns a review as Go writes it: `uid` is the first field of the request.
 fn uid_first(rest: &str) -> String {
     format!(r#"{{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{{"uid":"u-1",{rest}}}}}"#)
 }
@@ -74,7 +74,7 @@ fn bodies(namespace: &str) -> Vec<(&'static str, Vec<u8>, Expect, &'static str)>
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_usable_review_is_answered_and_counted() {
+async fn unusable_requests_are_answered_and_counted() {
     let (mut webhook, namespace) = webhook("unusable");
     let https = webhook.https();
     for (name, body, expect, reason) in bodies(&namespace) {
@@ -136,8 +136,8 @@ async fn huge_bodies_do_not_cost_huge_memory() {
     let padding = Bytes::from(vec![b' '; 10 * 1024 * 1024]);
     let mut refused = 0;
     for _ in 0..50 {
-        // The server answers before it has read everything, and closes: a client that is still writing may miss the answer. On a busy
-        // machine a body may be given up for its slowness before it is too large.
+        // The server answers and closes before it has read everything, so that a client that still writes may miss the answer. On
+        // a busy machine the body may be too slow before it is too large.
         if let Some((status, _)) = https.send("/mutate-v1-pod", "application/json", padding.clone()).await {
             assert!(status == 408 || status == 413, "{status}");
             refused += u64::from(status == 413);
@@ -146,10 +146,10 @@ async fn huge_bodies_do_not_cost_huge_memory() {
     let counted = webhook.metric(r#"spillway_unusable_requests_total{reason="too_large"}"#);
     assert!(refused > 0 && counted >= refused, "{refused} answers, {counted} counted");
     let grown = webhook.peak_memory() - before;
-    // One body of 7 MiB at a time, in two copies at worst while it grows.
+    // One body of 7 MiB at a time, copied once at worst while its buffer grows.
     assert!(grown < 40 * 1024, "the peak grew by {grown} KiB over 500 MiB of bodies");
 
-    // As many as come at once share 32 MiB, doubled while they are joined; who gets no share in time is refused.
+    // Concurrent bodies share 32 MiB, twice while they are joined. The webhook refuses bodies that get no share in time.
     let large = Bytes::from(vec![b' '; 7 * 1024 * 1024 - 1]);
     let mut together = tokio::task::JoinSet::new();
     for _ in 0..40 {
@@ -165,14 +165,14 @@ async fn huge_bodies_do_not_cost_huge_memory() {
     assert_eq!(status, 200, "the budget is given back");
 }
 
-/// A webhook of this test's own, so that it counts nothing but this test's requests.
+/// Starts a webhook that counts the requests of one test only.
 fn webhook(name: &str) -> (Webhook, String) {
-    let (kubeconfig, namespace) = place();
+    let (kubeconfig, namespace) = webhook_account_and_namespace();
     (Webhook::start(name, &kubeconfig).ready(), namespace)
 }
 
-/// The kubeconfig of the webhook's own account, and a namespace that has opted in.
-pub(crate) fn place() -> (PathBuf, String) {
+/// Returns a kubeconfig of the webhook's account, and an opted-in namespace.
+pub(crate) fn webhook_account_and_namespace() -> (PathBuf, String) {
     crate::harness::spillway();
     let plane = control_plane();
     (plane.kubeconfig_for("spillway-system", "spillway-webhook"), plane.namespace(Some("enabled")).name)

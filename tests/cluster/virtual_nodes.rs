@@ -1,15 +1,11 @@
-//! Virtual nodes that nobody runs, or that are not what the configuration takes them for.
+//! Virtual nodes without a running provider, or with unexpected taints.
 
 use axum::http::Method;
 use serde_json::{Value, json};
 
-use crate::{
-    certificates::Installed,
-    configuration::Volume,
-    harness::{ControlPlane, Controller, eventually},
-};
+use crate::harness::{ConfigVolume, ControlPlane, Controller, InstalledSandbox, eventually};
 
-/// The node of this pod, which virtual nodes of the second generation are run by.
+/// Creates a virtual node of the second generation that a pod of the same name runs.
 pub(crate) fn virtual_node(plane: &ControlPlane, name: &str, taint: &str) {
     let labels = json!({
         "type": "virtual-kubelet", "virtualization": "virtualnode2",
@@ -17,9 +13,9 @@ pub(crate) fn virtual_node(plane: &ControlPlane, name: &str, taint: &str) {
         "microsoft.containerinstance.virtualnode.podns": "default",
     });
     let taints = json!([{"key": taint, "value": "azure", "effect": "NoSchedule"}]);
-    let room = json!({"cpu": "100", "memory": "1Ti", "pods": "200"});
+    let capacity = json!({"cpu": "100", "memory": "1Ti", "pods": "200"});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels},
-        "spec": {"taints": taints}, "status": {"allocatable": room, "capacity": room}});
+        "spec": {"taints": taints}, "status": {"allocatable": capacity, "capacity": capacity}});
     plane.create(&node);
 }
 
@@ -42,28 +38,28 @@ fn node(plane: &ControlPlane, name: &str) -> Value {
     plane.get(&format!("/api/v1/nodes/{name}"))
 }
 
-fn told(plane: &ControlPlane, reason: &str) -> Vec<String> {
+fn objects_of_events(plane: &ControlPlane, reason: &str) -> Vec<String> {
     let events = plane.list("/apis/events.k8s.io/v1/events");
     let events = events.iter().filter(|event| event["reason"] == reason);
     events.map(|event| event["regarding"]["name"].as_str().unwrap().to_owned()).collect()
 }
 
 #[test]
-fn a_virtual_node_that_nobody_runs_is_told_of_cordoned_and_uncordoned_when_it_is_run_again() {
-    let installed = Installed::new();
+fn ghost_nodes_are_reported_and_cordoned_until_they_run_again() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     virtual_node(plane, "ghost-0", "virtual-kubelet.io/provider");
     virtual_node(plane, "ghost-1", "virtual-kubelet.io/provider");
     infrastructure(plane, "ghost-1");
-    let volume = Volume::new("ghost-volume", "virtualNodes: {cordonGhosts: true}");
+    let volume = ConfigVolume::new("ghost-volume", "virtualNodes: {cordonGhosts: true}");
     let controller = Controller::start(plane, "ghosts", &["--config", &volume.file()]);
     eventually("the cordon", || (node(plane, "ghost-0")["spec"]["unschedulable"] == true).then_some(()));
     assert_eq!(controller.metric("spillway_virtual_node_problems{problem=\"ghost\"}"), 1);
     eventually("the event", || {
-        // Other tests leave events about nodes of theirs.
-        let told = told(plane, "GhostNode");
-        let told: Vec<_> = told.iter().filter(|name| name.starts_with("ghost-")).collect();
-        (told == ["ghost-0"]).then_some(())
+        // Earlier tests leave events about other nodes.
+        let nodes = objects_of_events(plane, "GhostNode");
+        let nodes: Vec<_> = nodes.iter().filter(|name| name.starts_with("ghost-")).collect();
+        (nodes == ["ghost-0"]).then_some(())
     });
     for name in ["ghost-1", "virtualnode-0"] {
         assert_eq!(node(plane, name)["spec"]["unschedulable"], Value::Null, "{name}");
@@ -79,28 +75,30 @@ fn a_virtual_node_that_nobody_runs_is_told_of_cordoned_and_uncordoned_when_it_is
 }
 
 #[test]
-fn what_keeps_overflow_from_working_well_is_told_of() {
-    let installed = Installed::new();
+fn untolerated_taints_and_prefer_with_an_autoscaler_are_reported() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
-    virtual_node(plane, "strange-0", "azure.com/aci");
-    infrastructure(plane, "strange-0");
+    virtual_node(plane, "untolerated-0", "azure.com/aci");
+    infrastructure(plane, "untolerated-0");
     let status = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cluster-autoscaler-status"}});
     plane.create_in(Some("kube-system"), &status);
     let (prefer, late) = (plane.namespace(Some("enabled")), plane.namespace(Some("autoscaled")));
     let controller = Controller::start(plane, "advice", &[]);
-    eventually("the strange taint to be told of", || {
-        told(plane, "TaintNotTolerated").iter().any(|name| name == "strange-0").then_some(())
+    eventually("the untolerated taint to be reported", || {
+        objects_of_events(plane, "TaintNotTolerated").iter().any(|name| name == "untolerated-0").then_some(())
     });
-    eventually("the autoscaler to be told of", || told(plane, "PreferDrainsVMs").contains(&prefer.name).then_some(()));
-    assert!(!told(plane, "PreferDrainsVMs").contains(&late.name));
+    eventually("the autoscaler to be reported", || {
+        objects_of_events(plane, "PreferDrainsVMs").contains(&prefer.name).then_some(())
+    });
+    assert!(!objects_of_events(plane, "PreferDrainsVMs").contains(&late.name));
     assert_eq!(controller.metric("spillway_virtual_node_problems{problem=\"taint_not_tolerated\"}"), 1);
     plane.delete("/api/v1/namespaces/kube-system/configmaps/cluster-autoscaler-status");
-    remove(plane, "strange-0");
+    remove(plane, "untolerated-0");
 }
 
 #[test]
-fn pods_on_virtual_nodes_that_vms_have_room_for_by_now_are_counted() {
-    let installed = Installed::new();
+fn pods_on_virtual_nodes_that_fit_on_vms_are_counted() {
+    let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let namespace = plane.namespace(None);
     let pod = |name: &str, node: &str, decision: Value| {
@@ -111,7 +109,7 @@ fn pods_on_virtual_nodes_that_vms_have_room_for_by_now_are_counted() {
                 {"name": "c", "image": "registry.example/c", "resources": {"requests": {"cpu": "3"}}}]},
         }));
     };
-    // Three VMs of four CPUs; one of them is taken.
+    // Three VMs of four CPUs; one of them is full.
     pod("taken", "vm-1", json!("prefer"));
     for i in 0..4 {
         pod(&format!("web-{i}"), "virtualnode-0", json!("prefer"));

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds the control plane program unless it is there already, and prints its path: the only line on standard output.
+# Builds the control plane program if it does not exist, and prints its path as the only line on standard output.
 #
-# The program is kept in ${XDG_CACHE_HOME:-~/.cache}/spillway, under a name made from the sources of this folder, so a
-# change here makes a new one. SPILLWAY_CONTROLPLANE=FILE names a program built elsewhere: that is printed, nothing is built.
+# The program is cached in ${XDG_CACHE_HOME:-~/.cache}/spillway. Its name contains a hash of the sources in this folder, so
+# that a change builds another one. With SPILLWAY_CONTROLPLANE=FILE the script prints FILE and builds nothing.
 set -euo pipefail
 shopt -s inherit_errexit # a failing command ends $(...) too
 
@@ -20,10 +20,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/spillway
 hash=$(cat -- *.go go.mod go.sum build.sh | sha256sum | cut -c1-12)
 program=$cache/controlplane-$hash
-# Marks the program as used, and removes those that nobody has used for a week. A younger one may be running under the tests
-# of another checkout.
+# Marks the program as used, and removes programs that were not used for a week. Tests of another checkout may use a
+# younger one.
 tidy() {
-  touch -c "$program" || true # a cache that can only be read will do
+  touch -c "$program" || true # a read-only cache is fine
   find "$cache" -maxdepth 1 -type f -name 'controlplane-*' -mtime +6 -delete || true
 }
 if [[ -x $program ]]; then
@@ -32,19 +32,19 @@ if [[ -x $program ]]; then
   exit
 fi
 
-command -v go >/dev/null || fail "go is not in PATH; the control plane is a Go program: install Go 1.26 (https://go.dev/dl/)"
+command -v go >/dev/null || fail "go is not in PATH. The control plane is a Go program: install Go 1.26 (https://go.dev/dl/)"
 export CGO_ENABLED=0 GOWORK=off GOTOOLCHAIN=local
-# Kubernetes 1.36 is made for Go 1.26. With 1.27 it builds, but the API server serves a malformed OpenAPI document and
-# kubectl can validate nothing (piraeusdatastore/piraeus-operator#1051). Any other Go fetches the right one.
-found=$(cd / && go env GOVERSION) # outside the module: an older Go would refuse to speak in here
+# Kubernetes 1.36 needs Go 1.26. With Go 1.27 it builds, but the API server serves a malformed OpenAPI document, and
+# kubectl cannot validate objects (piraeusdatastore/piraeus-operator#1051). Other versions of Go download Go 1.26.8.
+found=$(cd / && go env GOVERSION) # outside the module, which an older Go refuses
 if [[ $found != go1.26* ]]; then
   export GOTOOLCHAIN=go1.26.8
-  say "found $found; it fetches Go 1.26.8 for this build"
+  say "found $found, which downloads Go 1.26.8 for this build"
 fi
 
 mkdir -p "$cache"
 log=$(mktemp "$cache/build-XXXXXX.log")
-temporary=$cache/build-$hash.$$ # same directory, so that the final mv is atomic: two builds at once do no harm
+temporary=$cache/build-$hash.$$ # in the same directory, so that the final mv is atomic and concurrent builds are safe
 pid=
 cleanup() {
   if [[ -n $pid ]]; then kill "$pid" 2>/dev/null || true; fi
@@ -54,10 +54,10 @@ trap cleanup EXIT
 trap 'rm -f "$log"; exit 130' INT
 trap 'rm -f "$log"; exit 143' TERM
 
-say "building etcd, kube-apiserver, kube-scheduler, kube-controller-manager, kubectl, helm and kwok into one program;"
-say "the first time this takes some minutes (about 6 CPU-minutes and 2.5 GiB of memory), later ones some seconds"
+say "building etcd, kube-apiserver, kube-scheduler, kube-controller-manager, kubectl, helm and kwok into one program"
+say "the first build takes some minutes (about 6 CPU-minutes and 2.5 GiB of memory), later ones take seconds"
 
-# Kubernetes fetched as a module does not know its own version; kubectl and the feature gates go by it.
+# Kubernetes as a module does not contain its version, which kubectl and the feature gates need.
 stamp() {
   local version minor package flags="-s -w"
   version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
@@ -70,7 +70,7 @@ stamp() {
 build() {
   local flags
   flags=$(stamp)
-  # -v names each package as it is compiled, for the progress lines; -buildvcs=false: a commit here changes nothing in there.
+  # -v prints each compiled package, for the progress lines. -buildvcs=false: commits of this repository do not matter.
   exec go build -v -trimpath -buildvcs=false -tags notest,grpcnotrace -ldflags "$flags" -o "$temporary" .
 }
 SECONDS=0

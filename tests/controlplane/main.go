@@ -1,4 +1,4 @@
-// Command controlplane is the real Kubernetes control plane in one multi-call binary, for tests and demos.
+// Command controlplane is a Kubernetes control plane in one multi-call binary, for tests and demos.
 package main
 
 import (
@@ -18,7 +18,7 @@ import (
 )
 
 func main() {
-	// Feature gates, metrics and signal handlers are process-global: one role, one process.
+	// Feature gates, metrics and signal handlers are global to a process: each role runs in its own.
 	roles := map[string]func() *cobra.Command{
 		"etcd":                    etcdCommand,
 		"kube-apiserver":          apiserver.NewAPIServerCommand,

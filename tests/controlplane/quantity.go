@@ -13,7 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// quantityCommand answers what Kubernetes takes a resource quantity to be.
+// quantityCommand prints the values that Kubernetes parses from resource quantities.
 func quantityCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:          "quantity",
@@ -24,7 +24,7 @@ func quantityCommand() *cobra.Command {
 	}
 }
 
-// quantities reads lines with bufio.Reader: a Scanner would take a carriage return for a part of the line's end.
+// quantities reads lines with bufio.Reader: a Scanner would remove a carriage return at the end of a line.
 func quantities(in io.Reader, out io.Writer) error {
 	lines, answers := bufio.NewReader(in), bufio.NewWriter(out)
 	for {
@@ -41,7 +41,7 @@ func quantities(in io.Reader, out io.Writer) error {
 	}
 }
 
-// nanos is exact, however large the value. Exponents of many digits make ParseQuantity itself run for minutes.
+// nanos returns the exact value of a quantity. ParseQuantity takes minutes for exponents of many digits.
 func nanos(text string) string {
 	quantity, err := resource.ParseQuantity(text)
 	if err != nil {

@@ -13,24 +13,24 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// keepThread ties the calling goroutine to its thread for the rest of the program.
+// keepThread locks the calling goroutine to its thread for the rest of the program.
 //
-// Linux sends a child its Pdeathsig when the *thread* that started it ends, not the process (prctl(2), PR_SET_PDEATHSIG).
-// Without the tie, Go could end that thread while all is well and so kill the children. Never undone: the goroutine is
-// the main one, which lives as long as the program.
+// Linux sends Pdeathsig to a child when the thread that started it ends, not the process (prctl(2), PR_SET_PDEATHSIG).
+// Without the lock, Go could end that thread and so kill the children. The goroutine is the main one, which runs as long
+// as the program.
 func keepThread() { runtime.LockOSThread() }
 
-// untilStdinCloses returns when nobody holds the other end of standard input any more; what is written to it is ignored.
+// untilStdinCloses returns when all writers have closed standard input. It ignores what they write.
 func untilStdinCloses() { _, _ = io.Copy(io.Discard, os.Stdin) }
 
-// tetherCommand ties a program that knows nothing of its caller to the caller's life.
+// tetherCommand runs a program that must not outlive its caller.
 func tetherCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "tether -- CMD ARGS...",
 		Short: "Run CMD, kill it when standard input closes, end with its exit code",
-		Long: "Run CMD with this program's stdout and stderr and an empty standard input. SIGTERM and SIGINT are passed on to it; it is\n" +
-			"killed when tether's standard input closes or tether is killed. Ends with the exit code of CMD, or with 128 + N if\n" +
-			"signal N ended it.",
+		Long: "Run CMD with this program's stdout and stderr and an empty standard input. CMD gets SIGTERM and SIGINT, and is\n" +
+			"killed when tether's standard input closes or tether is killed. The exit code is that of CMD, or 128 + N if\n" +
+			"signal N ended CMD.",
 		Args:          cobra.MinimumNArgs(1),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -48,11 +48,11 @@ func tetherCommand() *cobra.Command {
 func tether(args []string) (int, error) {
 	keepThread()
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM) // before the start, so that none is lost
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM) // before the start, so that no signal is lost
 
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	// A process group of its own: Ctrl-C in a terminal then reaches the child once, through us.
+	// In its own process group, the child gets the Ctrl-C of a terminal once, from tether.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return 0, err

@@ -22,8 +22,8 @@ import (
 	podfast "sigs.k8s.io/kwok/kustomize/stage/pod/fast"
 )
 
-// upCommand starts a whole control plane on free loopback ports, prints one JSON line when it is ready
-// and stops everything when it is told to stop or when one of its parts dies.
+// upCommand starts a control plane on free loopback ports and prints one line of JSON when it is ready. It stops all parts
+// on a signal, or when one of them ends.
 func upCommand() *cobra.Command {
 	var dir, stages string
 	var wait time.Duration
@@ -46,9 +46,9 @@ func upCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "", "empty or absent directory for data, certificates and logs (required)")
-	c.Flags().StringVar(&stages, "stages", "", "kwok stages file (default: nodes and pods become ready at once)")
-	c.Flags().DurationVar(&wait, "wait", 2*time.Minute, "how long start-up may take")
-	c.Flags().BoolVar(&stopWithStdin, "stop-with-stdin", false, "stop when standard input closes: a caller that holds the other end and dies, however it dies, leaves nothing behind")
+	c.Flags().StringVar(&stages, "stages", "", "kwok stages file (default: nodes and pods become ready immediately)")
+	c.Flags().DurationVar(&wait, "wait", 2*time.Minute, "timeout of the start")
+	c.Flags().BoolVar(&stopWithStdin, "stop-with-stdin", false, "stop when standard input closes, so that nothing outlives a caller that holds the other end")
 	_ = c.MarkFlagRequired("dir")
 	return c
 }
@@ -115,7 +115,7 @@ func up(ctx context.Context, dir, stages string, wait time.Duration) error {
 		"--kubeconfig="+admin, "--bind-address=127.0.0.1", "--secure-port="+ports[3], "--leader-elect=false",
 		"--service-account-private-key-file="+pki.path("sa.key"), "--root-ca-file="+pki.path("ca.crt"),
 		"--use-service-account-credentials=false",
-		// By default it creates 20 pods a second. A burst is to be as fast as this machine can make it.
+		// The default limit is 20 pods a second. Tests of bursts need more.
 		"--kube-api-qps=1000", "--kube-api-burst=1000")
 	group.start("kube-scheduler",
 		"--kubeconfig="+sched, "--authentication-kubeconfig="+sched, "--authorization-kubeconfig="+sched,
@@ -143,7 +143,7 @@ func up(ctx context.Context, dir, stages string, wait time.Duration) error {
 		case <-ctx.Done():
 			return nil
 		case err := <-group.died:
-			group.died <- err // stop counts one message for each process
+			group.died <- err // stop expects one message for each process
 			return err
 		case <-restart:
 			group.end("kube-apiserver")
@@ -152,7 +152,7 @@ func up(ctx context.Context, dir, stages string, wait time.Duration) error {
 	}
 }
 
-// processes are the roles running as children of this one; the kernel stops them if we die first.
+// processes are the roles that run as children. The kernel kills them if this process ends first.
 type processes struct {
 	dir  string
 	cmds []*child
@@ -162,12 +162,12 @@ type processes struct {
 type child struct {
 	*exec.Cmd
 	name string
-	// asked to end: no news that it did
+	// closed before the role is stopped on purpose
 	ending chan struct{}
 	ended  chan struct{}
 }
 
-// start must be called on a goroutine that went through keepThread.
+// start must run on a goroutine that has called keepThread.
 func (p *processes) start(name string, args ...string) {
 	log, err := os.OpenFile(filepath.Join(p.dir, name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
@@ -200,7 +200,7 @@ func (p *processes) start(name string, args ...string) {
 	}()
 }
 
-// end asks a role to end as an operator would, and makes it end when it takes too long.
+// end sends SIGTERM to a role, and SIGKILL if that takes too long.
 func (p *processes) end(name string) {
 	for i, c := range p.cmds {
 		if c.name != name {
@@ -210,7 +210,7 @@ func (p *processes) end(name string) {
 		_ = c.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-c.ended:
-		case <-time.After(3 * time.Second): // with watches open, the API server takes a minute
+		case <-time.After(3 * time.Second): // the API server takes a minute while watches are open
 			_ = c.Process.Kill()
 			<-c.ended
 		}
@@ -219,7 +219,7 @@ func (p *processes) end(name string) {
 	}
 }
 
-// stop kills: the data is thrown away, so nothing deserves a grace period.
+// stop kills all roles without a grace period, because the data is temporary.
 func (p *processes) stop() {
 	for _, c := range p.cmds {
 		_ = c.Process.Kill()
@@ -246,7 +246,7 @@ func (p *processes) waitFor(ctx context.Context, client *http.Client, url string
 		case <-ctx.Done():
 			return fmt.Errorf("%s not ready: %w (logs in %s)", url, last, p.dir)
 		case err := <-p.died:
-			p.died <- err // stop counts one message for each process
+			p.died <- err // stop expects one message for each process
 			return err
 		case <-time.After(50 * time.Millisecond):
 		}

@@ -1,10 +1,10 @@
-//! What must hold when Spillway has been at a pod: nothing that stood there is gone or changed.
+//! Spillway keeps everything that a pod had.
 
 use serde_json::Value;
 
-/// The first place where `after` has lost or changed something of `before`.
+/// Returns the first place where `after` has lost or changed something of `before`.
 ///
-/// Maps may have gained entries, and lists may have grown at their end, at every depth. What Spillway writes about itself is its own.
+/// Maps may gain entries and lists may grow at their end, at every depth. Spillway may change its own annotations.
 pub(crate) fn lost(before: &Value, after: &Value) -> Option<String> {
     match (before, after) {
         (Value::Object(before), Value::Object(after)) => before.iter().find_map(|(key, value)| {

@@ -1,4 +1,4 @@
-//! Pods of all shapes, and what must hold when Spillway has been at them.
+//! Generated pods of all shapes.
 
 mod lost;
 
@@ -6,17 +6,17 @@ pub(crate) use lost::lost;
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::{Map, Value, json};
 
-/// How far the pods may go.
+/// Which pods are generated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Allow {
-    /// What an API server accepts.
+    /// Pods that an API server accepts.
     Valid,
-    /// Also what only a broken client sends: null in place of maps and lists, keys that no validation lets through.
+    /// Also pods that only a broken client sends: null in place of maps and lists, and keys that fail validation.
     #[allow(dead_code)] // one of the two test binaries has an API server behind it
     Anything,
 }
 
-/// A pod with any mixture of what Spillway reads, adds or must leave alone.
+/// Returns a pod with any mixture of fields that Spillway reads, adds or must keep.
 pub(crate) fn pod(allow: Allow) -> impl Strategy<Value = Value> {
     (metadata(allow), spec(allow))
         .prop_map(|(metadata, spec)| json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
@@ -147,7 +147,7 @@ fn affinity(allow: Allow) -> impl Strategy<Value = Value> {
     (maybe(allow, node), apart).prop_map(|(node, apart)| object([("nodeAffinity", node), ("podAntiAffinity", apart)]))
 }
 
-/// There, not there, or (where anything goes) null.
+/// Present, absent or, where everything is allowed, null.
 fn maybe(allow: Allow, some: impl Strategy<Value = Value>) -> impl Strategy<Value = Option<Value>> {
     let null = if allow == Allow::Valid { None } else { Some(Value::Null) };
     prop_oneof![1 => Just(None), 1 => Just(null), 4 => some.prop_map(Some)]

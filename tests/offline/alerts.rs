@@ -1,4 +1,4 @@
-//! The alerts and the dashboard: that they can be read, fire when they should, and lead to a section of the runbook.
+//! The alerts and the dashboard: they can be parsed, fire when they should, and link to a section of the runbook.
 
 use std::{
     collections::BTreeSet,
@@ -31,7 +31,7 @@ fn alerts() -> Vec<Value> {
 }
 
 #[test]
-fn every_alert_has_a_section_in_the_runbook_and_every_section_an_alert() {
+fn every_alert_has_a_runbook_section_and_vice_versa() {
     let runbook = text("docs/runbook.md");
     let sections: BTreeSet<_> =
         runbook.lines().filter_map(|line| line.strip_prefix("### ")).filter(|s| s.starts_with("Spillway")).collect();
@@ -45,7 +45,7 @@ fn every_alert_has_a_section_in_the_runbook_and_every_section_an_alert() {
 }
 
 #[test]
-fn every_alert_is_tried_with_series_that_fire_it_and_with_series_that_nearly_do() {
+fn every_alert_is_tested_with_firing_and_near_miss_series() {
     let tests = yaml("manifests/monitoring/tests.yaml");
     let names: BTreeSet<_> =
         tests["tests"].as_array().unwrap().iter().map(|test| test["name"].as_str().unwrap()).collect();
@@ -57,7 +57,7 @@ fn every_alert_is_tried_with_series_that_fire_it_and_with_series_that_nearly_do(
     }
 }
 
-/// Needs promtool; where it is not installed, the test says so and holds nothing.
+/// Needs promtool. Without it the test prints so and checks nothing.
 #[test]
 fn alerts_fire_when_they_should() {
     if Command::new("promtool").arg("--version").output().is_err() {
@@ -69,8 +69,8 @@ fn alerts_fire_when_they_should() {
     fs::write(dir.path().join("tests.yaml"), text("manifests/monitoring/tests.yaml")).unwrap();
     for arguments in [["check", "rules", "rules.yaml"], ["test", "rules", "tests.yaml"]] {
         let ran = Command::new("promtool").args(arguments).current_dir(dir.path()).output().unwrap();
-        let said = [ran.stdout, ran.stderr].concat();
-        assert!(ran.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&said));
+        let output = [ran.stdout, ran.stderr].concat();
+        assert!(ran.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&output));
     }
 }
 

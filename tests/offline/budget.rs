@@ -1,9 +1,9 @@
-//! What a decision may cost.
+//! The budget of a decision.
 
 use crate::one_decision::{REVIEW, Surroundings, decide};
 
-/// The lists and maps of the view, and the operations of the patch with their values. More means that something else of the pod is built
-/// as a tree, or copied as text.
+/// The view allocates lists and maps, and the patch its operations with their values. More allocations mean that something else of
+/// the pod is built as a tree, or copied as text.
 const ALLOCATIONS: u64 = 90;
 
 #[test]

@@ -1,4 +1,4 @@
-//! The command line: what it prints, where, and how it exits.
+//! The command line: its output, streams and exit codes.
 
 use std::{
     fs,
@@ -110,7 +110,7 @@ fn explain_reads_every_kind_that_makes_pods() {
 }
 
 #[test]
-fn explain_takes_from_documents_and_flags_what_the_cluster_would_know() {
+fn explain_reads_cluster_state_from_documents_and_flags() {
     let pod =
         json!({"kind": "Pod", "metadata": {"name": "p", "namespace": "shop"}, "spec": {"serviceAccountName": "web"}});
     let account = json!({"kind": "ServiceAccount", "metadata": {"name": "web", "namespace": "shop",
@@ -144,7 +144,7 @@ fn explain_takes_from_documents_and_flags_what_the_cluster_would_know() {
 }
 
 #[test]
-fn wrong_use_and_unreadable_input_exit_with_2_and_say_what_is_wrong() {
+fn wrong_usage_and_unreadable_input_exit_with_2() {
     for (args, stdin, expected) in [
         (&["explain"][..], "", "KIND/NAME"),
         (&["explain", "-f", "/nonexistent.yaml"], "", "cannot read /nonexistent.yaml"),
@@ -184,7 +184,7 @@ fn wrong_use_and_unreadable_input_exit_with_2_and_say_what_is_wrong() {
 }
 
 #[test]
-fn a_field_of_a_wrong_type_is_named_with_file_object_path_and_what_was_expected() {
+fn type_errors_name_file_object_path_and_expected_type() {
     let pod = |fields: &str| format!("kind: Pod\nmetadata: {{name: web}}\n{fields}\n");
     let deployment = "kind: Deployment\nmetadata: {name: w}\nspec: {template: {spec: {containers: [{name: 5}]}}}\n";
     for (text, expected) in [
@@ -305,7 +305,7 @@ fn explain_decides_nothing_where_the_webhook_is_not_called() {
 }
 
 #[test]
-fn explain_skips_with_a_note_what_only_looks_like_a_workload() {
+fn explain_skips_unknown_kinds_with_a_note() {
     let stdin = "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {}}\n---\n".to_owned()
         + "apiVersion: batch.volcano.sh/v1alpha1\nkind: Job\nmetadata: {name: v}\n---\n"
         + "apiVersion: example.com/v1\nkind: Deployment\nmetadata: {name: d}\n---\n"
@@ -321,7 +321,7 @@ fn explain_skips_with_a_note_what_only_looks_like_a_workload() {
 }
 
 #[test]
-fn the_items_of_a_typed_list_are_what_the_list_says() {
+fn items_of_a_typed_list_take_its_kind() {
     let pod = json!({"metadata": {"name": "w"}, "spec": {}});
     let lists = [
         json!({"apiVersion": "v1", "kind": "PodList", "items": [pod]}),
@@ -334,7 +334,7 @@ fn the_items_of_a_typed_list_are_what_the_list_says() {
 }
 
 #[test]
-fn the_old_name_of_the_service_account_counts_as_it_does_in_the_cluster() {
+fn the_deprecated_service_account_field_counts() {
     let account =
         "kind: ServiceAccount\nmetadata: {name: web, annotations: {azure.workload.identity/client-id: x}}\n---\n";
     let pod = |spec: &str| format!("{account}kind: Pod\nmetadata: {{name: p}}\nspec: {spec}\n");
@@ -349,7 +349,7 @@ fn the_old_name_of_the_service_account_counts_as_it_does_in_the_cluster() {
 }
 
 #[test]
-fn a_workload_is_judged_by_the_pods_it_will_get_and_shown_as_it_is_written() {
+fn explain_decides_on_the_pod_template_and_shows_the_workload() {
     let v1 = "kind: Node\nmetadata: {name: v, labels: {type: virtual-kubelet}}\n---\n";
     let account = |automount: bool| {
         format!("kind: ServiceAccount\nmetadata: {{name: default}}\nautomountServiceAccountToken: {automount}\n---\n")
@@ -387,7 +387,7 @@ fn a_workload_is_judged_by_the_pods_it_will_get_and_shown_as_it_is_written() {
     }
 }
 
-/// An API server that answers to GET: what is listed here, and to all else that it may not be read.
+/// Starts an API server that answers these paths to GET, and forbids everything else.
 fn api_server(objects: Vec<(&'static str, Value)>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -417,7 +417,7 @@ fn api_server(objects: Vec<(&'static str, Value)>) -> String {
 }
 
 #[test]
-fn explain_says_what_the_cluster_did_not_let_it_read() {
+fn explain_names_what_it_was_forbidden_to_read() {
     let none = json!({"metadata": {}, "items": []});
     let template = json!({"spec": {"containers": [{"name": "web"}]}});
     let server = api_server(vec![
@@ -490,7 +490,7 @@ fn the_manifests_configuration_is_the_default() {
 }
 
 #[test]
-fn certs_dev_writes_a_pair_that_serves_and_a_key_that_only_its_owner_reads() {
+fn certs_dev_writes_a_usable_pair_with_a_private_key_file() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("a/b");
@@ -503,7 +503,7 @@ fn certs_dev_writes_a_pair_that_serves_and_a_key_that_only_its_owner_reads() {
 }
 
 #[test]
-fn certs_dev_that_fails_leaves_the_set_that_was_there() {
+fn a_failed_certs_dev_keeps_the_former_files() {
     let dir = tempfile::tempdir().unwrap();
     let run = || spillway(&["certs", "dev", "--out", dir.path().to_str().unwrap()], "");
     assert_eq!(run().code, 0);
@@ -537,7 +537,7 @@ fn a_flag_and_its_variable_mean_the_same() {
     }
 }
 
-/// `spillway explain deploy/x` with a kubeconfig.
+/// Runs `spillway explain deploy/x` with a kubeconfig.
 fn explain_live(kubeconfig: &str) -> Ran {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config");
@@ -550,7 +550,7 @@ fn explain_live(kubeconfig: &str) -> Ran {
 }
 
 #[test]
-fn a_cluster_that_cannot_be_found_is_explained_once() {
+fn a_missing_kubeconfig_is_reported_once() {
     let broken = explain_live("clusters: {\n");
     assert_eq!(broken.code, 2);
     assert!(
@@ -583,7 +583,7 @@ fn every_command_has_a_help_text() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error() {
+fn a_closed_pipe_is_no_error() {
     let command = format!("{} config schema | head -1", env!("CARGO_BIN_EXE_spillway"));
     let output = Command::new("bash").args(["-o", "pipefail", "-c", &command]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -597,13 +597,13 @@ fn one_provider_of_cryptography_is_linked() {
         .output()
         .unwrap();
     let words = String::from_utf8_lossy(&tree.stderr);
-    // The lock file names ring, which rustls can do without. A cargo that fails prints nothing either, and proves nothing.
+    // The lock file contains ring, which rustls does not need. A failing cargo also prints nothing, which would prove nothing.
     assert_eq!((tree.status.code(), tree.stdout.is_empty()), (Some(0), true), "{words}");
     assert!(words.contains("nothing to print"), "{words}");
 }
 
 #[test]
-fn a_cluster_that_does_not_answer_is_an_error_and_no_panic() {
+fn an_unreachable_cluster_is_an_error() {
     let ran = explain_live(
         "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\n\
          users: [{name: c, user: {}}]\ncontexts: [{name: c, context: {cluster: c, user: c}}]\n",
@@ -616,7 +616,7 @@ fn a_cluster_that_does_not_answer_is_an_error_and_no_panic() {
 fn every_reason_is_in_the_documentation() {
     let printed = spillway(&["explain", "--reasons"], "");
     let written = fs::read_to_string(root("docs/reasons.md")).unwrap();
-    assert_eq!(printed.stdout, written, "mend with: cargo run -- explain --reasons >docs/reasons.md");
+    assert_eq!(printed.stdout, written, "fix with: cargo run -- explain --reasons >docs/reasons.md");
     for reason in spillway::burst::reasons::all() {
         assert!(written.contains(&format!("\n## {}\n", reason.code)), "{}", reason.code);
         let entry = spillway(&["explain", "--reason", reason.code], "");

@@ -1,4 +1,4 @@
-//! What holds for every pod.
+//! Properties of the decision that hold for every pod.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -11,8 +11,8 @@ use spillway::{
 
 use crate::generated_pods::{Allow, lost, pod};
 
-/// What is decided on a pod in a namespace with this mode and profile, in a cluster with virtual nodes of the second generation, and
-/// the pod with the patch applied by an implementation of RFC 6902 that is not ours.
+/// Returns the decision on a pod for this mode and profile, in a cluster with virtual nodes of the second generation, and the pod
+/// after an independent implementation of RFC 6902 has applied the patch.
 fn decide_in(mode: &str, pod: &Value, profile: &str, account: ServiceAccount) -> (Verdict, Option<Value>, Value) {
     let (text, configuration) = (pod.to_string(), Configuration::default());
     let view: Pod<'_> = serde_json::from_str(&text).unwrap();
@@ -40,7 +40,7 @@ fn mode() -> impl Strategy<Value = &'static str> {
     prop_oneof![Just("prefer"), Just("late"), Just("bridge"), Just("require"), Just("off")]
 }
 
-/// The pod without a record of what was added, which whoever wrote it could have forged.
+/// Returns the pod without the record of additions, which its author could have forged.
 fn unforged(mut pod: Value) -> Value {
     if let Some(annotations) = pod["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
         annotations.remove("spillway.dev/added");
@@ -64,7 +64,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_patch_applies_and_nothing_of_the_users_is_lost(
+    fn the_patch_applies_and_keeps_the_users_fields(
         pod in pod(Allow::Anything), profile in profile(), account in account(), mode in mode(),
     ) {
         let (_, _, after) = decide_in(mode, &pod, profile, account);
@@ -82,7 +82,7 @@ proptest! {
     }
 
     #[test]
-    fn what_another_mode_added_is_gone_when_the_mode_changes(
+    fn a_mode_change_removes_what_the_former_mode_added(
         pod in pod(Allow::Valid), profile in profile(), before in mode(), after in mode(),
     ) {
         let pod = unforged(pod);
@@ -93,7 +93,7 @@ proptest! {
     }
 
     #[test]
-    fn a_pod_that_stays_gets_nothing_but_its_decision_and_its_identity(
+    fn a_pod_that_stays_gets_only_decision_and_identity_label(
         pod in pod(Allow::Anything), profile in profile(),
     ) {
         let (verdict, _, mut after) = decide(&pod, profile, ServiceAccount::WithoutClientId);
@@ -102,7 +102,7 @@ proptest! {
             let annotations = after["metadata"]["annotations"].as_object_mut().unwrap();
             let decision = annotations.remove("spillway.dev/decision").unwrap();
             prop_assert!(decision.as_str().unwrap().starts_with("stay: "));
-            // What stands there of Spillway's own is its own.
+            // Spillway may change its own annotations.
             let own = |key: &str| matches!(key, "spillway.dev/decision" | "spillway.dev/added");
             let before = pod["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
             let before: Vec<_> = before.iter().filter(|(key, _)| !own(key)).collect();
@@ -111,7 +111,7 @@ proptest! {
     }
 
     #[test]
-    fn withdrawing_leaves_what_never_adding_would_have_left(
+    fn a_withdrawal_leaves_the_pod_as_it_was(
         pod in pod(Allow::Valid), profile in profile(), mode in mode(),
     ) {
         let pod = unforged(pod);
@@ -126,10 +126,10 @@ proptest! {
     }
 
     #[test]
-    fn what_a_second_apply_drops_is_put_back_in_its_place(pod in pod(Allow::Valid), mode in mode()) {
+    fn a_second_apply_keeps_the_additions_in_place(pod in pod(Allow::Valid), mode in mode()) {
         let pod = unforged(pod);
         let (_, _, old) = decide_in(mode, &pod, "high-scale", ServiceAccount::WithoutClientId);
-        // A manifest's lists replace those of the pod; its maps are merged.
+        // An apply replaces lists of the pod, and merges maps.
         let mut new = old.clone();
         for list in ["tolerations", "affinity"] {
             if !pod["spec"][list].is_null() {
@@ -175,7 +175,7 @@ fn the_generated_pods_are_not_all_of_one_kind() {
 }
 
 #[test]
-fn what_was_added_to_required_terms_is_remembered_term_by_term() {
+fn additions_to_required_terms_are_recorded_for_each_term() {
     let linux = json!({"key": "kubernetes.io/os", "operator": "In", "values": ["linux"]});
     let is_virtual = json!({"key": "type", "operator": "In", "values": ["virtual-kubelet"]});
     let pod = |terms: &Value, added: Option<&str>| {
@@ -194,12 +194,12 @@ fn what_was_added_to_required_terms_is_remembered_term_by_term() {
     let bare = json!({"matchExpressions": [linux]});
     assert_eq!(record(&pod(&json!([bare, bare]), None)), "toleration,affinity");
     assert_eq!(record(&pod(&json!([bare, own]), None)), "toleration,affinity:0");
-    // A later webhook appended a term: what was ours stays ours.
+    // A later webhook appended a term. Spillway's addition stays Spillway's.
     assert_eq!(record(&pod(&json!([own, bare]), Some("toleration,affinity:0"))), "toleration,affinity");
     assert_eq!(record(&pod(&json!([own, own, bare]), Some("affinity:1"))), "toleration,affinity:1+2");
 }
 
-/// Without maps and lists that hold nothing: the API server does not tell them from absent ones.
+/// Returns the pod without empty maps and lists: the API server treats them as absent.
 fn pruned(value: &Value) -> Value {
     let is_empty = |value: &Value| matches!(value, Value::Null) || *value == json!({}) || *value == json!([]);
     match value {
@@ -212,14 +212,14 @@ fn pruned(value: &Value) -> Value {
 }
 
 #[test]
-fn an_opted_out_pod_gets_nothing_at_all() {
+fn an_opted_out_pod_is_not_changed() {
     let pod = json!({"metadata": {"labels": {"spillway.dev/burst": "disabled"}}, "spec": {}});
     let (verdict, patch, _) = decide(&pod, "high-scale", ServiceAccount::WithClientId);
     assert_eq!((verdict, patch), (Verdict::OptedOut, None));
 }
 
 #[test]
-fn a_toleration_that_covers_the_taint_already_is_enough() {
+fn a_pod_that_tolerates_the_taint_gets_no_toleration() {
     for (toleration, added) in [
         (json!({"operator": "Exists"}), false),
         (json!({"key": "virtual-kubelet.io/provider", "operator": "Equal", "value": "azure"}), false),
@@ -233,7 +233,7 @@ fn a_toleration_that_covers_the_taint_already_is_enough() {
 }
 
 #[test]
-fn kube_proxy_and_dns_are_opted_out_of_together_or_not_at_all() {
+fn kube_proxy_and_dns_are_opted_out_together() {
     const PROXY: &str = "microsoft.containerinstance.virtualnode.injectkubeproxy";
     const DNS: &str = "microsoft.containerinstance.virtualnode.injectdns";
     for (name, metadata, dns_policy, expected) in [
@@ -252,7 +252,7 @@ fn kube_proxy_and_dns_are_opted_out_of_together_or_not_at_all() {
     }
 }
 
-/// Decides by a configuration of the test's own, on a pod that has nothing yet.
+/// Decides on a new pod with this configuration.
 fn admitted(configuration: &str, pod: &Value) -> Value {
     let text = format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{configuration}\n");
     let configuration = spillway::config::parse(&text).unwrap();
@@ -294,7 +294,7 @@ fn every_setting_of_the_file_has_its_effect() {
 }
 
 #[test]
-fn a_companion_of_the_virtual_nodes_own_machinery_is_left_alone() {
+fn pods_of_the_virtual_node_infrastructure_stay_unchanged() {
     for (name, metadata, reason) in [
         (
             "confidential",
@@ -323,7 +323,7 @@ fn a_companion_of_the_virtual_nodes_own_machinery_is_left_alone() {
 }
 
 #[test]
-fn the_identity_label_is_not_added_where_the_pod_would_be_refused_for_it() {
+fn no_identity_label_where_the_pod_would_be_refused() {
     let refused = |annotations: Value, host_network: bool, account| {
         let pod = json!({"metadata": {"annotations": annotations}, "spec": {"hostNetwork": host_network}});
         let (_, _, after) = decide(&pod, "enabled", account);

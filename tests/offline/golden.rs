@@ -1,12 +1,12 @@
-//! Golden pairs: what stands in a file of `tests/golden`, and what Spillway makes of it.
+//! Golden pairs: a file of `tests/golden`, and Spillway's decision on it.
 //!
-//! `NAME.yaml` is a stream of documents: a pod or a workload, and if it matters what the cluster knows (Namespace,
-//! ServiceAccount, Node, NetworkPolicy) and the SpillwayConfiguration. `NAME.expected.yaml` beside it holds decision, reasons and
-//! patch of each pod, as the installed command gives them. To add a pair, write the first and run
-//! `SPILLWAY_UPDATE_GOLDEN=1 cargo test --test offline golden`, which rewrites all of the second; then read the difference.
+//! `NAME.yaml` is a stream of documents: a pod or a workload and, where they matter, objects of the cluster (Namespace,
+//! ServiceAccount, Node, NetworkPolicy) and the SpillwayConfiguration. `NAME.expected.yaml` contains decision, reasons and patch
+//! of each pod, as the installed command prints them. To add a pair, write the first file and run `SPILLWAY_UPDATE_GOLDEN=1 cargo
+//! test --test offline golden`, which rewrites every second file. Then review the difference.
 //!
-//! Every rule has at least two pairs: in `CODE.fires.yaml` it finds something, in `CODE.near-miss.yaml`, which comes as close as
-//! it can, it does not.
+//! Every rule has at least two pairs: it fires in `CODE.fires.yaml`, and does not fire in `CODE.near-miss.yaml`, which is as close
+//! as possible.
 
 use std::{
     collections::BTreeSet,
@@ -28,17 +28,17 @@ use spillway::{
 
 const EXPECTED: &str = ".expected.yaml";
 
-/// One pair, played once for all tests.
+/// One pair. All tests use the same run of it.
 struct Case {
     name: String,
     documents: Vec<Value>,
-    /// What the command says of each pod.
+    /// The output of the command for each pod.
     explained: Vec<Value>,
-    /// What it says of them once they carry its patch.
+    /// Its output for the patched pods.
     again: Vec<Value>,
 }
 
-/// What is expected of one pod.
+/// The expected output for one pod.
 #[derive(serde::Serialize)]
 struct Expected {
     pod: String,
@@ -93,7 +93,7 @@ impl Case {
         Self { name: name.to_owned(), documents, explained, again }
     }
 
-    /// What the file beside it is to hold.
+    /// Returns the content of the expected file.
     fn expected(&self) -> String {
         let text = |findings: &Value| {
             let one = |finding: &Value| {
@@ -114,14 +114,14 @@ impl Case {
         serde_saphyr::to_string(&pods.collect::<Vec<_>>()).unwrap()
     }
 
-    /// The reasons that are found, accepted or not.
+    /// Returns the reasons, accepted or not.
     fn codes(&self) -> BTreeSet<String> {
         let lists = self.explained.iter().flat_map(|one| [&one["reasons"], &one["accepted"], &one["notes"]]);
         let codes = lists.flat_map(|list| list.as_array().unwrap()).map(|found| found["code"].as_str().unwrap());
         codes.map(str::to_owned).chain(self.codes_of_the_uncalled()).collect()
     }
 
-    /// Those of pods that the webhook's registration leaves out, as `explain` knows: the decision holds without it.
+    /// Reasons for pods that the webhook's registration excludes. `explain` knows them; the decision does not depend on them.
     fn codes_of_the_uncalled(&self) -> Vec<String> {
         let mut documents = self.documents.clone();
         let pods = documents.iter_mut().filter_map(pod_of).zip(&self.explained);
@@ -138,7 +138,7 @@ impl Case {
     }
 }
 
-/// The pod of a document, with metadata, if it makes one.
+/// Returns the pod of a document, with metadata, if it has one.
 fn pod_of(document: &mut Value) -> Option<&mut Value> {
     let path = match document["kind"].as_str()? {
         "Pod" => "",
@@ -173,14 +173,14 @@ fn explain(file: &str, documents: &[Value]) -> Vec<Value> {
         .unwrap_or_else(|_| panic!("tests/golden/{file}: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// Fails with everything that is wrong, so that one run shows it all.
+/// Fails with all problems at once.
 fn assert_none(wrong: impl IntoIterator<Item = String>) {
     let wrong: Vec<_> = wrong.into_iter().collect();
     assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
 }
 
 #[test]
-fn golden_every_pair_is_decided_as_the_file_beside_it_says() {
+fn golden_every_case_gives_the_expected_answer() {
     let update = std::env::var_os("SPILLWAY_UPDATE_GOLDEN").is_some();
     let mut wrong = Vec::new();
     for case in &*CASES {
@@ -195,7 +195,7 @@ fn golden_every_pair_is_decided_as_the_file_beside_it_says() {
 }
 
 #[test]
-fn golden_no_file_stands_without_its_other_half() {
+fn golden_every_file_belongs_to_a_case() {
     let files = files();
     let update = std::env::var_os("SPILLWAY_UPDATE_GOLDEN").is_some();
     let orphans = files.iter().filter_map(|file| match file.strip_suffix(EXPECTED) {
@@ -207,7 +207,7 @@ fn golden_no_file_stands_without_its_other_half() {
 }
 
 #[test]
-fn golden_an_admitted_pod_is_decided_the_same_and_not_changed_again() {
+fn golden_a_second_decision_changes_nothing() {
     let mut wrong = Vec::new();
     for case in &*CASES {
         for (first, second) in case.explained.iter().zip(&case.again) {
@@ -222,7 +222,7 @@ fn golden_an_admitted_pod_is_decided_the_same_and_not_changed_again() {
 }
 
 #[test]
-fn golden_every_rule_has_a_pair_in_which_it_fires_and_a_near_miss() {
+fn golden_every_rule_has_a_firing_case_and_a_near_miss() {
     let mut wrong = Vec::new();
     for rule in eligibility::rules() {
         let code = rule.reason.code;
@@ -242,7 +242,7 @@ fn golden_every_rule_has_a_pair_in_which_it_fires_and_a_near_miss() {
 }
 
 #[test]
-fn golden_pairs_named_after_a_rule_are_of_a_rule_that_exists() {
+fn golden_every_case_named_after_a_rule_has_its_rule() {
     let unknown = CASES.iter().filter_map(|case| {
         let code = case.name.strip_suffix(".fires").or_else(|| case.name.strip_suffix(".near-miss"))?;
         eligibility::rule(code).is_none().then(|| format!("tests/golden/{}.yaml: there is no rule {code}", case.name))

@@ -1,12 +1,13 @@
 //! Golden cases of `spillway identity check`: from manifests and credentials to the printed text.
 //!
-//! A case is a folder of `tests/golden_identity` with `manifests.yaml`, what the Azure CLI would print in `*.json`, further arguments in
-//! `args`, and in `expected.txt` what the command prints and how it exits. The JSON files are given with `--credentials` unless `args`
-//! names them; the issuer is [`ISSUER`] unless `args` says otherwise (`--no-issuer` is ours: none). To add a case, write all but the
-//! last and run `SPILLWAY_UPDATE_GOLDEN=1 cargo test --test offline golden_identity`, which rewrites it for all; then read the
-//! difference.
+//! A case is a folder of `tests/golden_identity` with `manifests.yaml`, output of the Azure CLI in `*.json`, further arguments in
+//! `args`, and in `expected.txt` the output and exit code of the command. `--credentials` names the JSON files unless `args` does.
+//! The issuer is [`ISSUER`] unless `args` names another one (`--no-issuer` is an argument of the test: none). To add a case, write
+//! all files but the last and run `SPILLWAY_UPDATE_GOLDEN=1 cargo test --test offline golden_identity`, which rewrites it for all
+//! cases. Then review the difference.
 //!
-//! Every check has at least two cases: in `ID-found` it finds something, in `ID-not-found`, which comes as close as it can, it does not.
+//! Every check has at least two cases: it finds something in `ID-found`, and nothing in `ID-not-found`, which is as close as
+//! possible.
 
 use std::{
     collections::BTreeSet,
@@ -26,7 +27,7 @@ const EXPECTED: &str = "expected.txt";
 struct Case {
     name: String,
     text: String,
-    /// The ids of what is found.
+    /// The IDs of the findings.
     ids: BTreeSet<String>,
     /// The commands among the fixes.
     commands: Vec<String>,
@@ -50,7 +51,7 @@ fn is_json(file: &str) -> bool {
     Path::new(file).extension().is_some_and(|extension| extension == "json")
 }
 
-/// The arguments of a case, after `identity check`.
+/// Returns the arguments of a case after `identity check`.
 fn arguments(folder: &Path) -> Vec<String> {
     let own = fs::read_to_string(folder.join("args")).unwrap_or_default();
     let mut arguments: Vec<String> = ["-f", "manifests.yaml", "--at", AT].map(str::to_owned).into();
@@ -64,7 +65,7 @@ fn arguments(folder: &Path) -> Vec<String> {
     arguments
 }
 
-/// Runs the command where the files are, so that their names are short.
+/// Runs the command in the folder of the files, so that their names are short.
 fn check(folder: &Path, output: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_spillway"));
     command.args(["identity", "check", "-o", output]).args(arguments(folder)).current_dir(folder);
@@ -90,14 +91,14 @@ impl Case {
     }
 }
 
-/// Fails with everything that is wrong, so that one run shows it all.
+/// Fails with all problems at once.
 fn assert_none(wrong: impl IntoIterator<Item = String>) {
     let wrong: Vec<_> = wrong.into_iter().collect();
     assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
 }
 
 #[test]
-fn golden_identity_every_case_prints_what_its_file_says() {
+fn golden_identity_every_case_prints_the_expected_report() {
     let update = std::env::var_os("SPILLWAY_UPDATE_GOLDEN").is_some();
     let mut wrong = Vec::new();
     for Case { name, text, .. } in &*CASES {
@@ -112,7 +113,7 @@ fn golden_identity_every_case_prints_what_its_file_says() {
 }
 
 #[test]
-fn golden_identity_every_check_finds_something_in_one_case_and_nothing_in_another() {
+fn golden_identity_every_check_has_a_positive_and_a_negative_case() {
     let mut wrong = Vec::new();
     for check in identity::checks() {
         for (kind, is_found) in [("found", true), ("not-found", false)] {
@@ -130,7 +131,7 @@ fn golden_identity_every_check_finds_something_in_one_case_and_nothing_in_anothe
 }
 
 #[test]
-fn golden_identity_cases_find_what_they_are_named_after() {
+fn golden_identity_every_case_finds_what_its_name_says() {
     let wrong = CASES.iter().filter_map(|case| {
         let (id, rest) = case.name.split_once('-')?;
         let is_found = if rest.starts_with("found") {
@@ -146,14 +147,14 @@ fn golden_identity_cases_find_what_they_are_named_after() {
     assert_none(wrong);
 }
 
-/// `az` and `kubectl` are functions here that take anything.
+/// Here `az` and `kubectl` are functions that accept anything.
 #[test]
-fn golden_identity_commands_can_be_pasted_and_run_nothing_else() {
+fn golden_identity_commands_are_safe_to_paste() {
     let dir = tempfile::tempdir().unwrap();
     let commands: Vec<_> = CASES.iter().flat_map(|case| &case.commands).map(String::as_str).collect();
     assert!(commands.len() > 40, "{}", commands.len());
     let script = format!("set -eu\naz() {{ :; }}\nkubectl() {{ :; }}\n{}\n", commands.join("\n"));
-    // No other program can be found.
+    // The search path contains no other program.
     let ran = Command::new("/bin/sh").args(["-c", &script]).env("PATH", dir.path()).output().unwrap();
     assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
 }

@@ -1,4 +1,4 @@
-//! `spillway identity check` beside its text: formats for programs, exit codes, what it refuses.
+//! `spillway identity check`: formats for programs, exit codes, and refused input.
 
 use std::{
     fs,
@@ -36,7 +36,7 @@ fn case(name: &str, file: &str) -> String {
 const SUBSCRIPTION: &str = "99999999-8888-4777-8666-555555555555";
 const ISSUER: &str = "https://westeurope.oic.prod-aks.azure.com/11111111-2222-4333-8444-555555555555/aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee/";
 
-/// Runs the case of a slash that is missing, and one more service account with a name that no format may stumble over.
+/// Runs a case with a missing slash, and a service account whose name every format must escape.
 fn slash(args: &[&str]) -> Ran {
     let files = ["manifests.yaml", "identities.json", "id-web.json"].map(|file| case("F3-found", file));
     let [manifests, identities, credentials] = files.each_ref().map(String::as_str);
@@ -47,7 +47,7 @@ fn slash(args: &[&str]) -> Ran {
 }
 
 #[test]
-fn identity_check_says_in_json_and_yaml_what_it_says_as_text() {
+fn identity_check_output_is_the_same_in_json_yaml_and_text() {
     let json = slash(&["-o", "json"]);
     assert_eq!(json.code, 1);
     let read: Value = serde_json::from_str(&json.stdout).unwrap();
@@ -66,7 +66,7 @@ fn identity_check_says_in_json_and_yaml_what_it_says_as_text() {
 }
 
 #[test]
-fn identity_check_writes_sarif_that_points_to_files_and_knows_its_rules() {
+fn identity_check_sarif_names_files_and_rules() {
     let sarif: Value = serde_json::from_str(&slash(&["-o", "sarif"]).stdout).unwrap();
     assert_eq!(sarif["version"], "2.1.0");
     let run = &sarif["runs"][0];
@@ -97,7 +97,7 @@ fn identity_check_writes_sarif_that_points_to_files_and_knows_its_rules() {
 }
 
 #[test]
-fn identity_check_writes_junit_in_which_failures_are_what_fails_the_command() {
+fn identity_check_junit_failures_match_the_exit_code() {
     let count = |ran: &Ran, what: &str| ran.stdout.matches(what).count();
     let ran = slash(&["-o", "junit"]);
     assert!(ran.stdout.starts_with("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites"), "{}", ran.stdout);
@@ -123,11 +123,11 @@ fn identity_check_writes_junit_in_which_failures_are_what_fails_the_command() {
     let args =
         ["-f", &unknown, "--credentials", &identities, "--issuer", ISSUER, "-o", "junit", "--fail-on", "warning"];
     let ran = check(&args, "");
-    assert_eq!((ran.code, count(&ran, "<skipped ")), (0, 1), "what cannot be told is not wrong: {}", ran.stdout);
+    assert_eq!((ran.code, count(&ran, "<skipped ")), (0, 1), "unknown facts are no findings: {}", ran.stdout);
 }
 
 #[test]
-fn identity_check_reports_on_what_was_asked_for() {
+fn identity_check_reports_only_what_was_asked_for() {
     let account = |namespace: &str, name: &str| {
         json!({"kind": "ServiceAccount", "metadata": {"namespace": namespace, "name": name,
             "annotations": {"azure.workload.identity/client-id": "x"}}})
@@ -174,7 +174,7 @@ fn identity_check_explains_error_codes() {
 }
 
 #[test]
-fn identity_check_refuses_what_it_cannot_use_and_says_what_it_expects() {
+fn identity_check_refuses_unusable_input_with_a_hint() {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), "[{\"issuer\": 5}]").unwrap();
     let path = file.path().to_str().unwrap();

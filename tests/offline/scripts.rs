@@ -1,4 +1,4 @@
-//! The shell scripts, where they can be tried without what they build.
+//! The shell scripts, without the programs that they build.
 
 use std::{
     fs::{self, File, FileTimes},
@@ -21,7 +21,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_control_plane_program_that_another_checkout_uses_stays() {
+fn a_control_plane_program_in_use_by_a_checkout_is_kept() {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/controlplane");
     let hash = Command::new("bash")
         .args(["-c", "cat -- *.go go.mod go.sum build.sh | sha256sum | cut -c1-12"])
@@ -49,12 +49,12 @@ fn a_control_plane_program_that_another_checkout_uses_stays() {
 }
 
 #[test]
-fn a_demo_that_is_interrupted_leaves_nothing_and_calls_it_no_failure() {
+fn an_interrupted_demo_cleans_up_and_is_no_failure() {
     let dir = tempfile::tempdir().unwrap();
     let [bin, tmp] = ["bin", "tmp"].map(|name| dir.path().join(name));
     fs::create_dir(&bin).unwrap();
     fs::create_dir(&tmp).unwrap();
-    // A build that ends as a failed one does when it is interrupted.
+    // A build that fails when it is interrupted.
     program(&bin.join("cargo"), "#!/bin/sh\ntrap 'exit 1' INT\necho >\"$TMPDIR/started\"\nsleep 60\n");
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let demo = Command::new("env") // SIGINT may be ignored in here, and a shell cannot take that back

@@ -34,7 +34,7 @@ use std::collections::HashMap;
 
 pub use command::quoted;
 pub use finding::{AccountName, Evidence, Finding, Object, Severity};
-pub use read::{PodSpec, PodStatus, grants, grants_identities, is_v1_virtual_node, ready_endpoints};
+pub use read::{PodSpec, grants, grants_identities, is_v1_virtual_node, ready_endpoints};
 pub use seen::Seen;
 
 use self::{

@@ -22,7 +22,7 @@ use super::{
         WebhookConfiguration,
     },
 };
-/// `spec` of a Pod.
+/// `spec` of a Pod, as far as identities are concerned.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSpec {
@@ -33,12 +33,6 @@ pub struct PodSpec {
     init_containers: Option<Vec<PodContainer>>,
     containers: Option<Vec<PodContainer>>,
     volumes: Option<Vec<Volume>>,
-}
-
-/// `status` of a Pod.
-#[derive(Debug, Clone, Deserialize)]
-pub struct PodStatus {
-    phase: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -120,11 +114,11 @@ impl Bearer {
 }
 
 impl Pod {
-    /// A pod of the cluster; nothing for one that has ended or is about to.
-    pub fn running(meta: &ObjectMeta, spec: Option<&PodSpec>, status: Option<&PodStatus>) -> Option<Self> {
-        let phase = status.and_then(|status| status.phase.as_deref());
-        let has_ended = matches!(phase, Some("Succeeded" | "Failed")) || meta.deletion_timestamp.is_some();
-        let spec = spec.filter(|_| !has_ended)?;
+    /// A pod of the cluster in this phase; `None` if it has ended or is being deleted.
+    pub fn running(meta: &ObjectMeta, spec: &PodSpec, phase: Option<&str>) -> Option<Self> {
+        if matches!(phase, Some("Succeeded" | "Failed")) || meta.deletion_timestamp.is_some() {
+            return None;
+        }
         let name = meta.name.clone().unwrap_or_default();
         Some(Self { name, is_admitted: true, ..Self::of(maker(meta), meta, spec) })
     }

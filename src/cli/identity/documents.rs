@@ -9,20 +9,30 @@ use std::{
 use anyhow::anyhow;
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
-    core::v1::{Endpoints, Node},
+    core::v1::{Endpoints, Node, Pod},
     discovery::v1::EndpointSlice,
     rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
 use kube::api::ObjectMeta;
+use serde::Deserialize;
 
 use crate::{
     cli::manifest::Document,
-    cluster::identity_sources::{LeanPod, running},
     identity::{
-        Object, grants, is_v1_virtual_node, ready_endpoints,
+        Object, PodSpec, grants, is_v1_virtual_node, ready_endpoints,
         seen::{self, Bearer, Cluster, ServiceAccount, WebhookConfiguration},
     },
+    kubernetes::PartialObject,
 };
+
+/// A Pod of a manifest, as far as identities are concerned.
+type PodManifest = PartialObject<Pod, Option<PodSpec>, Option<PodPhase>>;
+
+/// `status` of a Pod, as far as it is read.
+#[derive(Debug, Clone, Deserialize)]
+struct PodPhase {
+    phase: Option<String>,
+}
 
 /// What is known, and which file says it.
 pub(super) struct Documents {
@@ -112,14 +122,16 @@ impl Documents {
         if template.kind != "Pod" && document.has_controller() {
             return Ok(());
         }
-        let mut pod: LeanPod = template.typed()?;
+        let mut pod: PodManifest = template.typed()?;
         let namespace = template.namespace.clone().unwrap_or_else(|| self.namespace.clone());
         pod.metadata.namespace = Some(namespace.clone());
         let maker = Object::namespaced(&template.kind, &namespace, &template.name);
         self.files.insert(maker.clone(), document.source.clone());
         // What the API server has seen has a uid.
         if template.kind == "Pod" && pod.metadata.uid.is_some() {
-            self.cluster.pods.extend(running(&pod));
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            let running = pod.spec.as_ref().and_then(|spec| seen::Pod::running(&pod.metadata, spec, phase));
+            self.cluster.pods.extend(running);
             return Ok(());
         }
         if template.kind != "Pod" {

@@ -9,7 +9,7 @@ use kube::Client;
 use super::{Args, preflight};
 use crate::{
     cli::{cluster, config as file},
-    cluster::identity_sources::read,
+    cluster::identity,
     config::{self, did_you_mean},
     credentials::{
         self, Source, Wanted,
@@ -55,7 +55,7 @@ pub(super) async fn live(args: &Args) -> anyhow::Result<Live> {
 }
 
 async fn cluster(client: &Client, namespace: Option<&str>) -> anyhow::Result<seen::Cluster> {
-    let found = read(client, namespace).await.map_err(cluster::told).context("cannot read the cluster")?;
+    let found = identity::read(client, namespace).await.map_err(cluster::told).context("cannot read the cluster")?;
     for unread in &found.refused {
         if unread.action == "list serviceaccounts" {
             bail!("cannot list the service accounts of {}: {}", unread.scope, unread.because);

@@ -15,6 +15,12 @@ pub(super) fn typed<'de, T: Deserialize<'de>>(value: &'de Value, path: &str) -> 
     })
 }
 
+/// Returns the message of an error without its position: that is a position in JSON which no user wrote.
+pub(super) fn without_position(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    in_api_words(text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message))
+}
+
 /// serde's "invalid type: X, expected Y" without the names of Rust's types.
 fn in_api_words(message: &str) -> String {
     if message.starts_with("invalid length") {

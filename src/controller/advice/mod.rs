@@ -17,10 +17,9 @@ use tokio::time::Instant;
 use super::{
     Context, changes_of,
     events::ObjectEvent,
-    observed::Observed,
     reconcile::{Outcome, run_rounds},
 };
-use crate::cluster::Cluster;
+use crate::cluster::Inventory;
 
 const RECONCILER: &str = "advice";
 
@@ -42,17 +41,16 @@ struct KnownAutoscaler {
 }
 
 /// Runs rounds until it is dropped. Changes of pods start no round: they may come all the time.
-pub(super) async fn run(context: &Context, observed: &Observed, cluster: &Cluster) {
-    let changes = stream::select(changes_of(observed.nodes.clone()), changes_of(context.configuration.clone()));
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
+    let changes = stream::select(changes_of(inventory.nodes.clone()), changes_of(context.configuration.clone()));
     let mut known = None;
-    let round = async || round(context, observed, cluster, &mut known).await;
+    let round = async || round(context, inventory, &mut known).await;
     Box::pin(run_rounds(RECONCILER, &context.metrics, changes, round)).await;
 }
 
 async fn round(
     context: &Context,
-    observed: &Observed,
-    cluster: &Cluster,
+    inventory: &Inventory,
     known: &mut Option<KnownAutoscaler>,
 ) -> Result<Outcome, AutoscalerError> {
     let autoscaler = match known {
@@ -64,10 +62,9 @@ async fn round(
     };
     let configuration = context.configuration.borrow().clone();
     let plan = plan(&Observation {
-        nodes: &observed.nodes.borrow(),
-        assigned: &observed.assigned.borrow(),
-        on_virtual: &observed.on_virtual.borrow(),
-        snapshot: &cluster.snapshot(),
+        nodes: &inventory.nodes.borrow(),
+        pods: &inventory.pods.borrow(),
+        snapshot: &inventory.snapshot(),
         configuration: &configuration,
         autoscaler,
     });

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::ObjectReference;
 
 use super::super::{
-    events::{EventKind, ObjectEvent, reference},
+    events::{EventKind, ObjectEvent},
     free_capacity::{FreeCapacity, hard_taints},
-    observed::{Assigned, Kept, Node, OnVirtual, VirtualPod, are_known},
 };
 use crate::{
     burst::DECISION,
-    cluster::Snapshot,
+    cluster::{Node, PodStore, Snapshot, VirtualPod},
     config::{Configuration, Mode, Overrides, PREFIX, VirtualNodes},
+    kubernetes::{Store, object_reference},
     pod::{Pod, Taint},
     telemetry::Advice,
 };
@@ -35,9 +35,8 @@ const MANY_KUBE_PROXIES: usize = 1_000;
 
 /// Inputs of a plan.
 pub(super) struct Observation<'o> {
-    pub(super) nodes: &'o Kept<Node>,
-    pub(super) assigned: &'o Kept<Assigned>,
-    pub(super) on_virtual: &'o OnVirtual,
+    pub(super) nodes: &'o Store<Node>,
+    pub(super) pods: &'o PodStore,
     pub(super) snapshot: &'o Snapshot,
     pub(super) configuration: &'o Configuration,
     pub(super) autoscaler: Option<&'static str>,
@@ -57,24 +56,24 @@ impl Plan {
 
 /// Plans a round. Returns nothing while an input has not arrived.
 pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
-    let Observation { nodes, assigned, on_virtual, configuration, .. } = *observation;
+    let Observation { nodes, pods, configuration, .. } = *observation;
     let settings = &configuration.virtual_nodes;
-    if !assigned.is_complete() || !are_known(nodes, on_virtual, &settings.selector) {
+    if !pods.knows_virtual(nodes, &settings.selector) {
         return None;
     }
     let (virtual_nodes, vms): (Vec<_>, Vec<_>) = nodes.values().partition(|node| node.is_virtual(&settings.selector));
     let mut plan = Plan::default();
     for node in &virtual_nodes {
-        advise_node(node, settings, on_virtual, &mut plan);
+        advise_node(node, settings, pods, &mut plan);
     }
-    plan.counts.while_vms_have_room = fitting_on_vms(&vms, assigned, on_virtual);
+    plan.counts.while_vms_have_room = fitting_on_vms(&vms, pods);
     let second = virtual_nodes.iter().filter(|node| node.is_second_generation());
-    advise_kube_proxy(second.flat_map(|node| pods_on(node, on_virtual)), &mut plan);
+    advise_kube_proxy(second.flat_map(|node| pods_on(node, pods)), &mut plan);
     advise_prefer(observation, &mut plan);
     Some(plan)
 }
 
-fn advise_node(node: &Node, settings: &VirtualNodes, on_virtual: &OnVirtual, plan: &mut Plan) {
+fn advise_node(node: &Node, settings: &VirtualNodes, pods: &PodStore, plan: &mut Plan) {
     if let Some(taint) = untolerated_taint(node, settings) {
         plan.counts.not_tolerated += 1;
         let note = format!(
@@ -82,7 +81,7 @@ fn advise_node(node: &Node, settings: &VirtualNodes, on_virtual: &OnVirtual, pla
         );
         plan.event(node.reference(), NOT_TOLERATED, note);
     }
-    let pods = pods_on(node, on_virtual).count();
+    let pods = pods_on(node, pods).count();
     if node.is_second_generation() && pods >= NEARLY_FULL_PODS {
         plan.counts.nearly_full += 1;
         let note = format!(
@@ -93,8 +92,9 @@ fn advise_node(node: &Node, settings: &VirtualNodes, on_virtual: &OnVirtual, pla
 }
 
 /// The pods that hold a place on a virtual node.
-fn pods_on<'o>(node: &Node, on_virtual: &'o OnVirtual) -> impl Iterator<Item = &'o VirtualPod> {
-    on_virtual.get(&node.name).into_iter().flat_map(Kept::values).filter(|pod| !pod.is_over)
+fn pods_on<'o>(node: &Node, pods: &'o PodStore) -> impl Iterator<Item = &'o VirtualPod> {
+    let there = pods.on_virtual_nodes().filter(|(_, slim, pod)| *slim.node == *node.name && !pod.is_over);
+    there.map(|(_, _, pod)| pod)
 }
 
 /// Returns a taint that the configured toleration does not cover, as kubectl writes it. Ignores Spillway's taints and those that
@@ -107,21 +107,21 @@ fn untolerated_taint(node: &Node, settings: &VirtualNodes) -> Option<String> {
 }
 
 /// Number of Spillway's pods on virtual nodes for which the VMs have room now.
-fn fitting_on_vms(vms: &[&Node], assigned: &Kept<Assigned>, on_virtual: &OnVirtual) -> u64 {
-    let mut capacity = FreeCapacity::new(vms.iter().copied(), assigned);
-    let pods = on_virtual.values().flat_map(Kept::values);
+fn fitting_on_vms(vms: &[&Node], pods: &PodStore) -> u64 {
+    let mut capacity = FreeCapacity::new(vms.iter().copied(), pods.scheduled());
+    let pods = pods.on_virtual_nodes().map(|(_, _, pod)| pod);
     let is_placed_by_us =
         |view: &Pod<'_>| view.annotation(DECISION).is_some_and(|decision| !decision.starts_with("stay"));
     let fitting = pods
         .filter(|pod| !pod.is_going && !pod.is_over && !pod.has_pod_affinity)
-        .filter(|pod| pod.pod().is_some_and(|view| is_placed_by_us(&view) && capacity.place(&view).is_some()));
+        .filter(|pod| pod.pod().is_some_and(|view| is_placed_by_us(view) && capacity.place(view).is_some()));
     fitting.count() as u64
 }
 
 fn advise_kube_proxy<'o>(pods: impl Iterator<Item = &'o VirtualPod>, plan: &mut Plan) {
     let mut namespaces = BTreeMap::<&str, usize>::new();
     for pod in pods.filter(|pod| pod.has_kube_proxy) {
-        *namespaces.entry(&pod.owned.namespace).or_default() += 1;
+        *namespaces.entry(&pod.meta.namespace).or_default() += 1;
     }
     let total: usize = namespaces.values().sum();
     plan.counts.with_kube_proxy = total as u64;
@@ -155,7 +155,7 @@ fn advise_prefer(observation: &Observation<'_>, plan: &mut Plan) {
 }
 
 fn namespace_reference(name: &str) -> ObjectReference {
-    reference("v1", "Namespace", Some(name), name)
+    object_reference("v1", "Namespace", Some(name), name)
 }
 
 #[cfg(test)]
@@ -163,11 +163,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::config::parse;
-
-    fn named<V>(values: Vec<(&str, V)>) -> Kept<V> {
-        values.into_iter().map(|(name, value)| ((String::new(), name.to_owned()), value)).collect()
-    }
+    use crate::{config::parse, kubernetes::ObjectKey};
 
     fn node(name: &str, taints: &Value) -> Node {
         let kind = if name.starts_with("vm") { "vm" } else { "virtual-kubelet" };
@@ -181,29 +177,32 @@ mod tests {
         Node::read(serde_json::from_value(node).unwrap()).unwrap()
     }
 
-    fn pod(namespace: &str, changes: &Value) -> VirtualPod {
+    fn pod(namespace: &str, changes: &Value) -> Value {
         let requests = json!({"requests": {"cpu": "1"}});
         let mut pod = json!({
             "metadata": {"namespace": namespace, "name": "p", "annotations": {DECISION: "prefer"}},
             "spec": {"containers": [{"name": "c", "resources": requests}]},
         });
         json_patch::merge(&mut pod, changes);
-        VirtualPod::read(serde_json::from_value(pod).unwrap()).unwrap()
+        pod
     }
 
     fn planned(
         nodes: Vec<Node>,
-        pods: Vec<VirtualPod>,
+        mut pods: Vec<Value>,
         autoscaler: Option<&'static str>,
     ) -> (Vec<(&'static str, String)>, Advice) {
         let file = "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n";
         let virtual_node = nodes.iter().map(|node| node.name.clone()).find(|name| !name.starts_with("vm"));
-        let nodes = nodes.into_iter().map(|node| ((String::new(), node.name.clone()), node)).collect();
-        let pods = pods.into_iter().enumerate().map(|(i, pod)| ((String::new(), i.to_string()), pod)).collect();
+        let virtual_node = virtual_node.unwrap_or_default();
+        let nodes = nodes.into_iter().map(|node| (ObjectKey::cluster_scoped(&node.name), node)).collect();
+        for (number, pod) in pods.iter_mut().enumerate() {
+            pod["metadata"]["name"] = number.to_string().into();
+            pod["spec"]["nodeName"] = virtual_node.as_str().into();
+        }
         let observation = Observation {
             nodes: &nodes,
-            assigned: &named(Vec::new()),
-            on_virtual: &[(virtual_node.unwrap_or_default(), pods)].into(),
+            pods: &PodStore::of(&pods, &[&virtual_node]),
             snapshot: &Snapshot::of_namespaces(&[("shop", "enabled"), ("calm", "autoscaled")]),
             configuration: &parse(file).unwrap(),
             autoscaler,

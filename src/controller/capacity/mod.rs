@@ -16,38 +16,37 @@ use plan::{Closed, Plan, events, plan};
 
 use super::{
     Context, changes_of,
-    observed::Observed,
     reconcile::{Outcome, run_rounds},
     taints::{FULL, TaintError},
 };
-use crate::kubernetes::Backoff;
+use crate::{cluster::Inventory, kubernetes::Backoff};
 
 const RECONCILER: &str = "capacity";
 
 /// Runs rounds until it is dropped.
-pub(super) async fn run(context: &Context, observed: &Observed) {
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let changes = [
-        changes_of(observed.nodes.clone()),
-        changes_of(observed.on_virtual.clone()),
+        changes_of(inventory.nodes.clone()),
+        changes_of(inventory.pods.on_virtual_nodes()),
         changes_of(context.configuration.clone()),
     ];
     // Before the first round, the cause for which a former leader closed virtual nodes is unknown.
     let (mut closed, mut backoff) = (None, Backoff::default());
-    let round = async || round(context, observed, &mut closed, &mut backoff).await;
+    let round = async || round(context, inventory, &mut closed, &mut backoff).await;
     Box::pin(run_rounds(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
 async fn round(
     context: &Context,
-    observed: &Observed,
+    inventory: &Inventory,
     closed: &mut Option<Closed>,
     backoff: &mut Backoff,
 ) -> Result<Outcome, TaintError> {
     let configuration = context.configuration.borrow().clone();
     let plan = {
-        let (nodes, on_virtual) = (observed.nodes.borrow(), observed.on_virtual.borrow());
+        let (nodes, pods) = (inventory.nodes.borrow(), inventory.pods.borrow());
         backoff.retain(nodes.values().map(|node| node.name.as_str()));
-        plan(&nodes, &on_virtual, &configuration, *closed, Timestamp::now())
+        plan(&nodes, &pods, &configuration, *closed, Timestamp::now())
     };
     let Some(Plan { before, now, load, taint_changes, virtual_nodes }) = plan else { return Ok(Outcome::NotSynced) };
     context.metrics.overflow.closed(now.by_cap, now.by_breaker, load.failing);

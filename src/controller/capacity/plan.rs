@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::super::{
-    events::EventKind,
-    observed::{Kept, Node, OnVirtual, VirtualPod, are_known},
-    taints::FULL,
+use super::super::{events::EventKind, taints::FULL};
+use crate::{
+    cluster::{Node, PodStore, VirtualPod},
+    config::{Breaker, Configuration},
+    kubernetes::Store,
 };
-use crate::config::{Breaker, Configuration};
 
 const CAP_REACHED: EventKind = EventKind::warning("VirtualNodesFull");
 const BREAKER_OPEN: EventKind = EventKind::warning("BreakerOpen");
@@ -56,15 +56,15 @@ pub(super) struct Plan {
 
 /// Plans a round. Returns nothing while an input has not arrived.
 pub(super) fn plan(
-    nodes: &Kept<Node>,
-    on_virtual: &OnVirtual,
+    nodes: &Store<Node>,
+    pods: &PodStore,
     configuration: &Configuration,
     before: Option<Closed>,
     now: Timestamp,
 ) -> Option<Plan> {
     let settings = &configuration.virtual_nodes;
     let is_virtual = |node: &&Node| node.is_virtual(&settings.selector);
-    if !are_known(nodes, on_virtual, &settings.selector) {
+    if !pods.knows_virtual(nodes, &settings.selector) {
         return None;
     }
     let is_full = |node: &Node| FULL.is_on_observed(node);
@@ -72,7 +72,7 @@ pub(super) fn plan(
         let is_closed = nodes.values().filter(is_virtual).any(is_full);
         Closed { by_cap: is_closed, by_breaker: is_closed }
     });
-    let pods = || on_virtual.values().flat_map(Kept::values);
+    let pods = || pods.on_virtual_nodes().map(|(_, _, pod)| pod);
     let load = Load {
         total: pods().filter(|pod| !pod.is_over).count(),
         failing: pods().filter(|pod| has_failed(pod, now)).count(),
@@ -110,7 +110,7 @@ fn is_tripped(failing: usize, Breaker { failures }: Breaker, was_tripped: bool) 
 /// Pods of DaemonSets do not count. Virtual nodes run none (learn.microsoft.com/azure/aks/virtual-nodes, limitations), and Spillway does
 /// not place them there. Those that tolerate every taint come even to closed virtual nodes, and would keep them closed.
 fn has_failed(pod: &VirtualPod, now: Timestamp) -> bool {
-    if pod.owned.controller.as_ref().is_some_and(|owner| owner.kind == "DaemonSet") {
+    if pod.meta.controller.as_ref().is_some_and(|owner| owner.kind == "DaemonSet") {
         return false;
     }
     let since = Duration::try_from(now.duration_since(pod.bound)).unwrap_or_default();
@@ -150,7 +150,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::config::parse;
+    use crate::{config::parse, kubernetes::ObjectKey};
 
     fn now() -> Timestamp {
         "2026-01-01T12:00:00Z".parse().unwrap()
@@ -163,28 +163,21 @@ mod tests {
         Node::read(serde_json::from_value(node).unwrap()).unwrap()
     }
 
-    fn pod(name: &str, bound: u64, status: &Value) -> ((String, String), VirtualPod) {
+    fn pod(name: &str, bound: u64, status: &Value) -> Value {
         let bound = (now() - Duration::from_secs(bound)).to_string();
         let mut status = status.clone();
         status["conditions"] = json!([{"type": "PodScheduled", "status": "True", "lastTransitionTime": bound}]);
-        let pod =
-            json!({"metadata": {"namespace": "shop", "name": name}, "spec": {"containers": []}, "status": status});
-        (("shop".to_owned(), name.to_owned()), VirtualPod::read(serde_json::from_value(pod).unwrap()).unwrap())
+        let spec = json!({"nodeName": "v", "containers": []});
+        json!({"metadata": {"namespace": "shop", "name": name}, "spec": spec, "status": status})
     }
 
-    fn planned(
-        file: &str,
-        nodes: &[Node],
-        pods: Vec<((String, String), VirtualPod)>,
-        before: Option<Closed>,
-    ) -> Option<Plan> {
+    fn planned(file: &str, nodes: &[Node], pods: &[Value], before: Option<Closed>) -> Option<Plan> {
         let file = format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{file}");
-        let nodes = nodes.iter().map(|node| ((String::new(), node.name.clone()), node.clone())).collect();
-        let on_virtual = [("v".to_owned(), pods.into_iter().collect())].into();
-        plan(&nodes, &on_virtual, &parse(&file).unwrap(), before, now())
+        let nodes = nodes.iter().map(|node| (ObjectKey::cluster_scoped(&node.name), node.clone())).collect();
+        plan(&nodes, &PodStore::of(pods, &["v"]), &parse(&file).unwrap(), before, now())
     }
 
-    fn running(count: usize) -> Vec<((String, String), VirtualPod)> {
+    fn running(count: usize) -> Vec<Value> {
         (0..count).map(|i| pod(&i.to_string(), 60, &json!({"phase": "Running"}))).collect()
     }
 
@@ -192,7 +185,7 @@ mod tests {
     fn at_the_cap_all_virtual_nodes_and_no_others_are_closed() {
         let nodes = [node("v", true, false), node("vm", false, false), node("was-virtual", false, true)];
         let writes = |count| {
-            let plan = planned("virtualNodes: {maxPods: 20}", &nodes, running(count), None).unwrap();
+            let plan = planned("virtualNodes: {maxPods: 20}", &nodes, &running(count), None).unwrap();
             plan.taint_changes.into_iter().map(|(node, wanted)| (node.name, wanted)).collect::<Vec<_>>()
         };
         let not_ours = ("was-virtual".to_owned(), false);
@@ -205,7 +198,7 @@ mod tests {
         let closed = Some(Closed { by_cap: true, by_breaker: false });
         let is_closed = |count| {
             let nodes = [node("v", true, true)];
-            planned("virtualNodes: {maxPods: 20}", &nodes, running(count), closed).unwrap().now.by_cap
+            planned("virtualNodes: {maxPods: 20}", &nodes, &running(count), closed).unwrap().now.by_cap
         };
         assert_eq!([18, 19, 20, 30].map(is_closed), [false, true, true, true]);
         for (total, was, expected) in [(0, false, false), (1, false, true), (1, true, true), (0, true, false)] {
@@ -216,41 +209,42 @@ mod tests {
 
     #[test]
     fn failing_pods_open_the_breaker_until_half_are_gone() {
-        let hanging =
-            |count: usize| (0..count).map(|i| pod(&i.to_string(), 301, &json!({"phase": "Pending"}))).collect();
+        let hanging = |count: usize| -> Vec<_> {
+            (0..count).map(|i| pod(&i.to_string(), 301, &json!({"phase": "Pending"}))).collect()
+        };
         let is_tripped = |count, was| {
             let before = Some(Closed { by_cap: false, by_breaker: was });
-            planned("", &[node("v", true, was)], hanging(count), before).unwrap().now.by_breaker
+            planned("", &[node("v", true, was)], &hanging(count), before).unwrap().now.by_breaker
         };
         assert_eq!(
             [(9, false), (10, false), (6, true), (5, true)].map(|(n, was)| is_tripped(n, was)),
             [false, true, true, false]
         );
-        let off = planned("breaker: {failures: 0}", &[node("v", true, false)], hanging(50), None).unwrap();
+        let off = planned("breaker: {failures: 0}", &[node("v", true, false)], &hanging(50), None).unwrap();
         assert!(!off.now.is_closed());
     }
 
     #[test]
     fn a_pod_fails_by_start_timeout_or_by_provider() {
-        let failed = |bound, status: Value| has_failed(&pod("p", bound, &status).1, now());
+        let failed = |bound, status: Value| has_failed(&VirtualPod::of(&pod("p", bound, &status)).unwrap(), now());
         assert!(!failed(299, json!({"phase": "Pending"})) && failed(300, json!({"phase": "Pending"})));
         assert!(!failed(900, json!({"phase": "Running"})));
         assert!(failed(1, json!({"phase": "Pending", "reason": "ProviderFailed"})));
         assert!(failed(1, json!({"phase": "Failed", "reason": "ProviderFailed"})));
         assert!(!failed(1800, json!({"phase": "Pending", "reason": "ProviderFailed"})), "too old");
-        let (_, mut of_a_daemon_set) = pod("p", 300, &json!({"phase": "Pending"}));
+        let mut of_a_daemon_set = VirtualPod::of(&pod("p", 300, &json!({"phase": "Pending"}))).unwrap();
         let owner = |kind: &str| Some(OwnerReference { kind: kind.to_owned(), ..OwnerReference::default() });
-        of_a_daemon_set.owned.controller = owner("ReplicaSet");
+        of_a_daemon_set.meta.controller = owner("ReplicaSet");
         assert!(has_failed(&of_a_daemon_set, now()));
-        of_a_daemon_set.owned.controller = owner("DaemonSet");
+        of_a_daemon_set.meta.controller = owner("DaemonSet");
         assert!(!has_failed(&of_a_daemon_set, now()), "Spillway did not place it");
     }
 
     #[test]
     fn a_new_leader_keeps_virtual_nodes_closed_at_the_cap() {
         let nodes = [node("v", true, true)];
-        assert!(planned("virtualNodes: {maxPods: 20}", &nodes, running(19), None).unwrap().now.by_cap);
-        let open = planned("virtualNodes: {maxPods: 20}", &nodes, running(18), None).unwrap();
+        assert!(planned("virtualNodes: {maxPods: 20}", &nodes, &running(19), None).unwrap().now.by_cap);
+        let open = planned("virtualNodes: {maxPods: 20}", &nodes, &running(18), None).unwrap();
         assert_eq!((open.now.is_closed(), open.taint_changes.len()), (false, 1));
     }
 
@@ -258,7 +252,7 @@ mod tests {
     fn a_new_leader_reports_only_its_own_closing() {
         let reasons = |is_full| {
             let file = "virtualNodes: {maxPods: 20}";
-            let plan = planned(file, &[node("v", true, is_full)], running(20), None).unwrap();
+            let plan = planned(file, &[node("v", true, is_full)], &running(20), None).unwrap();
             events(plan.before, plan.now, plan.load, &Configuration::default()).len()
         };
         assert_eq!((reasons(true), reasons(false)), (0, 1));
@@ -267,13 +261,10 @@ mod tests {
     #[test]
     fn a_terminating_pod_counts_toward_the_cap_not_the_breaker() {
         let load = |change: Value| {
-            let (name, _) = pod("p", 900, &json!({}));
             let mut pod = json!({"metadata": {"namespace": "shop", "name": "p", "creationTimestamp": "2026-01-01T11:45:00Z"},
-                "spec": {"containers": []}, "status": {"phase": "Pending"}});
+                "spec": {"nodeName": "v", "containers": []}, "status": {"phase": "Pending"}});
             json_patch::merge(&mut pod, &change);
-            let read = VirtualPod::read(serde_json::from_value(pod).unwrap());
-            let pods = read.into_iter().map(|pod| (name.clone(), pod)).collect();
-            let Load { total, failing } = planned("", &[node("v", true, false)], pods, None).unwrap().load;
+            let Load { total, failing } = planned("", &[node("v", true, false)], &[pod], None).unwrap().load;
             (total, failing)
         };
         assert_eq!(load(json!({})), (1, 1));
@@ -291,7 +282,7 @@ mod tests {
             status[statuses] = json!([image]);
             let details = if state == "terminated" { json!({"exitCode": 0}) } else { json!({}) };
             status[statuses][0]["state"] = json!({state: details});
-            has_failed(&pod("p", 900, &status).1, now())
+            has_failed(&VirtualPod::of(&pod("p", 900, &status)).unwrap(), now())
         };
         assert!(failed("initContainerStatuses", "waiting") && failed("containerStatuses", "waiting"));
         for statuses in ["initContainerStatuses", "containerStatuses"] {
@@ -302,7 +293,7 @@ mod tests {
     #[test]
     fn nothing_is_planned_before_all_pods_have_arrived() {
         let nodes = [node("v", true, true), node("w", true, false)];
-        assert!(planned("", &nodes, Vec::new(), None).is_none(), "the pods of w have not arrived");
+        assert!(planned("", &nodes, &[], None).is_none(), "the pods of w have not arrived");
     }
 
     #[test]

@@ -75,17 +75,6 @@ impl EventRecorder {
     }
 }
 
-/// A reference to an object, for events about it, without reading the object.
-pub(super) fn reference(api_version: &str, kind: &str, namespace: Option<&str>, name: &str) -> ObjectReference {
-    ObjectReference {
-        api_version: Some(api_version.to_owned()),
-        kind: Some(kind.to_owned()),
-        namespace: namespace.map(str::to_owned),
-        name: Some(name.to_owned()),
-        ..ObjectReference::default()
-    }
-}
-
 /// A different action for each note. The recorder treats events that differ only in their notes as the same, and writes the first note
 /// again (kube-runtime `events.rs`, `EventKey`).
 fn action(note: &str) -> String {

@@ -19,12 +19,14 @@ use tokio::time::Instant;
 use super::{
     Context, FIELD_MANAGER, changes_of,
     events::EventKind,
-    observed::{Name, Node, Observed},
     pods::PodError,
     reconcile::{CombinedOutcome, Outcome, Requeue, run_rounds},
     taints::{GHOST, TaintError},
 };
-use crate::kubernetes::{Backoff, is_conflict};
+use crate::{
+    cluster::{Inventory, Node},
+    kubernetes::{Backoff, ObjectKey, is_conflict},
+};
 
 const RECONCILER: &str = "ghosts";
 
@@ -48,11 +50,11 @@ enum GhostError {
 }
 
 /// Runs rounds until it is dropped.
-pub(super) async fn run(context: &Context, observed: &Observed) {
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let requeue = Requeue::default();
-    let changes = [changes_of(observed.nodes.clone()), changes_of(context.configuration.clone()), requeue.due()];
+    let changes = [changes_of(inventory.nodes.clone()), changes_of(context.configuration.clone()), requeue.due()];
     let mut memory = Memory::default();
-    let round = async || round(context, observed, &requeue, &mut memory).await;
+    let round = async || round(context, inventory, &requeue, &mut memory).await;
     Box::pin(run_rounds(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
@@ -66,14 +68,14 @@ struct Memory {
 
 async fn round(
     context: &Context,
-    observed: &Observed,
+    inventory: &Inventory,
     requeue: &Requeue,
     memory: &mut Memory,
 ) -> Result<Outcome, GhostError> {
     let settings = context.configuration.borrow().virtual_nodes.clone();
     let nodes: Vec<_> = {
-        let nodes = observed.nodes.borrow();
-        if !nodes.is_complete() {
+        let nodes = inventory.nodes.borrow();
+        if !nodes.is_listed() {
             return Ok(Outcome::NotSynced);
         }
         memory.backoff.retain(nodes.values().map(|node| node.name.as_str()));
@@ -107,9 +109,9 @@ async fn reconcile_node(
     };
     let is_ghost = missing.update(&node.name, is_there, Instant::now());
     if is_ghost {
-        let (namespace, pod) = pod.unwrap_or_default();
+        let pod = pod.unwrap_or_default();
         let note = format!(
-            "pod {namespace}/{pod}, which runs this virtual node, is gone: pods that are bound to it hang. If it is not coming back: kubectl delete node {}",
+            "pod {pod}, which runs this virtual node, is gone: pods that are bound to it hang. If it is not coming back: kubectl delete node {}",
             node.name
         );
         context.event_aggregator.record(node.reference(), FOUND, note);
@@ -138,13 +140,13 @@ fn uncordon_note(is_ghost: bool) -> &'static str {
 }
 
 /// The pod that runs a node, if its labels name one.
-fn node_pod(node: &Node) -> Option<Name> {
-    Some((node.label(POD_NAMESPACE)?.to_owned(), node.label(POD_NAME)?.to_owned()))
+fn node_pod(node: &Node) -> Option<ObjectKey> {
+    Some(ObjectKey::new(node.label(POD_NAMESPACE)?, node.label(POD_NAME)?))
 }
 
-async fn exists(client: &Client, pod: &Name) -> Result<bool, PodError> {
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.0);
-    let read = pods.get_metadata_opt(&pod.1).await;
+async fn exists(client: &Client, pod: &ObjectKey) -> Result<bool, PodError> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    let read = pods.get_metadata_opt(&pod.name).await;
     Ok(read.map_err(|error| PodError::new("read", pod, error))?.is_some())
 }
 

@@ -4,7 +4,8 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-use super::super::{observed::Node, taints::GHOST};
+use super::super::taints::GHOST;
+use crate::cluster::Node;
 
 /// How long a pod must be missing. A StatefulSet replaces its pod under the same name within seconds.
 const GHOST_AFTER: Duration = Duration::from_secs(25);

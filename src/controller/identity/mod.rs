@@ -28,9 +28,9 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{CONFIG_MAP, Context, FIELD_MANAGER, events::reference};
+use super::{CONFIG_MAP, Context, FIELD_MANAGER};
 use crate::{
-    cluster::identity_sources::Following,
+    cluster::{Inventory, identity::IdentityInputs},
     config::Identity,
     credentials::{
         Wanted, custom_resources,
@@ -41,6 +41,8 @@ use crate::{
         azure::{Azure, Unread},
         seen::ServiceAccount,
     },
+    kubernetes::object_reference,
+    reload::configuration::until,
     telemetry::Causes,
 };
 
@@ -76,19 +78,13 @@ enum PassError {
 }
 
 /// Checks for as long as the configuration says so.
-pub(super) async fn run(context: &Context) {
-    let mut configuration = context.configuration.clone();
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     loop {
-        let settings = configuration.borrow_and_update().identity.clone();
-        let another = async {
-            // Without anyone who could change the configuration, it stays as it is.
-            if configuration.wait_for(|now| now.identity != settings).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
+        let settings = context.configuration.borrow().identity.clone();
+        let another = until(&context.configuration, |now| now.identity != settings);
         if settings.enabled {
             tokio::select! {
-                () = Box::pin(follow(context, &settings)) => {}
+                () = Box::pin(follow(context, inventory, &settings)) => {}
                 () = another => tracing::info!("identity is checked by other settings now, beginning anew"),
             }
         } else {
@@ -103,7 +99,7 @@ pub(super) async fn run(context: &Context) {
 struct Watch<'c> {
     context: &'c Context,
     settings: &'c Identity,
-    cluster: Following,
+    cluster: IdentityInputs<'c>,
     credentials: Credentials,
     issuers: Issuers,
     issuer: issuer::Read,
@@ -114,7 +110,7 @@ struct Watch<'c> {
     worked: Duration,
 }
 
-async fn follow(context: &Context, settings: &Identity) {
+async fn follow(context: &Context, inventory: &Inventory, settings: &Identity) {
     // Until the first pass says otherwise, or there is none.
     context.metrics.identity.source("cluster", false);
     let written = known_report(context).await;
@@ -122,7 +118,7 @@ async fn follow(context: &Context, settings: &Identity) {
     let mut watch = Watch {
         context,
         settings,
-        cluster: Following::start(&context.client, settings),
+        cluster: IdentityInputs::start(inventory, settings),
         credentials: Credentials::follow(&context.client, settings),
         issuers: Issuers::new(context.client.clone()),
         issuer: issuer::Read::default(),
@@ -293,7 +289,7 @@ impl Watch<'_> {
             Some(AccountName { namespace, name }) => ("ServiceAccount", namespace, name),
             None => ("ConfigMap", self.context.namespace.clone(), CONFIG_MAP.to_owned()),
         };
-        let about = ObjectReference { uid, ..reference("v1", kind, Some(&namespace), &name) };
+        let about = ObjectReference { uid, ..object_reference("v1", kind, Some(&namespace), &name) };
         let type_ = if is_warning { EventType::Warning } else { EventType::Normal };
         // An event is worth no more than that: it is in the report too.
         if timeout(PATIENCE, self.context.events.publish(&about, type_, &reason, note)).await.is_err() {

@@ -22,7 +22,7 @@ use crate::{
     burst::UNSCHEDULABLE_SINCE,
     cluster,
     config::{Configuration, DISABLED, Mode},
-    kubernetes::{Backoff, is_unanswered},
+    kubernetes::{Backoff, ObjectKey, is_unanswered},
     telemetry::Causes,
 };
 
@@ -36,9 +36,9 @@ pub(super) async fn start_clocks(
 ) -> Result<Outcome, LateError> {
     let start = async |clock: ClockStart| {
         let patch = clock_patch(clock.since);
-        let outcome = patch_pod(context, &clock.name, &clock.resource_version, "start_clock", patch).await?;
+        let outcome = patch_pod(context, &clock.key, &clock.resource_version, "start_clock", patch).await?;
         if outcome == Outcome::Changed {
-            let (ClockStart { since, .. }, (namespace, name)) = (&clock, &clock.name);
+            let ClockStart { key: ObjectKey { namespace, name }, since, .. } = &clock;
             tracing::debug!(namespace, pod = name, %since, "pod is unschedulable for the first time");
         }
         Ok(outcome)
@@ -63,12 +63,13 @@ pub(super) async fn apply_tolerations(
     backoff: &mut Backoff,
 ) -> Result<Outcome, LateError> {
     let namespaces = &read_namespaces(context, &pods).await?;
-    let (pods, unread): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| namespaces.contains_key(&pod.name.0));
+    let (pods, unread): (Vec<_>, Vec<_>) =
+        pods.into_iter().partition(|pod| namespaces.contains_key(&pod.key.namespace));
     for pod in unread {
         backoff.start(&pod.uid, Instant::now());
     }
     let apply = async |pod: DuePod| {
-        let namespace = namespaces.get(&pod.name.0).and_then(Option::as_ref);
+        let namespace = namespaces.get(&pod.key.namespace).and_then(Option::as_ref);
         let settings = namespace.and_then(|namespace| {
             configuration.settings(&namespace.profile, &namespace.overrides, &pod.overrides).known()
         });
@@ -83,9 +84,9 @@ pub(super) async fn apply_tolerations(
 }
 
 async fn apply_toleration(context: &Context, pod: DuePod) -> Result<Outcome, PodError> {
-    let outcome = patch_pod(context, &pod.name, &pod.resource_version, "burst", pod.patch).await?;
+    let outcome = patch_pod(context, &pod.key, &pod.resource_version, "burst", pod.patch).await?;
     if outcome == Outcome::Changed {
-        let ((namespace, name), seconds) = (&pod.name, pod.waited.as_secs());
+        let (ObjectKey { namespace, name }, seconds) = (&pod.key, pod.waited.as_secs());
         tracing::info!(namespace, pod = name, waited_seconds = seconds, "pod may go to virtual nodes now");
         let note = format!("pod {name} may go to virtual nodes now: no VM has taken it for {seconds} s");
         context.event_aggregator.record(pod.owner, BURST, note);
@@ -98,7 +99,7 @@ async fn read_namespaces(
     context: &Context,
     pods: &[DuePod],
 ) -> Result<BTreeMap<String, Option<cluster::Namespace>>, LateError> {
-    let names: BTreeSet<_> = pods.iter().map(|pod| pod.name.0.clone()).collect();
+    let names: BTreeSet<_> = pods.iter().map(|pod| pod.key.namespace.clone()).collect();
     let mut namespaces = BTreeMap::new();
     for name in names {
         match read_namespace(context, &name).await {

@@ -4,46 +4,45 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-use super::super::observed::{Kept, Name, OnVirtual, Waiting};
+use crate::{cluster::PodStore, kubernetes::ObjectKey};
 
 /// How long a pod that is no longer unscheduled counts as on its way to a virtual node.
 pub(super) const IN_FLIGHT_GRACE: Duration = Duration::from_secs(5);
 
 /// Pods that got the toleration and were not yet seen on a virtual node. The value is when they were first seen to be scheduled.
 #[derive(Debug, Default)]
-pub(super) struct InFlight(HashMap<Name, Option<Instant>>);
+pub(super) struct InFlight(HashMap<ObjectKey, Option<Instant>>);
 
 impl InFlight {
     /// Adds pods that get the toleration now.
-    pub(super) fn extend(&mut self, pods: impl Iterator<Item = Name>) {
-        self.0.extend(pods.map(|name| (name, None)));
+    pub(super) fn extend(&mut self, pods: impl Iterator<Item = ObjectKey>) {
+        self.0.extend(pods.map(|key| (key, None)));
     }
 
     /// Removes pods that arrived on a virtual node, and those that went elsewhere.
-    pub(super) fn update(&mut self, waiting: &Kept<Waiting>, on_virtual: &OnVirtual, now: Instant) {
-        self.0.retain(|name, scheduled| {
-            if waiting.get(name).is_some() {
+    pub(super) fn update(&mut self, pods: &PodStore, now: Instant) {
+        self.0.retain(|key, scheduled| {
+            if pods.unscheduled_pod(key).is_some() {
                 *scheduled = None;
                 return true;
             }
             let scheduled = *scheduled.get_or_insert(now);
-            now.duration_since(scheduled) < IN_FLIGHT_GRACE && on_virtual.values().all(|pods| pods.get(name).is_none())
+            now.duration_since(scheduled) < IN_FLIGHT_GRACE && pods.virtual_pod(key).is_none()
         });
     }
 
     /// Pods that are no longer unscheduled.
-    pub(super) fn scheduled(&self) -> impl Iterator<Item = &Name> {
-        self.0.iter().filter(|(_, scheduled)| scheduled.is_some()).map(|(name, _)| name)
+    pub(super) fn scheduled(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.0.iter().filter(|(_, scheduled)| scheduled.is_some()).map(|(key, _)| key)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::{
-        super::{
-            super::observed::VirtualPod,
-            testing::{Cluster, unchanged},
-        },
+        super::testing::{Cluster, unchanged},
         *,
     };
 
@@ -51,14 +50,14 @@ mod tests {
     fn a_pod_between_two_watches_counts_toward_the_cap() {
         let mut cluster =
             Cluster::configured("profiles: {autoscaled: {maxPods: 1}}").pod("shop", "a", Some(900), unchanged);
-        let (name, start) = (("shop".to_owned(), "let".to_owned()), Instant::now());
+        let (name, start) = (ObjectKey::new("shop", "let"), Instant::now());
         let there = |names: &[&str]| {
-            let pods = names.iter().map(|name| (("shop".to_owned(), (*name).to_owned()), VirtualPod::default()));
-            OnVirtual::from([("virtual".to_owned(), pods.collect())])
+            let pod = |name: &&str| json!({"metadata": {"namespace": "shop", "name": name}, "spec": {"nodeName": "virtual", "containers": []}});
+            PodStore::of(&names.iter().map(pod).collect::<Vec<_>>(), &["virtual"])
         };
         let mut due = |after: Duration, names: &[&str]| {
             let mut in_flight = InFlight([(name.clone(), Some(start))].into());
-            in_flight.update(&Kept::default(), &there(names), start + after);
+            in_flight.update(&there(names), start + after);
             cluster.in_flight = in_flight;
             cluster.due().len()
         };
@@ -66,7 +65,7 @@ mod tests {
         assert_eq!(due(Duration::from_secs(4), &["let"]), 1, "the watch of the virtual node counts it from now on");
         assert_eq!(due(IN_FLIGHT_GRACE, &[]), 1, "it has gone elsewhere");
         let mut in_flight = InFlight([(name.clone(), None)].into());
-        in_flight.update(&Kept::default(), &there(&[]), start);
+        in_flight.update(&there(&[]), start);
         assert_eq!(in_flight.scheduled().collect::<Vec<_>>(), [&name], "however long it had waited before it left");
     }
 }

@@ -25,11 +25,10 @@ use self::{
 use super::{
     Context, changes_of,
     events::EventKind,
-    observed::Observed,
     pods::PodError,
     reconcile::{Outcome, Requeue, run_rounds},
 };
-use crate::{cluster::Cluster, config::Configuration, kubernetes::Backoff};
+use crate::{cluster::Inventory, config::Configuration, kubernetes::Backoff};
 
 const RECONCILER: &str = "late";
 
@@ -48,11 +47,11 @@ enum LateError {
 }
 
 /// Runs rounds until it is dropped.
-pub(super) async fn run(context: &Context, observed: &Observed, cluster: &Cluster) {
+pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let requeue = Requeue::default();
-    let changes = [changes_of(observed.waiting.clone()), changes_of(context.configuration.clone()), requeue.due()];
+    let changes = [changes_of(inventory.pods.unscheduled()), changes_of(context.configuration.clone()), requeue.due()];
     let mut memory = Memory::default();
-    let round = async || round(context, observed, cluster, &requeue, &mut memory).await;
+    let round = async || round(context, inventory, &requeue, &mut memory).await;
     Box::pin(run_rounds(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
@@ -68,13 +67,12 @@ struct Memory {
 
 async fn round(
     context: &Context,
-    observed: &Observed,
-    cluster: &Cluster,
+    inventory: &Inventory,
     requeue: &Requeue,
     memory: &mut Memory,
 ) -> Result<Outcome, LateError> {
     let configuration = context.configuration.borrow().clone();
-    let Some(plan) = observe_and_plan(&configuration, observed, cluster, memory) else { return Ok(Outcome::NotSynced) };
+    let Some(plan) = observe_and_plan(&configuration, inventory, memory) else { return Ok(Outcome::NotSynced) };
     context.metrics.overflow.late(plan.counts);
     for withheld in plan.withheld.into_values() {
         context.event_aggregator.record(withheld.owner, WITHHELD, withheld.note);
@@ -82,7 +80,7 @@ async fn round(
     let clocks = start_clocks(context, plan.clock_starts, &mut memory.backoff).await?;
     if !plan.due.is_empty() {
         memory.last_applied = Some(Instant::now());
-        memory.in_flight.extend(plan.due.iter().map(|pod| pod.name.clone()));
+        memory.in_flight.extend(plan.due.iter().map(|pod| pod.key.clone()));
     }
     let tolerations = apply_tolerations(context, &configuration, plan.due, &mut memory.backoff).await?;
     // Some writes of this round may have failed, and their pods back off now.
@@ -94,24 +92,21 @@ async fn round(
 
 fn observe_and_plan(
     configuration: &Configuration,
-    observed: &Observed,
-    cluster: &Cluster,
+    inventory: &Inventory,
     Memory { last_applied, in_flight, backoff }: &mut Memory,
 ) -> Option<Plan> {
-    let (waiting, on_virtual) = (observed.waiting.borrow(), observed.on_virtual.borrow());
-    let instant = Instant::now();
-    backoff.retain(waiting.values().map(|pod| pod.owned.uid.as_str()));
-    in_flight.update(&waiting, &on_virtual, instant);
+    let (pods, instant) = (inventory.pods.borrow(), Instant::now());
+    backoff.retain(pods.unscheduled().map(|(_, pod)| pod.meta.uid.as_str()));
+    in_flight.update(&pods, instant);
     plan(&Observation {
         now: Timestamp::now(),
         instant,
         configuration,
-        snapshot: &cluster.snapshot(),
-        waiting: &waiting,
-        nodes: &observed.nodes.borrow(),
-        on_virtual: &on_virtual,
+        snapshot: &inventory.snapshot(),
+        pods: &pods,
+        nodes: &inventory.nodes.borrow(),
         in_flight,
-        scale_up_signals: &observed.coming.borrow(),
+        scale_up_signals: &inventory.scale_ups.borrow(),
         backoff,
         may_apply: last_applied.is_none_or(|last| instant.duration_since(last) >= MIN_ROUND_INTERVAL),
     })

@@ -7,19 +7,16 @@ use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
 use tokio::time::Instant;
 
 use super::{
-    super::{
-        observed::{Kept, Name, Node, OnVirtual, Waiting, are_known},
-        taints::FULL,
-    },
+    super::taints::FULL,
     in_flight::{IN_FLIGHT_GRACE, InFlight},
     scale_up::provisioning_nodes,
     state::LateState,
 };
 use crate::{
     burst::{self, DECISION},
-    cluster::Snapshot,
+    cluster::{Node, PodStore, ScaleUps, Snapshot, UnscheduledPod},
     config::{Configuration, Mode, Overrides, Settings, VirtualNodes},
-    kubernetes::Backoff,
+    kubernetes::{Backoff, ObjectKey, Store},
     telemetry::Late,
 };
 
@@ -36,12 +33,11 @@ pub(super) struct Observation<'o> {
     pub(super) instant: Instant,
     pub(super) configuration: &'o Configuration,
     pub(super) snapshot: &'o Snapshot,
-    pub(super) waiting: &'o Kept<Waiting>,
-    pub(super) nodes: &'o Kept<Node>,
-    pub(super) on_virtual: &'o OnVirtual,
+    pub(super) pods: &'o PodStore,
+    pub(super) nodes: &'o Store<Node>,
     pub(super) in_flight: &'o InFlight,
     /// Pods for which an autoscaler announced a VM, and when.
-    pub(super) scale_up_signals: &'o Kept<Timestamp>,
+    pub(super) scale_up_signals: &'o ScaleUps,
     /// Pods whose last write failed.
     pub(super) backoff: &'o Backoff,
     /// Whether this round may give the toleration.
@@ -53,14 +49,12 @@ impl Observation<'_> {
     /// virtual nodes to count them against caps.
     fn is_complete(&self) -> bool {
         let selector = &self.configuration.virtual_nodes.selector;
-        self.waiting.is_complete()
-            && self.scale_up_signals.is_complete()
-            && are_known(self.nodes, self.on_virtual, selector)
+        self.scale_up_signals.is_listed() && self.pods.knows_virtual(self.nodes, selector)
     }
 
     /// The settings of a pod, if its namespace has opted in.
-    pub(super) fn settings(&self, name: &Name, pod: &Waiting) -> Option<Settings<'_>> {
-        let namespace = self.snapshot.namespace(&name.0)?;
+    pub(super) fn settings(&self, key: &ObjectKey, pod: &UnscheduledPod) -> Option<Settings<'_>> {
+        let namespace = self.snapshot.namespace(&key.namespace)?;
         self.configuration.settings(&namespace.profile, &namespace.overrides, &overrides(pod)).known()
     }
 
@@ -74,16 +68,16 @@ impl Observation<'_> {
     /// Number of pods by namespace that are on virtual nodes, or may go there at any moment.
     fn overflowing(&self) -> BTreeMap<&str, u64> {
         // A pod that has ended holds no place, although its failure still counts.
-        let there = self.on_virtual.values().flat_map(Kept::iter).filter(|(_, pod)| !pod.is_over);
-        let there = there.map(|((namespace, _), _)| namespace.as_str());
+        let there = self.pods.on_virtual_nodes().filter(|(_, _, pod)| !pod.is_over);
+        let there = there.map(|(key, _, _)| key.namespace.as_str());
         let nodes = &self.configuration.virtual_nodes;
-        let is_tolerating = |pod: &Waiting| {
+        let is_tolerating = |pod: &UnscheduledPod| {
             pod.annotation(DECISION) == Some(Mode::Late.as_str())
-                && pod.pod().is_some_and(|view| burst::late_toleration(&view, nodes).is_none())
+                && pod.pod().is_none_or(|view| burst::late_toleration(view, nodes).is_none())
         };
-        let tolerating = self.waiting.iter().filter(|(_, pod)| is_tolerating(pod));
-        let tolerating = tolerating.map(|((namespace, _), _)| namespace.as_str());
-        let in_flight = self.in_flight.scheduled().map(|(namespace, _)| namespace.as_str());
+        let tolerating = self.pods.unscheduled().filter(|(_, pod)| is_tolerating(pod));
+        let tolerating = tolerating.map(|(key, _)| key.namespace.as_str());
+        let in_flight = self.in_flight.scheduled().map(|key| key.namespace.as_str());
         let mut counts = BTreeMap::<&str, u64>::new();
         for namespace in there.chain(tolerating).chain(in_flight) {
             *counts.entry(namespace).or_default() += 1;
@@ -109,7 +103,7 @@ pub(super) struct Plan {
 /// A pod whose clock starts.
 #[derive(Debug, PartialEq)]
 pub(super) struct ClockStart {
-    pub(super) name: Name,
+    pub(super) key: ObjectKey,
     pub(super) uid: String,
     pub(super) resource_version: String,
     pub(super) since: Timestamp,
@@ -118,7 +112,7 @@ pub(super) struct ClockStart {
 /// A pod whose waiting time is over.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct DuePod {
-    pub(super) name: Name,
+    pub(super) key: ObjectKey,
     pub(super) uid: String,
     pub(super) waited: Duration,
     pub(super) resource_version: String,
@@ -135,10 +129,10 @@ pub(super) struct Withheld {
 }
 
 impl Plan {
-    fn withhold(&mut self, name: &Name, pod: &Waiting, why: &str) {
-        let owner = pod.owned.owner();
+    fn withhold(&mut self, key: &ObjectKey, pod: &UnscheduledPod, why: &str) {
+        let owner = pod.meta.owner();
         self.withheld.entry(owner.uid.clone().unwrap_or_default()).or_insert_with(|| {
-            let note = format!("pod {} stays unschedulable: {why}", name.1);
+            let note = format!("pod {} stays unschedulable: {why}", key.name);
             Withheld { owner, note }
         });
     }
@@ -157,10 +151,10 @@ pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
     let selector = &observation.configuration.virtual_nodes.selector;
     let provisioning = provisioning_nodes(observation.nodes, selector, observation.now);
     let mut due = Vec::new();
-    for (name, pod) in observation.waiting.iter() {
-        let state = LateState::of(name, pod, &provisioning, observation);
+    for (key, pod) in observation.pods.unscheduled() {
+        let state = LateState::of(key, pod, &provisioning, observation);
         // Checked before the limits apply: pods that back off must not hold up other pods.
-        let is_backing_off = observation.backoff.remaining(&pod.owned.uid, observation.instant).is_some();
+        let is_backing_off = observation.backoff.remaining(&pod.meta.uid, observation.instant).is_some();
         match state {
             LateState::NotLate => {}
             LateState::Waiting { remaining, is_scaling_up } => {
@@ -169,29 +163,29 @@ pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
                 plan.requeue(remaining);
             }
             LateState::New if is_backing_off => {}
-            LateState::New => plan.clock_starts.push(ClockStart::of(name, pod, observation.now)),
+            LateState::New => plan.clock_starts.push(ClockStart::of(key, pod, observation.now)),
             LateState::Due { .. } if is_backing_off => {
                 plan.counts.refused += 1;
-                plan.withhold(name, pod, "the toleration could not be written, and the controller's log says why");
+                plan.withhold(key, pod, "the toleration could not be written, and the controller's log says why");
             }
-            LateState::Due { waited } => due.push(Candidate { waited, name, pod }),
+            LateState::Due { waited } => due.push(Candidate { waited, key, pod }),
         }
     }
     plan.clock_starts.truncate(MAX_STARTS);
     // Pods that have waited longest go first.
-    due.sort_by(|one, other| other.waited.cmp(&one.waited).then_with(|| one.name.cmp(other.name)));
+    due.sort_by(|one, other| other.waited.cmp(&one.waited).then_with(|| one.key.cmp(other.key)));
     select(due, observation, &mut plan);
     Some(plan)
 }
 
 impl ClockStart {
-    fn of(name: &Name, pod: &Waiting, now: Timestamp) -> Self {
+    fn of(key: &ObjectKey, pod: &UnscheduledPod, now: Timestamp) -> Self {
         Self {
-            name: name.clone(),
-            uid: pod.owned.uid.clone(),
+            key: key.clone(),
+            uid: pod.meta.uid.clone(),
             resource_version: pod.resource_version.clone(),
             // The API server's clock may be ahead of ours.
-            since: now.max(pod.owned.created),
+            since: now.max(pod.meta.created),
         }
     }
 }
@@ -199,8 +193,8 @@ impl ClockStart {
 /// A pod that is due, before caps and rates apply.
 struct Candidate<'o> {
     waited: Duration,
-    name: &'o Name,
-    pod: &'o Waiting,
+    key: &'o ObjectKey,
+    pod: &'o UnscheduledPod,
 }
 
 impl Candidate<'_> {
@@ -211,8 +205,8 @@ impl Candidate<'_> {
         selected: u32,
         overflowing: impl Fn(&str) -> u64,
     ) -> Option<String> {
-        let namespace = &self.name.0;
-        let cap = observation.settings(self.name, self.pod)?.max_pods?;
+        let namespace = &self.key.namespace;
+        let cap = observation.settings(self.key, self.pod)?.max_pods?;
         let count = overflowing(namespace) + u64::from(selected);
         let is_at_cap = count >= u64::from(cap);
         is_at_cap.then(|| format!("namespace {namespace} has {count} pods on virtual nodes, and maxPods is {cap}"))
@@ -220,13 +214,13 @@ impl Candidate<'_> {
 
     /// Returns nothing if the pod tolerates virtual nodes already.
     fn accept(&self, nodes: &VirtualNodes) -> Option<DuePod> {
-        let patch = burst::late_toleration(&self.pod.pod()?, nodes)?;
+        let patch = burst::late_toleration(self.pod.pod()?, nodes)?;
         Some(DuePod {
-            name: self.name.clone(),
-            uid: self.pod.owned.uid.clone(),
+            key: self.key.clone(),
+            uid: self.pod.meta.uid.clone(),
             waited: self.waited,
             resource_version: self.pod.resource_version.clone(),
-            owner: self.pod.owned.owner(),
+            owner: self.pod.meta.owner(),
             overrides: overrides(self.pod),
             patch,
         })
@@ -245,14 +239,14 @@ fn select(due: Vec<Candidate<'_>>, observation: &Observation<'_>, plan: &mut Pla
     let rate = observation.configuration.late_rate;
     let mut selected = BTreeMap::<&str, u32>::new();
     for candidate in due {
-        let Candidate { name, pod, .. } = candidate;
-        let selected = selected.entry(&name.0).or_default();
+        let Candidate { key, pod, .. } = candidate;
+        let selected = selected.entry(&key.namespace).or_default();
         if is_closed {
             plan.counts.closed += 1;
-            plan.withhold(name, pod, "virtual nodes are closed, or there is none that is ready");
+            plan.withhold(key, pod, "virtual nodes are closed, or there is none that is ready");
         } else if let Some(why) = candidate.at_cap(observation, *selected, overflowing) {
             plan.counts.capped += 1;
-            plan.withhold(name, pod, &why);
+            plan.withhold(key, pod, &why);
             if observation.in_flight.scheduled().next().is_some() {
                 plan.requeue(IN_FLIGHT_GRACE);
             }
@@ -269,7 +263,7 @@ fn select(due: Vec<Candidate<'_>>, observation: &Observation<'_>, plan: &mut Pla
     }
 }
 
-fn overrides(pod: &Waiting) -> Overrides {
+fn overrides(pod: &UnscheduledPod) -> Overrides {
     Overrides::read(pod.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str())))
 }
 
@@ -305,7 +299,7 @@ mod tests {
             );
         }
         let plan = cluster.plan();
-        let due: Vec<_> = plan.due.iter().map(|pod| pod.name.1.as_str()).collect();
+        let due: Vec<_> = plan.due.iter().map(|pod| pod.key.name.as_str()).collect();
         assert_eq!(due, ["d", "d-too", "c"]);
         assert_eq!((plan.counts.paced, plan.requeue_after), (5, Some(MIN_ROUND_INTERVAL)));
         cluster.may_apply = false;
@@ -320,7 +314,7 @@ mod tests {
         assert_eq!(cluster.due(), ["refused"]);
         cluster.backoff.start("refused", Instant::now());
         let plan = cluster.plan();
-        assert_eq!(plan.due[0].name.1, "next");
+        assert_eq!(plan.due[0].key.name, "next");
         assert_eq!((plan.counts.refused, plan.counts.paced), (1, 0));
         assert!(plan.withheld["rs"].note.starts_with("pod refused stays"), "{:?}", plan.withheld);
         assert_eq!(plan.requeue_after, None, "the end of the backoff brings the next round");
@@ -373,7 +367,7 @@ mod tests {
             );
         }
         let plan = cluster.plan();
-        let mut due: Vec<_> = plan.due.iter().map(|pod| pod.name.1.as_str()).collect();
+        let mut due: Vec<_> = plan.due.iter().map(|pod| pod.key.name.as_str()).collect();
         due.sort_unstable();
         assert_eq!(due, ["a", "a-too", "b-too"]);
         assert_eq!(plan.counts.capped, 1);

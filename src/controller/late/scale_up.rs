@@ -2,11 +2,8 @@
 
 use k8s_openapi::{api::core::v1::Taint, jiff::Timestamp};
 
-use super::{
-    super::observed::{Kept, Node},
-    SETTLING,
-};
-use crate::config::Selector;
+use super::SETTLING;
+use crate::{cluster::Node, config::Selector, kubernetes::Store};
 
 /// Taints that keep pods from a node until it is set up (kubernetes `staging/src/k8s.io/api/core/v1/well_known_taints.go` and
 /// `staging/src/k8s.io/cloud-provider/api/well_known_taints.go`, kubernetes-sigs/karpenter `pkg/apis/v1/taints.go`). Taints of pressure
@@ -22,7 +19,7 @@ const STARTUP_TAINTS: [&str; 5] = [
 /// The VMs that are about to take pods, as they will be then, without startup taints.
 ///
 /// Such a VM became Ready so recently that pods may still be placed on it, or still has a startup taint.
-pub(super) fn provisioning_nodes(nodes: &Kept<Node>, selector: &Selector, now: Timestamp) -> Vec<Node> {
+pub(super) fn provisioning_nodes(nodes: &Store<Node>, selector: &Selector, now: Timestamp) -> Vec<Node> {
     let vms = nodes.values().filter(|node| !node.is_virtual(selector));
     vms.filter(|node| is_provisioning(node, now)).map(without_startup_taints).collect()
 }

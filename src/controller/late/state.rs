@@ -7,17 +7,12 @@ use std::{
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{
-    super::{
-        free_capacity::accepts,
-        observed::{Name, Node, Waiting},
-    },
-    SETTLING,
-    plan::Observation,
-};
+use super::{super::free_capacity::accepts, SETTLING, plan::Observation};
 use crate::{
     burst::{self, DECISION, UNSCHEDULABLE_SINCE},
+    cluster::{Node, UnscheduledPod},
     config::Mode,
+    kubernetes::ObjectKey,
     pod::Pod,
 };
 
@@ -41,30 +36,35 @@ pub(super) enum LateState {
 }
 
 impl LateState {
-    /// Parses the pod only where the result depends on it: every round looks at all unscheduled pods.
-    pub(super) fn of(name: &Name, pod: &Waiting, provisioning: &[Node], observation: &Observation<'_>) -> Self {
+    /// Looks at tolerations only where the result depends on them: every round looks at all unscheduled pods.
+    pub(super) fn of(
+        key: &ObjectKey,
+        pod: &UnscheduledPod,
+        provisioning: &[Node],
+        observation: &Observation<'_>,
+    ) -> Self {
         if pod.annotation(DECISION) != Some(Mode::Late.as_str()) || !pod.is_unschedulable {
             return Self::NotLate;
         }
-        let settings = observation.settings(name, pod).filter(|settings| settings.mode.value == Mode::Late);
+        let settings = observation.settings(key, pod).filter(|settings| settings.mode.value == Mode::Late);
         let Some(settings) = settings else { return Self::NotLate };
         let since = unschedulable_since(pod, observation.now);
         let waited = since.and_then(|since| Duration::try_from(observation.now.duration_since(since)).ok());
         let waited = waited.unwrap_or_default();
         let after = settings.late_after.value;
-        let due = after + jitter(&pod.owned.uid, after);
+        let due = after + jitter(&pod.meta.uid, after);
         let remaining = |until: Duration| until.saturating_sub(waited).max(MIN_REMAINING);
         if since.is_some() && waited < due {
             return Self::Waiting { remaining: remaining(due), is_scaling_up: false };
         }
         let Some(view) = pod.pod() else { return Self::NotLate };
-        if burst::late_toleration(&view, &observation.configuration.virtual_nodes).is_none() {
+        if burst::late_toleration(view, &observation.configuration.virtual_nodes).is_none() {
             return Self::NotLate;
         }
         if since.is_none() {
             return Self::New;
         }
-        if waited < settings.late_max && is_scaling_up(name, pod, &view, provisioning, observation) {
+        if waited < settings.late_max && is_scaling_up(key, pod, view, provisioning, observation) {
             // The VM may fail to arrive long before `late.max`, so look again soon.
             return Self::Waiting { remaining: remaining(settings.late_max).min(SETTLING), is_scaling_up: true };
         }
@@ -74,14 +74,14 @@ impl LateState {
 
 /// Returns whether a VM seems to be on its way for the pod.
 fn is_scaling_up(
-    name: &Name,
-    pod: &Waiting,
+    key: &ObjectKey,
+    pod: &UnscheduledPod,
     view: &Pod<'_>,
     provisioning: &[Node],
     observation: &Observation<'_>,
 ) -> bool {
     // Both times are the API server's. A signal for an earlier pod of that name is older than this pod.
-    let has_signal = observation.scale_up_signals.get(name).is_some_and(|at| *at >= pod.owned.created);
+    let has_signal = observation.scale_up_signals.announced(key).is_some_and(|at| at >= pod.meta.created);
     pod.is_nominated || has_signal || provisioning.iter().any(|node| accepts(node, view))
 }
 
@@ -89,9 +89,9 @@ fn is_scaling_up(
 ///
 /// Returns nothing if the record is missing, malformed or in the future, or older than the pod: then it belongs to an earlier pod that
 /// this one was restored from.
-fn unschedulable_since(pod: &Waiting, now: Timestamp) -> Option<Timestamp> {
+fn unschedulable_since(pod: &UnscheduledPod, now: Timestamp) -> Option<Timestamp> {
     let since: Timestamp = pod.annotation(UNSCHEDULABLE_SINCE)?.parse().ok()?;
-    let created = pod.owned.created;
+    let created = pod.meta.created;
     (since >= created && since <= created.max(now + SETTLING)).then_some(since)
 }
 
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn the_clock_starts_when_a_pod_is_first_unschedulable() {
         let plan = Cluster::new().pod("shop", "new", None, unchanged).plan();
-        let clocks: Vec<_> = plan.clock_starts.iter().map(|clock| (clock.name.1.as_str(), clock.since)).collect();
+        let clocks: Vec<_> = plan.clock_starts.iter().map(|clock| (clock.key.name.as_str(), clock.since)).collect();
         assert_eq!(clocks, [("new", now())]);
         assert_eq!(plan.due, []);
         for (condition, value) in [("reason", "SchedulingGated"), ("status", "True")] {
@@ -192,7 +192,7 @@ mod tests {
                 Cluster::new().pod("shop", "p", Some(waited), |pod| pod["status"]["nominatedNodeName"] = "vm".into())
             }),
             ("announced", |waited| Cluster {
-                scale_up_signals: vec![(("shop".to_owned(), "p".to_owned()), before(waited - 30))],
+                scale_up_signals: vec![(ObjectKey::new("shop", "p"), before(waited - 30))],
                 ..Cluster::new().pod("shop", "p", Some(waited), unchanged)
             }),
             ("just ready", |waited| {
@@ -209,7 +209,7 @@ mod tests {
         }
         // A signal for an earlier pod of that name, a VM that has been Ready for long, a VM that does not take the pod: not on its way.
         let mut cluster = Cluster::new().pod("shop", "p", Some(300), unchanged);
-        cluster.scale_up_signals = vec![(("shop".to_owned(), "p".to_owned()), before(301))];
+        cluster.scale_up_signals = vec![(ObjectKey::new("shop", "p"), before(301))];
         cluster.nodes.push(node("old", &json!({}), 15));
         let mut tainted = node("tainted", &json!({}), 1);
         tainted["spec"] = json!({"taints": [{"key": "gpu", "effect": "NoSchedule"}]});
@@ -221,7 +221,7 @@ mod tests {
     fn a_scale_up_signal_counts_from_the_creation_of_the_pod() {
         let old = |pod: &mut Value| pod["metadata"]["creationTimestamp"] = json!(before(310).to_string());
         let mut cluster = Cluster::new().pod("shop", "p", Some(300), old);
-        cluster.scale_up_signals = vec![(("shop".to_owned(), "p".to_owned()), before(305))];
+        cluster.scale_up_signals = vec![(ObjectKey::new("shop", "p"), before(305))];
         assert_eq!(cluster.plan().counts.coming, 1);
         cluster.scale_up_signals[0].1 = before(311);
         assert_eq!(cluster.due(), ["p"]);

@@ -7,15 +7,14 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    super::observed::{Kept, Name, Node, OnVirtual, VirtualPod, Waiting},
     in_flight::InFlight,
     plan::{Observation, Plan, plan},
 };
 use crate::{
     burst::{DECISION, UNSCHEDULABLE_SINCE},
-    cluster::Snapshot,
+    cluster::{Node, PodStore, ScaleUps, Snapshot},
     config::{Configuration, parse},
-    kubernetes::Backoff,
+    kubernetes::{Backoff, ObjectKey, Store},
 };
 
 pub(super) fn now() -> Timestamp {
@@ -30,11 +29,11 @@ pub(super) fn before(seconds: u64) -> Timestamp {
 pub(super) struct Cluster {
     pub(super) configuration: Configuration,
     pub(super) snapshot: Snapshot,
-    pub(super) waiting: BTreeMap<Name, Value>,
+    pub(super) waiting: BTreeMap<ObjectKey, Value>,
     pub(super) nodes: Vec<Value>,
     pub(super) on_virtual: Vec<Value>,
     pub(super) in_flight: InFlight,
-    pub(super) scale_up_signals: Vec<(Name, Timestamp)>,
+    pub(super) scale_up_signals: Vec<(ObjectKey, Timestamp)>,
     pub(super) backoff: Backoff,
     pub(super) may_apply: bool,
 }
@@ -79,7 +78,7 @@ impl Cluster {
             pod["metadata"]["annotations"][UNSCHEDULABLE_SINCE] = before(since).to_string().into();
         }
         change(&mut pod);
-        self.waiting.insert((namespace.to_owned(), name.to_owned()), pod);
+        self.waiting.insert(ObjectKey::new(namespace, name), pod);
         self
     }
 
@@ -89,37 +88,34 @@ impl Cluster {
 
     /// The plan while one of the inputs has not arrived.
     pub(super) fn plan_without(&self, unknown: &str) -> Option<Plan> {
-        let read = |(name, pod): (&Name, &Value)| {
-            Some((name.clone(), Waiting::read(serde_json::from_value(pod.clone()).unwrap())?))
-        };
         let nodes = self.nodes.iter().map(|node| {
             let node = Node::read(serde_json::from_value(node.clone()).unwrap()).unwrap();
-            ((String::new(), node.name.clone()), node)
+            (ObjectKey::cluster_scoped(&node.name), node)
         });
-        let there = self.on_virtual.iter().map(|pod| {
-            let pod = VirtualPod::read(serde_json::from_value(pod.clone()).unwrap()).unwrap();
-            ((pod.owned.namespace.clone(), pod.owned.name.clone()), pod)
-        });
+        let mut pods: Vec<_> = self.on_virtual.clone();
+        for pod in &mut pods {
+            pod["spec"]["nodeName"] = "virtual".into();
+        }
+        pods.extend(self.waiting.values().cloned());
         let mut observation = Observation {
             now: now(),
             instant: Instant::now(),
             configuration: &self.configuration,
             snapshot: &self.snapshot,
-            waiting: &self.waiting.iter().filter_map(read).collect(),
+            pods: &PodStore::of(&pods, &["virtual"]),
             nodes: &nodes.collect(),
-            on_virtual: &[("virtual".to_owned(), there.collect())].into(),
             in_flight: &self.in_flight,
             scale_up_signals: &self.scale_up_signals.iter().cloned().collect(),
             backoff: &self.backoff,
             may_apply: self.may_apply,
         };
-        let (waiting, nodes, signals, none) = (Kept::default(), Kept::default(), Kept::default(), OnVirtual::default());
-        let half = OnVirtual::from([("virtual".to_owned(), Kept::default())]);
+        let (no_pods, no_nodes, signals) = (PodStore::default(), Store::default(), ScaleUps::default());
+        let (unsettled, slim) = (PodStore::of(&pods, &[]), PodStore::of(&pods, &["virtual"]).with_slim_virtual_pods());
         match unknown {
-            "waiting" => observation.waiting = &waiting,
-            "nodes" => observation.nodes = &nodes,
-            "the pods of a virtual node" => observation.on_virtual = &none,
-            "all of these" => observation.on_virtual = &half,
+            "waiting" => observation.pods = &no_pods,
+            "nodes" => observation.nodes = &no_nodes,
+            "the pods of a virtual node" => observation.pods = &unsettled,
+            "all of these" => observation.pods = &slim,
             "scale-up signals" => observation.scale_up_signals = &signals,
             _ => {}
         }
@@ -128,7 +124,7 @@ impl Cluster {
 
     /// The names of the pods that get the toleration.
     pub(super) fn due(&self) -> Vec<String> {
-        self.plan().due.into_iter().map(|pod| pod.name.1).collect()
+        self.plan().due.into_iter().map(|pod| pod.key.name).collect()
     }
 }
 

@@ -10,15 +10,15 @@ use serde_json::Value;
 use super::{MAX_PODS, MissedError, eviction::may_evict, memory::Assessment, plan::Scheduled};
 use crate::{
     burst::{self, DECISION, Decision, ServiceAccount, Verdict},
-    cluster::Snapshot,
+    cluster::{PodMeta, Snapshot},
     config::{Configuration, Overrides},
     controller::{
         Context,
         events::EventKind,
-        observed::{Name, Owned},
         pods::{MAX_CONCURRENT_REQUESTS, PodError, patch_pod},
         reconcile::Outcome,
     },
+    kubernetes::ObjectKey,
     pod::Pod,
 };
 
@@ -34,13 +34,14 @@ pub(super) struct Decider<'d> {
 
 impl Decider<'_> {
     /// Reads a pod with all its fields, also those of a newer Kubernetes. Returns nothing if it is gone.
-    async fn read(&self, name: &Name) -> Result<Option<Value>, PodError> {
-        let request = Request::new(ApiPod::url_path(&(), Some(&name.0))).get(&name.1, &kube::api::GetParams::default());
-        let request = request.map_err(|error| PodError::new("read", name, kube::Error::BuildRequest(error)))?;
+    async fn read(&self, key: &ObjectKey) -> Result<Option<Value>, PodError> {
+        let url = ApiPod::url_path(&(), Some(&key.namespace));
+        let request = Request::new(url).get(&key.name, &kube::api::GetParams::default());
+        let request = request.map_err(|error| PodError::new("read", key, kube::Error::BuildRequest(error)))?;
         match self.context.client.request(request).await {
             Ok(pod) => Ok(Some(pod)),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-            Err(error) => Err(PodError::new("read", name, error)),
+            Err(error) => Err(PodError::new("read", key, error)),
         }
     }
 
@@ -55,22 +56,22 @@ impl Decider<'_> {
     }
 
     /// Decides on a pod without a node, and adds what can still be added to it.
-    pub(super) async fn repair(&self, owned: &Owned) -> Result<Outcome, PodError> {
-        let name = &(owned.namespace.clone(), owned.name.clone());
-        let Some(pod) = self.read(name).await? else { return Ok(Outcome::UpToDate) };
+    pub(super) async fn repair(&self, meta: &PodMeta) -> Result<Outcome, PodError> {
+        let key = &meta.key();
+        let Some(pod) = self.read(key).await? else { return Ok(Outcome::UpToDate) };
         let text = pod.to_string();
         let Ok(view) = serde_json::from_str::<Pod<'_>>(&text) else { return Ok(Outcome::UpToDate) };
         let has_node = pod.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|node| !node.is_empty());
         if has_node || view.annotation(DECISION).is_some() {
             return Ok(Outcome::UpToDate);
         }
-        let Some(decision) = self.decide(&name.0, &view) else { return Ok(Outcome::UpToDate) };
+        let Some(decision) = self.decide(&key.namespace, &view) else { return Ok(Outcome::UpToDate) };
         let patch = burst::existing_pod_patch(&view, &decision);
         let version = pod.pointer("/metadata/resourceVersion").and_then(Value::as_str);
         let (Some(patch), Some(version)) = (patch, version) else { return Ok(Outcome::UpToDate) };
-        let outcome = patch_pod(self.context, name, version, "heal", patch).await?;
+        let outcome = patch_pod(self.context, key, version, "heal", patch).await?;
         if outcome == Outcome::Changed {
-            let ((namespace, name), verdict) = (name, &decision.verdict);
+            let (ObjectKey { namespace, name }, verdict) = (key, &decision.verdict);
             tracing::info!(namespace, pod = name, decision = %verdict, "decided on a pod that the webhook had missed");
             let note = format!("pod {name} had been created without Spillway: decided now, {verdict}");
             self.context.event_aggregator.record(owner(namespace, &pod), REPAIRED, note);
@@ -85,18 +86,18 @@ impl Decider<'_> {
         scheduled: &[Scheduled],
         assessed: &mut HashMap<String, Assessment>,
     ) -> Result<bool, MissedError> {
-        let uids: HashSet<_> = scheduled.iter().map(|pod| pod.owned.uid.as_str()).collect();
+        let uids: HashSet<_> = scheduled.iter().map(|pod| pod.meta.uid.as_str()).collect();
         assessed.retain(|uid, _| uids.contains(uid.as_str()));
-        let mut new: Vec<_> = scheduled.iter().filter(|pod| !assessed.contains_key(&pod.owned.uid)).collect();
+        let mut new: Vec<_> = scheduled.iter().filter(|pod| !assessed.contains_key(&pod.meta.uid)).collect();
         let is_all = new.is_empty();
         new.truncate(MAX_PODS);
         let mut failure = None;
-        let reads = new.into_iter().map(|pod| async move { (pod, self.read(&pod.name()).await) });
+        let reads = new.into_iter().map(|pod| async move { (pod, self.read(&pod.meta.key()).await) });
         let read: Vec<_> = stream::iter(reads).buffer_unordered(MAX_CONCURRENT_REQUESTS).collect().await;
         for (scheduled, read) in read {
             match read {
                 Ok(Some(pod)) => {
-                    assessed.insert(scheduled.owned.uid.clone(), self.assess_one(scheduled, pod));
+                    assessed.insert(scheduled.meta.uid.clone(), self.assess_one(scheduled, pod));
                 }
                 Ok(None) => {}
                 Err(error) if error.is_unanswered() => return Err(error.into()),
@@ -109,20 +110,21 @@ impl Decider<'_> {
     }
 
     /// Assesses one pod. The result is `unknown` if the pod cannot be decided on: reading it again would not change that.
-    fn assess_one(&self, Scheduled { owned, node }: &Scheduled, mut pod: Value) -> Assessment {
+    fn assess_one(&self, Scheduled { meta, node }: &Scheduled, mut pod: Value) -> Assessment {
         // The scheduler set the node; a recreated pod has none.
         if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
             spec.remove("nodeName");
         }
-        let unknown = Assessment::unknown(owned);
+        let unknown = Assessment::unknown(meta);
         let text = pod.to_string();
         let Ok(view) = serde_json::from_str::<Pod<'_>>(&text) else { return unknown };
-        let Some(decision) = self.decide(&owned.namespace, &view) else { return unknown };
-        let (name, verdict) = (&owned.name, &decision.verdict);
-        tracing::warn!(namespace = owned.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");
-        let note =
-            format!("pod {name} was created without Spillway and runs on {node}; created anew it would be: {verdict}");
-        self.context.event_aggregator.record(owned.owner(), MISSED, note);
+        let Some(decision) = self.decide(&meta.namespace, &view) else { return unknown };
+        let (name, verdict) = (&meta.name, &decision.verdict);
+        tracing::warn!(namespace = meta.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");
+        let note = format!(
+            "pod {name} was created without Spillway and runs on {node}; the decision on a new pod would be: {verdict}"
+        );
+        self.context.event_aggregator.record(meta.owner(), MISSED, note);
         let label = match verdict {
             Verdict::Burst(mode) => mode.as_str(),
             Verdict::Stay(_) => "stay",
@@ -137,5 +139,5 @@ impl Decider<'_> {
 fn owner(namespace: &str, pod: &Value) -> ObjectReference {
     let metadata = pod.get("metadata").cloned().unwrap_or_default();
     let metadata = serde_json::from_value(metadata).unwrap_or_default();
-    ObjectReference { namespace: Some(namespace.to_owned()), ..Owned::read(&metadata).owner() }
+    ObjectReference { namespace: Some(namespace.to_owned()), ..PodMeta::read(&metadata).owner() }
 }

@@ -2,14 +2,19 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{eviction::Evictions, plan::OptIn};
-use crate::{config::Configuration, controller::observed::Owned, eligibility::VirtualNode, kubernetes::Backoff};
+use super::eviction::Evictions;
+use crate::{
+    cluster::{OptedIn, PodMeta},
+    config::Configuration,
+    eligibility::VirtualNode,
+    kubernetes::{Backoff, ObjectKey, Store},
+};
 
 /// State that is kept between rounds. A new leader starts without it.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// Opt-ins by namespace.
-    pub(super) opted_in: HashMap<String, OptIn>,
+    /// The opted-in namespaces that the assessments rest on, by name.
+    opted_in: HashMap<String, Arc<OptedIn>>,
     /// Assessments of missed pods that have a node, by uid.
     pub(super) assessed: HashMap<String, Assessment>,
     /// The configuration and the virtual nodes that the assessments rest on.
@@ -31,7 +36,7 @@ pub(super) struct Assessment {
 
 impl Assessment {
     /// Of a pod whose decision is unknown.
-    pub(super) fn unknown(pod: &Owned) -> Self {
+    pub(super) fn unknown(pod: &PodMeta) -> Self {
         Self { namespace: pod.namespace.clone(), label: "unknown", may_evict: false }
     }
 }
@@ -49,10 +54,14 @@ impl Memory {
         }
     }
 
-    /// Sets the opt-in of a namespace, and forgets the assessments of its pods.
-    pub(super) fn set_opt_in(&mut self, name: String, opt_in: OptIn) {
-        self.assessed.retain(|_, assessment| assessment.namespace != name);
-        self.opted_in.insert(name, opt_in);
+    /// Forgets the assessments of pods whose namespace has changed.
+    pub(super) fn set_opted_in(&mut self, opted_in: &Store<Arc<OptedIn>>) {
+        let is_same = |name: &str| {
+            let (before, now) = (self.opted_in.get(name), opted_in.get(&ObjectKey::cluster_scoped(name)));
+            before.zip(now).is_some_and(|(before, now)| Arc::ptr_eq(before, now))
+        };
+        self.assessed.retain(|_, assessment| is_same(&assessment.namespace));
+        self.opted_in = opted_in.iter().map(|(key, namespace)| (key.name.clone(), namespace.clone())).collect();
     }
 }
 
@@ -66,9 +75,19 @@ mod tests {
     #[test]
     fn an_assessment_is_forgotten_when_its_basis_changes() {
         let assessment = |namespace: &str| {
-            (namespace.to_owned(), Assessment::unknown(&Owned { namespace: namespace.to_owned(), ..Owned::default() }))
+            (
+                namespace.to_owned(),
+                Assessment::unknown(&PodMeta { namespace: namespace.to_owned(), ..PodMeta::default() }),
+            )
         };
-        let snapshot = Snapshot::of_namespaces(&[("shop", "enabled"), ("bar", "enabled")]);
+        let opted_in = |since: i64| {
+            let namespace = Snapshot::of_namespaces(&[("shop", "enabled")]).namespace("shop").unwrap();
+            Arc::new(OptedIn { namespace, since: Timestamp::from_second(since).unwrap(), labels: [].into() })
+        };
+        let store = |namespaces: [(&str, &Arc<OptedIn>); 2]| {
+            namespaces.map(|(name, one)| (ObjectKey::cluster_scoped(name), one.clone())).into_iter().collect()
+        };
+        let (shop, bar) = (opted_in(1), opted_in(1));
         let configuration = Arc::<Configuration>::default();
         let node = VirtualNode::new("v".to_owned(), Vec::new());
         let mut memory = Memory::default();
@@ -80,8 +99,11 @@ mod tests {
         assess(&mut memory);
         memory.set_basis(&configuration, &[]);
         assert_eq!(left(&memory).len(), 2);
-        let seen = snapshot.namespace("shop").unwrap();
-        memory.set_opt_in("shop".to_owned(), OptIn { seen, since: Timestamp::UNIX_EPOCH, labels: [].into() });
+        memory.set_opted_in(&store([("shop", &shop), ("bar", &bar)]));
+        assess(&mut memory);
+        memory.set_opted_in(&store([("shop", &shop), ("bar", &bar)]));
+        assert_eq!(left(&memory).len(), 2);
+        memory.set_opted_in(&store([("shop", &opted_in(2)), ("bar", &bar)]));
         assert_eq!(left(&memory), ["bar"], "the namespace has changed");
         memory.set_basis(&configuration, std::slice::from_ref(&node));
         assert!(left(&memory).is_empty(), "there is another virtual node");

@@ -1,33 +1,18 @@
 //! Which pods the webhook has missed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use k8s_openapi::jiff::Timestamp;
-
-use super::super::observed::{Assigned, Kept, Name, Owned, Waiting};
 use crate::{
     burst::DECISION,
-    cluster::{GRACE, Namespace, Reach, Scope, Snapshot},
+    cluster::{GRACE, OptedIn, PodMeta, PodStore, Reach, Scope, UndecidedPod},
+    kubernetes::{ObjectKey, Store},
 };
-
-/// The opt-in of a namespace.
-#[derive(Debug)]
-pub(super) struct OptIn {
-    /// The namespace in the snapshot at that time. If the snapshot has another one now, the opt-in is read again.
-    pub(super) seen: Arc<Namespace>,
-    pub(super) since: Timestamp,
-    /// All labels of the namespace.
-    pub(super) labels: BTreeMap<String, String>,
-}
 
 /// The missed pods.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct MissedPods {
     /// Pods without a node.
-    pub(super) waiting: Vec<Owned>,
+    pub(super) waiting: Vec<PodMeta>,
     /// Pods with a node.
     pub(super) scheduled: Vec<Scheduled>,
     /// A matchCondition that decides, and that only the API server can evaluate.
@@ -37,76 +22,47 @@ pub(super) struct MissedPods {
 /// A missed pod that has a node.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Scheduled {
-    pub(super) owned: Owned,
+    pub(super) meta: PodMeta,
     pub(super) node: String,
-}
-
-impl Scheduled {
-    pub(super) fn name(&self) -> Name {
-        (self.owned.namespace.clone(), self.owned.name.clone())
-    }
 }
 
 /// A pod without a decision.
 struct Undecided<'u> {
-    owned: &'u Owned,
+    meta: &'u PodMeta,
     labels: &'u BTreeMap<String, String>,
     annotations: &'u BTreeMap<String, String>,
     /// Its node, if it has one.
     node: Option<&'u str>,
 }
 
-fn undecided<'u>(waiting: &'u Kept<Waiting>, assigned: &'u Kept<Assigned>) -> impl Iterator<Item = Undecided<'u>> {
-    let waiting = waiting.values().filter(|pod| pod.annotation(DECISION).is_none()).map(|pod| Undecided {
-        owned: &pod.owned,
+fn undecided(pods: &PodStore) -> impl Iterator<Item = Undecided<'_>> {
+    let unscheduled = pods.unscheduled().filter(|(_, pod)| pod.annotation(DECISION).is_none());
+    let unscheduled = unscheduled.map(|(_, pod)| Undecided {
+        meta: &pod.meta,
         labels: &pod.labels,
         annotations: &pod.annotations,
         node: None,
     });
-    let assigned = assigned.values().filter_map(|pod| {
-        let undecided = pod.undecided.as_deref()?;
-        let super::super::observed::Undecided { owned, labels, annotations } = undecided;
-        Some(Undecided { owned, labels, annotations, node: Some(&pod.node) })
+    let scheduled = pods.scheduled().filter_map(|pod| {
+        let UndecidedPod { meta, labels, annotations } = pod.undecided.as_deref()?;
+        Some(Undecided { meta, labels, annotations, node: Some(&pod.node) })
     });
-    waiting.chain(assigned)
-}
-
-/// Returns the namespaces with pods without a decision whose opt-in is not known.
-pub(super) fn unread_namespaces(
-    waiting: &Kept<Waiting>,
-    assigned: &Kept<Assigned>,
-    snapshot: &Snapshot,
-    known: &HashMap<String, OptIn>,
-) -> Vec<String> {
-    let names: BTreeSet<_> = undecided(waiting, assigned).map(|pod| pod.owned.namespace.as_str()).collect();
-    let is_unread = |name: &&str| {
-        let seen = snapshot.namespace(name);
-        seen.is_some_and(|seen| known.get(*name).is_none_or(|known| !Arc::ptr_eq(&known.seen, &seen)))
-    };
-    names.into_iter().filter(is_unread).map(str::to_owned).collect()
+    unscheduled.chain(scheduled)
 }
 
 /// Returns the pods without a decision that the API server should have sent to the webhook, and that are younger than the opt-in of
 /// their namespace.
-pub(super) fn missed(
-    scope: &Scope,
-    waiting: &Kept<Waiting>,
-    assigned: &Kept<Assigned>,
-    opted_in: &HashMap<String, OptIn>,
-) -> MissedPods {
+pub(super) fn missed(scope: &Scope, pods: &PodStore, opted_in: &Store<Arc<OptedIn>>) -> MissedPods {
     let mut found = MissedPods::default();
-    for Undecided { owned, labels, annotations, node } in undecided(waiting, assigned) {
-        let Some(namespace) =
-            opted_in.get(&owned.namespace).filter(|namespace| owned.created >= namespace.since + GRACE)
-        else {
-            continue;
-        };
+    for Undecided { meta, labels, annotations, node } in undecided(pods) {
+        let namespace = opted_in.get(&ObjectKey::cluster_scoped(&meta.namespace));
+        let Some(namespace) = namespace.filter(|namespace| meta.created >= namespace.since + GRACE) else { continue };
         match (scope.reaches(&namespace.labels, labels, annotations), node) {
             (Reach::NotCalled, _) => {}
             (Reach::Depends(condition), _) => found.unknown_condition = Some(condition),
-            (Reach::Called, None) => found.waiting.push(owned.clone()),
+            (Reach::Called, None) => found.waiting.push(meta.clone()),
             (Reach::Called, Some(node)) => {
-                found.scheduled.push(Scheduled { owned: owned.clone(), node: node.to_owned() });
+                found.scheduled.push(Scheduled { meta: meta.clone(), node: node.to_owned() });
             }
         }
     }
@@ -120,7 +76,7 @@ pub(super) fn counts(
 ) -> BTreeMap<&'static str, u64> {
     let mut counts = BTreeMap::new();
     for pod in scheduled {
-        *counts.entry(label(&pod.owned.uid).unwrap_or("unknown")).or_default() += 1;
+        *counts.entry(label(&pod.meta.uid).unwrap_or("unknown")).or_default() += 1;
     }
     counts
 }
@@ -130,6 +86,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::cluster::Snapshot;
 
     const OPTED_IN: &str = "2026-01-01T12:00:00Z";
 
@@ -138,10 +95,11 @@ mod tests {
         Scope::read(serde_saphyr::from_str(manifest).unwrap())
     }
 
-    fn opted_in() -> HashMap<String, OptIn> {
-        let seen = Snapshot::of_namespaces(&[("shop", "enabled")]).namespace("shop").unwrap();
+    fn opted_in() -> Store<Arc<OptedIn>> {
+        let namespace = Snapshot::of_namespaces(&[("shop", "enabled")]).namespace("shop").unwrap();
         let labels = [("spillway.dev/burst".to_owned(), "enabled".to_owned())].into();
-        [("shop".to_owned(), OptIn { seen, since: OPTED_IN.parse().unwrap(), labels })].into()
+        let opted_in = OptedIn { namespace, since: OPTED_IN.parse().unwrap(), labels };
+        [(ObjectKey::cluster_scoped("shop"), Arc::new(opted_in))].into_iter().collect()
     }
 
     fn pod(name: &str, changes: &Value) -> Value {
@@ -154,15 +112,7 @@ mod tests {
     }
 
     fn found(pods: &[Value]) -> MissedPods {
-        let waiting = pods.iter().filter(|pod| pod["spec"]["nodeName"].is_null()).filter_map(|pod| {
-            let waiting = Waiting::read(serde_json::from_value(pod.clone()).unwrap())?;
-            Some(((waiting.owned.namespace.clone(), waiting.owned.name.clone()), waiting))
-        });
-        let assigned = pods.iter().filter(|pod| !pod["spec"]["nodeName"].is_null()).filter_map(|pod| {
-            let name = (pod["metadata"]["namespace"].to_string(), pod["metadata"]["name"].to_string());
-            Some((name, Assigned::of(pod)?))
-        });
-        missed(&scope(), &waiting.collect(), &assigned.collect(), &opted_in())
+        missed(&scope(), &PodStore::of(pods, &[]), &opted_in())
     }
 
     fn waiting(changes: &Value) -> bool {
@@ -195,7 +145,7 @@ mod tests {
         let found = found(&[pod("waits", &json!({})), pod("runs", &on_vm), pod("seen", &decided), pod("goes", &going)]);
         assert_eq!(found.waiting.iter().map(|pod| pod.name.as_str()).collect::<Vec<_>>(), ["waits"]);
         let [scheduled] = found.scheduled.as_slice() else { panic!("{found:?}") };
-        assert_eq!((scheduled.owned.name.as_str(), scheduled.node.as_str()), ("runs", "vm"));
+        assert_eq!((scheduled.meta.name.as_str(), scheduled.node.as_str()), ("runs", "vm"));
         assert_eq!(counts(&found.scheduled, |_| None), [("unknown", 1)].into());
         assert_eq!(counts(&found.scheduled, |uid| (uid == "u").then_some("prefer")), [("prefer", 1)].into());
     }

@@ -13,10 +13,12 @@ use tokio::time::Instant;
 use super::{
     Context, FIELD_MANAGER,
     events::EventKind,
-    observed,
     reconcile::{CombinedOutcome, Outcome},
 };
-use crate::kubernetes::{Backoff, is_conflict};
+use crate::{
+    cluster,
+    kubernetes::{Backoff, is_conflict},
+};
 
 const STRIPPED: EventKind = EventKind::problem("TaintStripped");
 const WRITTEN: EventKind = EventKind::action("LastResortTaint");
@@ -79,7 +81,7 @@ impl Context {
     pub(super) async fn reconcile_taints(
         &self,
         taint: ManagedTaint,
-        nodes: &[(observed::Node, bool)],
+        nodes: &[(cluster::Node, bool)],
         backoff: &mut Backoff,
     ) -> Result<Outcome, TaintError> {
         let mut combined = CombinedOutcome::default();
@@ -92,7 +94,7 @@ impl Context {
     /// Adds a taint to a node or removes it, and reports that. If another webhook undoes the write, the node backs off.
     pub(super) async fn reconcile_taint(
         &self,
-        node: &observed::Node,
+        node: &cluster::Node,
         taint: ManagedTaint,
         desired: bool,
         backoff: &mut Backoff,
@@ -126,7 +128,7 @@ impl Context {
     }
 
     /// Writes an event for the taint of the last resort. The reconcilers of the other taints write events of their own.
-    fn report_written(&self, node: &observed::Node, taint: ManagedTaint, desired: bool) {
+    fn report_written(&self, node: &cluster::Node, taint: ManagedTaint, desired: bool) {
         tracing::info!(node = node.name, taint = taint.key, is_on = desired, "wrote a taint");
         if taint == LAST_RESORT {
             let note = if desired {
@@ -138,7 +140,7 @@ impl Context {
         }
     }
 
-    fn report_stripped(&self, node: &observed::Node, taint: ManagedTaint, backoff: &mut Backoff) {
+    fn report_stripped(&self, node: &cluster::Node, taint: ManagedTaint, backoff: &mut Backoff) {
         let retry_after = backoff.start(&node.name, Instant::now());
         let note = format!(
             "another admission webhook undoes the controller's change of taint {}; trying again in {retry_after:?}",
@@ -193,9 +195,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_node_does_not_hold_up_others_and_each_write_is_reported() {
+    async fn a_failed_node_holds_up_no_other_and_writes_are_reported() {
         let (context, mut backoff) = (context(), Backoff::default());
-        let node = |name: &str| (observed::Node { name: name.to_owned(), ..observed::Node::default() }, true);
+        let node = |name: &str| (cluster::Node { name: name.to_owned(), ..cluster::Node::default() }, true);
         let nodes = ["forbidden", "stripped", "open"].map(node);
         let error = context.reconcile_taints(LAST_RESORT, &nodes, &mut backoff).await.unwrap_err();
         assert_eq!(error.node, "forbidden");

@@ -4,8 +4,8 @@ use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, RemoveOperati
 use k8s_openapi::api::core::v1::{Node, Taint};
 use serde_json::{Value, json};
 
-use super::super::observed;
 use crate::{
+    cluster,
     config::{FULL_TAINT, LAST_RESORT_TAINT},
     kubernetes::conditional_patch,
 };
@@ -30,7 +30,7 @@ pub(in crate::controller) struct ManagedTaint {
 
 impl ManagedTaint {
     /// Returns whether a node of the store has this taint, with any value.
-    pub(in crate::controller) fn is_on_observed(self, node: &observed::Node) -> bool {
+    pub(in crate::controller) fn is_on_observed(self, node: &cluster::Node) -> bool {
         node.has_taint(self.key, self.effect)
     }
 

@@ -8,8 +8,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt, core::Object};
 use serde::{Deserialize, Serialize};
 
-use super::{IdentityFields, ManagedCredential, ManagedIdentity, Operator, id, list, place, source};
-use crate::identity::azure::Credential;
+use super::{IdentityFields, ManagedCredential, ManagedIdentity, Operator, id, list, source};
+use crate::{identity::azure::Credential, kubernetes::ObjectKey};
 
 const NAME: &str = "Azure Service Operator";
 
@@ -59,27 +59,27 @@ struct SystemData {
 }
 
 fn identity(object: Object<IdentitySpec, IdentityFields>) -> ManagedIdentity {
-    ManagedIdentity { place: place(&object), fields: object.status.unwrap_or_default() }
+    ManagedIdentity { key: ObjectKey::of(&object), fields: object.status.unwrap_or_default() }
 }
 
 fn credential(object: Object<CredentialSpec, CredentialStatus>) -> ManagedCredential {
-    let place = place(&object);
+    let key = ObjectKey::of(&object);
     let made = object.creation_timestamp().map(|time| time.0);
     let CredentialSpec { azure_name, owner, issuer, subject, audiences } = object.spec;
     let Owner { name: owner, arm_id } = owner.unwrap_or_default();
     let status = object.status.unwrap_or_default();
     let modified = status.system_data.and_then(|data| data.last_modified_at?.parse::<Timestamp>().ok());
     ManagedCredential {
-        owner: owner.map(|owner| (place.0.clone(), owner)),
+        owner: owner.map(|owner| ObjectKey::new(&key.namespace, owner)),
         parent: id(arm_id.as_ref()).or_else(|| id(status.id.as_ref())),
         credential: Credential {
-            name: status.name.or(azure_name).unwrap_or_else(|| place.1.clone()),
+            name: status.name.or(azure_name).unwrap_or_else(|| key.name.clone()),
             issuer: status.issuer.or(issuer).unwrap_or_default(),
             subject: status.subject.or(subject),
             audiences: status.audiences.or(audiences).unwrap_or_default(),
             expression: None,
             since: modified.or(made),
-            source: source(NAME, &place),
+            source: source(NAME, &key),
         },
     }
 }

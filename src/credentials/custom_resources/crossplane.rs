@@ -8,8 +8,8 @@ use futures_util::FutureExt;
 use kube::{ResourceExt, core::Object};
 use serde::{Deserialize, Serialize};
 
-use super::{IdentityFields, ManagedCredential, ManagedIdentity, Operator, id, list, place, source};
-use crate::identity::azure::Credential;
+use super::{IdentityFields, ManagedCredential, ManagedIdentity, Operator, id, list, source};
+use crate::{identity::azure::Credential, kubernetes::ObjectKey};
 
 const NAME: &str = "Crossplane";
 
@@ -82,13 +82,13 @@ impl CredentialFields {
 
 fn identity(object: Object<NoSpec, Status<IdentityFields>>) -> ManagedIdentity {
     ManagedIdentity {
-        place: place(&object),
+        key: ObjectKey::of(&object),
         fields: object.status.map(|status| status.at_provider).unwrap_or_default(),
     }
 }
 
 fn credential(object: Object<CredentialSpec, Status<CredentialFields>>) -> ManagedCredential {
-    let place = place(&object);
+    let key = ObjectKey::of(&object);
     let since = object.creation_timestamp().map(|time| time.0);
     let external = object.annotations().get(EXTERNAL_NAME).and_then(|name| name.rsplit('/').next()).map(str::to_owned);
     let observed = object.status.map(|status| status.at_provider).unwrap_or_default();
@@ -96,16 +96,16 @@ fn credential(object: Object<CredentialSpec, Status<CredentialFields>>) -> Manag
     let owner = fields.user_assigned_identity_id_ref.or(fields.parent_id_ref).map(|reference| reference.name);
     let parent = [&fields.user_assigned_identity_id, &fields.parent_id, &fields.id];
     ManagedCredential {
-        owner: owner.map(|owner| (place.0.clone(), owner)),
+        owner: owner.map(|owner| ObjectKey::new(&key.namespace, owner)),
         parent: parent.into_iter().find_map(|text| id(text.as_ref())),
         credential: Credential {
-            name: external.filter(|name| !name.is_empty()).unwrap_or_else(|| place.1.clone()),
+            name: external.filter(|name| !name.is_empty()).unwrap_or_else(|| key.name.clone()),
             issuer: fields.issuer.unwrap_or_default(),
             subject: fields.subject,
             audiences: fields.audience.unwrap_or_default(),
             expression: None,
             since,
-            source: source(NAME, &place),
+            source: source(NAME, &key),
         },
     }
 }

@@ -12,7 +12,7 @@ use futures_util::{
     stream,
 };
 use kube::{
-    Api, Client, Resource, ResourceExt,
+    Api, Client, Resource,
     api::{ApiResource, DynamicObject, ListParams, PartialObjectMeta},
     core::Version,
     runtime::{
@@ -22,13 +22,11 @@ use kube::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{
-    Source, Wanted,
-    pages::{self, PAGE},
-};
+use super::{Source, Wanted};
 use crate::{
     azure::ResourceId,
     identity::azure::{Azure, Credential, Extent, Identity, Unread},
+    kubernetes::{self, ObjectKey},
     telemetry::Causes,
 };
 
@@ -57,12 +55,9 @@ const OPERATORS: &[Operator] = &[
     crossplane::operator("managedidentity.azure.m.upbound.io"),
 ];
 
-/// Namespace, empty for what has none, and name of an object.
-type Place = (String, String);
-
 /// A `UserAssignedIdentity`.
 struct ManagedIdentity {
-    place: Place,
+    key: ObjectKey,
     fields: IdentityFields,
 }
 
@@ -79,7 +74,7 @@ struct IdentityFields {
 /// A `FederatedIdentityCredential`.
 struct ManagedCredential {
     /// The `UserAssignedIdentity` that it names.
-    owner: Option<Place>,
+    owner: Option<ObjectKey>,
     /// The managed identity that it is of, if that is known without its owner.
     parent: Option<ResourceId>,
     credential: Credential,
@@ -134,7 +129,7 @@ impl CustomResources {
         let resources = self.found.iter().flat_map(|one| [&one.identities, &one.credentials]).flatten();
         stream::select_all(resources.map(|resource| {
             let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.client.clone(), resource);
-            watcher(api, Config::default().page_size(PAGE)).default_backoff().map_ok(drop).boxed()
+            watcher(api, Config::default().page_size(kubernetes::PAGE)).default_backoff().map_ok(drop).boxed()
         }))
     }
 
@@ -208,11 +203,11 @@ fn together(operator: &str, identities: Vec<ManagedIdentity>, credentials: Vec<M
         source: operator.to_owned(),
     };
     let mut all: Vec<Identity> = Vec::new();
-    let (mut by_place, mut by_id) = (BTreeMap::new(), BTreeMap::new());
-    for ManagedIdentity { place, fields } in identities {
+    let (mut by_key, mut by_id) = (BTreeMap::new(), BTreeMap::new());
+    for ManagedIdentity { key, fields } in identities {
         let IdentityFields { id: text, client_id, principal_id, tenant_id } = fields;
         let id = id(text.as_ref());
-        by_place.insert(place, all.len());
+        by_key.insert(key, all.len());
         by_id.extend(id.as_ref().map(|id| (id.key(), all.len())));
         let client_id = client_id.unwrap_or_default();
         all.push(Identity { client_id, principal_id, tenant_id, ..unknown(id) });
@@ -220,7 +215,7 @@ fn together(operator: &str, identities: Vec<ManagedIdentity>, credentials: Vec<M
     // What neither Azure has nor the specification says, such as an issuer that is still to be read from a ConfigMap, is no credential yet.
     let known = credentials.into_iter().filter(|managed| !managed.credential.issuer.is_empty());
     for ManagedCredential { owner, parent, credential } in known {
-        let of_owner = owner.and_then(|owner| by_place.get(&owner).copied());
+        let of_owner = owner.and_then(|owner| by_key.get(&owner).copied());
         let place = of_owner.or_else(|| by_id.get(&parent.as_ref()?.key()).copied());
         // Of an identity that somebody else manages, the resource id is all that is known; another source may know its client id.
         let place = place.or_else(|| {
@@ -252,17 +247,12 @@ where
     O: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned,
 {
     let api: Api<O> = Api::all_with(client.clone(), resource);
-    pages::list(&api, ListParams::default(), |object| Some(read(object))).await
-}
-
-fn place(object: &impl ResourceExt) -> Place {
-    (object.namespace().unwrap_or_default(), object.name_any())
+    kubernetes::list(&api, ListParams::default(), |object| Some(read(object))).await
 }
 
 /// Where a credential was read, for people.
-fn source(operator: &str, (namespace, name): &Place) -> String {
-    let slash = if namespace.is_empty() { "" } else { "/" };
-    format!("{operator}, FederatedIdentityCredential {namespace}{slash}{name}")
+fn source(operator: &str, credential: &ObjectKey) -> String {
+    format!("{operator}, FederatedIdentityCredential {credential}")
 }
 
 fn id(text: Option<&String>) -> Option<ResourceId> {

@@ -30,7 +30,7 @@ pub(crate) struct ControlPlane {
     up: Child,
 }
 
-/// The control plane that tests share, started when the first test asks for it.
+/// Returns the control plane that tests share. The first call starts it.
 pub(crate) fn control_plane() -> &'static ControlPlane {
     static SHARED: OnceLock<ControlPlane> = OnceLock::new();
     SHARED.get_or_init(|| ControlPlane::start(""))
@@ -40,7 +40,7 @@ impl ControlPlane {
     /// Starts a control plane with the nodes of the example.
     pub(super) fn start(suffix: &str) -> Self {
         let program = program();
-        let dir = fresh_dir(suffix);
+        let dir = work_dir(suffix);
         let mut up = Command::new(&program)
             .args(["up", "--stop-with-stdin", "--dir"])
             .arg(&dir)
@@ -66,12 +66,12 @@ impl ControlPlane {
         let _ = Command::new("kill").arg(self.up.id().to_string()).status();
     }
 
-    /// A client for the runtime of a test: a client belongs to the runtime on which it was made.
+    /// Returns a client for the runtime of a test: a client belongs to the runtime on which it was created.
     pub(crate) async fn client(&self) -> Client {
         connect(&self.kubeconfig, None).await
     }
 
-    /// A client that acts as another user.
+    /// Returns a client that impersonates another user.
     pub(crate) async fn client_as(&self, user: &str) -> Client {
         connect(&self.kubeconfig, Some(user)).await
     }
@@ -176,12 +176,12 @@ impl ControlPlane {
         }
     }
 
-    /// Runs the real kubectl and returns what it printed.
+    /// Runs the real kubectl and returns its standard output.
     pub(crate) fn kubectl(&self, args: &[&str]) -> String {
         self.kubectl_with(args, "")
     }
 
-    /// The same with something on its standard input.
+    /// Runs kubectl with this standard input.
     pub(crate) fn kubectl_with(&self, args: &[&str], stdin: &str) -> String {
         let output = self.try_kubectl(args, stdin);
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -189,19 +189,19 @@ impl ControlPlane {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The same, whatever the outcome.
+    /// Runs kubectl and returns its exit status and output.
     pub(crate) fn try_kubectl(&self, args: &[&str], stdin: &str) -> Output {
         self.run("kubectl", args, stdin)
     }
 
-    /// Runs the real helm and returns what it printed.
+    /// Runs the real helm and returns its standard output.
     pub(crate) fn helm(&self, args: &[&str]) -> String {
         let output = self.try_helm(args);
         assert!(output.status.success(), "helm {args:?} failed: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The same, whatever the outcome.
+    /// Runs helm and returns its exit status and output.
     pub(crate) fn try_helm(&self, args: &[&str]) -> Output {
         self.run("helm", args, "")
     }
@@ -225,7 +225,7 @@ impl ControlPlane {
         output
     }
 
-    /// How many pods of a namespace the API server has admitted although a call to a webhook failed, as its audit log has it.
+    /// Returns the number of pods in a namespace that were admitted although a webhook call failed, by the audit log.
     pub(crate) fn failed_open(&self, namespace: &str) -> usize {
         let audit = fs::read_to_string(self.dir.join("audit.log")).unwrap();
         let events = audit.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -237,7 +237,7 @@ impl ControlPlane {
         events.filter(|event| event["objectRef"]["namespace"] == namespace).filter(failed).count()
     }
 
-    /// Restarts the API server, and waits until it answers again.
+    /// Restarts the API server, and waits until it is ready again.
     pub(crate) fn restart_api_server(&self) {
         let ready = |plane: &Self| plane.send(Method::GET, "/readyz", &Value::Null).is_ok();
         let sent = Command::new("kill").args(["-s", "USR1", &self.up.id().to_string()]).status().unwrap();
@@ -246,8 +246,7 @@ impl ControlPlane {
         eventually("the API server to be back", || ready(self).then_some(()));
     }
 
-    /// Waits until the nodes with these labels are ready. A node starts as not ready: if one was ready before the others, pods would go
-    /// there for that alone.
+    /// Waits until the nodes with these labels are ready. New nodes are not ready: pods would go to the first node that is.
     pub(crate) fn nodes_are_ready(&self, selector: &str) {
         eventually("the nodes to be ready", || {
             let nodes = self.list(&format!("/api/v1/nodes?labelSelector={}", selector.replace('=', "%3D")));
@@ -256,7 +255,7 @@ impl ControlPlane {
         });
     }
 
-    /// A kubeconfig for a service account, so that a test runs with that account's permissions.
+    /// Writes a kubeconfig with the permissions of a service account.
     pub(crate) fn kubeconfig_for(&self, namespace: &str, account: &str) -> PathBuf {
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
         let request = json!({
@@ -276,7 +275,7 @@ impl ControlPlane {
     }
 }
 
-/// The control plane's program: `SPILLWAY_CONTROLPLANE`, or built once into the cache.
+/// Returns the path of the control plane's program: `SPILLWAY_CONTROLPLANE`, or the one that the script builds and caches.
 fn program() -> PathBuf {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/controlplane/build.sh");
     let output = Command::new(script).stderr(Stdio::inherit()).output().expect("run tests/controlplane/build.sh");
@@ -284,8 +283,8 @@ fn program() -> PathBuf {
     String::from_utf8(output.stdout).unwrap().trim().into()
 }
 
-/// A directory for data and logs. It stays for whoever wants to read the logs, until the next run.
-fn fresh_dir(suffix: &str) -> PathBuf {
+/// Creates a directory for data and logs. It stays until the next run, so that logs can be read.
+pub(super) fn work_dir(suffix: &str) -> PathBuf {
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -1,4 +1,4 @@
-//! The real controller: the program itself, with the permissions of its own service account.
+//! The real controller, with the permissions of its own service account.
 
 use std::{
     fs::File,
@@ -14,7 +14,7 @@ use super::{
     webhook::{child, get, lines, metric},
 };
 
-/// A running controller; it ends with the test, or with the test process.
+/// A running controller. It stops with the test, or with the test process.
 pub(crate) struct Controller {
     pub(crate) name: String,
     admin: SocketAddr,
@@ -23,17 +23,17 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
-    /// Starts a replica of this name, with more flags.
+    /// Starts a replica with this name and these flags.
     pub(crate) fn start(plane: &ControlPlane, name: &str, flags: &[&str]) -> Self {
         Self::start_as(plane, name, &plane.kubeconfig_for("spillway-system", "spillway-controller"), flags)
     }
 
-    /// The same with this kubeconfig.
+    /// Starts a replica with the permissions of this kubeconfig.
     pub(crate) fn start_as(plane: &ControlPlane, name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
         Self::start_with(plane, name, kubeconfig, flags, &[])
     }
 
-    /// The same with more environment variables.
+    /// Starts a replica with environment variables.
     pub(crate) fn start_with(
         plane: &ControlPlane,
         name: &str,
@@ -47,28 +47,28 @@ impl Controller {
         command.args(["--pod-name", name]).args(flags);
         command.env("KUBECONFIG", kubeconfig).envs(env.iter().copied());
         let tether = command.stdin(Stdio::piped()).stderr(File::create(&log).unwrap()).spawn().unwrap();
-        let said = || lines(&log).into_iter().find(|line| line["message"] == "listening");
-        let listening = eventually("the controller to listen", said);
+        let line = || lines(&log).into_iter().find(|line| line["message"] == "listening");
+        let listening = eventually("the controller to listen", line);
         let admin = listening["admin"].as_str().unwrap().parse().unwrap();
         Self { name: name.to_owned(), admin, log, tether }
     }
 
-    /// What a GET on the admin port answers: status and body.
+    /// Sends a GET to the admin port and returns status and body.
     pub(crate) fn admin(&self, path: &str) -> (u16, String) {
         get(self.admin, path)
     }
 
-    /// The value of a metric, by its name with its labels; 0 if it has not been counted yet.
+    /// Returns the value of a metric by its name with labels, or 0 if it does not exist yet.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         metric(self.admin, name)
     }
 
-    /// Whether this replica says that it acts.
+    /// Returns whether this replica is the leader.
     pub(crate) fn leads(&self) -> bool {
         self.metric("spillway_leader") == 1
     }
 
-    /// What it has logged so far.
+    /// Returns the log lines so far.
     pub(crate) fn log(&self) -> Vec<Value> {
         lines(&self.log)
     }
@@ -78,7 +78,7 @@ impl Controller {
         assert!(Command::new("kill").args(["-s", signal, &self.pid()]).status().unwrap().success());
     }
 
-    /// The process id of the program.
+    /// Returns the process ID of the program.
     pub(crate) fn pid(&self) -> String {
         child(&self.tether)
     }

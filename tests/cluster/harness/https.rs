@@ -1,4 +1,4 @@
-//! A client that trusts one certificate authority and speaks to one server, as the API server does.
+//! An HTTPS client that trusts one certificate authority and connects to one server, as the API server does.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -35,13 +35,13 @@ impl Https {
         Self { client: Client::builder(TokioExecutor::new()).build(connector), address }
     }
 
-    /// Posts a body to the pod webhook as JSON.
+    /// Posts a JSON body to the webhook for pods.
     pub(crate) async fn review(&self, body: impl Into<Bytes>) -> (StatusCode, Bytes) {
         self.send("/mutate-v1-pod", "application/json", body.into()).await.unwrap()
     }
 
     pub(crate) async fn send(&self, path: &str, kind: &str, body: Bytes) -> Option<(StatusCode, Bytes)> {
-        const PATIENCE: Duration = Duration::from_secs(30);
+        const TIMEOUT: Duration = Duration::from_secs(30);
         let request = Request::builder()
             .method(Method::POST)
             .uri(format!("https://{}{path}", self.address))
@@ -49,7 +49,7 @@ impl Https {
             .body(Body::from(body))
             .unwrap();
         let answer =
-            tokio::time::timeout(PATIENCE, self.client.request(request)).await.expect("an answer in time").ok()?;
+            tokio::time::timeout(TIMEOUT, self.client.request(request)).await.expect("an answer in time").ok()?;
         let status = answer.status();
         Some((status, to_bytes(Body::new(answer.into_body()), usize::MAX).await.ok()?))
     }

@@ -1,12 +1,14 @@
-//! What the tests stand on: a control plane, the webhook, stub webhooks.
+//! The test harness: control planes, the webhook, the controller, and stub webhooks.
 //!
-//! Nothing outlives the test process, however it ends: every child reads its standard input and stops when that closes, and
-//! the kernel closes it with us.
+//! No child process outlives the test process: each stops when its standard input closes, which the kernel does when the test
+//! process ends.
 
 mod api;
+mod config_volume;
 mod control_plane;
 mod controller;
 mod https;
+mod installed_sandbox;
 mod namespace;
 mod sandbox;
 mod service;
@@ -18,22 +20,24 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) use config_volume::ConfigVolume;
 pub(crate) use control_plane::{ControlPlane, control_plane};
 pub(crate) use controller::Controller;
+pub(crate) use installed_sandbox::{AUTHORITY_SECRET, CONTROLLER_LEASE, InstalledSandbox, WEBHOOK_CONFIGURATION};
 pub(crate) use namespace::Namespace;
 pub(crate) use sandbox::{Sandbox, sandbox};
 pub(crate) use service::Service;
 pub(crate) use stub::{Stub, allowed, in_namespace, register_url};
-#[allow(unused_imports)] // what is not about tests installs it as it is
+#[allow(unused_imports)] // used by the stories of `make prove` and by benchmarks
 pub(crate) use webhook::installed_configuration;
 pub(crate) use webhook::{
-    PATIENCE, Pair, Webhook, directory, install, manifest_webhooks, patient, register_spillway, spillway,
-    spillway_command, webhook_configuration,
+    KeyPair, LONG_TIMEOUT_SECONDS, Webhook, directory, install, manifest_webhooks, register_spillway, spillway,
+    spillway_command, webhook_configuration, with_long_timeouts,
 };
 
-/// Waits for a condition, and gives up after a time that no healthy machine needs.
+/// Waits for a condition, and panics after a time that no healthy machine needs.
 pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    const TIMEOUT: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_secs(120);
     const POLL_INTERVAL: Duration = Duration::from_millis(40);
     let start = Instant::now();
     loop {

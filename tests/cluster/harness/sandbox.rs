@@ -11,14 +11,13 @@ use serde_json::Value;
 
 use super::{ControlPlane, namespace::PREFIX};
 
-/// How many sandboxes run at most. Each takes about 1 GiB of memory.
+/// The number of sandboxes that run at most. Each takes about 1 GiB of memory.
 const LIMIT: usize = 4;
 
 /// The nodes of the example, with which a control plane starts.
 const NODES: [&str; 4] = ["vm-1", "vm-2", "vm-3", "virtualnode-0"];
 
-/// A control plane that one test has to itself. Its namespaces and their pods go when the test ends, so that the next test finds free
-/// nodes and no pending pods.
+/// A control plane that one test has to itself. The next test finds neither its namespaces nor its pods.
 pub(crate) struct Sandbox {
     pub(crate) plane: &'static ControlPlane,
 }
@@ -26,9 +25,9 @@ pub(crate) struct Sandbox {
 /// The sandboxes of this process.
 struct Pool {
     free: Vec<&'static ControlPlane>,
-    /// How many run or start.
+    /// Number of sandboxes that run or start.
     count: usize,
-    /// How many have ever been started.
+    /// Number of sandboxes that were ever started.
     started: usize,
 }
 
@@ -39,7 +38,7 @@ fn lock() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes a free sandbox, starts another one, or waits for one. The cluster is as the test before has left it.
+/// Returns a free sandbox, starts another one, or waits for one.
 pub(crate) fn sandbox() -> Sandbox {
     let mut pool = lock();
     loop {
@@ -86,7 +85,7 @@ impl Drop for Sandbox {
     }
 }
 
-/// Removes what the test before may have left: the registration of the webhook, nodes, namespaces, and their pods at once.
+/// Removes what the test left: the registration of the webhook, nodes, namespaces and their pods.
 fn reset(plane: &ControlPlane) -> Result<(), String> {
     let send = |method: Method, path: &str| {
         plane.send(method, path, &Value::Null).map_err(|failure| format!("{path}: {}", failure.message))

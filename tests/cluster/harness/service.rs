@@ -1,5 +1,5 @@
-//! What a Service and its EndpointSlices do in a cluster: new connections go to replicas that are ready, and connections that exist
-//! stay with their replica until one side closes them.
+//! A stand-in for a Service: new connections go to ready replicas, and existing connections stay with their replica until one side
+//! closes them.
 
 use std::{
     net::SocketAddr,
@@ -16,17 +16,17 @@ use tokio::{
 
 use super::Webhook;
 
-/// How long a replica may take to say that it is ready.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a readiness probe may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A replica behind the service: where it serves, and where it says whether it is ready.
+/// The addresses of a replica: where it serves, and where it answers probes.
 #[derive(Clone, Copy)]
 struct Replica {
     address: SocketAddr,
     admin: SocketAddr,
 }
 
-/// A TCP proxy that follows `/readyz` of its replicas.
+/// A TCP proxy to the replicas whose `/readyz` succeeds.
 pub(crate) struct Service {
     pub(crate) address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -41,7 +41,7 @@ struct State {
 }
 
 impl Service {
-    /// Serves on the test's runtime until dropped.
+    /// Serves on the runtime of the test until it is dropped.
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -51,12 +51,12 @@ impl Service {
         Self { address, state, tasks: vec![probes, proxy] }
     }
 
-    /// A new replica; it gets connections once it is ready.
+    /// Adds a replica, which gets connections once it is ready.
     pub(crate) fn add(&self, replica: &Webhook) {
         lock(&self.state).replicas.push(Replica { address: replica.address, admin: replica.admin });
     }
 
-    /// Whether a replica gets new connections.
+    /// Returns whether a replica gets new connections.
     pub(crate) fn sends_to(&self, address: SocketAddr) -> bool {
         lock(&self.state).ready.iter().any(|replica| replica.address == address)
     }
@@ -72,8 +72,8 @@ fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Asks every replica ten times a second. In a cluster the way from a failed probe to the last node's rules takes seconds, which is
-/// what the webhook's grace time is for.
+/// Probes every replica ten times a second. In a cluster, a failed probe takes seconds to reach the last node, which is why the
+/// webhook has a grace time.
 async fn probe(state: Arc<Mutex<State>>) {
     loop {
         let replicas = lock(&state).replicas.clone();
@@ -96,10 +96,10 @@ async fn is_ready(replica: Replica) -> bool {
         tcp.read_to_end(&mut answer).await.ok()?;
         Some(answer.starts_with(b"HTTP/1.0 200"))
     };
-    timeout(PATIENCE, answer).await == Ok(Some(true))
+    timeout(TIMEOUT, answer).await == Ok(Some(true))
 }
 
-/// To the first that is ready still: on a busy machine what the last probe found may be older than a replica's grace time.
+/// Connects to the first replica that is ready now: on a busy machine the last probe may be older than the grace time.
 async fn connect(replicas: &[Replica]) -> Option<TcpStream> {
     for &replica in replicas {
         if is_ready(replica).await
@@ -121,7 +121,7 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>) {
             ready
         };
         tokio::spawn(async move {
-            // Nobody is ready: the client sees a closed connection, where a cluster would refuse it.
+            // No replica is ready: the client sees a closed connection, where a cluster would refuse it.
             let Some(mut replica) = connect(&in_order).await else { return };
             let _ = (client.set_nodelay(true), replica.set_nodelay(true));
             let _ = copy_bidirectional(&mut client, &mut replica).await;

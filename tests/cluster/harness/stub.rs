@@ -1,4 +1,4 @@
-//! A webhook that does what a test tells it, behind real HTTPS, registered on the real API server.
+//! A stub webhook: the test supplies the answers. It serves HTTPS and is registered on the real API server.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use super::{PATIENCE, control_plane, manifest_webhooks};
+use super::{LONG_TIMEOUT_SECONDS, control_plane, manifest_webhooks};
 
 pub(crate) struct Stub {
     pub(crate) address: SocketAddr,
@@ -29,7 +29,7 @@ pub(crate) struct Stub {
 }
 
 impl Stub {
-    /// Serves on the test's runtime until that ends; `answer` gets the body of each call.
+    /// Serves on the runtime of the test until that ends. `answer` gets the body of each request.
     pub(crate) async fn start<A, F>(answer: A) -> Self
     where
         A: Fn(Bytes) -> F + Clone + Send + Sync + 'static,
@@ -49,12 +49,12 @@ impl Stub {
         Self { address, ca: made.ca }
     }
 
-    /// Registers the stub under a name and for the pods of one namespace.
+    /// Registers the stub for the pods of one namespace.
     pub(crate) fn register(&self, name: &str, namespace: &str) -> Registration {
         register(name, &format!("https://{}/", self.address), &self.ca, &in_namespace(namespace))
     }
 
-    /// Registers the stub with everything else as in the manifest of the real webhook.
+    /// Registers the stub with the other settings of a webhook of the manifest.
     pub(crate) fn register_like(&self, name: &str, webhook: &Value) -> Registration {
         register(name, &format!("https://{}/", self.address), &self.ca, webhook)
     }
@@ -71,7 +71,7 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, routes: Router) {
     }
 }
 
-/// The answer of a webhook that changes nothing.
+/// Returns an answer that allows the request and changes nothing.
 pub(crate) fn allowed(body: &[u8]) -> Response {
     let review: Value = serde_json::from_slice(body).unwrap();
     let answer = json!({
@@ -81,15 +81,15 @@ pub(crate) fn allowed(body: &[u8]) -> Response {
     Response::builder().header("content-type", "application/json").body(Body::from(answer.to_string())).unwrap()
 }
 
-/// The pod webhook of the manifest, but patient, for the pods of one namespace whether it has opted in or not.
+/// Returns the webhook for pods from the manifest, for one namespace and with a long timeout.
 pub(crate) fn in_namespace(namespace: &str) -> Value {
     let mut webhook = manifest_webhooks().swap_remove(0);
-    webhook["timeoutSeconds"] = PATIENCE.into();
+    webhook["timeoutSeconds"] = LONG_TIMEOUT_SECONDS.into();
     webhook["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": namespace}});
     webhook
 }
 
-/// Registers a webhook at any URL for the pods of one namespace.
+/// Registers a webhook by URL for the pods of one namespace.
 pub(crate) fn register_url(name: &str, url: &str, ca: &str, namespace: &str) -> Registration {
     register(name, url, ca, &in_namespace(namespace))
 }
@@ -105,7 +105,7 @@ fn register(name: &str, url: &str, ca: &str, webhook: &Value) -> Registration {
     Registration(name.to_owned())
 }
 
-/// A registered webhook; gone when the test is over.
+/// A registered webhook. Dropping it removes the registration.
 pub(crate) struct Registration(String);
 
 impl Drop for Registration {

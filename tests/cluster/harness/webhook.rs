@@ -1,4 +1,4 @@
-//! The real webhook: the program itself, with the permissions of its own service account, installed from the manifests.
+//! The real webhook, with the permissions of its own service account, installed from the manifests.
 
 use std::{
     fs::{self, File},
@@ -18,27 +18,27 @@ use serde_json::{Value, json};
 
 use super::{ControlPlane, api::collection, control_plane, eventually, https::Https};
 
-/// The program under test.
+/// Returns a command that runs the program under test.
 pub(crate) fn spillway_command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_spillway"))
 }
 
-/// A serving certificate with its key, in files, and the authority that signed it.
-pub(crate) struct Pair {
+/// Files with a serving certificate and its key, and the certificate authority.
+pub(crate) struct KeyPair {
     pub(crate) dir: PathBuf,
     pub(crate) ca: String,
 }
 
-impl Pair {
-    pub(crate) fn make(dir: &Path) -> Self {
+impl KeyPair {
+    pub(crate) fn generate(dir: &Path) -> Self {
         let made = spillway_command().args(["certs", "dev", "--out"]).arg(dir).output().unwrap();
         assert!(made.status.success(), "{made:?}");
         Self { dir: dir.to_owned(), ca: fs::read_to_string(dir.join("ca.crt")).unwrap() }
     }
 
-    /// The same in a volume as the kubelet makes it: each file is a link through `..data` into a directory that is never written again.
-    pub(crate) fn publish(dir: &Path) -> Self {
-        let first = Self::make(&dir.join("..first"));
+    /// Creates a pair in a volume like the kubelet's: each file is a link through `..data` into a directory that never changes.
+    pub(crate) fn in_volume(dir: &Path) -> Self {
+        let first = Self::generate(&dir.join("..first"));
         symlink("..first", dir.join("..data")).unwrap();
         for file in ["tls.crt", "tls.key"] {
             symlink(Path::new("..data").join(file), dir.join(file)).unwrap();
@@ -46,7 +46,7 @@ impl Pair {
         Self { dir: dir.to_owned(), ca: first.ca }
     }
 
-    /// Swaps all files of such a volume at once; `change` gets a directory with copies of those that are there.
+    /// Replaces all files of such a volume at once. `change` gets a directory with copies of them.
     pub(crate) fn replace(&self, change: impl FnOnce(&Path)) {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("..replaced-{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -60,7 +60,7 @@ impl Pair {
         fs::rename(self.dir.join("..next"), self.dir.join("..data")).unwrap();
     }
 
-    /// The flags that name it, and more.
+    /// Returns the flags that name the files, and more flags.
     fn flags(&self, more: &[&str]) -> Vec<String> {
         let pair = [("cert", "tls.crt"), ("key", "tls.key")];
         let pair = pair.map(|(flag, file)| format!("--tls-{flag}-file={}", self.dir.join(file).display()));
@@ -68,7 +68,7 @@ impl Pair {
     }
 }
 
-/// A running webhook; it ends with the test, or with the test process.
+/// A running webhook. It stops with the test, or with the test process.
 pub(crate) struct Webhook {
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
@@ -78,53 +78,53 @@ pub(crate) struct Webhook {
 }
 
 impl Webhook {
-    /// Starts the program with this kubeconfig.
+    /// Starts a webhook with this kubeconfig.
     pub(crate) fn start(name: &str, kubeconfig: &Path) -> Self {
         Self::start_with(name, kubeconfig, &[])
     }
 
-    /// The same with more flags.
+    /// Starts a webhook with more flags.
     pub(crate) fn start_with(name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
         Self::start_as(&[], name, kubeconfig, flags)
     }
 
-    /// The same beside another control plane.
+    /// Starts a webhook for another control plane.
     pub(crate) fn start_beside(plane: &ControlPlane, name: &str, kubeconfig: &Path) -> Self {
-        let pair = Pair::make(&plane.dir.join(name));
+        let pair = KeyPair::generate(&plane.dir.join(name));
         Self::launch(plane, &[], name, kubeconfig, &pair.ca, &pair.flags(&[]))
     }
 
-    /// The same through another program, which gets the whole command line.
+    /// Starts a webhook through another program, which gets the whole command line.
     pub(crate) fn start_as(through: &[&str], name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
         let plane = control_plane();
-        let pair = Pair::make(&plane.dir.join(name));
+        let pair = KeyPair::generate(&plane.dir.join(name));
         Self::launch(plane, through, name, kubeconfig, &pair.ca, &pair.flags(flags))
     }
 
-    /// The same with a certificate from where its configuration says; its own is in `ca`, `tls.crt` and `tls.key` all the same.
+    /// Starts a webhook whose configuration names its certificate. A pair is generated in its directory all the same.
     pub(crate) fn start_configured(name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
         let plane = control_plane();
         let flags: Vec<_> = flags.iter().map(ToString::to_string).collect();
-        Self::launch(plane, &[], name, kubeconfig, &Pair::make(&directory(name)).ca, &flags)
+        Self::launch(plane, &[], name, kubeconfig, &KeyPair::generate(&directory(name)).ca, &flags)
     }
 
-    /// The same with a certificate that it signs itself, under the authority that the controller keeps.
+    /// Starts a webhook that signs its own certificate with the controller's authority.
     pub(crate) fn start_self_managed(plane: &ControlPlane, name: &str, flags: &[&str]) -> Self {
         Self::start_self_managed_as(plane, name, &plane.kubeconfig_for("spillway-system", "spillway-webhook"), flags)
     }
 
-    /// The same with the rights of another account.
+    /// Starts such a webhook with the permissions of this kubeconfig.
     pub(crate) fn start_self_managed_as(plane: &ControlPlane, name: &str, kubeconfig: &Path, flags: &[&str]) -> Self {
         let flags: Vec<_> = flags.iter().map(ToString::to_string).collect();
         Self::launch(plane, &[], name, kubeconfig, "", &flags)
     }
 
-    /// Starts one of several that serve the same certificate.
+    /// Starts one of several replicas with the same certificate.
     pub(crate) fn start_replica(
         plane: &ControlPlane,
         name: &str,
         kubeconfig: &Path,
-        pair: &Pair,
+        pair: &KeyPair,
         flags: &[&str],
     ) -> Self {
         Self::launch(plane, &[], name, kubeconfig, &pair.ca, &pair.flags(flags))
@@ -144,30 +144,30 @@ impl Webhook {
         command.args(["webhook", "--bind=127.0.0.1:0", "--admin-bind=127.0.0.1:0"]).args(flags);
         command.env("KUBECONFIG", kubeconfig).stdin(Stdio::piped()).stderr(File::create(&log).unwrap());
         let tether = command.spawn().unwrap();
-        let said = || lines(&log).into_iter().find(|line| line["message"] == "listening");
-        let listening = eventually("the webhook to listen", said);
+        let line = || lines(&log).into_iter().find(|line| line["message"] == "listening");
+        let listening = eventually("the webhook to listen", line);
         let address = |field: &str| listening[field].as_str().unwrap().parse().unwrap();
         Self { address: address("webhook"), admin: address("admin"), ca: ca.to_owned(), log, tether }
     }
 
-    /// Waits until it is ready.
+    /// Waits until the webhook is ready.
     pub(crate) fn ready(self) -> Self {
         eventually("the webhook to be ready", || (self.admin("/readyz").0 == 200).then_some(()));
         self
     }
 
-    /// What it has logged so far.
+    /// Returns the log lines so far.
     pub(crate) fn log(&self) -> Vec<Value> {
         lines(&self.log)
     }
 
-    /// Asks it to end, as the kubelet does.
+    /// Sends SIGTERM, as the kubelet does.
     pub(crate) fn terminate(&self) {
         let sent = Command::new("kill").arg("-TERM").arg(self.tether.id().to_string()).status();
         assert!(sent.unwrap().success());
     }
 
-    /// Waits for its end, and returns its exit code.
+    /// Waits until the webhook ends, and returns its exit code.
     pub(crate) fn exit_code(&mut self) -> i32 {
         eventually("the webhook to end", || self.tether.try_wait().unwrap()).code().unwrap()
     }
@@ -176,17 +176,17 @@ impl Webhook {
         Https::new(self.address, &self.ca)
     }
 
-    /// What a GET on the admin port answers: status and body.
+    /// Sends a GET to the admin port and returns status and body.
     pub(crate) fn admin(&self, path: &str) -> (u16, String) {
         get(self.admin, path)
     }
 
-    /// The value of a metric, by its name with its labels; 0 if it has not been counted yet.
+    /// Returns the value of a metric by its name with labels, or 0 if it does not exist yet.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         metric(self.admin, name)
     }
 
-    /// The most memory the program has used so far, in KiB.
+    /// Returns the peak memory of the program in KiB.
     pub(crate) fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -208,12 +208,13 @@ impl Webhook {
     }
 }
 
-/// Where a webhook's files are: its certificate, its log.
+/// Returns the directory of a webhook's certificate.
 pub(crate) fn directory(name: &str) -> PathBuf {
     control_plane().dir.join(name)
 }
 
-/// The process id of the program that a tether runs. A child hangs under the thread that started it, which need not be the main one.
+/// Returns the process ID of the program that `tether` runs. A child belongs to the thread that started it, which may not be the
+/// main one.
 pub(super) fn child(tether: &Child) -> String {
     let threads = format!("/proc/{}/task", tether.id());
     eventually("the tether to have a child", || {
@@ -223,7 +224,7 @@ pub(super) fn child(tether: &Child) -> String {
     })
 }
 
-/// What a GET on an admin port answers: status and body.
+/// Sends a GET to an admin port and returns status and body.
 pub(super) fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut tcp = TcpStream::connect(address).unwrap();
     tcp.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
@@ -233,14 +234,14 @@ pub(super) fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-/// The value of a metric, by its name with its labels; 0 if it has not been counted yet.
+/// Returns the value of a metric by its name with labels, or 0 if it does not exist yet.
 pub(super) fn metric(address: SocketAddr, name: &str) -> u64 {
     let (_, metrics) = get(address, "/metrics");
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.map_or(0, |value| value.parse().unwrap())
 }
 
-/// The lines of a log, those apart that are no JSON.
+/// Returns the log lines that are JSON.
 pub(super) fn lines(log: &Path) -> Vec<Value> {
     let text = fs::read_to_string(log).unwrap();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
@@ -253,7 +254,7 @@ impl Drop for Webhook {
     }
 }
 
-/// Installs everything but the webhook configuration, as a user does, unless nothing has changed since that was done the last time.
+/// Installs everything but the webhook configuration, as a user does, unless nothing has changed since the last time.
 pub(crate) fn install(plane: &ControlPlane) {
     let mut installed = plane.installed.lock().unwrap_or_else(PoisonError::into_inner);
     if installed.is_empty() || *installed != revisions(plane) {
@@ -262,7 +263,7 @@ pub(crate) fn install(plane: &ControlPlane) {
     }
 }
 
-/// Returns what changes with each change of the installed objects.
+/// Returns the UID and revision of each installed object.
 fn revisions(plane: &ControlPlane) -> Vec<String> {
     static OBJECTS: OnceLock<Vec<Value>> = OnceLock::new();
     let objects = OBJECTS.get_or_init(|| {
@@ -274,7 +275,7 @@ fn revisions(plane: &ControlPlane) -> Vec<String> {
         let path = format!("{}/{}", collection(metadata["namespace"].as_str(), object), metadata["name"].as_str()?);
         let found = plane.find(&path)?;
         let metadata = &found["metadata"];
-        // The status of an object changes its resource version, but not its generation.
+        // A change of the status changes the resource version, but not the generation.
         let revision =
             if metadata["generation"].is_null() { &metadata["resourceVersion"] } else { &metadata["generation"] };
         Some(format!("{path} {} {revision}", metadata["uid"]))
@@ -282,7 +283,7 @@ fn revisions(plane: &ControlPlane) -> Vec<String> {
     objects.iter().map(|object| revision(object).unwrap_or_default()).collect()
 }
 
-/// Tells the API server where the webhook is, by a configuration, and waits until it is called for pods of a namespace that opted in.
+/// Registers the webhook, and waits until the API server calls it for pods of an opted-in namespace.
 pub(crate) fn register_spillway(plane: &'static ControlPlane, configuration: &str, ca: &str) {
     let bundle = format!("caBundle: {}", STANDARD.encode(ca));
     plane.apply(&configuration.replace("caBundle: Cg==", &bundle));
@@ -296,23 +297,23 @@ pub(crate) fn register_spillway(plane: &'static ControlPlane, configuration: &st
     });
 }
 
-/// The manifest `aci-spillway` for a webhook at this address, with an empty line for a bundle, but patient.
+/// Returns the manifest `aci-spillway` for a webhook at this address, with long timeouts and a placeholder for the bundle.
 pub(crate) fn webhook_configuration(plane: &ControlPlane, address: SocketAddr) -> String {
-    patient(&installed_configuration(plane, address))
+    with_long_timeouts(&installed_configuration(plane, address))
 }
 
-/// The same as it is installed.
+/// Returns this manifest with the shipped timeouts.
 pub(crate) fn installed_configuration(plane: &ControlPlane, address: SocketAddr) -> String {
     manifests(plane, is_webhook).replace("127.0.0.1:9443", &address.to_string())
 }
 
-/// How many seconds the API server waits for a webhook in tests that are not about that: so long no answer takes, however busy the machine.
-pub(crate) const PATIENCE: u64 = 30;
+/// The timeout of webhooks in tests that are not about timeouts: longer than any answer takes on a busy machine.
+pub(crate) const LONG_TIMEOUT_SECONDS: u64 = 30;
 
-/// A manifest of webhooks with that patience.
-pub(crate) fn patient(manifest: &str) -> String {
+/// Returns the manifest of webhooks with this timeout.
+pub(crate) fn with_long_timeouts(manifest: &str) -> String {
     let seconds = |seconds: u64| format!("timeoutSeconds: {seconds}");
-    manifest.replace(&seconds(1), &seconds(PATIENCE)).replace(&seconds(2), &seconds(PATIENCE))
+    manifest.replace(&seconds(1), &seconds(LONG_TIMEOUT_SECONDS)).replace(&seconds(2), &seconds(LONG_TIMEOUT_SECONDS))
 }
 
 fn is_webhook(document: &str) -> bool {
@@ -327,7 +328,7 @@ fn manifests(plane: &ControlPlane, wanted: impl Fn(&str) -> bool) -> String {
     documents.join("\n---\n")
 }
 
-/// The webhook that all tests share, installed as a user installs it.
+/// Returns the webhook that tests share, installed as a user installs it.
 pub(crate) fn spillway() -> &'static Webhook {
     static SHARED: OnceLock<Webhook> = OnceLock::new();
     SHARED.get_or_init(|| {
@@ -340,7 +341,7 @@ pub(crate) fn spillway() -> &'static Webhook {
     })
 }
 
-/// The webhooks of the manifest `aci-spillway`, as the API server has them where it is installed.
+/// Returns the webhooks of the manifest `aci-spillway` as the API server stores them.
 pub(crate) fn manifest_webhooks() -> Vec<Value> {
     let plane = control_plane();
     let configuration = installed_configuration(plane, spillway().address);

@@ -1,7 +1,7 @@
-//! The real helm installs, upgrades and removes the chart while pods are being created.
+//! The real helm installs, upgrades and uninstalls the chart while pods are created.
 //!
-//! Nothing here routes to a Service, so the chart's webhooks are given the URL of a webhook that the test runs; the rest is the
-//! chart as it is. The controller's part, writing the bundle, and the kubelet's, ending the webhook with its last pod, are played.
+//! There is no kube-proxy, so the test registers the webhooks by URL; everything else is the chart as it is. The test plays the
+//! controller, which writes the bundle, and the kubelet, which stops the webhook with its last pod.
 
 use std::{
     collections::BTreeMap,
@@ -28,10 +28,10 @@ use serde_json::{Value, json};
 use super::{NAMESPACE, manifests, remove_everything};
 use crate::{
     admission::pod,
-    harness::{ControlPlane, Webhook, eventually, patient, sandbox},
+    harness::{ControlPlane, Webhook, eventually, sandbox, with_long_timeouts},
 };
 
-/// A copy of the chart in which the webhooks are registered a little differently.
+/// Copies the chart with a change of its webhook configuration.
 pub(crate) fn chart_with(plane: &ControlPlane, change: impl Fn(&str) -> String) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let copy = plane.dir.join(format!("chart-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
@@ -52,8 +52,8 @@ pub(crate) fn chart_with(plane: &ControlPlane, change: impl Fn(&str) -> String) 
     copy.to_str().unwrap().to_owned()
 }
 
-/// The manifest of the webhooks, with an address of this machine in place of the Service, but patient.
-fn at(address: std::net::SocketAddr) -> impl Fn(&str) -> String {
+/// Returns the change of the webhook configuration that replaces the Service by an address, with long timeouts.
+fn with_url(address: std::net::SocketAddr) -> impl Fn(&str) -> String {
     move |text| {
         let service = |path: &str| {
             format!(
@@ -61,7 +61,7 @@ fn at(address: std::net::SocketAddr) -> impl Fn(&str) -> String {
                  path: {path}\n      port: 443\n"
             )
         };
-        ["/mutate-v1-pod", "/mutate-v1-binding"].iter().fold(patient(text), |text, path| {
+        ["/mutate-v1-pod", "/mutate-v1-binding"].iter().fold(with_long_timeouts(text), |text, path| {
             assert!(text.contains(&service(path)), "{text}");
             text.replace(&service(path), &format!("    url: https://{address}{path}\n"))
         })
@@ -72,10 +72,10 @@ fn resource(group: &str, kind: &str, plural: &str) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, "v1", kind), plural)
 }
 
-/// Creations and deletions, in the order of etcd's revisions.
+/// Created and deleted objects in the order of etcd revisions.
 type Order = Arc<Mutex<Vec<(u64, String)>>>;
 
-/// Notes what happens to the objects of a kind.
+/// Records creations and deletions of the objects of a kind.
 async fn note_order(client: Client, resource: ApiResource, order: Order) {
     let api: Api<DynamicObject> = Api::all_with(client, &resource);
     let from = api.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
@@ -87,7 +87,7 @@ async fn note_order(client: Client, resource: ApiResource, order: Order) {
                 WatchEvent::Deleted(object) => ("deleted", object),
                 _ => continue,
             };
-            // The object of a deletion carries the revision of the deletion.
+            // A deleted object carries the revision of its deletion.
             let revision = object.metadata.resource_version.unwrap().parse().unwrap();
             let name = object.metadata.name.unwrap();
             order.lock().unwrap().push((revision, format!("{what} {} {name}", resource.kind)));
@@ -95,7 +95,7 @@ async fn note_order(client: Client, resource: ApiResource, order: Order) {
     });
 }
 
-/// The controller's part: a configuration without a bundle gets it.
+/// Plays the controller: writes the bundle into a configuration without one.
 async fn write_bundles(client: Client, ca: String) {
     let webhooks =
         resource("admissionregistration.k8s.io", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations");
@@ -119,7 +119,7 @@ async fn write_bundles(client: Client, ca: String) {
     }
 }
 
-/// Pods created one after the other, and what became of each: its decision, nothing, or an error.
+/// Creates pods one after another, and records for each whether it was decided, or the error.
 struct Creations {
     stop: Arc<AtomicBool>,
     outcomes: Arc<Mutex<Vec<Result<bool, String>>>>,
@@ -146,14 +146,14 @@ impl Creations {
         created
     }
 
-    /// What became of the pods since this was asked the last time; none may have been refused.
-    fn so_far(&self) -> Vec<bool> {
+    /// Returns the outcomes since the last call. No pod may be refused.
+    fn take_outcomes(&self) -> Vec<bool> {
         let outcomes = std::mem::take(&mut *self.outcomes.lock().unwrap());
         outcomes.into_iter().map(|outcome| outcome.expect("no request is refused")).collect()
     }
 }
 
-/// How many calls of the webhook failed, by the audit log.
+/// Returns the number of failed webhook calls in the audit log.
 fn failed_open(plane: &ControlPlane, namespace: &str) -> usize {
     let audit = fs::read_to_string(plane.dir.join("audit.log")).unwrap();
     let events = audit.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -162,13 +162,13 @@ fn failed_open(plane: &ControlPlane, namespace: &str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn no_request_is_refused_or_missed_while_helm_installs_upgrades_and_removes() {
-    let turn = sandbox();
-    let plane = turn.plane;
+async fn helm_install_upgrade_and_uninstall_miss_no_request() {
+    let sandbox = sandbox();
+    let plane = sandbox.plane;
     remove_everything(plane);
     let client = plane.client().await;
     let webhook = Webhook::start_beside(plane, "helm", &plane.kubeconfig);
-    let chart = chart_with(plane, at(webhook.address));
+    let chart = chart_with(plane, with_url(webhook.address));
     let namespace = plane.namespace(Some("enabled"));
     let order = Order::default();
     for kind in [
@@ -183,19 +183,19 @@ async fn no_request_is_refused_or_missed_while_helm_installs_upgrades_and_remove
 
     let release = ["spillway", &chart, "--namespace", NAMESPACE];
     plane.helm(&[&["install"], &release[..], &["--create-namespace", "--wait", "--timeout=60s"]].concat());
-    eventually("pods to be decided", || creations.so_far().last().copied().filter(|decided| *decided));
+    eventually("pods to be decided", || creations.take_outcomes().last().copied().filter(|decided| *decided));
 
     for mode in ["--server-side=auto", "--server-side=false"] {
-        let _ = (creations.so_far(), failed_open(plane, &namespace.name));
+        let _ = (creations.take_outcomes(), failed_open(plane, &namespace.name));
         let before = failed_open(plane, &namespace.name);
         let annotation = format!("podAnnotations.{}=x", mode.replace(['-', '='], ""));
         plane.helm(&[&["upgrade"], &release[..], &["--set", &annotation, "--wait", "--timeout=60s", mode]].concat());
-        let decided = creations.so_far();
+        let decided = creations.take_outcomes();
         assert!(decided.len() > 10 && decided.iter().all(|decided| *decided), "{mode}: a pod was missed: {decided:?}");
         assert_eq!(failed_open(plane, &namespace.name), before, "{mode}");
     }
 
-    // The kubelet's part: the webhook lives until its last pod is gone.
+    // Plays the kubelet: the webhook runs until its last pod is deleted.
     let pods: Api<Pod> = Api::namespaced(client, NAMESPACE);
     let kubelet = tokio::spawn(async move {
         let ours = ListParams::default().labels("app.kubernetes.io/component=webhook");
@@ -207,14 +207,14 @@ async fn no_request_is_refused_or_missed_while_helm_installs_upgrades_and_remove
     let before = failed_open(plane, &namespace.name);
     plane.helm(&["uninstall", "spillway", "--namespace", NAMESPACE, "--wait"]);
     kubelet.await.unwrap();
-    creations.so_far();
-    eventually("more pods", || (creations.so_far().len() > 1).then_some(()));
+    creations.take_outcomes();
+    eventually("more pods", || (creations.take_outcomes().len() > 1).then_some(()));
     creations.stop.store(true, Ordering::Relaxed);
     controller.abort();
     assert_eq!(failed_open(plane, &namespace.name), before, "the webhook was called when it was gone");
 
-    // Three creations and three deletions, each told of by a watch of its own.
-    let order = eventually("the watches to have told of all", || {
+    // Three creations and three deletions, each from a separate watch.
+    let order = eventually("the watches to report all changes", || {
         let order: BTreeMap<u64, String> = order.lock().unwrap().iter().cloned().collect();
         let ours =
             order.values().filter(|noted| noted.ends_with(" aci-spillway") || noted.ends_with(" spillway-webhook"));

@@ -21,7 +21,7 @@ pub use affinity::{
     PodAntiAffinity, PreferredSchedulingTerm, TopologySpreadConstraint, requirement_matches,
 };
 pub use binding::{Binding, BindingTarget};
-use bounded_static::ToStatic;
+use bounded_static::{IntoBoundedStatic, ToStatic};
 pub use container::{
     Capabilities, Container, ContainerPort, ContainerSecurityContext, EnvVar, EnvVarSource, HttpGet, IntOrString,
     Lifecycle, ObjectFieldSelector, Probe, VolumeMount,
@@ -178,6 +178,11 @@ pub struct PodOs<'a> {
 from_map!(Pod<'a>, Metadata<'a>, OwnerReference<'a>, Spec<'a>, PodSecurityContext, PodOs<'a>);
 
 impl Pod<'_> {
+    /// The same pod, with text of its own.
+    pub fn into_owned(self) -> Pod<'static> {
+        self.into_static()
+    }
+
     /// The value of an annotation, if the pod has it.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         self.metadata.annotations.as_ref()?.get(key)

@@ -1,6 +1,5 @@
 //! Properties of the whole view.
 
-use bounded_static::IntoBoundedStatic;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -42,7 +41,7 @@ fn every_field_of_the_view_is_read() {
 fn an_owned_view_equals_the_borrowed_one() {
     let owned: Pod<'static> = {
         let text = FULL_POD.to_owned();
-        read(&text).unwrap().into_static()
+        read(&text).unwrap().into_owned()
     };
     assert_eq!(format!("{owned:?}"), format!("{:?}", read(FULL_POD).unwrap()));
 }

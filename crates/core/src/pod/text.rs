@@ -51,6 +51,13 @@ impl<'a> StringMap<'a> {
     }
 }
 
+impl<'a> FromIterator<(&'a str, &'a str)> for StringMap<'a> {
+    fn from_iter<I: IntoIterator<Item = (&'a str, &'a str)>>(entries: I) -> Self {
+        let text = |text: &'a str| Text(Cow::Borrowed(text));
+        Self(entries.into_iter().map(|(key, value)| (text(key), text(value))).collect())
+    }
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for StringMap<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Entries;

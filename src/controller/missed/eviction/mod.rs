@@ -21,7 +21,7 @@ use super::plan::Scheduled;
 use crate::{
     burst::DECISION,
     controller::{Context, FIELD_MANAGER, events::EventKind, pods::PodError},
-    kubernetes::is_conflict,
+    kubernetes::{ObjectKey, is_conflict, list_metadata},
     telemetry::Causes,
 };
 
@@ -33,9 +33,6 @@ const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
 /// The most time for all checks before an eviction.
 const CHECKS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pods in a page of a list.
-const PAGE_SIZE: u32 = 500;
-
 impl Evictions {
     /// Tries to evict the next pod. Returns whether the round after it may start at once.
     pub(super) async fn evict_next<'p>(
@@ -46,11 +43,12 @@ impl Evictions {
         let Some((owner, pod)) = self.next(pods, Instant::now()) else { return false };
         let result = self.attempt(&owner.uid, evict(context, &owner.uid, pod)).await;
         context.metrics.overflow.acted("evict", result);
-        let (namespace, name) = pod.name();
+        let ObjectKey { namespace, name } = pod.meta.key();
         tracing::info!(namespace, pod = name, result, "tried to evict a pod that the webhook had missed");
         if result == "success" {
-            let note = format!("pod {name} was created without Spillway and has been evicted, to be created anew");
-            context.event_aggregator.record(pod.owned.owner(), EVICTED, note);
+            let note =
+                format!("pod {name} was created without Spillway and has been evicted, so that its owner recreates it");
+            context.event_aggregator.record(pod.meta.owner(), EVICTED, note);
         }
         matches!(result, "success" | "gone")
     }
@@ -69,10 +67,10 @@ async fn evict(context: &Context, owner: &str, pod: &Scheduled) -> Attempt {
             return Attempt::NotEvicted("failed");
         }
     }
-    let typed: Api<Pod> = Api::namespaced(context.client.clone(), &pod.owned.namespace);
+    let typed: Api<Pod> = Api::namespaced(context.client.clone(), &pod.meta.namespace);
     let evict = async |dry_run| {
         let params = evict_params(pod, dry_run);
-        timeout(EVICTION_TIMEOUT, typed.evict(&pod.owned.name, &params)).await
+        timeout(EVICTION_TIMEOUT, typed.evict(&pod.meta.name, &params)).await
     };
     // A PodDisruptionBudget answers 429, and kube's client retries that (kube-client `client/retry.rs`). So a dry run that takes too long
     // means the same.
@@ -88,7 +86,7 @@ async fn evict(context: &Context, owner: &str, pod: &Scheduled) -> Attempt {
 }
 
 fn evict_params(pod: &Scheduled, dry_run: bool) -> EvictParams {
-    let same = Preconditions { uid: Some(pod.owned.uid.clone()), resource_version: None };
+    let same = Preconditions { uid: Some(pod.meta.uid.clone()), resource_version: None };
     let delete_options = DeleteParams { preconditions: Some(same), dry_run, ..DeleteParams::default() };
     let post_options = PostParams { dry_run, ..PostParams::default() };
     EvictParams { delete_options: Some(delete_options), post_options }
@@ -109,10 +107,10 @@ fn read_answer<T>(answer: Result<T, kube::Error>) -> Attempt {
 
 /// Returns why the pod must not be evicted, or nothing if it may be.
 async fn check(context: &Context, owner: &str, pod: &Scheduled) -> Result<Option<&'static str>, PodError> {
-    let failed = |verb, error| PodError::new(verb, &pod.name(), error);
+    let failed = |verb, error| PodError::new(verb, &pod.meta.key(), error);
     let resource = ApiResource::erase::<Pod>(&());
-    let pods: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &pod.owned.namespace, &resource);
-    let live = pods.get_opt(&pod.owned.name).await.map_err(|error| failed("read", error))?;
+    let pods: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &pod.meta.namespace, &resource);
+    let live = pods.get_opt(&pod.meta.name).await.map_err(|error| failed("read", error))?;
     let Some(live) = live else { return Ok(Some("gone")) };
     let annotations = live.metadata.annotations.clone().unwrap_or_default();
     if is_protected(|key| annotations.get(key).map(String::as_str)) {
@@ -138,19 +136,11 @@ async fn check(context: &Context, owner: &str, pod: &Scheduled) -> Result<Option
 /// Returns whether the owner has created a pod with a decision within the last hour. That pod may replace one that a former leader
 /// evicted; nothing else shows that.
 async fn has_recreated(context: &Context, owner: &str, pod: &Scheduled) -> Result<bool, kube::Error> {
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.owned.namespace);
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.meta.namespace);
     let horizon = Timestamp::now() - OWNER_INTERVAL;
-    let mut pages = ListParams::default().limit(PAGE_SIZE);
-    loop {
-        let page = pods.list_metadata(&pages).await?;
-        if page.items.iter().any(|pod| was_recreated(&pod.metadata, owner, horizon)) {
-            return Ok(true);
-        }
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => pages.continue_token = Some(token),
-            None => return Ok(false),
-        }
-    }
+    let recreated =
+        list_metadata(&pods, ListParams::default(), |pod| was_recreated(&pod.metadata, owner, horizon).then_some(()));
+    Ok(!recreated.await?.is_empty())
 }
 
 #[cfg(test)]
@@ -160,12 +150,12 @@ mod tests {
     use kube::core::Status;
 
     use super::{plan::RETRY_INTERVAL, *};
-    use crate::controller::observed::Owned;
+    use crate::cluster::PodMeta;
 
     fn pod(name: &str, uid: Option<&str>) -> Scheduled {
         let controller = uid.map(|uid| OwnerReference { uid: uid.to_owned(), ..OwnerReference::default() });
-        let owned = Owned { name: name.to_owned(), controller, ..Owned::default() };
-        Scheduled { owned, node: "vm".to_owned() }
+        let meta = PodMeta { name: name.to_owned(), controller, ..PodMeta::default() };
+        Scheduled { meta, node: "vm".to_owned() }
     }
 
     #[test]
@@ -178,14 +168,14 @@ mod tests {
             (500, "failed", OWNER_INTERVAL),
         ] {
             let (mut evictions, web) = (Evictions::default(), pod("a", Some("web")));
-            let owner = web.owned.controller.as_ref().unwrap();
+            let owner = web.meta.controller.as_ref().unwrap();
             let attempt = std::future::ready(read_answer::<()>(Err(answer(code))));
             assert_eq!(evictions.attempt(&owner.uid, attempt).now_or_never(), Some(result));
             let remaining = evictions.remaining("web");
             assert!(remaining <= interval && remaining + Duration::from_secs(30) > interval, "{code}: {remaining:?}");
         }
         let (mut evictions, web) = (Evictions::default(), pod("a", Some("web")));
-        let owner = web.owned.controller.as_ref().unwrap();
+        let owner = web.meta.controller.as_ref().unwrap();
         assert_eq!(evictions.attempt(&owner.uid, std::future::pending()).now_or_never(), None);
         assert!(evictions.remaining("web") > RETRY_INTERVAL, "an attempt that is cancelled may have evicted the pod");
         assert_eq!(read_answer(Ok(())), Attempt::Sent("success"));

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::Scheduled;
-use crate::{burst::DECISION, controller::observed::Owned};
+use crate::{burst::DECISION, cluster::PodMeta};
 
 /// The least time between two evictions of pods of one owner.
 pub(super) const OWNER_INTERVAL: Duration = Duration::from_secs(3600);
@@ -40,7 +40,7 @@ impl Evictions {
         now: Instant,
     ) -> Option<(&'p OwnerReference, &'p Scheduled)> {
         self.0.retain(|_, until| *until > now);
-        let mut owned = pods.filter_map(|pod| Some((pod.owned.controller.as_ref()?, pod)));
+        let mut owned = pods.filter_map(|pod| Some((pod.meta.controller.as_ref()?, pod)));
         owned.find(|(owner, _)| !self.0.contains_key(&owner.uid))
     }
 
@@ -81,7 +81,7 @@ pub(super) fn is_protected<'a>(annotation: impl Fn(&str) -> Option<&'a str>) -> 
 /// Returns whether this is a pod of the owner with a decision, created after the horizon.
 pub(super) fn was_recreated(pod: &ObjectMeta, owner: &str, horizon: Timestamp) -> bool {
     let is_decided = pod.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(DECISION));
-    let pod = Owned::read(pod);
+    let pod = PodMeta::read(pod);
     is_decided && pod.created > horizon && pod.controller.is_some_and(|controller| controller.uid == owner)
 }
 
@@ -106,8 +106,8 @@ mod tests {
 
     fn pod(name: &str, uid: Option<&str>) -> Scheduled {
         let controller = uid.map(|uid| OwnerReference { uid: uid.to_owned(), ..OwnerReference::default() });
-        let owned = Owned { name: name.to_owned(), controller, ..Owned::default() };
-        Scheduled { owned, node: "vm".to_owned() }
+        let meta = PodMeta { name: name.to_owned(), controller, ..PodMeta::default() };
+        Scheduled { meta, node: "vm".to_owned() }
     }
 
     #[test]
@@ -115,7 +115,7 @@ mod tests {
         let pods = [pod("a", Some("web")), pod("b", Some("web")), pod("c", Some("api")), pod("bare", None)];
         let (mut evictions, start) = (Evictions::default(), Instant::now());
         let next =
-            |evictions: &mut Evictions, at| evictions.next(pods.iter(), at).map(|(_, pod)| pod.owned.name.as_str());
+            |evictions: &mut Evictions, at| evictions.next(pods.iter(), at).map(|(_, pod)| pod.meta.name.as_str());
         assert_eq!(next(&mut evictions, start), Some("a"));
         evictions.0.insert("web".to_owned(), start + OWNER_INTERVAL);
         assert_eq!(next(&mut evictions, start), Some("c"));

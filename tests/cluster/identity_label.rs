@@ -1,4 +1,4 @@
-//! The identity label: from the watched cache, from one read on a miss, and never at the price of the pod.
+//! The identity label: the webhook decides by its cache, or by one lookup, and never refuses the pod.
 
 use serde_json::{Value, json};
 
@@ -34,11 +34,11 @@ fn the_label_follows_the_service_account() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_look_at_the_service_account_the_pod_goes_without_the_label() {
+async fn a_pod_whose_service_account_is_unknown_gets_no_label() {
     let plane = control_plane();
     let namespace = plane.namespace(Some("enabled"));
     namespace.identity("web");
-    // A webhook that may see namespaces, but no service account.
+    // A webhook that may list namespaces, but no service accounts.
     plane.kubectl(&[
         "create",
         "clusterrole",
@@ -64,7 +64,7 @@ async fn without_a_look_at_the_service_account_the_pod_goes_without_the_label() 
     assert_eq!((status.as_u16(), &answer["response"]["allowed"]), (200, &json!(true)));
     let patch = crate::explain::sent_patch(&answer);
     assert!(patch.contains("spillway.dev/decision") && !patch.contains("azure.workload.identity/use"), "{patch}");
-    // A refusal, or on a busy machine no answer in time: one of them, once.
+    // The lookup is forbidden or, on a busy machine, times out: exactly one of them, once.
     let failures = ["error", "timeout"]
         .map(|result| webhook.metric(&format!(r#"spillway_service_account_lookups_total{{result="{result}"}}"#)));
     assert_eq!(failures.iter().sum::<u64>(), 1, "{failures:?}");

@@ -1,40 +1,43 @@
-//! A node, as far as overflow is concerned.
+//! Nodes, as far as overflow is concerned.
 
 use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde::Deserialize;
 
-use super::{super::events::reference, Requests};
+use super::pod::Requests;
 use crate::{
     config::Selector,
-    eligibility::V2_LABEL,
-    lean,
+    eligibility::{Generation, V2_LABEL, VirtualNode},
+    kubernetes::{PartialObject, object_reference},
     pod::{NodeView, Quantity},
 };
 
+/// The label of virtual nodes of the first generation. Those of the second may carry it too.
+const V1_LABEL: (&str, &str) = ("type", "virtual-kubelet");
+
 /// A node.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(in crate::controller) struct Node {
+pub(crate) struct Node {
     /// `metadata.name`
-    pub(in crate::controller) name: String,
+    pub(crate) name: String,
     /// `metadata.uid`
-    pub(in crate::controller) uid: Option<String>,
+    pub(crate) uid: Option<String>,
     /// `metadata.labels`
-    pub(in crate::controller) labels: Vec<(String, String)>,
+    pub(crate) labels: Vec<(String, String)>,
     /// `spec.taints`
-    pub(in crate::controller) taints: Vec<core::Taint>,
+    pub(crate) taints: Vec<core::Taint>,
     /// `spec.unschedulable`
-    pub(in crate::controller) is_cordoned: bool,
-    /// Since when it has been Ready; nothing if it is not.
-    pub(in crate::controller) ready_since: Option<Timestamp>,
-    /// What of `status.allocatable` matters.
-    pub(in crate::controller) allocatable: Requests,
-    /// How many pods it takes.
-    pub(in crate::controller) pods: i128,
+    pub(crate) is_cordoned: bool,
+    /// Since when it has been Ready; `None` if it is not.
+    pub(crate) ready_since: Option<Timestamp>,
+    /// CPU and memory of `status.allocatable`.
+    pub(crate) allocatable: Requests,
+    /// `status.allocatable.pods`
+    pub(crate) pods: i128,
 }
 
 impl Node {
-    /// Nothing for one without a name.
-    pub(in crate::controller) fn read(Lean { metadata, spec, status, .. }: Lean) -> Option<Self> {
+    /// Reads a node; `None` if it has no name.
+    pub(crate) fn read(NodeObject { metadata, spec, status, .. }: NodeObject) -> Option<Self> {
         let ready = status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
         let Allocatable { cpu, memory, pods } = status.allocatable;
         let amount = |amount: Option<String>| amount.and_then(|text| Quantity::parse(&text).ok()).unwrap_or_default();
@@ -52,48 +55,54 @@ impl Node {
         })
     }
 
-    /// Whether this selects it.
-    pub(in crate::controller) fn is_virtual(&self, selector: &Selector) -> bool {
+    /// Returns whether the selector selects it.
+    pub(crate) fn is_virtual(&self, selector: &Selector) -> bool {
         self.label(&selector.key) == Some(&selector.value)
     }
 
-    /// Whether it is a virtual node of the second generation, if it is one.
-    pub(in crate::controller) fn is_second_generation(&self) -> bool {
+    /// Returns whether it is of the second generation, if it is a virtual node.
+    pub(crate) fn is_second_generation(&self) -> bool {
         self.label(V2_LABEL.0) == Some(V2_LABEL.1)
     }
 
     /// The value of a label.
-    pub(in crate::controller) fn label(&self, key: &str) -> Option<&str> {
+    pub(crate) fn label(&self, key: &str) -> Option<&str> {
         self.labels.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    /// Whether it has this taint, with whatever value.
-    pub(in crate::controller) fn has_taint(&self, key: &str, effect: &str) -> bool {
+    /// Returns whether it has this taint, with any value.
+    pub(crate) fn has_taint(&self, key: &str, effect: &str) -> bool {
         self.taints.iter().any(|taint| taint.key == key && taint.effect == effect)
     }
 
-    /// For matching.
-    pub(in crate::controller) fn view(&self) -> NodeView<'_> {
+    /// The view that affinity and selectors match.
+    pub(crate) fn view(&self) -> NodeView<'_> {
         NodeView { name: &self.name, labels: &self.labels }
     }
 
-    /// For events.
-    pub(in crate::controller) fn reference(&self) -> core::ObjectReference {
-        core::ObjectReference { uid: self.uid.clone(), ..reference("v1", "Node", None, &self.name) }
+    /// Returns whether it is a virtual node of the first generation, by the labels of the add-on.
+    pub(crate) fn is_first_generation(&self) -> bool {
+        let is_virtual = self.label(V1_LABEL.0) == Some(V1_LABEL.1);
+        is_virtual && VirtualNode::new(String::new(), self.labels.clone()).generation == Generation::V1
+    }
+
+    /// A reference for events.
+    pub(crate) fn reference(&self) -> core::ObjectReference {
+        core::ObjectReference { uid: self.uid.clone(), ..object_reference("v1", "Node", None, &self.name) }
     }
 }
 
-/// A node, decoded as far as it is read: most of one is the list of its images.
-pub(in crate::controller) type Lean = lean::Lean<core::Node, LeanSpec, LeanStatus>;
+/// A Node of the API, decoded as far as it is read: most of one is the list of its images.
+pub(crate) type NodeObject = PartialObject<core::Node, NodeSpec, NodeStatus>;
 
 #[derive(Debug, Clone, Default, Deserialize)]
-pub(in crate::controller) struct LeanSpec {
+pub(crate) struct NodeSpec {
     taints: Option<Vec<core::Taint>>,
     unschedulable: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
-pub(in crate::controller) struct LeanStatus {
+pub(crate) struct NodeStatus {
     conditions: Option<Vec<Condition>>,
     #[serde(default)]
     allocatable: Allocatable,
@@ -122,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_read_of_a_node_is_not_decoded() {
+    fn fields_of_a_node_that_are_not_read_are_not_decoded() {
         let status = json!({
             "allocatable": {"cpu": "3860m", "memory": "12Gi", "pods": "110", "ephemeral-storage": "119703055367"},
             "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T12:00:00Z", "reason": 1}],

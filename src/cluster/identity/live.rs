@@ -1,16 +1,32 @@
 //! A cluster as it is now, for a person at the command line.
 
-use kube::{Api, Client, api::ListParams, core::NamespaceResourceScope};
+use k8s_openapi::api::{
+    admissionregistration::v1::MutatingWebhookConfiguration, core::v1 as core, rbac::v1::ClusterRole,
+};
+use kube::{
+    Api, Client,
+    api::{ListParams, PartialObjectMeta},
+    core::NamespaceResourceScope,
+};
 
 use super::{
-    ACCOUNTS, BINDINGS, Kind, Listed, NAMESPACES, NODES, PODS, ROLES, WEBHOOKS,
-    known::{Known, Listing},
-    name, ready, refusal, slices_of,
+    super::{
+        inventory::services,
+        node::{Node, NodeObject},
+        pod::identity_part,
+    },
+    Endpoints, Inputs, binding, ready, role, slices_of,
 };
 use crate::{
-    credentials::pages,
-    identity::{azure::Unread, seen::Cluster},
+    identity::{
+        azure::Unread,
+        seen::{Cluster, Namespace, Pod, ServiceAccount, WebhookConfiguration},
+    },
+    kubernetes::{Object, ObjectKey, Refusal, Store, list},
 };
+
+/// The label of virtual nodes of the first generation; those of the second may carry it too.
+const V1_VIRTUAL_NODES: &str = "type=virtual-kubelet";
 
 /// What could be read.
 #[derive(Debug)]
@@ -25,56 +41,78 @@ pub struct Live {
 ///
 /// # Errors
 ///
-/// When the API server cannot be asked, or has another answer than what it is asked for or that it is forbidden.
+/// When the API server does not answer, or refuses for another reason than that a list is forbidden.
 pub async fn read(client: &Client, namespace: Option<&str>) -> kube::Result<Live> {
-    let all = client.clone();
+    let all = ListParams::default;
+    let service_account =
+        |account: PartialObjectMeta<core::ServiceAccount>| Some(ServiceAccount::from(&account.metadata));
+    let of_namespace = |namespace: PartialObjectMeta<core::Namespace>| Some(Namespace::from(&namespace.metadata));
+    let webhook = |configuration: MutatingWebhookConfiguration| Some(WebhookConfiguration::from(&configuration));
+    let v1_virtual_nodes = all().labels(V1_VIRTUAL_NODES);
     let (accounts, pods, namespaces, v1_virtual_nodes, webhooks) = tokio::try_join!(
-        list(&ACCOUNTS, scoped(client, namespace), namespace),
-        list(&PODS, scoped(client, namespace), namespace),
-        list(&NAMESPACES, Api::all(all.clone()), None),
-        list(&NODES, Api::all(all.clone()), None),
-        list(&WEBHOOKS, Api::all(all.clone()), None),
+        store("serviceaccounts", scoped(client, namespace), all(), namespace, service_account),
+        store("pods", scoped(client, namespace), all(), namespace, |pod| identity_part(&pod)),
+        store("namespaces", Api::all(client.clone()), all(), None, of_namespace),
+        store("nodes", Api::all(client.clone()), v1_virtual_nodes, None, v1_virtual_node),
+        store("mutatingwebhookconfigurations", Api::all(client.clone()), all(), None, webhook),
     )?;
-    let mut known = Known { accounts, pods, namespaces, v1_virtual_nodes, webhooks, ..Known::default() };
-    for service in known.services() {
-        let (namespace, name) = &service;
-        let params = ListParams::default().labels(&slices_of(name));
-        let slices =
-            listing(&Api::namespaced(all.clone(), namespace), "endpointslices", params, ready, Some(namespace)).await?;
-        known.endpoints.insert(service, slices);
+    let mut endpoints = Endpoints::new();
+    for service in services(webhooks.values()) {
+        let (api, params) = (Api::namespaced(client.clone(), &service.namespace), all().labels(&slices_of(&service)));
+        let namespace = Some(service.namespace.as_str());
+        let slices = store("endpointslices", api, params, namespace, |slice| ready(&slice)).await?;
+        endpoints.insert(service, slices);
     }
-    if known.uses_bindings() {
-        (known.roles, known.bindings) =
-            tokio::try_join!(list(&ROLES, Api::all(all.clone()), None), list(&BINDINGS, Api::all(all), None))?;
-    }
-    let mut cluster = known.cluster();
+    let uses_bindings = pods.values().any(Pod::uses_binding);
+    let (roles, bindings) = if uses_bindings {
+        tokio::try_join!(
+            store("clusterroles", Api::<ClusterRole>::all(client.clone()), all(), None, role),
+            store("clusterrolebindings", Api::all(client.clone()), all(), None, |one| Some(binding(one))),
+        )?
+    } else {
+        Default::default()
+    };
+    let inputs = Inputs {
+        accounts: accounts.listing(),
+        pods: pods.listing(),
+        namespaces: namespaces.listing(),
+        v1_virtual_nodes: v1_virtual_nodes.listing(),
+        webhooks: webhooks.listing(),
+        endpoints: &endpoints,
+        roles: roles.listing(),
+        bindings: bindings.listing(),
+    };
+    let mut cluster = inputs.cluster();
     cluster.is_whole &= namespace.is_none();
-    Ok(Live { cluster, refused: known.refused() })
+    Ok(Live { cluster, refused: inputs.refused() })
 }
 
-fn scoped<O: Listed<Scope = NamespaceResourceScope>>(client: &Client, namespace: Option<&str>) -> Api<O> {
+fn v1_virtual_node(node: NodeObject) -> Option<()> {
+    Node::read(node)?.is_first_generation().then_some(())
+}
+
+fn scoped<K: Object<Scope = NamespaceResourceScope>>(client: &Client, namespace: Option<&str>) -> Api<K> {
     match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     }
 }
 
-async fn list<O: Listed, V>(kind: &Kind<O, V>, api: Api<O>, namespace: Option<&str>) -> kube::Result<Listing<V>> {
-    let params = ListParams { label_selector: kind.labels.map(str::to_owned), ..ListParams::default() };
-    listing(&api, kind.plural, params, kind.read, namespace).await
-}
-
-async fn listing<O: Listed, V>(
-    api: &Api<O>,
-    plural: &str,
+/// Lists the objects of a kind. That this is forbidden is a result.
+async fn store<K: Object, V>(
+    resource: &'static str,
+    api: Api<K>,
     params: ListParams,
-    read: fn(&O) -> Option<V>,
     namespace: Option<&str>,
-) -> kube::Result<Listing<V>> {
-    let listed = pages::list(api, params, |object| Some((name(&object), read(&object)?))).await;
-    match listed {
-        Ok(all) => Ok(Listing::Listed(all.into_iter().collect())),
-        Err(error) => refusal(&error, plural, namespace).map(Listing::Refused).ok_or(error),
+    read: impl Fn(K) -> Option<V>,
+) -> kube::Result<Store<V>> {
+    let listed = list(&api, params, |object| {
+        let key = ObjectKey::of(&object);
+        Some((key, read(object)?))
+    });
+    match listed.await {
+        Ok(all) => Ok(all.into_iter().collect()),
+        Err(error) => Refusal::of(&error, resource, namespace).map(Store::Refused).ok_or(error),
     }
 }
 

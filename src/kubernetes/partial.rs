@@ -1,4 +1,7 @@
-//! An object of the API, decoded as far as it is read: of a large cluster, most of what comes is skipped as it comes.
+//! An object of the API, decoded as far as it is read: the rest of it is skipped while it arrives.
+//!
+//! `kube::api::PartialObjectMeta` serves where labels, annotations and `managedFields` are all that is read. It has no `spec`, and
+//! decodes `managedFields` of every object. `kube::core::DeserializeGuard` builds each object twice, as a tree first.
 
 use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData};
 
@@ -6,19 +9,20 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::{Resource, api::ObjectMeta};
 use serde::{Deserialize, Deserializer};
 
-/// An object of kind `K`. What `Spec` and `Status` do not name is skipped, and so is `managedFields`, which is often most of an object.
+/// An object of kind `K`. Fields that `Spec` and `Status` do not name are skipped, and so is `managedFields`, which is often most of an
+/// object.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(bound(deserialize = "Spec: Default + Deserialize<'de>, Status: Default + Deserialize<'de>"))]
-pub struct Lean<K, Spec, Status> {
+pub(crate) struct PartialObject<K, Spec, Status> {
     /// `metadata`
     #[serde(default, deserialize_with = "metadata")]
-    pub metadata: ObjectMeta,
+    pub(crate) metadata: ObjectMeta,
     /// `spec`
     #[serde(default)]
-    pub spec: Spec,
+    pub(crate) spec: Spec,
     /// `status`
     #[serde(default)]
-    pub status: Status,
+    pub(crate) status: Status,
     #[serde(skip)]
     kind: PhantomData<K>,
 }
@@ -54,7 +58,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
     })
 }
 
-impl<K: Resource<DynamicType = ()>, Spec, Status> Resource for Lean<K, Spec, Status> {
+impl<K: Resource<DynamicType = ()>, Spec, Status> Resource for PartialObject<K, Spec, Status> {
     type DynamicType = ();
     type Scope = K::Scope;
 
@@ -102,15 +106,15 @@ mod tests {
         let typed: ObjectMeta = serde_json::from_value(meta.clone()).unwrap();
         let mut pod = json!({"metadata": meta, "spec": {"a": 1}, "status": [2]});
         pod["metadata"]["managedFields"] = json!("not even a list");
-        let lean: Lean<Pod, IgnoredAny, IgnoredAny> = serde_json::from_value(pod).unwrap();
-        assert_eq!(lean.metadata, typed);
+        let partial: PartialObject<Pod, IgnoredAny, IgnoredAny> = serde_json::from_value(pod).unwrap();
+        assert_eq!(partial.metadata, typed);
     }
 
     #[test]
     fn an_object_without_metadata_is_one_without_a_name() {
         for bare in [json!({}), json!({"metadata": null})] {
-            let lean: Lean<Pod, (), ()> = serde_json::from_value(bare).unwrap();
-            assert_eq!(lean.metadata, ObjectMeta::default());
+            let partial: PartialObject<Pod, (), ()> = serde_json::from_value(bare).unwrap();
+            assert_eq!(partial.metadata, ObjectMeta::default());
         }
     }
 }

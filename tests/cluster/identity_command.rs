@@ -1,4 +1,4 @@
-//! `spillway identity check` on a real API server, and a stand-in for Azure.
+//! `spillway identity check` on a real API server, with a fake Azure Resource Manager.
 
 use std::{
     fs,
@@ -18,15 +18,15 @@ const CLIENT_ID: &str = "00000000-1111-4222-8333-444444444444";
 const SUBSCRIPTION: &str = "99999999-8888-4777-8666-555555555555";
 const AZURE_TOKEN: &str = "token-of-az-login";
 
-/// Azure Resource Manager with one identity, whose credentials a test sets, and an "az" that is logged in to it.
-pub(crate) struct Azure {
+/// An Azure Resource Manager with one identity, whose credentials the test sets, and an `az` that is logged in to it.
+pub(crate) struct FakeAzure {
     credentials: Arc<Mutex<Value>>,
     endpoint: String,
     config: PathBuf,
     bin: PathBuf,
 }
 
-impl Azure {
+impl FakeAzure {
     pub(crate) async fn start(dir: &Path) -> Self {
         let credentials = Arc::new(Mutex::new(json!([])));
         let known = Arc::clone(&credentials);
@@ -56,19 +56,19 @@ impl Azure {
         Self { credentials, endpoint, config: file, bin: dir.to_owned() }
     }
 
-    pub(crate) fn has(&self, issuer: &str, subject: &str) {
+    pub(crate) fn set_credential(&self, issuer: &str, subject: &str) {
         *self.credentials.lock().unwrap() = json!([{
             "name": "web",
             "properties": {"issuer": issuer, "subject": subject, "audiences": ["api://AzureADTokenExchange"]},
         }]);
     }
 
-    /// The search path on which that "az" comes first.
+    /// Returns a search path on which the fake `az` comes first.
     pub(crate) fn path(&self) -> String {
         format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap())
     }
 
-    /// The section of the configuration by which it is asked this often.
+    /// Returns the section of the configuration that makes the controller ask this Resource Manager.
     pub(crate) fn section(&self, refresh: &str) -> String {
         let manager = json!({"endpoint": self.endpoint, "subscriptions": [SUBSCRIPTION], "refresh": refresh});
         format!("identity: {}", json!({"resourceManager": manager}))
@@ -98,12 +98,12 @@ fn shown(output: &Output) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn identity_check_of_a_live_cluster_finds_what_is_wrong_in_azure_and_what_entra_would_say() {
+async fn identity_check_compares_a_live_cluster_with_azure_and_entra() {
     let plane = control_plane();
     let namespace = plane.namespace(None);
     web(&namespace);
     let dir = tempfile::tempdir().unwrap();
-    let azure = Azure::start(dir.path()).await;
+    let azure = FakeAzure::start(dir.path()).await;
     let issuer = "https://kubernetes.default.svc.cluster.local";
     let subject = format!("system:serviceaccount:{}:web", namespace.name);
     let args = ["-n", &namespace.name, "--service-account", "web", "--token"];
@@ -113,7 +113,7 @@ async fn identity_check_of_a_live_cluster_finds_what_is_wrong_in_azure_and_what_
         report["findings"].as_array().unwrap().iter().map(|finding| finding["id"].clone()).collect()
     };
 
-    azure.has(issuer, &subject);
+    azure.set_credential(issuer, &subject);
     let right = azure.check(&plane.kubeconfig, &[&args[..], &["-o", "json"]].concat()).await;
     assert!(ids(&right).iter().all(|id| !id.as_str().unwrap().starts_with('F')), "{}", shown(&right));
     let report: Value = serde_json::from_slice(&right.stdout).unwrap();
@@ -122,7 +122,7 @@ async fn identity_check_of_a_live_cluster_finds_what_is_wrong_in_azure_and_what_
     let text = shown(&azure.check(&plane.kubeconfig, &args).await);
     assert!(text.contains("✓ credential web of identity id-web has the same: Entra takes it"), "{text}");
 
-    azure.has(&format!("{issuer}/"), &subject);
+    azure.set_credential(&format!("{issuer}/"), &subject);
     let slash = azure.check(&plane.kubeconfig, &[&args[..], &["-o", "json"]].concat()).await;
     assert!(ids(&slash).contains(&json!("F3")), "{}", shown(&slash));
     let wrong = azure.check(&plane.kubeconfig, &args).await;
@@ -136,14 +136,14 @@ async fn identity_check_of_a_live_cluster_finds_what_is_wrong_in_azure_and_what_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn identity_check_of_a_live_cluster_says_what_it_may_not_read_and_what_is_not_there() {
+async fn identity_check_names_forbidden_and_missing_objects() {
     let plane = control_plane();
     let namespace = plane.namespace(None);
     web(&namespace);
     let dir = tempfile::tempdir().unwrap();
-    let azure = Azure::start(dir.path()).await;
-    let nobody = plane.kubeconfig_for(&namespace.name, "default");
-    let refused = azure.check(&nobody, &["-n", &namespace.name]).await;
+    let azure = FakeAzure::start(dir.path()).await;
+    let unprivileged = plane.kubeconfig_for(&namespace.name, "default");
+    let refused = azure.check(&unprivileged, &["-n", &namespace.name]).await;
     let text = shown(&refused);
     assert_eq!(refused.status.code(), Some(2), "{text}");
     assert!(text.contains(&format!("cannot list the service accounts of namespace {}: 403", namespace.name)), "{text}");

@@ -1,4 +1,4 @@
-//! Workload identity, watched over by the controller: what breaks is told within seconds, once, and so is that it is mended.
+//! The controller's identity checks: it reports each problem within seconds, once, and its repair once.
 
 use std::{collections::BTreeSet, fs, time::Instant};
 
@@ -6,10 +6,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use crate::{
-    certificates::Installed,
-    configuration::Volume,
-    harness::{ControlPlane, Controller, Namespace, eventually, webhook_configuration},
-    identity_check::Azure,
+    harness::{ConfigVolume, ControlPlane, Controller, InstalledSandbox, Namespace, eventually, webhook_configuration},
+    identity_command::FakeAzure,
 };
 
 const CLIENT_ID: &str = "00000000-1111-4222-8333-444444444444";
@@ -17,19 +15,19 @@ const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 const AZURE_WI: &str = "azure-wi-webhook-mutating-webhook-configuration";
 
-/// A cluster with the kinds of Azure Service Operator, as far as they are read, and without a report. It is left without them.
-pub(crate) struct Watched(pub(crate) Installed);
+/// A sandbox with the custom resources of Azure Service Operator, and without a report. Dropping it removes them.
+pub(crate) struct IdentitySandbox(pub(crate) InstalledSandbox);
 
-impl Watched {
+impl IdentitySandbox {
     pub(crate) fn new() -> Self {
-        let watched = Self(Installed::new());
-        watched.clear();
-        let plane = watched.0.plane();
+        let identity_sandbox = Self(InstalledSandbox::new());
+        identity_sandbox.clear();
+        let plane = identity_sandbox.0.plane();
         plane.create_or_replace(None, &azure_service_operator());
         let kinds =
             ["userassignedidentities", "federatedidentitycredentials"].map(|kind| format!("crd/{kind}.{GROUP}"));
         plane.kubectl(&["wait", "--for=condition=Established", &kinds[0], &kinds[1]]);
-        watched
+        identity_sandbox
     }
 
     fn clear(&self) {
@@ -41,14 +39,14 @@ impl Watched {
         self.forget();
     }
 
-    /// As if no leader had been there before.
+    /// Deletes the report and the lease, as if no controller had run.
     pub(crate) fn forget(&self) {
         self.0.plane().delete("/api/v1/namespaces/spillway-system/configmaps/spillway-identity-report");
-        self.0.clear_lease();
+        self.0.delete_lease();
     }
 }
 
-impl Drop for Watched {
+impl Drop for IdentitySandbox {
     fn drop(&mut self) {
         let plane = self.0.plane();
         plane.try_kubectl(&["delete", "--ignore-not-found", "-f", "-"], &azure_service_operator().to_string());
@@ -88,7 +86,7 @@ fn identity() -> Value {
         "spec": {"azureName": "web"}, "status": {"clientId": CLIENT_ID, "id": id}})
 }
 
-/// A credential for service account `web` that Azure has had for long.
+/// Returns a credential for service account `web` that is too old to count as new.
 fn credential(namespace: &Namespace, issuer: &str) -> Value {
     json!({"apiVersion": format!("{GROUP}/v1api20230131"), "kind": "FederatedIdentityCredential", "metadata": {"name": "web"},
         "spec": {"owner": {"name": "web"}},
@@ -105,13 +103,13 @@ fn apply(namespace: &Namespace, object: &Value) {
     namespace.apply(object);
 }
 
-/// What the report says, if there is one.
+/// Returns the report, if it exists.
 fn report(plane: &ControlPlane) -> Option<Value> {
     let map = plane.find("/api/v1/namespaces/spillway-system/configmaps/spillway-identity-report")?;
     serde_json::from_str(map["data"]["report.json"].as_str()?).ok()
 }
 
-/// The findings of the report, as id and name of the object.
+/// Returns the findings of the report by ID and object name.
 fn findings(plane: &ControlPlane) -> BTreeSet<(String, String)> {
     let report = report(plane).unwrap_or_default();
     let all = report["findings"].as_array().cloned().unwrap_or_default();
@@ -119,17 +117,17 @@ fn findings(plane: &ControlPlane) -> BTreeSet<(String, String)> {
     all.iter().map(|finding| (text(&finding["id"]), text(&finding["object"]["name"]))).collect()
 }
 
-fn has(plane: &ControlPlane, id: &str, name: &str) -> bool {
+fn has_finding(plane: &ControlPlane, id: &str, name: &str) -> bool {
     findings(plane).contains(&(id.to_owned(), name.to_owned()))
 }
 
-/// Whether the report remembers a finding that is no more, to call it mended when it has stayed so.
+/// Returns whether the report contains a resolved finding that is not reported as repaired yet.
 fn is_remembered(plane: &ControlPlane, id: &str, name: &str) -> bool {
-    let told = report(plane).unwrap()["told"].as_array().unwrap().clone();
-    told.iter().any(|one| one["id"] == id && one["name"] == name && one["absentSince"].is_string())
+    let reported = report(plane).unwrap()["told"].as_array().unwrap().clone();
+    reported.iter().any(|one| one["id"] == id && one["name"] == name && one["absentSince"].is_string())
 }
 
-/// The notes of the events about an object of a namespace with this reason, and whether each has the object's uid.
+/// Returns the notes of the events with this reason about an object, and whether each event has the object's UID.
 fn notes(plane: &ControlPlane, namespace: &str, name: &str, reason: &str) -> Vec<(String, bool)> {
     let mut events = plane.events(namespace);
     events.retain(|event| event["regarding"]["name"] == name && event["reason"] == reason);
@@ -137,7 +135,7 @@ fn notes(plane: &ControlPlane, namespace: &str, name: &str, reason: &str) -> Vec
     items.map(|event| (event["note"].as_str().unwrap().to_owned(), event["regarding"]["uid"].is_string())).collect()
 }
 
-/// The reasons of the events about an object of a namespace, each as often as it was written.
+/// Returns the reasons of the events about an object, each as often as it occurred.
 fn events(plane: &ControlPlane, namespace: &str, name: &str) -> Vec<String> {
     let events = plane.events(namespace);
     let of_object = events.iter().filter(|event| event["regarding"]["name"] == name);
@@ -151,7 +149,7 @@ fn events(plane: &ControlPlane, namespace: &str, name: &str) -> Vec<String> {
     reasons
 }
 
-fn leading(plane: &ControlPlane, name: &str) -> Controller {
+fn start_leader(plane: &ControlPlane, name: &str) -> Controller {
     let controller = Controller::start(plane, name, &[]);
     eventually("the replica to have checked all", || {
         (controller.metric("spillway_identity_last_full_pass_timestamp_seconds{}") > 0).then_some(())
@@ -159,20 +157,20 @@ fn leading(plane: &ControlPlane, name: &str) -> Controller {
     controller
 }
 
-/// Waits for a finding, or until it is gone, and tells how long that took.
-fn until(plane: &ControlPlane, id: &str, name: &str, is_there: bool) {
+/// Waits until the report contains a finding, or no longer contains it, and prints how long that took.
+fn wait_for_finding(plane: &ControlPlane, id: &str, name: &str, is_there: bool) {
     let start = Instant::now();
     let what = format!("{id} of {name} to be {}", if is_there { "found" } else { "gone" });
-    eventually(&what, || (has(plane, id, name) == is_there).then_some(()));
+    eventually(&what, || (has_finding(plane, id, name) == is_there).then_some(()));
     println!("{what}: {:?}", start.elapsed());
 }
 
 #[test]
-fn a_broken_link_is_told_within_seconds_and_once_and_so_is_that_it_is_mended() {
-    let watched = Watched::new();
-    let plane = watched.0.plane();
+fn a_broken_link_and_its_repair_are_each_reported_once() {
+    let identity_sandbox = IdentitySandbox::new();
+    let plane = identity_sandbox.0.plane();
     let namespace = plane.namespace(None);
-    let controller = leading(plane, "identity-checks");
+    let controller = start_leader(plane, "identity-checks");
     let metric = |id: &str, severity: &str| {
         let labels = format!(r#"id="{id}",severity="{severity}",namespace="{}""#, namespace.name);
         controller.metric(&format!("spillway_identity_findings{{{labels}}}"))
@@ -181,19 +179,19 @@ fn a_broken_link_is_told_within_seconds_and_once_and_so_is_that_it_is_mended() {
     apply(&namespace, &service_account("web"));
     apply(&namespace, &identity());
     apply(&namespace, &credential(&namespace, &format!("{ISSUER}/")));
-    until(plane, "F3", "web", true);
+    wait_for_finding(plane, "F3", "web", true);
     eventually("the event", || events(plane, &namespace.name, "web").contains(&"IdentityF3".to_owned()).then_some(()));
     assert_eq!(metric("F3", "error"), 1, "{}", report(plane).unwrap());
 
-    // Another replica takes over, and says nothing again.
-    let said = events(plane, &namespace.name, "web");
+    // A new leader does not report again.
+    let reasons = events(plane, &namespace.name, "web");
     drop(controller);
-    let controller = leading(plane, "identity-checks-next");
-    assert!(has(plane, "F3", "web"));
-    assert_eq!(events(plane, &namespace.name, "web"), said);
+    let controller = start_leader(plane, "identity-checks-next");
+    assert!(has_finding(plane, "F3", "web"));
+    assert_eq!(events(plane, &namespace.name, "web"), reasons);
 
     apply(&namespace, &credential(&namespace, ISSUER));
-    until(plane, "F3", "web", false);
+    wait_for_finding(plane, "F3", "web", false);
     eventually("the event", || {
         events(plane, &namespace.name, "web").contains(&"IdentityHealed".to_owned()).then_some(())
     });
@@ -205,27 +203,27 @@ fn a_broken_link_is_told_within_seconds_and_once_and_so_is_that_it_is_mended() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_controller_asks_azure_and_follows_its_settings() {
-    let watched = Watched::new();
-    let plane = watched.0.plane();
+    let identity_sandbox = IdentitySandbox::new();
+    let plane = identity_sandbox.0.plane();
     let namespace = plane.namespace(None);
     let subject = format!("system:serviceaccount:{}:web", namespace.name);
     let dir = tempfile::tempdir().unwrap();
-    let azure = Azure::start(dir.path()).await;
-    azure.has(&format!("{ISSUER}/"), &subject);
+    let azure = FakeAzure::start(dir.path()).await;
+    azure.set_credential(&format!("{ISSUER}/"), &subject);
     apply(&namespace, &service_account("web"));
 
-    let mut volume = Volume::new("identity-volume", &azure.section("10m"));
+    let mut volume = ConfigVolume::new("identity-volume", &azure.section("10m"));
     let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-controller");
     let (file, path) = (volume.file(), azure.path());
     let controller =
         Controller::start_with(plane, "identity-azure", &kubeconfig, &["--config", &file], &[("PATH", &path)]);
-    until(plane, "F3", "web", true);
+    wait_for_finding(plane, "F3", "web", true);
     assert_eq!(controller.metric(r#"spillway_identity_source_up{source="credentials"}"#), 1, "{:?}", controller.log());
 
-    // Other settings begin anew, and do not rest on what was read before.
-    azure.has(ISSUER, &subject);
+    // New settings restart the checks without the former data.
+    azure.set_credential(ISSUER, &subject);
     volume.publish(&azure.section("9m"));
-    until(plane, "F3", "web", false);
+    wait_for_finding(plane, "F3", "web", false);
     eventually("the event", || {
         events(plane, &namespace.name, "web").contains(&"IdentityHealed".to_owned()).then_some(())
     });
@@ -235,16 +233,16 @@ async fn the_controller_asks_azure_and_follows_its_settings() {
     eventually("the checks to end", || (last_pass() == 0).then_some(()));
     apply(&namespace, &service_account("late"));
     volume.publish(&azure.section("8m"));
-    until(plane, "F2", "late", true);
-    assert!(!has(plane, "F3", "web"));
+    wait_for_finding(plane, "F2", "late", true);
+    assert!(!has_finding(plane, "F3", "web"));
 }
 
 #[test]
-fn pods_from_before_the_annotation_are_named_until_they_are_restarted() {
-    let watched = Watched::new();
-    let plane = watched.0.plane();
+fn pods_older_than_the_annotation_are_reported() {
+    let identity_sandbox = IdentitySandbox::new();
+    let plane = identity_sandbox.0.plane();
     let namespace = plane.namespace(None);
-    let _controller = leading(plane, "identity-pods");
+    let _controller = start_leader(plane, "identity-pods");
     let pod = |name: &str, env: Value| {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"azure.workload.identity/use": "true"}},
             "spec": {"serviceAccountName": "web", "schedulingGates": [{"name": "test/held"}],
@@ -259,19 +257,22 @@ fn pods_from_before_the_annotation_are_named_until_they_are_restarted() {
     apply(&namespace, &pod("before", env("99999999-1111-4222-8333-444444444444")));
     apply(&namespace, &pod("after", env(CLIENT_ID)));
     apply(&namespace, &service_account("web"));
-    until(plane, "P1", "before", true);
-    assert!(!has(plane, "P1", "after"), "{:?}", findings(plane));
+    wait_for_finding(plane, "P1", "before", true);
+    assert!(!has_finding(plane, "P1", "after"), "{:?}", findings(plane));
     namespace.delete_pod("before");
-    until(plane, "P1", "before", false);
-    // Pods come and go: that it is mended is said when it has stayed so.
+    wait_for_finding(plane, "P1", "before", false);
+    // Findings about pods count as repaired only after some time.
     assert!(is_remembered(plane, "P1", "web"), "{}", report(plane).unwrap());
-    let said = events(plane, &namespace.name, "web");
-    assert!(said.contains(&"IdentityP1".to_owned()) && !said.contains(&"IdentityHealed".to_owned()), "{said:?}");
+    let reasons = events(plane, &namespace.name, "web");
+    assert!(
+        reasons.contains(&"IdentityP1".to_owned()) && !reasons.contains(&"IdentityHealed".to_owned()),
+        "{reasons:?}"
+    );
 }
 
-/// What azure-workload-identity registers, for the pods of no namespace.
+/// Returns the webhook configuration of azure-workload-identity, for a namespace that does not exist.
 pub(crate) fn azure_workload_identity() -> Value {
-    // Nobody verifies anything with it; it has to be a certificate all the same.
+    // The API server accepts only a certificate here, but nothing uses it.
     let authority = spillway::certs::generate(&[], time::OffsetDateTime::now_utc()).unwrap().ca;
     let ca_bundle = STANDARD.encode(authority);
     json!({
@@ -287,40 +288,40 @@ pub(crate) fn azure_workload_identity() -> Value {
 }
 
 #[test]
-fn a_webhook_that_comes_too_early_or_does_not_answer_is_told_of() {
-    let watched = Watched::new();
-    let plane = watched.0.plane();
+fn identity_webhooks_in_wrong_order_or_unready_are_reported() {
+    let identity_sandbox = IdentitySandbox::new();
+    let plane = identity_sandbox.0.plane();
     let namespace = plane.namespace(None);
     apply(&namespace, &service_account("web"));
-    let _controller = leading(plane, "identity-webhooks");
+    let _controller = start_leader(plane, "identity-webhooks");
     plane.create_or_replace(None, &azure_workload_identity());
-    until(plane, "W3", AZURE_WI, true);
+    wait_for_finding(plane, "W3", AZURE_WI, true);
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": {"name": "azure-wi", "namespace": "kube-system", "labels": {"kubernetes.io/service-name": "azure-wi-webhook-webhook-service"}},
         "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}], "ports": [{"name": "https", "port": 9443, "protocol": "TCP"}],
     });
     plane.create_or_replace(Some("kube-system"), &slice);
-    until(plane, "W3", AZURE_WI, false);
+    wait_for_finding(plane, "W3", AZURE_WI, false);
 
     let ours = webhook_configuration(plane, "127.0.0.1:9".parse().unwrap());
     let mut ours: Value = serde_saphyr::from_str(&ours).unwrap();
     ours["metadata"]["name"] = "zz-spillway".into();
     plane.create_or_replace(None, &ours);
-    until(plane, "W2", "zz-spillway", true);
+    wait_for_finding(plane, "W2", "zz-spillway", true);
     plane.delete(&format!("{CONFIGURATIONS}/zz-spillway"));
-    until(plane, "W2", "zz-spillway", false);
+    wait_for_finding(plane, "W2", "zz-spillway", false);
     eventually("the events on what stands for the cluster", || {
-        let said = events(plane, "spillway-system", "spillway-config");
-        ["IdentityW2", "IdentityW3"].iter().all(|reason| said.contains(&(*reason).to_owned())).then_some(())
+        let reasons = events(plane, "spillway-system", "spillway-config");
+        ["IdentityW2", "IdentityW3"].iter().all(|reason| reasons.contains(&(*reason).to_owned())).then_some(())
     });
     assert!(is_remembered(plane, "W2", "zz-spillway"), "{}", report(plane).unwrap());
 }
 
 #[test]
-fn a_thousand_service_accounts_cost_few_events_and_few_passes() {
-    let watched = Watched::new();
-    let plane = watched.0.plane();
+fn a_thousand_service_accounts_cost_few_events_and_passes() {
+    let identity_sandbox = IdentitySandbox::new();
+    let plane = identity_sandbox.0.plane();
     let namespace = plane.namespace(None);
     let accounts = (0..1_000).map(|number| {
         let mut account = service_account(&format!("sa-{number:04}"));
@@ -328,7 +329,7 @@ fn a_thousand_service_accounts_cost_few_events_and_few_passes() {
         account
     });
     let accounts: Vec<_> = accounts.collect();
-    let controller = leading(plane, "identity-load");
+    let controller = start_leader(plane, "identity-load");
     let passes = || controller.metric(r#"spillway_reconciles_total{reconciler="identity",result="success"}"#);
     let (before, start) = (passes(), Instant::now());
     let list = json!({"apiVersion": "v1", "kind": "List", "items": accounts});
@@ -339,7 +340,7 @@ fn a_thousand_service_accounts_cost_few_events_and_few_passes() {
             .then_some(())
     });
     let (took, passes) = (start.elapsed(), passes() - before);
-    let said = all_events(plane, &namespace.name);
+    let event_count = all_events(plane, &namespace.name);
     let pid = controller.pid();
     let memory = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let memory = memory.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("VmHWM"));
@@ -347,16 +348,16 @@ fn a_thousand_service_accounts_cost_few_events_and_few_passes() {
     let times: Vec<u64> =
         ticks.rsplit(") ").next().unwrap().split(' ').skip(11).take(2).map(|text| text.parse().unwrap()).collect();
     println!(
-        "1,000 service accounts: {passes} passes and {said} events in {took:?}; {} ms of CPU (debug build), {}",
+        "1,000 service accounts: {passes} passes and {event_count} events in {took:?}; {} ms of CPU (debug build), {}",
         times.iter().sum::<u64>() * 10,
         memory.collect::<Vec<_>>().join(", ")
     );
     assert!(passes <= took.as_secs() + 2, "{passes} passes in {took:?}");
-    // The report and the events of a pass are written before it is counted.
-    assert!((1..=(passes + 1) * 20).contains(&said), "{said} events in {passes} passes");
+    // A pass is counted after its report and events are written.
+    assert!((1..=(passes + 1) * 20).contains(&event_count), "{event_count} events in {passes} passes");
 }
 
-/// How many events there are about service accounts of a namespace, each as often as it was written.
+/// Returns the number of identity events in a namespace, each as often as it occurred.
 fn all_events(plane: &ControlPlane, namespace: &str) -> u64 {
     let events = plane.events(namespace);
     let of_identity = events.iter().filter(|event| event["reason"].as_str().unwrap().starts_with("Identity"));

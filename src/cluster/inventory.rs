@@ -1,0 +1,213 @@
+//! The one cache of a controller process: one watch for each kind, and what each reader needs of it.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1};
+use kube::{
+    Client,
+    api::{ObjectMeta, PartialObjectMeta},
+};
+use tokio::{sync::watch, task::JoinSet};
+
+use super::{
+    node::{Node, NodeObject},
+    pods::Pods,
+    scale_up::{self, ScaleUps},
+    scope::{OptedIn, Scope},
+    snapshot::{Namespace, Snapshot, network_policy, service_account},
+    watch as of_admission,
+};
+use crate::{
+    background::again_after_panic,
+    certs::self_managed::{CONFIGURATION, SECRET},
+    eligibility::VirtualNode,
+    identity::seen,
+    kubernetes::{ObjectKey, Store, Watch},
+    reload::configuration::{ConfigReceiver, until},
+    telemetry::Caches,
+};
+
+/// The cluster as the controller sees it. Follows the cluster until it is dropped.
+pub(crate) struct Inventory {
+    pub(super) client: Client,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    /// All nodes.
+    pub(crate) nodes: watch::Receiver<Store<Node>>,
+    /// All pods.
+    pub(crate) pods: Arc<Pods>,
+    /// Namespaces that have opted in.
+    pub(crate) opted_in: watch::Receiver<Store<Arc<OptedIn>>>,
+    /// The pods for which the API server calls Spillway, by the live webhook configuration.
+    pub(crate) scope: watch::Receiver<Store<Scope>>,
+    /// The version of that configuration.
+    pub(crate) webhook_version: watch::Receiver<Store<String>>,
+    /// The version of the authority's Secret.
+    pub(crate) secret_version: watch::Receiver<Store<String>>,
+    /// Pods for which an autoscaler has announced a VM.
+    pub(crate) scale_ups: watch::Receiver<ScaleUps>,
+    /// For identity checks.
+    pub(super) service_accounts: watch::Receiver<Store<seen::ServiceAccount>>,
+    pub(super) namespaces: watch::Receiver<Store<seen::Namespace>>,
+    pub(super) webhooks: watch::Receiver<Store<seen::WebhookConfiguration>>,
+    pub(super) v1_virtual_nodes: watch::Receiver<Store<()>>,
+    _watches: JoinSet<()>,
+}
+
+impl Inventory {
+    /// Starts to follow the cluster; returns at once. `namespace` is the one of this program. Must be called within a tokio runtime.
+    pub(crate) fn start(client: &Client, namespace: &str, configuration: &ConfigReceiver, metrics: &Caches) -> Self {
+        let (publisher, mut tasks) = (of_admission::Publisher::default(), JoinSet::new());
+        let snapshot = publisher.subscribe();
+
+        let (sink, nodes, v1_virtual_nodes) = pair();
+        let watch: Watch<NodeObject> = of_admission::watch(client, "nodes", "virtual nodes", metrics);
+        watch.spawn(&mut tasks, node, sink);
+
+        let (sink, opted_in, namespaces) = pair();
+        let watch: Watch<PartialObjectMeta<v1::Namespace>> =
+            of_admission::watch(client, "namespaces", "namespaces", metrics);
+        watch.spawn(&mut tasks, |object| Some(namespace_parts(&object.metadata)), (publisher.namespaces(), sink));
+
+        let (accounts, service_accounts) = watch::channel(Store::default());
+        of_admission::service_accounts(client, metrics).spawn(
+            &mut tasks,
+            |account| {
+                let meta = &account.metadata;
+                Some((Some(service_account(meta)), Some(seen::ServiceAccount::from(meta))))
+            },
+            (publisher.service_accounts(), accounts),
+        );
+
+        of_admission::network_policies(client, metrics).spawn(&mut tasks, network_policy, publisher.network_policies());
+
+        let (sink, scope, webhook_version) = pair();
+        let (configurations, webhooks) = watch::channel(Store::default());
+        Watch::all(client, "mutatingwebhookconfigurations").spawn(
+            &mut tasks,
+            |object| Some(webhook_parts(object)),
+            (configurations, sink),
+        );
+
+        let (versions, secret_version) = watch::channel(Store::default());
+        let watch: Watch<PartialObjectMeta<v1::Secret>> = Watch::namespaced(client, "secrets", namespace);
+        watch.named(SECRET).spawn(&mut tasks, |secret| secret.metadata.resource_version, versions);
+
+        let scale_ups = scale_up::start(client, &mut tasks);
+        let pods = Arc::<Pods>::default();
+        follow_pods(client, configuration, &nodes, &pods, &mut tasks);
+        follow_virtual_nodes(configuration, &nodes, publisher, &mut tasks);
+        Self {
+            client: client.clone(),
+            snapshot,
+            nodes,
+            pods,
+            opted_in,
+            scope,
+            webhook_version,
+            secret_version,
+            scale_ups,
+            service_accounts,
+            namespaces,
+            webhooks,
+            v1_virtual_nodes,
+            _watches: tasks,
+        }
+    }
+
+    /// What decisions rest on now.
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// The names of the caches that decisions rest on and that have not been filled.
+    pub(crate) fn unsynced(&self) -> Vec<&'static str> {
+        self.snapshot.borrow().unsynced()
+    }
+
+    /// The scope of the live webhook configuration; `None` if it does not exist, or is not known.
+    pub(crate) fn live_scope(&self) -> Option<Scope> {
+        self.scope.borrow().get(&ObjectKey::cluster_scoped(CONFIGURATION)).cloned()
+    }
+}
+
+type Pair<A, B> =
+    ((watch::Sender<Store<A>>, watch::Sender<Store<B>>), watch::Receiver<Store<A>>, watch::Receiver<Store<B>>);
+
+/// Two stores that one watch fills.
+fn pair<A, B>() -> Pair<A, B> {
+    let (a, b) = (watch::channel(Store::default()), watch::channel(Store::default()));
+    ((a.0, b.0), a.1, b.1)
+}
+
+fn node(object: NodeObject) -> Option<(Option<Node>, Option<()>)> {
+    let node = Node::read(object)?;
+    let is_first_generation = node.is_first_generation();
+    Some((Some(node), is_first_generation.then_some(())))
+}
+
+type NamespaceParts = (Option<Arc<Namespace>>, Option<(Option<Arc<OptedIn>>, Option<seen::Namespace>)>);
+
+fn namespace_parts(meta: &ObjectMeta) -> NamespaceParts {
+    let namespace = Namespace::opted_in(meta);
+    let opted_in = namespace.as_ref().map(|namespace| Arc::new(OptedIn::read(namespace, meta)));
+    (namespace, Some((opted_in, Some(seen::Namespace::from(meta)))))
+}
+
+type WebhookParts = (Option<seen::WebhookConfiguration>, Option<(Option<Scope>, Option<String>)>);
+
+fn webhook_parts(configuration: MutatingWebhookConfiguration) -> WebhookParts {
+    let seen = seen::WebhookConfiguration::from(&configuration);
+    let own = (configuration.metadata.name.as_deref() == Some(CONFIGURATION)).then(|| {
+        let version = configuration.metadata.resource_version.clone();
+        (Some(Scope::read(configuration)), version)
+    });
+    (Some(seen), own)
+}
+
+fn follow_pods(
+    client: &Client,
+    configuration: &ConfigReceiver,
+    nodes: &watch::Receiver<Store<Node>>,
+    pods: &Arc<Pods>,
+    tasks: &mut JoinSet<()>,
+) {
+    let (client, configuration, nodes, pods) = (client.clone(), configuration.clone(), nodes.clone(), pods.clone());
+    tasks.spawn(again_after_panic(async move || pods.run(&client, &configuration, nodes.clone()).await));
+}
+
+/// Keeps the virtual nodes of the snapshot: those of all nodes that the configuration in force selects.
+fn follow_virtual_nodes(
+    configuration: &ConfigReceiver,
+    nodes: &watch::Receiver<Store<Node>>,
+    publisher: of_admission::Publisher,
+    tasks: &mut JoinSet<()>,
+) {
+    let (configuration, nodes) = (configuration.clone(), nodes.clone());
+    tasks.spawn(again_after_panic(async move || {
+        let mut nodes = nodes.clone();
+        loop {
+            let selector = configuration.borrow().virtual_nodes.selector.clone();
+            let selected: Option<Vec<_>> = {
+                let nodes = nodes.borrow_and_update();
+                let all = nodes.values().filter(|node| node.is_virtual(&selector));
+                let all = all.map(|node| VirtualNode::new(node.name.clone(), node.labels.clone())).collect();
+                nodes.is_listed().then_some(all)
+            };
+            if let Some(selected) = selected {
+                publisher.set_virtual_nodes(selected);
+            }
+            tokio::select! {
+                changed = nodes.changed() => if changed.is_err() { return },
+                () = until(&configuration, |now| now.virtual_nodes.selector != selector) => {}
+            }
+        }
+    }));
+}
+
+/// The Services that webhooks name.
+pub(super) fn services<'w>(webhooks: impl Iterator<Item = &'w seen::WebhookConfiguration>) -> BTreeSet<ObjectKey> {
+    let webhooks = webhooks.flat_map(|configuration| &configuration.webhooks).filter(|webhook| webhook.wants_label);
+    webhooks
+        .filter_map(|webhook| webhook.service.as_ref().map(|(namespace, name)| ObjectKey::new(namespace, name)))
+        .collect()
+}

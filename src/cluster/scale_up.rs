@@ -1,0 +1,150 @@
+//! Events by which autoscalers announce that they add a VM for a pod.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::{
+    api::core::v1::{self as core, ObjectReference},
+    jiff::Timestamp,
+};
+use kube::Client;
+use tokio::{sync::watch, task::JoinSet};
+
+use crate::{
+    background::again_after_panic,
+    kubernetes::{ObjectKey, Refusal, Sink, Watch},
+};
+
+/// The reasons of these Events: cluster-autoscaler (kubernetes/autoscaler `processors/status/eventing_scale_up_processor.go`) and Karpenter
+/// (kubernetes-sigs/karpenter `pkg/controllers/provisioning/scheduling/events.go`).
+const REASONS: [&str; 2] = ["TriggeredScaleUp", "Nominated"];
+
+/// How long the API server keeps an Event by default.
+const EVENT_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// Pods for which an autoscaler has announced a VM, and when it did so last.
+#[derive(Debug, Default)]
+pub(crate) struct ScaleUps {
+    is_listed: [bool; REASONS.len()],
+    by_pod: HashMap<ObjectKey, Timestamp>,
+}
+
+impl ScaleUps {
+    /// Returns whether the Events of all reasons have been listed.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.is_listed.iter().all(|is_listed| *is_listed)
+    }
+
+    /// When an autoscaler last announced a VM for this pod.
+    pub(crate) fn announced(&self, pod: &ObjectKey) -> Option<Timestamp> {
+        self.by_pod.get(pod).copied()
+    }
+
+    /// Several Events may name a pod, and they arrive in any order. Returns whether that is news.
+    fn put(&mut self, pod: ObjectKey, at: Timestamp) -> bool {
+        let is_newer = self.by_pod.get(&pod).is_none_or(|known| *known < at);
+        if is_newer {
+            self.by_pod.insert(pod, at);
+        }
+        is_newer
+    }
+}
+
+#[cfg(test)]
+impl FromIterator<(ObjectKey, Timestamp)> for ScaleUps {
+    fn from_iter<I: IntoIterator<Item = (ObjectKey, Timestamp)>>(announced: I) -> Self {
+        Self { is_listed: [true; REASONS.len()], by_pod: announced.into_iter().collect() }
+    }
+}
+
+/// Starts to watch these Events: one watch for each reason, as a field selector has no "or".
+pub(super) fn start(client: &Client, tasks: &mut JoinSet<()>) -> watch::Receiver<ScaleUps> {
+    let (publish, announced) = watch::channel(ScaleUps::default());
+    let publish = Arc::new(publish);
+    for (place, reason) in REASONS.into_iter().enumerate() {
+        let events = Watch::all(client, "events").fields(&format!("reason={reason},involvedObject.kind=Pod"));
+        events.spawn(tasks, announcement, ScaleUpSink { publish: publish.clone(), place });
+    }
+    tasks.spawn(again_after_panic(async move || forget_old(&publish).await));
+    announced
+}
+
+/// The pod that an Event is about, and when it was last seen.
+fn announcement(event: core::Event) -> Option<(ObjectKey, Timestamp)> {
+    let ObjectReference { namespace, name, .. } = event.involved_object;
+    let at = event.series.and_then(|series| series.last_observed_time).or(event.event_time).map(|time| time.0);
+    let at = at.or(event.last_timestamp.map(|time| time.0)).or(event.metadata.creation_timestamp.map(|time| time.0));
+    Some((ObjectKey::new(namespace.unwrap_or_default(), name.unwrap_or_default()), at?))
+}
+
+/// Takes the Events of one reason. An Event that is deleted was announced all the same.
+struct ScaleUpSink {
+    publish: Arc<watch::Sender<ScaleUps>>,
+    place: usize,
+}
+
+impl Sink<(ObjectKey, Timestamp)> for ScaleUpSink {
+    fn replace(&self, all: BTreeMap<ObjectKey, (ObjectKey, Timestamp)>) {
+        self.publish.send_if_modified(|known| {
+            let was_listed = known.is_listed();
+            if let Some(is_listed) = known.is_listed.get_mut(self.place) {
+                *is_listed = true;
+            }
+            let mut is_news = known.is_listed() && !was_listed;
+            for (pod, at) in all.into_values() {
+                is_news |= known.put(pod, at);
+            }
+            is_news
+        });
+    }
+
+    fn apply(&self, _: ObjectKey, announced: Option<(ObjectKey, Timestamp)>) {
+        let Some((pod, at)) = announced else { return };
+        self.publish.send_if_modified(|known| known.put(pod, at));
+    }
+
+    fn refuse(&self, _: Refusal) {}
+}
+
+/// Forgets what the API server has forgotten too.
+async fn forget_old(publish: &watch::Sender<ScaleUps>) {
+    loop {
+        tokio::time::sleep(EVENT_LIFETIME / 4).await;
+        let horizon = Timestamp::now() - EVENT_LIFETIME;
+        publish.send_if_modified(|known| {
+            known.by_pod.retain(|_, at| *at > horizon);
+            false
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_announcement_counts_in_whatever_order_they_arrive() {
+        let mut known = ScaleUps::default();
+        let pod = ObjectKey::new("shop", "web");
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let is_news = [10, 30, 20].map(|seconds| known.put(pod.clone(), at(seconds)));
+        assert_eq!((is_news, known.announced(&pod)), ([true, true, false], Some(at(30))));
+        assert!(!known.is_listed(), "other Events may not have arrived");
+    }
+
+    #[test]
+    fn announcements_are_known_when_the_events_of_all_reasons_are_listed() {
+        let publish = Arc::new(watch::Sender::new(ScaleUps::default()));
+        let list = |place| ScaleUpSink { publish: publish.clone(), place }.replace(BTreeMap::new());
+        let mut published = publish.subscribe();
+        list(0);
+        assert!(!published.borrow_and_update().is_listed() && !published.has_changed().unwrap());
+        list(1);
+        assert!(published.has_changed().unwrap() && published.borrow_and_update().is_listed());
+        list(1);
+        assert!(!published.has_changed().unwrap(), "the same list again");
+    }
+}

@@ -1,0 +1,125 @@
+//! An API server for tests: it lists what it has, streams what changes, and remembers what it was asked.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{body::Body as Answer, http};
+use futures_util::{StreamExt, stream};
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+/// How long a list takes.
+const LIST_LATENCY: Duration = Duration::from_secs(1);
+
+/// All clones are one.
+#[derive(Clone, Default)]
+pub(crate) struct FakeApi(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    /// By path, and by namespace and name.
+    objects: BTreeMap<String, BTreeMap<(String, String), Value>>,
+    version: u64,
+    watches: Vec<(String, mpsc::UnboundedSender<String>)>,
+    asked: Vec<String>,
+    forbidden: Vec<String>,
+}
+
+impl FakeApi {
+    pub(crate) fn client(&self) -> Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let api = api.clone();
+            async move {
+                let (path, query) = (request.uri().path().to_owned(), request.uri().query().unwrap_or_default());
+                if !query.contains("watch=true") {
+                    tokio::time::sleep(LIST_LATENCY).await;
+                }
+                Ok::<_, Infallible>(api.answer(path, query))
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    /// Creates an object, or changes it.
+    pub(crate) fn apply(&self, path: &str, object: Value) {
+        self.change(path, object, "MODIFIED");
+    }
+
+    pub(crate) fn delete(&self, path: &str, object: Value) {
+        self.change(path, object, "DELETED");
+    }
+
+    /// Answers requests to this path with 403, or no longer.
+    pub(crate) fn forbid(&self, path: &str, is_forbidden: bool) {
+        let mut state = self.0.lock().unwrap();
+        state.forbidden.retain(|other| other != path);
+        if is_forbidden {
+            state.forbidden.push(path.to_owned());
+        }
+    }
+
+    /// Ends all watches of this path.
+    pub(crate) fn end_watches(&self, path: &str) {
+        self.0.lock().unwrap().watches.retain(|(other, _)| other != path);
+    }
+
+    /// The requests to this path, by their queries.
+    pub(crate) fn asked(&self, path: &str) -> Vec<String> {
+        let state = self.0.lock().unwrap();
+        state.asked.iter().filter_map(|asked| Some(asked.strip_prefix(path)?.strip_prefix('?')?.to_owned())).collect()
+    }
+
+    /// How many watches have been started, by path and selector.
+    pub(crate) fn watches(&self) -> BTreeMap<String, usize> {
+        let mut watches = BTreeMap::new();
+        for asked in self.0.lock().unwrap().asked.iter().filter(|asked| asked.contains("watch=true")) {
+            let (path, query) = asked.split_once('?').unwrap();
+            let selectors = query.split('&').filter(|pair| pair.contains("Selector="));
+            let name = std::iter::once(path).chain(selectors).collect::<Vec<_>>().join(" ");
+            *watches.entry(name).or_default() += 1;
+        }
+        watches
+    }
+
+    fn change(&self, path: &str, mut object: Value, type_: &str) {
+        let mut state = self.0.lock().unwrap();
+        state.version += 1;
+        object["metadata"]["resourceVersion"] = state.version.to_string().into();
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let key = (text("namespace"), text("name"));
+        let objects = state.objects.entry(path.to_owned()).or_default();
+        match type_ {
+            "DELETED" => objects.remove(&key),
+            _ => objects.insert(key, object.clone()),
+        };
+        // As the API server writes it: the type comes first.
+        let event = format!("{{\"type\":\"{type_}\",\"object\":{object}}}\n");
+        let of_path = state.watches.iter().filter(|(other, _)| other == path);
+        of_path.for_each(|(_, watch)| drop(watch.send(event.clone())));
+    }
+
+    fn answer(&self, path: String, query: &str) -> http::Response<Answer> {
+        let mut state = self.0.lock().unwrap();
+        state.asked.push(format!("{path}?{query}"));
+        if state.forbidden.contains(&path) {
+            let status =
+                json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden", "message": ""});
+            return http::Response::builder().status(403).body(Answer::from(status.to_string())).unwrap();
+        }
+        if query.contains("watch=true") {
+            let (send, receive) = mpsc::unbounded_channel();
+            state.watches.push((path, send));
+            let lines = stream::unfold(receive, async |mut receive| Some((receive.recv().await?, receive)));
+            return http::Response::new(Answer::from_stream(lines.map(Ok::<_, Infallible>)));
+        }
+        let items: Vec<_> = state.objects.get(&path).into_iter().flat_map(BTreeMap::values).collect();
+        let list = json!({"metadata": {"resourceVersion": state.version.to_string()}, "items": items});
+        http::Response::new(Answer::from(list.to_string()))
+    }
+}
