@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::ensure;
-use spillway::identity::{AccountName, Object, Seen, azure, check, seen};
+use spillway::identity::{AccountName, Object, Observation, check, managed_identity, observation};
 
 const ACCOUNTS: usize = 5_000;
 const PODS: usize = 20_000;
@@ -42,20 +42,20 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Each identity has ten service accounts, and eight credentials with subjects that are nearly theirs.
-fn cluster() -> Seen {
-    Seen {
-        cluster: seen::Cluster {
+fn cluster() -> Observation {
+    Observation {
+        cluster: observation::Cluster {
             service_accounts: (0..ACCOUNTS).map(account).collect(),
-            is_whole: true,
+            is_complete: true,
             pods: (0..PODS).map(pod).collect(),
-            ..seen::Cluster::default()
+            ..observation::Cluster::default()
         },
-        issuers: vec![seen::Issuer { url: ISSUER.to_owned(), source: String::new(), algorithms: None }],
-        azure: Some(azure::Azure {
+        issuers: vec![observation::Issuer { url: ISSUER.to_owned(), source: String::new(), algorithms: None }],
+        managed_identities: Some(managed_identity::ManagedIdentities {
             identities: (0..ACCOUNTS).step_by(10).map(identity).collect(),
-            ..azure::Azure::default()
+            ..managed_identity::ManagedIdentities::default()
         }),
-        ..Seen::default()
+        ..Observation::default()
     }
 }
 
@@ -67,44 +67,44 @@ fn name(number: usize) -> AccountName {
     AccountName { namespace: format!("ns-{}", number % 100), name: format!("sa-{number}") }
 }
 
-fn account(number: usize) -> seen::ServiceAccount {
-    seen::ServiceAccount {
+fn account(number: usize) -> observation::ServiceAccount {
+    observation::ServiceAccount {
         name: name(number),
         annotations: [("azure.workload.identity/client-id".to_owned(), client_id(number))].into(),
-        ..seen::ServiceAccount::default()
+        ..observation::ServiceAccount::default()
     }
 }
 
 /// Two of three have the label.
-fn pod(number: usize) -> seen::Pod {
+fn pod(number: usize) -> observation::Pod {
     let AccountName { namespace, name } = name(number % ACCOUNTS);
     let label = ("azure.workload.identity/use".to_owned(), "true".to_owned());
-    seen::Pod {
-        maker: Object::namespaced("Deployment", &namespace, &name),
+    observation::Pod {
+        owner: Object::namespaced("Deployment", &namespace, &name),
         name: format!("{name}-{number}"),
         namespace,
         service_account: name,
         is_admitted: true,
-        containers: vec![seen::Container { name: "web".to_owned(), ..seen::Container::default() }],
+        containers: vec![observation::Container { name: "web".to_owned(), ..observation::Container::default() }],
         labels: Some(label).into_iter().filter(|_| !number.is_multiple_of(3)).collect(),
-        ..seen::Pod::default()
+        ..observation::Pod::default()
     }
 }
 
-fn identity(number: usize) -> azure::Identity {
-    azure::Identity {
+fn identity(number: usize) -> managed_identity::ManagedIdentity {
+    managed_identity::ManagedIdentity {
         client_id: client_id(number),
         principal_id: None,
         tenant_id: None,
         id: None,
         credentials: Ok((number..number + 8).map(credential).collect()),
-        extent: azure::Extent::Whole,
+        completeness: managed_identity::Completeness::Complete,
         source: String::new(),
     }
 }
 
-fn credential(number: usize) -> azure::Credential {
-    azure::Credential {
+fn credential(number: usize) -> managed_identity::FederatedCredential {
+    managed_identity::FederatedCredential {
         name: format!("c-{number}"),
         issuer: ISSUER.to_owned(),
         subject: Some(format!("system:serviceaccount:ns-{}:sb-{number}", number % 100)),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# `make demo`: Spillway, webhook and controller, beside a real API server and scheduler on this machine, with fake nodes.
+# `make demo`: runs webhook and controller with a real API server and scheduler on this machine. The nodes are fake.
 #
-# Needs what the build needs: Rust, Go, make, a C compiler, git. Leaves nothing behind; KEEP=1 leaves it all running.
+# Needs what the build needs: Rust, Go, make, a C compiler, git. Removes everything at the end. KEEP=1 keeps it running.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,7 +11,7 @@ title() { printf '\n%s== %s%s\n\n' "$bold" "$*" "$reset"; }
 
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/spillway-demo.XXXXXX")
 doing='' log=''
-# step WHAT [LOG]: what is going on, and the log that tells why it failed, beside kubectl's.
+# step WHAT [LOG]: sets the current step, and the log to show if it fails (in addition to kubectl's).
 step() {
   doing=$1 log=${2:-}
   : >"$tmp/kubectl.log"
@@ -21,11 +21,10 @@ fail() { echo "$*" >&2; exit 1; }
 stop_all() {
   trap - EXIT
   trap '' INT TERM
-  exec 3>&- # the lifeline, see below: the control plane and the webhook end
+  exec 3>&- # closes the lifeline (see below): the control plane and the webhook stop
   wait
 }
-# Ctrl-C goes to the children too, so the command that runs right now may seem to fail: then `finish` has begun already when
-# this is called, and ends here.
+# Ctrl-C also reaches the children, so the current command may fail. Then `finish` has already started, and this ends it.
 interrupted() {
   stop_all
   rm -rf "$tmp"
@@ -43,7 +42,7 @@ finish() {
     local file
     for file in "$log" "$tmp/kubectl.log"; do
       if [[ ! -s $file ]]; then continue; fi
-      echo "the end of $file:"
+      echo "last lines of $file:"
       tail -n 15 "$file" | cut -c1-300 | sed 's/^/  /'
     done
     echo "all logs: $tmp/*.log $tmp/controlplane/*.log"
@@ -54,7 +53,7 @@ trap finish EXIT
 trap 'interrupted 130' INT
 trap 'interrupted 143' TERM
 
-# poll SECONDS PID CMD...: repeat CMD until it succeeds, as long as process PID lives.
+# poll SECONDS PID CMD...: repeats CMD until it succeeds, while process PID runs.
 poll() {
   local end=$((SECONDS + $1)) pid=$2
   shift 2
@@ -68,13 +67,13 @@ poll() {
 # --- programs ---------------------------------------------------------------------------------------------------------
 
 step "cargo build" "$tmp/cargo.log"
-echo "building spillway (cargo build; minutes the first time)"
+echo "Building spillway with cargo (the first build takes minutes)"
 cargo build --locked --quiet 2>"$log"
 spillway=${CARGO_TARGET_DIR:-target}/debug/spillway
 
 step "building the control plane program"
 controlplane=$(tests/controlplane/build.sh)
-# What kubectl says goes to its log; what it says of a success, such as a warning of the webhook, is shown too.
+# Writes kubectl's messages to its log. Also prints the messages of successful commands, such as warnings of the webhook.
 k() {
   local code=0 words=$tmp/kubectl.$BASHPID
   "$controlplane" kubectl "$@" 2>"$words" 3>&- || code=$?
@@ -86,8 +85,8 @@ k() {
 
 # --- control plane ----------------------------------------------------------------------------------------------------
 
-# The lifeline: a pipe that only this script holds open (the children get 3>&-). When the script ends, in whatever way,
-# the pipe closes, and the programs that read from it stop.
+# The lifeline is a pipe that only this script keeps open (the children get 3>&-). When the script ends, the pipe closes.
+# Then the programs that read from the pipe stop.
 mkfifo "$tmp/lifeline"
 
 step "starting the control plane" "$tmp/up.log"
@@ -100,7 +99,7 @@ export KUBECONFIG=$tmp/controlplane/admin.kubeconfig
 
 step "creating the nodes" "$tmp/controlplane/kwok.log"
 k apply -f examples/nodes.yaml >/dev/null
-# Each node starts with the taint not-ready. If it left the virtual node first, pods would go there for that reason alone.
+# Each node starts with the taint not-ready. If the virtual node lost it first, the scheduler would prefer that node.
 nodes_ready() {
   local taints
   taints=$(k get nodes -o jsonpath='{.items[*].spec.taints[*].key}') && [[ $taints != *not-ready* ]]
@@ -110,13 +109,13 @@ k get nodes -o custom-columns='NODE:.metadata.name,TYPE:.metadata.labels.type,CP
 
 # --- Spillway -----------------------------------------------------------------------------------------------------------
 
-# As a user installs it, but for the webhook's address: there is no Service here.
+# Same installation as in a cluster, except for the webhook's address: there is no Service here.
 k create --dry-run=client -f manifests/base/configmap.yaml -o jsonpath='{.data.config\.yaml}' >"$tmp/config.yaml"
 k kustomize manifests/overlays/local >"$tmp/install.yaml"
 step "installing manifests/overlays/local" "$tmp/controlplane/kube-apiserver.log"
 k create namespace spillway-system >/dev/null
 
-# start PART FLAGS...: a part of Spillway, beside the control plane; it ends with the lifeline.
+# start PART FLAGS...: starts the webhook or the controller. It stops when the lifeline closes.
 start() {
   local part=$1
   shift
@@ -129,8 +128,8 @@ start() {
 start controller
 start webhook --bind 127.0.0.1:0
 webhook=$pid
-port=$(sed -n 's/.*listening.*webhook=127\.0\.0\.1:\([0-9]*\).*/\1/p' "$log" | head -n 1) # the log tells which one 0 became
-[[ -n $port ]] || fail "the log of the webhook does not tell its port"
+port=$(sed -n 's/.*listening.*webhook=127\.0\.0\.1:\([0-9]*\).*/\1/p' "$log" | head -n 1) # the log has the port that the system chose
+[[ -n $port ]] || fail "the log of the webhook does not contain its port"
 
 step "installing manifests/overlays/local" "$tmp/webhook.log"
 sed "s|127.0.0.1:9443|127.0.0.1:$port|" "$tmp/install.yaml" | k apply -f - >/dev/null
@@ -152,7 +151,7 @@ poll 20 "$webhook" decided shop-peak
 
 # --- pods -------------------------------------------------------------------------------------------------------------
 
-# admitted NAMESPACE FILE: the pod as the API server would store it, less what is different each time or kubectl's own.
+# admitted NAMESPACE FILE: the pod as the API server would store it, without fields that differ each time and kubectl's own.
 admitted() {
   mkdir -p "$tmp/$1"
   k -n "$1" apply --dry-run=server -o yaml -f "examples/$2" |
@@ -160,7 +159,7 @@ admitted() {
       -e '/^  (creationTimestamp|generation|namespace|resourceVersion|uid):/d' \
       -e 's/kube-api-access-[a-z0-9]+/kube-api-access/' >"$tmp/$1/$2"
 }
-# compare NAMESPACE FILE: what Spillway does to the pod in NAMESPACE.
+# compare NAMESPACE FILE: shows Spillway's changes to the pod in NAMESPACE.
 compare() {
   local code=0
   step "comparing $2 with and without Spillway" "$tmp/webhook.log"
@@ -172,19 +171,19 @@ compare() {
   sed 1,2d "$tmp/diff" # git's own two lines
 }
 
-title "A pod as its owner writes it: examples/pod.yaml"
+title "The pod that a user writes: examples/pod.yaml"
 cat examples/pod.yaml
-title "The same pod in a namespace labelled spillway.dev/burst=enabled (dry run; - without, + with Spillway)"
+title "The same pod in a namespace labelled spillway.dev/burst=enabled (dry run: - without, + with Spillway)"
 compare shop pod.yaml
 title "... and with spillway.dev/burst=high-scale"
 compare shop-peak pod.yaml
-title "What the owner wrote stays: examples/pod-own-toleration.yaml"
+title "Spillway keeps what the user wrote: examples/pod-own-toleration.yaml"
 compare shop pod-own-toleration.yaml
-title "A pod that would not run on a virtual node stays on VMs: examples/pod-windows.yaml"
+title "A pod that cannot run on a virtual node stays on VMs: examples/pod-windows.yaml"
 compare shop pod-windows.yaml
 
 step "spillway explain" "$tmp/explain.log"
-title "The same answer without a cluster: spillway explain"
+title "The same decision without a cluster: spillway explain"
 echo "\$ spillway explain -f examples/deployment.yaml -f examples/nodes.yaml --service-account examples/serviceaccount.yaml --profile high-scale"
 "$spillway" explain -f examples/deployment.yaml -f examples/nodes.yaml --service-account examples/serviceaccount.yaml --profile high-scale 2>"$log"
 
@@ -194,12 +193,12 @@ step "waiting for the last-resort taint" "$tmp/controller.log"
 is_last_resort() { [[ $(k get node virtualnode-0 -o jsonpath='{.spec.taints[*].key}') == *spillway.dev/last-resort* ]]; }
 poll 30 "$webhook" is_last_resort
 
-title "A Deployment is scaled 1 → 30 → 20: pods of 500m CPU, on VMs with room for 24 (really created and scheduled)"
+title "Scaling a Deployment 1 → 30 → 20: each pod requests 500m CPU, and the VMs have room for 24 (real pods, real scheduler)"
 placed() { k -n shop get pods -l app=web -o jsonpath='{range .items[*]}{.spec.nodeName}{"\n"}{end}' >"$tmp/placed"; }
-# are N: whether there are so many pods, each with a node.
+# are N: succeeds if there are N pods and each has a node.
 are() { placed && (($(grep -c . "$tmp/placed") == $1 && $(wc -l <"$tmp/placed") == $1)); }
 on() { grep -cx "$1" "$tmp/placed" || true; }
-# show N: waits for N pods, and says where they are.
+# show N: waits for N pods and prints the number on each node.
 show() {
   local node row
   step "waiting for $1 pods" "$tmp/controlplane/kube-scheduler.log"
@@ -213,25 +212,25 @@ sed 's/replicas: 30/replicas: 1/' examples/deployment.yaml | k -n shop apply -f 
 show 1
 k -n shop scale deployment/web --replicas=30 >/dev/null
 show 30
-(($(on virtualnode-0) == 6)) || fail "the VMs have room for 24 pods, so 6 belong on the virtual node, and there are $(on virtualnode-0)"
+(($(on virtualnode-0) == 6)) || fail "the VMs have room for 24 pods, so the virtual node must have 6, but it has $(on virtualnode-0)"
 pod=$(k -n shop get pods --field-selector spec.nodeName=virtualnode-0 -o jsonpath='{.items[0].metadata.name}')
 "$spillway" explain "pod/$pod" -n shop >"$tmp/explained" 2>"$tmp/explain.log"
 k -n shop scale deployment/web --replicas=20 >/dev/null
 show 20
-(($(on virtualnode-0) == 0)) || fail "$(on virtualnode-0) pods are on the virtual node, although others could go"
+(($(on virtualnode-0) == 0)) || fail "the virtual node still has $(on virtualnode-0) pods after the scale-in"
 echo
-echo "The VMs are filled first, and the first to go are the pods on the virtual node."
-title "Why one of the 30 was there: spillway explain pod/$pod -n shop"
+echo "The scheduler filled the VMs first. The scale-in removed the pods on the virtual node first."
+title "Why one of the 30 pods ran on the virtual node: spillway explain pod/$pod -n shop"
 head -n 2 "$tmp/explained"
 
 # --- end --------------------------------------------------------------------------------------------------------------
 
 if [[ ${KEEP:-} == 1 ]]; then
-  # From here on the lifeline is in the hands of a process that does nothing else.
+  # From now on, a process that does nothing else keeps the lifeline open.
   sleep infinity >"$tmp/lifeline" 2>/dev/null 3>&- &
-  title "Left running (KEEP=1)"
+  title "Still running (KEEP=1)"
   echo "export KUBECONFIG=$KUBECONFIG"
-  echo "alias kubectl='$controlplane kubectl'    # if you have none"
+  echo "alias kubectl='$controlplane kubectl'    # if kubectl is not installed"
   echo "logs: $tmp/webhook.log $tmp/controlplane/*.log"
   echo "stop: kill $! && sleep 1 && rm -r $tmp"
   trap - EXIT

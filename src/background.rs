@@ -1,17 +1,17 @@
-//! Tasks that go on for as long as the process does.
+//! Tasks that run until the process ends.
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt;
 use tokio::time;
 
-const PAUSE: Duration = Duration::from_secs(5);
+const RESTART_DELAY: Duration = Duration::from_secs(5);
 
-/// Runs a task, and runs it anew when it ends in a panic: a watch that is gone would leave a cache behind that grows old in silence.
-/// The panic itself is counted and logged where all are.
-pub(crate) async fn again_after_panic(task: impl AsyncFn()) {
+/// Runs a task, and restarts it after a panic. Without its watch, a cache would become stale unnoticed. The panic hook
+/// counts and logs the panic.
+pub(crate) async fn restart_on_panic(task: impl AsyncFn()) {
     while AssertUnwindSafe(task()).catch_unwind().await.is_err() {
-        time::sleep(PAUSE).await;
+        time::sleep(RESTART_DELAY).await;
     }
 }
 
@@ -22,13 +22,13 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_panics_begins_anew() {
-        let begun = Cell::new(0);
-        again_after_panic(async || {
-            begun.set(begun.get() + 1);
-            assert!(begun.get() > 2, "a bug");
+    async fn a_task_is_restarted_after_a_panic() {
+        let starts = Cell::new(0);
+        restart_on_panic(async || {
+            starts.set(starts.get() + 1);
+            assert!(starts.get() > 2, "a bug");
         })
         .await;
-        assert_eq!(begun.get(), 3);
+        assert_eq!(starts.get(), 3);
     }
 }

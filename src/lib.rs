@@ -3,7 +3,7 @@
 //! ```text
 //! kube-apiserver ── AdmissionReview (HTTPS) ─▶ webhook ─▶ admission::parse ─▶ pod view ─┐
 //!                                                                                      ▼
-//!     cluster snapshot (namespaces, service accounts,  ─▶ burst::decide(pod, settings, facts)
+//!     cluster snapshot (namespaces, service accounts,  ─▶ burst::decide(pod, settings, cluster)
 //!     virtual nodes, network policies)                                                 │ Decision {verdict, steps, notes}
 //! kube-apiserver ◀─ AdmissionReview ◀─ admission::allow ◀─ burst::json_patch ◀──────────┘
 //!
@@ -16,8 +16,8 @@
 //! a person ─▶ cli: explain · identity check · config · certs      (the same burst::decide, burst::json_patch and identity::check)
 //! ```
 //!
-//! Data flows one way. [`admission`], [`pod`], [`eligibility`], [`config`], [`burst`] and [`identity`] are pure: no tokio, no kube client,
-//! no clock, no files. [`cluster`], [`webhook`], [`controller`], [`reload`] and [`certs`] do the I/O.
+//! Data flows one way. `spillway-core` (the decision) and `spillway-identity` (the identity checks) are pure: no async runtime, no
+//! Kubernetes client, no clock, no files. The modules of this crate do the I/O.
 
 pub mod admin;
 mod background;
@@ -31,5 +31,6 @@ pub mod reload;
 pub mod telemetry;
 pub mod webhook;
 
+/// The pure parts have crates of their own, so that the compiler keeps I/O out of them.
 pub use spillway_core::{admission, azure, burst, config, eligibility, keys, pod, suggestions};
 pub use spillway_identity as identity;

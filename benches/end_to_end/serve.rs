@@ -7,7 +7,7 @@ use axum::{Router, body::Bytes, http::header, response::IntoResponse, routing::p
 use clap::Parser;
 use serde::de::IgnoredAny;
 use spillway::{
-    certs::{self, Leaf, Serving},
+    certs::{self, Leaf, ServingCertificate},
     telemetry,
     webhook::{Server, ServerArgs},
 };
@@ -30,8 +30,8 @@ pub(crate) fn serve(handler: &str, answer: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let made = certs::generate(&[], OffsetDateTime::now_utc())?;
-        let certificate = Serving::default();
-        certificate.replace(Leaf::new(certs::from_pem(made.certificate.as_bytes(), made.key.as_bytes())?)?);
+        let certificate = ServingCertificate::default();
+        certificate.replace(Leaf::new(certs::parse_key_pair(made.certificate.as_bytes(), made.key.as_bytes())?)?);
         let args = ServerArgs::parse_from(["server", "--bind=127.0.0.1:0", "--drain-grace=0s"]);
         let server = Server::bind(&args, certificate, &mut telemetry::registry()).await?;
         println!("{}", server.address()?);

@@ -2,7 +2,7 @@
 
 use spillway::{
     admission::{self, ReviewError},
-    burst::{self, Facts, ServiceAccount},
+    burst::{self, ClusterContext, ServiceAccount},
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
     webhook,
@@ -38,12 +38,12 @@ pub(crate) fn decide(surroundings: &Surroundings, body: &[u8]) -> Result<Vec<u8>
     let review = admission::parse(body)?;
     let overrides = Overrides::read(review.pod.annotations());
     let settings = surroundings.configuration.settings("high-scale", &surroundings.namespace, &overrides);
-    let facts = Facts {
+    let cluster = ClusterContext {
         namespace: &review.namespace,
         virtual_nodes: &surroundings.virtual_nodes,
-        ..Facts::only(ServiceAccount::WithClientId)
+        ..ClusterContext::only(ServiceAccount::WithClientId)
     };
-    let decision = burst::decide(&review.pod, &settings, &facts);
+    let decision = burst::decide(&review.pod, &settings, &cluster);
     let patch = burst::json_patch(&review.pod, &decision).as_ref().map(admission::encode);
     let extras = webhook::response_extras(&review, settings.as_known(), &decision);
     Ok(admission::allow(&review.uid, patch.as_deref(), &extras))

@@ -13,7 +13,7 @@ use lost::lost;
 use serde_json::Value;
 use json_patch::Patch;
 use spillway_core::{
-    burst::{self, Facts, ServiceAccount, Verdict},
+    burst::{self, ClusterContext, ServiceAccount, Verdict},
     config::{Configuration, Mode, Overrides},
     eligibility::VirtualNode,
     pod::Pod,
@@ -102,7 +102,7 @@ fn decide(pod: &Value, circumstances: &Circumstances) -> Option<(Verdict, Option
     let namespace = Overrides::read([("spillway.dev/mode", mode.as_str())].into_iter());
     let settings = CONFIGURATION.settings(profile, &namespace, &Overrides::read(view.annotations()));
     let decision =
-        burst::decide(&view, &settings, &Facts { virtual_nodes, namespace: "shop", ..Facts::only(*account) });
+        burst::decide(&view, &settings, &ClusterContext { virtual_nodes, namespace: "shop", ..ClusterContext::only(*account) });
     let patch = burst::json_patch(&view, &decision);
     Some((decision.verdict, patch))
 }

@@ -1,4 +1,4 @@
-//! The admin port: probes and metrics, plain HTTP, away from the port that the API server calls.
+//! The admin port: probes and metrics over plain HTTP, separate from the port for the API server.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -20,15 +20,15 @@ use tokio::{
 
 use crate::telemetry;
 
-/// Connections at once, and how long each may take: strangers must not use up the memory or the descriptors of the process, nor keep
-/// out the kubelet for long.
-const CONNECTIONS: usize = 64;
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Maximum number of open connections, and the time for each. Untrusted clients must not exhaust memory or file
+/// descriptors, and must not block the kubelet for long.
+const MAX_CONNECTIONS: usize = 64;
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// After a failed accept, such as without descriptors left: not to spin.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Delay before the next accept after one failed, such as with too many open files.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Where to listen.
+/// Address of the admin port.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AdminArgs {
     /// Address for probes and metrics (plain HTTP)
@@ -36,94 +36,95 @@ pub struct AdminArgs {
     pub admin_bind: SocketAddr,
 }
 
-/// The address is taken or not ours.
+/// The address is in use or not local.
 #[derive(Debug, thiserror::Error)]
 #[error("--admin-bind: cannot listen on {address}")]
 pub struct BindError {
     /// The address.
     pub address: SocketAddr,
-    /// Why.
+    /// The cause.
     pub source: std::io::Error,
 }
 
-/// An admin port that is taken.
-pub struct Admin(TcpListener);
+/// An admin server whose port is bound.
+pub struct AdminServer(TcpListener);
 
-/// Takes the port.
+/// Binds the port.
 ///
 /// # Errors
 ///
 /// [`BindError`], which names the flag at fault.
-pub async fn bind(&AdminArgs { admin_bind: address }: &AdminArgs) -> Result<Admin, BindError> {
-    TcpListener::bind(address).await.map(Admin).map_err(|source| BindError { address, source })
+pub async fn bind(&AdminArgs { admin_bind: address }: &AdminArgs) -> Result<AdminServer, BindError> {
+    TcpListener::bind(address).await.map(AdminServer).map_err(|source| BindError { address, source })
 }
 
-/// What a process still lacks before it can do its work; empty when it is ready. Names from a closed set.
-type Missing = dyn Fn() -> Vec<&'static str> + Send + Sync;
+/// Returns the reasons why a process is not ready. Empty when it is ready. The reasons come from a closed set.
+type NotReadyReasons = dyn Fn() -> Vec<&'static str> + Send + Sync;
 
 #[derive(Clone)]
-struct Process {
-    missing: Arc<Missing>,
+struct AdminState {
+    not_ready_reasons: Arc<NotReadyReasons>,
     registry: Arc<Registry>,
 }
 
-impl Admin {
-    /// Where it listens; tests bind port 0.
+impl AdminServer {
+    /// Returns the address of the server. Tests bind port 0.
     ///
     /// # Errors
     ///
-    /// When the operating system cannot tell.
+    /// When the operating system does not return the address.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.0.local_addr()
     }
 
-    /// Serves until the process ends. `missing` is asked at each probe of readiness; liveness asks nothing.
+    /// Serves until the process ends. Each readiness probe calls `not_ready_reasons`. The liveness probe does not.
     pub async fn serve(
         self,
-        missing: impl Fn() -> Vec<&'static str> + Send + Sync + 'static,
+        not_ready_reasons: impl Fn() -> Vec<&'static str> + Send + Sync + 'static,
         registry: impl Into<Arc<Registry>>,
     ) {
-        let process = Process { missing: Arc::new(missing), registry: registry.into() };
+        let state = AdminState { not_ready_reasons: Arc::new(not_ready_reasons), registry: registry.into() };
         let routes = Router::new()
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
-            .with_state(process);
-        let connections = Arc::new(Semaphore::new(CONNECTIONS));
+            .with_state(state);
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            // Never closed.
+            // The semaphore is never closed.
             let Ok(slot) = connections.clone().acquire_owned().await else { return };
             let tcp = match self.0.accept().await {
                 Ok((tcp, _peer)) => tcp,
                 Err(error) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, "cannot accept on the admin port");
-                    time::sleep(PAUSE).await;
+                    time::sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             };
             let service = TowerToHyperService::new(routes.clone());
             tokio::spawn(async move {
-                // One answer a connection: whoever asks is a probe or a collector, and comes every few seconds.
+                // One response per connection: clients are probes and metrics collectors, which connect
+                // every few seconds.
                 let mut http = http1::Builder::new();
                 http.keep_alive(false).header_read_timeout(None);
-                let _ = timeout(PATIENCE, http.serve_connection(TokioIo::new(tcp), service)).await;
+                let _ = timeout(CONNECTION_TIMEOUT, http.serve_connection(TokioIo::new(tcp), service)).await;
                 drop(slot);
             });
         }
     }
 }
 
-/// Ready when nothing is missing; otherwise says what is.
-async fn ready(State(process): State<Process>) -> (StatusCode, String) {
-    match (process.missing)().as_slice() {
+/// Responds with 200 if the process is ready, and else with 503 and the reasons.
+async fn ready(State(state): State<AdminState>) -> (StatusCode, String) {
+    match (state.not_ready_reasons)().as_slice() {
         [] => (StatusCode::OK, "ok\n".to_owned()),
         missing => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", "))),
     }
 }
 
-async fn metrics(State(process): State<Process>) -> impl IntoResponse {
+async fn metrics(State(state): State<AdminState>) -> impl IntoResponse {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, OPEN_METRICS)], telemetry::encode(&process.registry))
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], telemetry::encode(&state.registry))
 }
 
 #[cfg(test)]
@@ -137,13 +138,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn strangers_who_say_nothing_do_not_keep_the_probes_out() {
+    async fn silent_clients_do_not_block_the_probes() {
         let admin = bind(&AdminArgs { admin_bind: "127.0.0.1:0".parse().unwrap() }).await.unwrap();
         let address = admin.address().unwrap();
         tokio::spawn(admin.serve(Vec::new, Registry::default()));
-        let mut strangers = Vec::new();
-        for _ in 0..2 * CONNECTIONS {
-            strangers.push(TcpStream::connect(address).await.unwrap());
+        let mut clients = Vec::new();
+        for _ in 0..2 * MAX_CONNECTIONS {
+            clients.push(TcpStream::connect(address).await.unwrap());
         }
         let mut probe = TcpStream::connect(address).await.unwrap();
         probe.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -152,6 +153,6 @@ mod tests {
         let mut answer = String::new();
         probe.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        assert!(start.elapsed() <= 3 * PATIENCE, "{:?}", start.elapsed());
+        assert!(start.elapsed() <= 3 * CONNECTION_TIMEOUT, "{:?}", start.elapsed());
     }
 }

@@ -1,18 +1,18 @@
-//! Serving certificates: signed by an authority that all replicas share, read from files, or made for development.
+//! Serving certificates: signed by a CA that all replicas share, read from files, or generated for development.
 
 pub mod authority;
-mod dev;
-mod files;
-mod follow;
-mod replica;
-pub(crate) mod self_managed;
-mod serving;
-pub(crate) mod trusted;
+pub(crate) mod bundle_trust;
+mod certificate_files;
+mod dev_certificates;
+mod key_pair;
+mod leaf_signer;
 #[cfg(test)]
-mod years;
+mod rotation_simulation;
+pub(crate) mod self_managed;
+mod serving_certificate;
 
-pub use dev::{DevCertificates, generate, server_name};
-pub use files::{KeyPairError, KeyPairFilesError, from_files, from_pem};
-pub use follow::{KeyPairFiles, follow_files};
+pub use certificate_files::{KeyPairFiles, watch_certificate_files};
+pub use dev_certificates::{DevCertificates, generate, server_name};
+pub use key_pair::{KeyPairError, KeyPairFilesError, load_key_pair, parse_key_pair};
 pub use self_managed::self_managed;
-pub use serving::{Leaf, Serving};
+pub use serving_certificate::{Leaf, ServingCertificate};

@@ -11,37 +11,45 @@ use anyhow::Context;
 use clap::Subcommand;
 use time::OffsetDateTime;
 
-use super::{Ended, print_out};
+use super::{ExitStatus, print_stdout};
 use crate::certs;
 
-/// Make certificates
+/// Generate certificates
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Make a CA and a serving certificate for development
+    /// Generate a CA and a serving certificate for development
     ///
-    /// Writes ca.crt, tls.crt and tls.key. They are valid for 90 days, for the webhook's Service in namespace
-    /// spillway-system, for localhost, and for the names given. The CA's own key is not kept: to renew, make new ones.
+    /// Writes ca.crt, tls.crt and tls.key. They are valid for 90 days: for the webhook's Service in namespace
+    /// spillway-system, for localhost, and for the names given. The CA's key is not kept. To renew, generate new
+    /// ones.
     Dev {
-        /// The directory to write to; made if it does not exist
+        /// Output directory, which is created if needed
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// A further DNS name or IP address; may be repeated
+        /// Additional DNS name or IP address; may be repeated
         #[arg(long = "name", value_name = "NAME", value_parser = certs::server_name)]
         names: Vec<String>,
     },
 }
 
-pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
+pub(super) fn run(command: &Command) -> anyhow::Result<ExitStatus> {
     let Command::Dev { out, names } = command;
-    let made = certs::generate(names, OffsetDateTime::now_utc()).context("cannot make certificates")?;
-    fs::create_dir_all(out).with_context(|| format!("--out: cannot make {}", out.display()))?;
-    // The key first: where something stands in its way, nothing was replaced yet.
-    write(out, &[("tls.key", &made.key, 0o600), ("tls.crt", &made.certificate, 0o644), ("ca.crt", &made.ca, 0o644)])?;
-    print_out(format!("wrote ca.crt, tls.crt and tls.key to {}\n", out.display()).as_bytes())
+    let generated = certs::generate(names, OffsetDateTime::now_utc()).context("cannot generate certificates")?;
+    fs::create_dir_all(out).with_context(|| format!("--out: cannot create {}", out.display()))?;
+    // The key comes first: if its path is blocked, no file has been replaced yet.
+    write(
+        out,
+        &[
+            ("tls.key", &generated.key, 0o600),
+            ("tls.crt", &generated.certificate, 0o644),
+            ("ca.crt", &generated.ca, 0o644),
+        ],
+    )?;
+    print_stdout(format!("wrote ca.crt, tls.crt and tls.key to {}\n", out.display()).as_bytes())
 }
 
-/// Writes the files under other names first, and gives them their own when all are there: what fails on the way, such as a full
-/// disk, leaves the old set, whose files belong together. A new file also never has the permissions of an old one.
+/// Writes all files under temporary names, and then renames them. A failure such as a full disk leaves the old set
+/// complete. A new file never gets the permissions of an old one.
 fn write(dir: &Path, files: &[(&str, &str, u32)]) -> anyhow::Result<()> {
     let temporary = |name: &str| dir.join(format!(".{name}.new"));
     let written = files
@@ -50,7 +58,7 @@ fn write(dir: &Path, files: &[(&str, &str, u32)]) -> anyhow::Result<()> {
         .and_then(|()| files.iter().try_for_each(|(name, ..)| rename(&temporary(name), &dir.join(name))));
     if written.is_err() {
         for (name, ..) in files {
-            // Those that are not there are no matter, and the error is the one above.
+            // Ignores missing files: the error above is the one to report.
             let _ = fs::remove_file(temporary(name));
         }
     }

@@ -1,4 +1,4 @@
-//! `spillway config`: check the configuration file, show what is in force, print its schema.
+//! `spillway config`: check the configuration file, show the configuration, print its schema.
 
 use std::{
     io::Read,
@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use clap::Subcommand;
 
-use super::{Ended, print_out};
+use super::{ExitStatus, print_stdout};
 use crate::{
     config::{Configuration, file::SpillwayConfiguration},
     reload::configuration,
@@ -19,46 +19,46 @@ use crate::{
 pub(super) enum Command {
     /// Check a configuration file
     ///
-    /// Refuses unknown fields, wrong types and values out of range, and names file, line, what was expected and the nearest
-    /// right name.
+    /// Rejects unknown fields, wrong types and values out of range. Errors name the file, the line, the expected
+    /// value and the closest valid name.
     Validate {
-        /// The file, or - for standard input
+        /// Path of the file, or - for standard input
         file: PathBuf,
     },
-    /// Show the configuration in force, with every default written out
+    /// Show the configuration, including all defaults
     Show {
-        /// The file, or - for standard input; without one, the built-in defaults
+        /// Path of the file, or - for standard input; by default the built-in configuration
         file: Option<PathBuf>,
     },
     /// Print the JSON schema of the file, for editors
     Schema,
 }
 
-pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
+pub(super) fn run(command: &Command) -> anyhow::Result<ExitStatus> {
     match command {
         Command::Validate { file } => {
             let config = load(Some(file))?;
             let profiles: Vec<_> = config.profile_names().collect();
-            print_out(format!("{}: valid, profiles: {}\n", file.display(), profiles.join(", ")).as_bytes())
+            print_stdout(format!("{}: valid, profiles: {}\n", file.display(), profiles.join(", ")).as_bytes())
         }
         Command::Show { file } => {
             let shown = load(file.as_deref())?.with_defaults_shown();
-            print_out(serde_saphyr::to_string(&shown)?.as_bytes())
+            print_stdout(serde_saphyr::to_string(&shown)?.as_bytes())
         }
         Command::Schema => {
             let schema = serde_json::to_string_pretty(&schemars::schema_for!(SpillwayConfiguration))?;
-            print_out(format!("{schema}\n").as_bytes())
+            print_stdout(format!("{schema}\n").as_bytes())
         }
     }
 }
 
-/// Reads a configuration file; without one, the built-in defaults.
+/// Reads a configuration file, or returns the built-in configuration.
 pub(super) fn load(file: Option<&Path>) -> anyhow::Result<Configuration> {
     let Some(file) = file else { return Ok(Configuration::default()) };
     Ok(configuration::parse(file, &read_text(file)?)?)
 }
 
-/// The text of a file, or of standard input for `-`.
+/// Reads a file, or standard input for `-`.
 pub(super) fn read_text(file: &Path) -> anyhow::Result<String> {
     let text = if file == Path::new("-") {
         let mut text = String::new();

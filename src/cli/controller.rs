@@ -1,11 +1,11 @@
-//! `spillway controller`: keep the cluster right.
+//! `spillway controller`: run the controller.
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use tokio::sync::{mpsc, watch};
 
-use super::{Ended, cluster, pod::PodArgs, print_out, process};
+use super::{ExitStatus, kube_client, pod_args::PodArgs, print_stdout, process};
 use crate::{
     admin::{self, AdminArgs},
     controller::{self, Controller, Leadership, last_resort},
@@ -14,17 +14,22 @@ use crate::{
 
 /// Run the controller
 ///
-/// Keeps the certificate authority of the webhook in Secret spillway-ca, and the caBundle of the MutatingWebhookConfiguration
-/// aci-spillway; keeps virtual nodes the last resort, and closes them at a cap; lets pods of mode late onto them; mends what the webhook
-/// has missed; and checks workload identity. Of several replicas one acts, elected by the Lease spillway-controller. Finds the
-/// cluster as kubectl does: through KUBECONFIG or ~/.kube/config, and where there is none, in a pod, through its service account.
+/// The controller keeps the CA of the webhook in Secret spillway-ca, and the caBundle of the
+/// MutatingWebhookConfiguration aci-spillway. It keeps virtual nodes the last resort, and closes them at a cap. It lets
+/// pods in mode late overflow, and repairs pods that the webhook missed. It checks workload identity.
+///
+/// One of several replicas acts: the leader, which the Lease spillway-controller elects.
+///
+/// The controller finds the cluster as kubectl does: through KUBECONFIG or ~/.kube/config. In a pod without these, it
+/// uses the service account.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The SpillwayConfiguration file; without one, the built-in defaults
+    /// Path of the SpillwayConfiguration file; by default the built-in configuration
     #[arg(long, env = "SPILLWAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Take the taints of Spillway off all nodes, and end. For when Spillway is removed: a controller that still runs puts them back
+    /// Remove Spillway's taints from all nodes and exit. Use this to uninstall: a controller that still runs adds
+    /// them again
     #[arg(long)]
     cleanup: bool,
 
@@ -41,23 +46,23 @@ pub(super) struct Args {
     logs: logs::LogArgs,
 }
 
-/// Changes of the configuration file that wait to be told of. More than these at once are of no interest.
-const TOLD: usize = 8;
+/// Maximum number of configuration changes that wait to be reported. More are dropped.
+const MAX_QUEUED_CONFIG_CHANGES: usize = 8;
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     let Args { config, cleanup, admin, pod, runtime, logs } = args;
     let logs = logs::start(logs);
     if *cleanup {
-        return runtime.start()?.block_on(clean_up());
+        return runtime.start()?.block_on(cleanup_taints());
     }
-    let pod_name = pod.pod_name().context("--pod-name: cannot read the name of this host")?;
+    let pod_name = pod.pod_name().context("--pod-name: cannot read the host name")?;
     runtime.start()?.block_on(async {
         let mut registry = telemetry::registry();
         telemetry::count_panics(&mut registry);
         logs.register(&mut registry);
-        let (tell, told) = mpsc::channel(TOLD);
-        let tell = move |change: Result<(), &_>| drop(tell.try_send(change.err().map(ToString::to_string)));
-        let configuration = process::configuration(config.as_deref(), logs, &mut registry, tell).await?;
+        let (report, config_changes) = mpsc::channel(MAX_QUEUED_CONFIG_CHANGES);
+        let report = move |change: Result<(), &_>| drop(report.try_send(change.err().map(ToString::to_string)));
+        let configuration = process::configuration(config.as_deref(), logs, &mut registry, report).await?;
         let admin = admin::bind(admin).await?;
         let client = client().await?;
         let metrics = ControllerMetrics::new(&mut registry);
@@ -65,29 +70,30 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
         let signals = process::Signals::listen()?;
         tracing::info!(admin = %admin.address()?, pod = pod_name, "listening");
         let leadership = controller.leadership();
-        let admin = tokio::spawn(admin.serve(move || missing(&leadership), registry));
-        signals.end(|stop| controller.run(stop.asked(), told)).await;
+        let admin = tokio::spawn(admin.serve(move || not_ready_reasons(&leadership), registry));
+        signals.run_until_signal(|stop| controller.run(stop.received(), config_changes)).await;
         admin.abort();
-        Ok(Ended::Fine)
+        Ok(ExitStatus::Success)
     })
 }
 
 async fn client() -> anyhow::Result<kube::Client> {
-    kube::Client::try_from(cluster::find(None, controller::NAME).await?).context("cannot make a client of the cluster")
+    kube::Client::try_from(kube_client::config(None, controller::NAME).await?)
+        .context("cannot create a Kubernetes client")
 }
 
-async fn clean_up() -> anyhow::Result<Ended> {
+async fn cleanup_taints() -> anyhow::Result<ExitStatus> {
     let cleaned = last_resort::cleanup(&client().await?).await?;
     let said = match cleaned.as_slice() {
-        [] => "no node has a taint of Spillway\n".to_owned(),
-        nodes => format!("took the taints of Spillway off {}\n", nodes.join(", ")),
+        [] => "no node has a Spillway taint\n".to_owned(),
+        nodes => format!("removed Spillway's taints from {}\n", nodes.join(", ")),
     };
-    print_out(said.as_bytes())
+    print_stdout(said.as_bytes())
 }
 
-/// What is missing before the controller does its part, acting or standing by. The configuration never is: without one it does not
-/// start.
-fn missing(leadership: &watch::Receiver<Leadership>) -> Vec<&'static str> {
+/// Returns what is missing before the controller can act or stand by. The configuration is always there: without one
+/// the program does not start.
+fn not_ready_reasons(leadership: &watch::Receiver<Leadership>) -> Vec<&'static str> {
     match *leadership.borrow() {
         Leadership::Unknown => vec!["lease"],
         Leadership::StandingBy | Leadership::Leading => Vec::new(),

@@ -1,11 +1,11 @@
-//! `spillway explain`: what would happen to the pods of a manifest or of the cluster, and why.
+//! `spillway explain`: what happens to the pods of a manifest or of the cluster, and why.
 
-mod catalogue;
-mod facts;
-mod live;
+mod known_cluster;
+mod live_cluster;
 mod placement;
+mod reason_docs;
 mod render;
-mod scope;
+mod webhook_scope;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,15 +16,15 @@ use anyhow::Context;
 use serde_json::Value;
 
 use self::{
-    facts::Facts,
-    live::{Live, Surroundings, Target},
+    known_cluster::KnownCluster,
+    live_cluster::{ClusterObjects, LiveCluster, Target},
     placement::Placement,
-    scope::NotCalled,
+    webhook_scope::NotCalled,
 };
 use super::{
-    Ended, config,
+    ExitStatus, config,
     manifest::{self, Document, PodTemplate},
-    print_out,
+    print_stdout,
 };
 use json_patch::Patch as JsonPatch;
 
@@ -36,50 +36,52 @@ use crate::{
 
 /// Explain what happens to the pods of a manifest or of the cluster, and why
 ///
-/// Makes the decision that the webhook would make, with the same code. With -f it needs no cluster: it reads Pod, Deployment,
-/// StatefulSet, ReplicaSet, DaemonSet, Job, CronJob, Lists of them, and AdmissionReview; Namespace, ServiceAccount, Node,
-/// NetworkPolicy and Service objects among the documents are taken as what the cluster knows; other kinds are skipped. With
-/// KIND/NAME it reads workload and surroundings from the cluster, which it finds as kubectl does, and the configuration from
-/// its ConfigMap spillway-config. Of a pod that exists it also says where it is, and why there. With --missed it lists the pods
-/// that exist although the webhook was not asked about them.
+/// Makes the webhook's decision with the same code. With -f it needs no cluster. It reads Pod, Deployment, StatefulSet,
+/// ReplicaSet, DaemonSet, Job, CronJob, lists of them, and AdmissionReview. Namespace, ServiceAccount, Node,
+/// NetworkPolicy and Service objects describe the cluster. Other kinds are skipped.
 ///
-/// Exits with 1 when a pod that was to overflow has to stay, and when a pod was missed.
+/// With KIND/NAME it reads the workload and its context from the cluster, and the configuration from the ConfigMap
+/// spillway-config. It finds the cluster as kubectl does. For an existing pod it also shows where the pod runs, and
+/// why. With --missed it lists the existing pods that the webhook missed.
+///
+/// Exits with 1 if a pod cannot overflow that should, or if the webhook missed a pod.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["targets", "files", "missed", "reason", "reasons"]))]
 pub(super) struct Args {
-    /// Workloads of the cluster, such as deploy/web
+    /// Workloads in the cluster, such as deploy/web
     #[arg(value_name = "KIND/NAME")]
     targets: Vec<Target>,
 
-    /// A manifest, YAML or JSON, or - for standard input; may be repeated
+    /// Manifest, YAML or JSON, or - for standard input; may be repeated
     #[arg(short = 'f', long = "filename", value_name = "FILE")]
     files: Vec<PathBuf>,
 
-    /// List the pods of the cluster that Spillway should have been asked about and was not, with what it would decide
+    /// List the pods in the cluster that the webhook missed, with the decision it would make
     #[arg(long)]
     missed: bool,
 
-    /// Explain a reason by its name, such as HostPathVolume
+    /// Explain a reason, such as HostPathVolume
     #[arg(long, value_name = "CODE")]
     reason: Option<String>,
 
-    /// Print all reasons, as Markdown
+    /// Print all reasons as Markdown
     #[arg(long)]
     reasons: bool,
 
-    /// The SpillwayConfiguration file; without one, the cluster's with KIND/NAME, else the built-in defaults
+    /// Path of the SpillwayConfiguration file; by default the cluster's with KIND/NAME, else the built-in
+    /// configuration
     #[arg(long, env = "SPILLWAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The namespace; with -f, that of objects that name none; with --missed, all that have opted in unless one is given
+    /// Namespace; with -f, that of objects without one; with --missed, by default all namespaces that have opted in
     #[arg(short, long, value_name = "NAME")]
     namespace: Option<String>,
 
-    /// The kubeconfig's context
+    /// Context of the kubeconfig
     #[arg(long, value_name = "NAME", conflicts_with_all = ["files", "reason", "reasons"])]
     context: Option<String>,
 
-    /// What the namespace's label spillway.dev/burst says, unless a Namespace object says it
+    /// Value of the namespace's label spillway.dev/burst, unless a Namespace object has it
     #[arg(long, default_value = "enabled", value_name = "NAME")]
     profile: String,
 
@@ -87,24 +89,24 @@ pub(super) struct Args {
     #[arg(long, value_name = "KEY=VALUE,...", value_delimiter = ',', value_parser = key_value)]
     namespace_annotations: Vec<(String, String)>,
 
-    /// A manifest with ServiceAccount objects; one without a namespace stands for its name in every namespace
+    /// Manifest with ServiceAccount objects; one without a namespace applies to all namespaces
     #[arg(long = "service-account", value_name = "FILE")]
     service_accounts: Vec<PathBuf>,
 
-    /// How to print it
+    /// Output format
     #[arg(short, long, default_value = "text", value_name = "FORMAT")]
     output: Output,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Output {
-    /// For people
+    /// Text for people
     Text,
-    /// An array of explanations
+    /// Array of explanations
     Json,
     /// The same as YAML
     Yaml,
-    /// The JSON patch alone, one line for each pod
+    /// Only the JSON patch, one line per pod
     Patch,
 }
 
@@ -113,72 +115,73 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-/// A pod, the decision on it, and what it rests on.
+/// A pod, its decision, and the inputs of the decision.
 struct Explained<'a> {
     template: &'a PodTemplate,
     namespace: String,
-    /// The profile that applies, or why the API server never calls.
+    /// The profile that applies, or why the API server does not call Spillway.
     profile: Result<&'a str, NotCalled>,
     settings: Option<Settings<'a>>,
     decision: Decision<'a>,
-    /// The operations that the webhook would send; empty if there is nothing to change.
+    /// The operations that the webhook would send. Empty if nothing changes.
     patch: JsonPatch,
     /// The Services that the pod cannot reach without kube-proxy.
-    cut_off: Vec<String>,
-    /// Whether the pod is held to both generations only because nobody said which there are.
-    is_held_to_both: bool,
-    /// Where a pod that exists is.
+    unreachable_services: Vec<String>,
+    /// Whether the pod has to be fit for both generations because no virtual node is known.
+    generations_unknown: bool,
+    /// The node of an existing pod.
     placement: Option<Placement>,
-    /// Whether no virtual node takes pods: closed by a cap or the circuit breaker, cordoned, or not Ready.
+    /// Whether all virtual nodes are closed by a cap or the circuit breaker, cordoned, or not Ready.
     is_closed: bool,
-    /// How many pods of its namespace are on virtual nodes, where the namespace has a cap and has reached it.
+    /// Number of the namespace's pods on virtual nodes, if it has reached its cap.
     at_cap: Option<usize>,
-    /// What the decision would rest on but could not be read, by the plurals of its kinds.
+    /// The kinds that could not be read, as plurals.
     unread: &'a [String],
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     if args.reasons {
-        return print_out(catalogue::markdown().as_bytes());
+        return print_stdout(reason_docs::markdown().as_bytes());
     }
     if let Some(code) = &args.reason {
-        return print_out(catalogue::entry(code)?.as_bytes());
+        return print_stdout(reason_docs::entry(code)?.as_bytes());
     }
     let is_live = args.missed || !args.targets.is_empty();
     let Input { configuration, documents, namespace, unread, on_virtual } =
         if is_live { read_cluster(args)? } else { read_files(args)? };
-    let mut facts = Facts::new(&args.profile, &args.namespace_annotations, &configuration.virtual_nodes.selector);
-    facts.on_virtual = on_virtual;
-    facts.learn(&documents)?;
+    let mut cluster =
+        KnownCluster::new(&args.profile, &args.namespace_annotations, &configuration.virtual_nodes.selector);
+    cluster.on_virtual = on_virtual;
+    cluster.add_documents(&documents)?;
     for file in &args.service_accounts {
-        facts.learn(&manifest::read(file)?)?;
+        cluster.add_documents(&manifest::read(file)?)?;
     }
     let templates = templates(&documents)?;
     anyhow::ensure!(args.missed || !templates.is_empty(), "no pod and no workload among the documents");
     let explained: Vec<_> = templates
         .iter()
-        .map(|template| explain(template, &namespace, &configuration, &facts, &unread))
+        .map(|template| explain(template, &namespace, &configuration, &cluster, &unread))
         .collect::<anyhow::Result<_>>()?;
-    print_out(&match args.output {
+    print_stdout(&match args.output {
         Output::Text if args.missed => render::table(&explained)?,
         Output::Text => render::text(&explained)?,
-        Output::Json => render::json(&explained)?,
+        Output::Json => render::json(&explained),
         Output::Yaml => render::yaml(&explained)?,
         Output::Patch => render::patches(&explained),
     })?;
     let has_findings = explained.iter().any(|one| args.missed || one.is_refused());
-    Ok(if has_findings { Ended::Findings } else { Ended::Fine })
+    Ok(if has_findings { ExitStatus::Findings } else { ExitStatus::Success })
 }
 
-/// What is explained, and by which configuration.
+/// The pods to explain, and the configuration.
 struct Input {
     configuration: Configuration,
     documents: Vec<Document>,
-    /// Of objects that name none.
+    /// The namespace of objects without one.
     namespace: String,
-    /// The kinds that the cluster did not let us read.
+    /// The kinds that could not be read, as plurals.
     unread: Vec<String>,
-    /// Of each namespace, how many of its pods are on virtual nodes; nothing where it is not known.
+    /// Number of pods on virtual nodes by namespace, where it is known.
     on_virtual: BTreeMap<String, usize>,
 }
 
@@ -194,12 +197,12 @@ fn read_files(args: &Args) -> anyhow::Result<Input> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn read_cluster(args: &Args) -> anyhow::Result<Input> {
-    let live = Live::connect(args.context.as_deref(), args.namespace.as_deref()).await?;
+    let live = LiveCluster::connect(args.context.as_deref(), args.namespace.as_deref()).await?;
     let configuration = match (&args.config, live.configuration().await) {
         (Some(file), _) => config::load(Some(file))?,
         (None, Some(text)) => crate::config::parse(&text).context("ConfigMap spillway-system/spillway-config")?,
         (None, None) => {
-            eprintln!("ConfigMap spillway-system/spillway-config cannot be read: explained by the built-in defaults");
+            eprintln!("cannot read ConfigMap spillway-system/spillway-config: using the built-in configuration");
             Configuration::default()
         }
     };
@@ -212,7 +215,7 @@ async fn read_cluster(args: &Args) -> anyhow::Result<Input> {
         namespaces.insert(live.namespace.clone());
     }
     let selector = &configuration.virtual_nodes.selector;
-    let Surroundings { documents, unread, on_virtual } = live.surroundings(&namespaces, selector).await?;
+    let ClusterObjects { documents, unread, on_virtual } = live.cluster_objects(&namespaces, selector).await?;
     workloads.extend(documents);
     Ok(Input { configuration, documents: workloads, namespace: live.namespace, unread, on_virtual })
 }
@@ -222,8 +225,8 @@ fn templates(documents: &[Document]) -> anyhow::Result<Vec<PodTemplate>> {
     for document in documents {
         match document.pod_template()? {
             Some(template) => templates.push(template),
-            None if facts::is_fact(document) => {}
-            None => eprintln!("skipped {}: it makes no pods", document.title()),
+            None if known_cluster::is_cluster_object(document) => {}
+            None => eprintln!("skipped {}: not a workload", document.title()),
         }
     }
     Ok(templates)
@@ -233,46 +236,46 @@ fn explain<'a>(
     template: &'a PodTemplate,
     default_namespace: &str,
     configuration: &'a Configuration,
-    facts: &'a Facts,
+    cluster: &'a KnownCluster,
     unread: &'a [String],
 ) -> anyhow::Result<Explained<'a>> {
     let name = template.namespace.clone().unwrap_or_else(|| default_namespace.to_owned());
-    let seen = template.seen(|account| facts.mounts_token(&name, account));
+    let seen = template.as_admitted(|account| cluster.mounts_token(&name, account));
     let pod = template.view(&seen)?;
 
-    let namespace = facts.namespace(&name);
+    let namespace = cluster.namespace(&name);
     let of_namespace = Overrides::read(namespace.annotations.iter().map(|(k, v)| (k.as_str(), v.as_str())));
-    let profile = scope::profile(&name, namespace, &pod);
+    let profile = webhook_scope::profile(&name, namespace, &pod);
     let settings = profile
         .as_ref()
         .ok()
         .map(|profile| configuration.settings(profile, &of_namespace, &Overrides::read(pod.annotations())));
-    let policies = facts.policies(&name);
-    let account = facts.service_account(&name, pod.service_account());
+    let policies = cluster.policies(&name);
+    let account = cluster.service_account(&name, pod.service_account());
     let decision = match &settings {
         None => Decision::opted_out(),
-        Some(settings) => burst::decide(&pod, settings, &facts.around(&name, namespace, account, &policies)),
+        Some(settings) => burst::decide(&pod, settings, &cluster.facts(&name, namespace, account, &policies)),
     };
     let settings = settings.and_then(PodSettings::known);
     let patch = burst::json_patch(&pod, &decision).unwrap_or_default();
     let opts_out = matches!(decision.outcome(Part::KubeProxy), Outcome::Added | Outcome::Kept);
-    let services = if opts_out { facts.cluster_ips(&name) } else { Vec::new() };
-    let cut_off = services.into_iter().map(str::to_owned).collect();
+    let services = if opts_out { cluster.cluster_ips(&name) } else { Vec::new() };
+    let unreachable_services = services.into_iter().map(str::to_owned).collect();
     let is_auto = configuration.virtual_nodes.generation == GenerationSetting::Auto;
-    let is_held_to_both = is_auto && !facts.knows_virtual_nodes();
+    let generations_unknown = is_auto && !cluster.knows_virtual_nodes();
     let is_called = decision.verdict != Verdict::OptedOut;
-    let placement = template.living.as_ref().map(|pod| Placement::of(pod, facts, is_called, settings.as_ref()));
-    let count = facts.on_virtual.get(&name).copied();
+    let placement = template.live_object.as_ref().map(|pod| Placement::of(pod, cluster, is_called, settings.as_ref()));
+    let count = cluster.on_virtual.get(&name).copied();
     let cap = settings.as_ref().and_then(|settings| settings.max_pods);
     Ok(Explained {
-        is_held_to_both,
+        generations_unknown,
         template,
         profile,
         decision,
         patch,
-        cut_off,
+        unreachable_services,
         placement,
-        is_closed: facts.are_virtual_nodes_closed(),
+        is_closed: cluster.are_virtual_nodes_closed(),
         at_cap: count.filter(|count| cap.is_some_and(|cap| *count >= cap as usize)),
         unread,
         namespace: name,
@@ -285,12 +288,12 @@ impl Explained<'_> {
         self.decision.verdict.refusals()
     }
 
-    /// Whether the pod is held back although it was to overflow; that it chose to stay is no refusal.
+    /// Returns whether the pod is refused although it should overflow. A pod with mode `off` is not refused.
     fn is_refused(&self) -> bool {
         self.refusals().iter().any(|finding| *finding.reason != reasons::MODE_OFF)
     }
 
-    /// `spillway.dev/decision` as it would be written, or why nothing is.
+    /// Returns the value of `spillway.dev/decision`, or why there is none.
     fn decision_text(&self) -> String {
         match (&self.profile, &self.decision.verdict) {
             (Err(why), _) => why.as_str().to_owned(),
@@ -298,7 +301,7 @@ impl Explained<'_> {
         }
     }
 
-    /// The pod with the patch applied.
+    /// Returns the pod with the patch applied.
     fn admitted(&self) -> anyhow::Result<Value> {
         let mut pod = self.template.pod.clone();
         json_patch::patch(&mut pod, &self.patch)?;

@@ -1,7 +1,8 @@
-//! `spillway identity check`: every link from pods to federated credentials, and the command that mends what is broken.
+//! `spillway identity check`: checks every link from pods to federated credentials, and prints the command that fixes a
+//! broken one.
 
 mod documents;
-mod explain;
+mod entra_error;
 mod json;
 mod junit;
 mod live;
@@ -22,12 +23,12 @@ use self::{
     preflight::Preflight,
     report::{Report, Scope},
 };
-use super::{Ended, config::read_text, manifest, print_out};
+use super::{ExitStatus, config::read_text, manifest, print_stdout};
 use crate::{
     azure::{Cloud, ResourceId, is_guid},
     config,
     credentials::issuer::Discovery,
-    identity::{Seen, Severity, azure::Azure, catalogue, file, seen::Issuer},
+    identity::{Observation, Severity, az_output, catalogue, managed_identity::ManagedIdentities, observation::Issuer},
 };
 
 /// Check the workload identities of pods
@@ -36,99 +37,100 @@ pub(super) enum Command {
     Check(Box<Args>),
 }
 
-/// Check every link from pods to federated credentials, and name each break with its cure
+/// Check every link from pods to federated credentials, and show how to fix broken ones
 ///
-/// Reads the cluster that kubectl talks to, or with -f manifests, and then it asks nobody. It writes nothing anywhere.
+/// Reads the cluster of the kubeconfig. With -f it reads manifests, and connects to nothing. It writes nothing.
 ///
-/// Credentials come from Azure with --subscription, --resource-id or the identity section of --config (as workload identity, or as
-/// whoever has run "az login"), from the custom resources of Azure Service Operator and Crossplane in the cluster, and from what the
-/// Azure CLI prints with --credentials and --identity. Without any of them they are not checked. The issuer of tokens comes from the
-/// cluster; with -f it has to be given.
+/// Credentials come from these sources; without any of them, they are not checked. Azure: with --subscription,
+/// --resource-id or the identity section of --config. It authenticates with workload identity or "az login". The
+/// cluster: custom resources of Azure Service Operator and Crossplane. Files: output of the Azure CLI, with
+/// --credentials and --identity. The issuer of tokens comes from the cluster; with -f it has to be given.
 ///
-/// Of the manifests it reads ServiceAccount, Pod, the workloads, MutatingWebhookConfiguration, Endpoints, EndpointSlice, Namespace, Node,
-/// Service, ClusterRole and ClusterRoleBinding, in lists too.
+/// It reads these kinds of manifests, also in lists: ServiceAccount, Pod, the workloads, MutatingWebhookConfiguration,
+/// Endpoints, EndpointSlice, Namespace, Node, Service, ClusterRole and ClusterRoleBinding.
 ///
-/// Exits with 1 when there is a finding as bad as --fail-on.
+/// Exits with 1 if a finding reaches --fail-on.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("what").args(["files", "explain", "findings"]))]
 pub(super) struct Args {
-    /// A manifest, YAML or JSON, or - for standard input; may be repeated
+    /// Manifest, YAML or JSON, or - for standard input; may be repeated
     #[arg(short = 'f', long = "filename", value_name = "FILE")]
     files: Vec<PathBuf>,
 
-    /// What "az identity list" or "az identity federated-credential list" prints; may be repeated
+    /// Output of "az identity list" or "az identity federated-credential list"; may be repeated
     ///
-    /// What belongs together is found by the resource ids. Also an identity with its credentials in federatedIdentityCredentials.
+    /// The resource ids connect identities and credentials. An identity can also have its credentials in
+    /// federatedIdentityCredentials.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["explain", "findings"])]
     credentials: Vec<PathBuf>,
 
-    /// What "az identity federated-credential list" prints for the identity with this client id; may be repeated
+    /// Output of "az identity federated-credential list" for the identity with this client id; may be repeated
     #[arg(long = "identity", value_name = "CLIENT_ID=FILE", value_parser = client_id_and_file, conflicts_with_all = ["explain", "findings"])]
     identities: Vec<(String, PathBuf)>,
 
-    /// The issuer of the cluster's tokens: az aks show --query oidcIssuerProfile.issuerUrl --output tsv
+    /// Issuer of the cluster's tokens: az aks show --query oidcIssuerProfile.issuerUrl --output tsv
     #[arg(long, value_name = "URL", conflicts_with_all = ["explain", "findings"])]
     issuer: Option<String>,
 
-    /// What "kubectl get --raw /.well-known/openid-configuration" prints: the issuer, and how it signs
+    /// Output of "kubectl get --raw /.well-known/openid-configuration": the issuer and its signing algorithms
     #[arg(long, value_name = "FILE", conflicts_with_all = ["explain", "findings"])]
     discovery: Option<PathBuf>,
 
-    /// Ask Azure for the managed identities of this subscription, by its id; may be repeated
+    /// Read the managed identities of this subscription id from Azure; may be repeated
     #[arg(long = "subscription", value_name = "ID", value_parser = subscription, conflicts_with = "what")]
     subscriptions: Vec<String>,
 
-    /// Ask Azure for the identity with this client id at this resource id, so that nothing is listed; may be repeated
+    /// Read the identity with this client id at this resource id from Azure, without a list; may be repeated
     #[arg(long = "resource-id", value_name = "CLIENT_ID=RESOURCE_ID", value_parser = client_id_and_resource, conflicts_with = "what")]
     resource_ids: Vec<(String, ResourceId)>,
 
-    /// The SpillwayConfiguration file: of its identity section, the cloud, and without -f what is asked of Azure
+    /// Path of the SpillwayConfiguration file; its identity section has the cloud, and without -f the Azure sources
     #[arg(long, env = "SPILLWAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The kubeconfig's context
+    /// Context of the kubeconfig
     #[arg(long, value_name = "NAME", conflicts_with = "what")]
     context: Option<String>,
 
-    /// Also ask the API server for a token of the service account, and compare it with the credentials as Entra would
+    /// Also request a token of the service account, and compare it with the credentials as Entra would
     ///
-    /// For that, it has to be allowed to create serviceaccounts/token. The token is not printed.
+    /// This needs permission to create serviceaccounts/token. The token is not printed.
     #[arg(long, conflicts_with = "what", requires = "namespace", requires = "service_account")]
     token: bool,
 
-    /// The cloud; without it that of --config, else the public one
+    /// Azure cloud; by default that of --config, else the public one
     #[arg(long, value_name = "NAME")]
     cloud: Option<CloudName>,
 
-    /// Report on this namespace alone; objects that name none are taken to be in it
+    /// Report only on this namespace; objects without a namespace belong to it
     #[arg(short, long, value_name = "NAME")]
     namespace: Option<String>,
 
-    /// Report on this service account alone
+    /// Report only on this service account
     #[arg(long, value_name = "NAME")]
     service_account: Option<String>,
 
-    /// The manifests are the whole cluster: of each kind among them, what is not there does not exist
+    /// The manifests are the whole cluster: a missing object of a kind among them does not exist
     #[arg(long, requires = "files")]
     whole_cluster: bool,
 
-    /// Judge as of this time, such as that of the files (RFC 3339); without it, now
+    /// Time of the check, such as that of the files (RFC 3339); by default now
     #[arg(long, value_name = "TIME")]
     at: Option<Timestamp>,
 
-    /// From which severity on to exit with 1
+    /// Lowest severity that exits with 1
     #[arg(long, value_name = "SEVERITY", default_value = "error")]
     fail_on: FailOn,
 
-    /// How to print it
+    /// Output format
     #[arg(short, long, default_value = "text", value_name = "FORMAT")]
     output: Output,
 
-    /// Explain an error code of Entra, such as AADSTS700213, or a message with one
+    /// Explain an Entra error code, such as AADSTS700213, or a message with one
     #[arg(long, value_name = "CODE")]
     explain: Option<String>,
 
-    /// Print all findings, as Markdown
+    /// Print all findings as Markdown
     #[arg(long)]
     findings: bool,
 }
@@ -144,7 +146,7 @@ impl Args {
         }
     }
 
-    /// What the flag says, else the configuration.
+    /// Returns the cloud of the flag, or else that of the configuration.
     fn cloud(&self, config: &config::Identity) -> Cloud {
         self.cloud.map_or(config.cloud, Into::into)
     }
@@ -179,7 +181,7 @@ enum FailOn {
 }
 
 impl FailOn {
-    /// What cannot be told is never as bad.
+    /// Returns whether a severity is at least this one. An unknown result never is.
     const fn is_reached_by(self, severity: Severity) -> bool {
         match self {
             Self::Error => matches!(severity, Severity::Error),
@@ -190,7 +192,7 @@ impl FailOn {
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Output {
-    /// For people
+    /// Text for people
     Text,
     /// Findings and summary
     Json,
@@ -226,16 +228,16 @@ fn subscription(text: &str) -> Result<String, String> {
     Ok(text.to_ascii_lowercase())
 }
 
-pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
+pub(super) fn run(command: &Command) -> anyhow::Result<ExitStatus> {
     let Command::Check(args) = command;
     if args.findings {
-        return print_out(catalogue::markdown().as_bytes());
+        return print_stdout(catalogue::markdown().as_bytes());
     }
     if let Some(code) = &args.explain {
-        return print_out(explain::code(code)?.as_bytes());
+        return print_stdout(entra_error::explain(code)?.as_bytes());
     }
     if args.token && matches!(args.output, Output::Sarif | Output::Junit) {
-        bail!("--token is printed as text, json or yaml alone");
+        bail!("--token supports only the output formats text, json or yaml");
     }
     let (seen, documents, token) = if args.files.is_empty() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -245,7 +247,7 @@ pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
         let (seen, documents) = read(args)?;
         (seen, documents, None)
     };
-    if seen.azure.is_none() {
+    if seen.managed_identities.is_none() {
         let others = if args.files.is_empty() { "--subscription, --resource-id, " } else { "" };
         eprintln!("credentials not checked: give them with {others}--credentials or --identity");
     }
@@ -255,7 +257,7 @@ pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
         Preflight::new(&seen, client_id, claims)
     });
     let token = preflight.as_ref();
-    print_out(&match args.output {
+    print_stdout(&match args.output {
         Output::Text => {
             let of_token = token.map(Preflight::text).transpose()?.unwrap_or_default();
             (text::text(&report)? + &of_token).into_bytes()
@@ -267,37 +269,37 @@ pub(super) fn run(command: &Command) -> anyhow::Result<Ended> {
     })?;
     let is_reached = report.findings.iter().any(|finding| args.fail_on.is_reached_by(finding.severity));
     let is_refused = token.is_some_and(Preflight::is_refused);
-    Ok(if is_reached || is_refused { Ended::Findings } else { Ended::Fine })
+    Ok(if is_reached || is_refused { ExitStatus::Findings } else { ExitStatus::Success })
 }
 
-fn read(args: &Args) -> anyhow::Result<(Seen, Documents)> {
+fn read(args: &Args) -> anyhow::Result<(Observation, Documents)> {
     let mut documents = Documents::new(args.namespace.as_deref().unwrap_or("default"));
     for file in &args.files {
-        documents.learn(&manifest::read(file)?)?;
+        documents.add(&manifest::read(file)?)?;
     }
     let mut cluster = documents.cluster();
-    cluster.is_whole = args.whole_cluster;
-    let seen = Seen {
+    cluster.is_complete = args.whole_cluster;
+    let seen = Observation {
         cluster,
         issuers: issuers(args)?,
-        cloud: args.cloud(&super::config::load(args.config.as_deref())?.identity).into(),
-        azure: azure(args)?,
+        cloud: args.cloud(&super::config::load(args.config.as_deref())?.identity),
+        managed_identities: azure(args)?,
         at: args.at.unwrap_or_else(Timestamp::now),
     };
     Ok((seen, documents))
 }
 
-fn azure(args: &Args) -> anyhow::Result<Option<Azure>> {
+fn azure(args: &Args) -> anyhow::Result<Option<ManagedIdentities>> {
     if args.credentials.is_empty() && args.identities.is_empty() {
         return Ok(None);
     }
-    let mut files = file::Files::default();
+    let mut files = az_output::Files::default();
     let name = |file: &Path| file.display().to_string();
     for file in &args.credentials {
         files.add(&name(file), &read_text(file)?).with_context(|| format!("--credentials {}", name(file)))?;
     }
     for (client_id, file) in &args.identities {
-        let added = files.add_of(client_id, &name(file), &read_text(file)?);
+        let added = files.add_for_identity(client_id, &name(file), &read_text(file)?);
         added.with_context(|| format!("--identity {client_id}={}", name(file)))?;
     }
     Ok(Some(files.finish()))

@@ -1,22 +1,22 @@
-//! Kubernetes manifests as a person writes them: YAML or JSON, several documents, lists; and the pods that come of them.
+//! Manifests: YAML or JSON, several documents, lists. Also the pods of the workloads in them.
 
-mod made;
+mod decode;
+mod pod_from_template;
 mod read;
-mod typed;
 
 use anyhow::{anyhow, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use self::decode::{decode, without_position};
 pub(super) use self::read::read;
-use self::typed::{typed, without_position};
 use crate::{
     admission::{self, ReviewError},
     burst::DECISION,
     pod::{Metadata, Pod},
 };
 
-/// The kinds that make pods, each with its group and the way to its pod template.
+/// The kinds with pods: group, kind, and the path of the pod template.
 const WORKLOADS: &[(&str, &str, &[&str])] = &[
     ("", "Pod", &[]),
     ("apps", "Deployment", &["spec", "template"]),
@@ -27,78 +27,80 @@ const WORKLOADS: &[(&str, &str, &[&str])] = &[
     ("batch", "CronJob", &["spec", "jobTemplate", "spec", "template"]),
 ];
 
-/// One document with where it came from.
+/// One document and its source.
 #[derive(Debug)]
 pub(super) struct Document {
     pub(super) source: String,
     pub(super) value: Value,
 }
 
-/// A pod, or what a workload's pods will look like.
+/// A pod, or the pod template of a workload.
 #[derive(Debug)]
 pub(super) struct PodTemplate {
-    /// Such as `Deployment`.
+    /// The kind, such as `Deployment`.
     pub(super) kind: String,
     pub(super) name: String,
-    /// Nothing when the manifest leaves it to `kubectl -n`.
+    /// None if the manifest has no namespace, as with `kubectl -n`.
     pub(super) namespace: Option<String>,
-    /// The pod as it is written, with `metadata` and `spec`.
+    /// The pod as written, with `metadata` and `spec`.
     pub(super) pod: Value,
-    /// The same with what the maker adds; never shown, and nothing of it is a parent of what a patch changes.
-    made: Value,
-    /// The whole object with its status, if it is a pod that lives in a cluster; `made` is then as it would be created anew.
-    pub(super) living: Option<Value>,
-    /// Whether the API server has already been over it.
+    /// The same with what its controller and the API server add. It is never shown. A patch changes nothing below
+    /// an added field.
+    expanded: Value,
+    /// The whole object with its status, for a pod that exists in a cluster. `expanded` is then the pod at its
+    /// creation.
+    pub(super) live_object: Option<Value>,
+    /// Whether the API server has already admitted it.
     is_admitted: bool,
     /// File, kind and name, for errors.
     label: String,
-    /// The way from the document to the pod, with a dot at its end.
+    /// The path from the document to the pod, with a trailing dot.
     path: String,
 }
 
 impl PodTemplate {
-    /// The pod as the webhook will be shown it: with what its controller and the API server add and the rules read.
-    /// `mounts_token` says of a service account whether its pods get a token unless they say otherwise.
-    pub(super) fn seen(&self, mounts_token: impl Fn(&str) -> bool) -> Value {
-        let mut pod = self.made.clone();
+    /// Returns the pod as the webhook receives it, with the fields that its controller and the API server add and
+    /// the rules read. `mounts_token` returns whether pods of a service account mount its token by default.
+    pub(super) fn as_admitted(&self, mounts_token: impl Fn(&str) -> bool) -> Value {
+        let mut pod = self.expanded.clone();
         if let (false, Some(spec)) = (self.is_admitted, pod.get_mut("spec").and_then(Value::as_object_mut)) {
-            made::mount_token(spec, mounts_token);
+            pod_from_template::mount_token(spec, mounts_token);
         }
         pod
     }
 
-    /// The pod as it is written, as a type of the API.
+    /// Decodes the pod as written.
     ///
     /// # Errors
     ///
-    /// When a field that is read has a type that the API does not give it; named by file, object and path.
+    /// When a field has a type that differs from the API's. The error names file, object and path.
     pub(super) fn typed<'t, T: Deserialize<'t>>(&'t self) -> anyhow::Result<T> {
-        typed(&self.pod, &self.path).map_err(|error| anyhow!("{}: {error}", self.label))
+        decode(&self.pod, &self.path).map_err(|error| anyhow!("{}: {error}", self.label))
     }
 
-    /// The view of [`PodTemplate::seen`] that a decision is made on.
+    /// Decodes the view of [`PodTemplate::as_admitted`] for the decision.
     ///
     /// # Errors
     ///
-    /// When a field that is read has a type that the API does not give it; named by file, object and path.
+    /// When a field has a type that differs from the API's. The error names file, object and path.
     pub(super) fn view<'s>(&self, seen: &'s Value) -> anyhow::Result<Pod<'s>> {
-        typed(seen, &self.path).map_err(|error| anyhow!("{}: {error}", self.label))
+        decode(seen, &self.path).map_err(|error| anyhow!("{}: {error}", self.label))
     }
 }
 
 impl Document {
-    /// The object's kind.
+    /// Returns the kind.
     pub(super) fn kind(&self) -> &str {
         self.text("/kind").unwrap_or_default()
     }
 
-    /// Whether the object is of this group and kind. One without an apiVersion is taken for what its kind is best known as.
+    /// Returns whether the object has this group and kind. Without an apiVersion, only the kind counts.
     pub(super) fn is(&self, group: &str, kind: &str) -> bool {
         let of_group = |version: &str| version.split_once('/').map_or("", |(group, _)| group) == group;
         self.kind() == kind && self.text("/apiVersion").is_none_or(of_group)
     }
 
-    /// A string at a JSON pointer.
+    /// Returns the string at a JSON pointer.
     fn text(&self, pointer: &str) -> Option<&str> {
         self.value.pointer(pointer)?.as_str()
     }
@@ -113,56 +115,56 @@ impl Document {
         self.text("/metadata/namespace")
     }
 
-    /// Labels and annotations, and all else that is read of `metadata`.
+    /// Decodes the metadata.
     ///
     /// # Errors
     ///
-    /// When one is of a type that the API does not give it, such as an annotation that is a number.
+    /// When a field has a type that differs from the API's, such as an annotation with a number.
     pub(super) fn metadata(&self) -> anyhow::Result<Metadata<'_>> {
         let metadata = self.value.get("metadata").filter(|metadata| !metadata.is_null());
         let metadata = metadata.ok_or_else(|| anyhow!("{}: expected metadata", self.label()))?;
-        typed(metadata, "metadata.").map_err(|error| anyhow!("{}: {error}", self.label()))
+        decode(metadata, "metadata.").map_err(|error| anyhow!("{}: {error}", self.label()))
     }
 
-    /// The object as a type of the API.
+    /// Decodes the object.
     ///
     /// # Errors
     ///
-    /// When a field is of a type that the API does not give it.
+    /// When a field has a type that differs from the API's.
     pub(super) fn typed<'d, T: Deserialize<'d>>(&'d self) -> anyhow::Result<T> {
-        typed(&self.value, "").map_err(|error| anyhow!("{}: {error}", self.label()))
+        decode(&self.value, "").map_err(|error| anyhow!("{}: {error}", self.label()))
     }
 
-    /// Whether this Service is reached by a ClusterIP.
+    /// Returns whether this Service has a ClusterIP.
     pub(super) fn has_cluster_ip(&self) -> bool {
         let kind = self.text("/spec/type").unwrap_or("ClusterIP");
         kind != "ExternalName" && self.text("/spec/clusterIP") != Some("None")
     }
 
-    /// Whether a controller has made it.
+    /// Returns whether a controller owns the object.
     pub(super) fn has_controller(&self) -> bool {
         let owners = self.value.pointer("/metadata/ownerReferences").and_then(Value::as_array);
         owners.into_iter().flatten().any(|owner| owner.get("controller") == Some(&Value::Bool(true)))
     }
 
-    /// Kind and name, for people.
+    /// Returns kind and name.
     pub(super) fn title(&self) -> String {
         format!("{} {}", self.kind(), name_of(&self.value)).trim_end().to_owned()
     }
 
-    /// The same with the file, for errors.
+    /// Returns file, kind and name, for errors.
     fn label(&self) -> String {
         format!("{}: {}", self.source, self.title())
     }
 
-    /// The pods that come of this object; nothing if it is of a kind that makes none.
+    /// Returns the pod template of the object, if its kind has one.
     ///
     /// # Errors
     ///
-    /// When the object's kind makes pods but it has no pod template, or when it is a review that the webhook could not use.
+    /// When a workload has no pod template, or when a review is unusable for the webhook.
     pub(super) fn pod_template(&self) -> anyhow::Result<Option<PodTemplate>> {
         if self.kind() == "AdmissionReview" {
-            return self.reviewed().map(Some);
+            return self.pod_of_review().map(Some);
         }
         let Some((_, kind, path)) = WORKLOADS.iter().find(|(group, kind, _)| self.is(group, kind)) else {
             return Ok(None);
@@ -184,20 +186,20 @@ impl Document {
         if metadata.is_null() {
             *metadata = json!({});
         }
-        // What `kubectl get` prints has a uid, and what the API server was to add.
+        // An object from `kubectl get` has a uid, and the fields that the API server adds.
         let is_admitted = metadata.get("uid").is_some_and(|uid| *kind == "Pod" && !uid.is_null());
-        let living = is_admitted.then(|| self.value.clone());
-        let mut made = made::pod_of(self, pod.clone());
-        if is_admitted && !stays_for_its_node(&self.value) {
-            // The scheduler's, not its author's.
-            made.get_mut("spec").and_then(Value::as_object_mut).and_then(|spec| spec.remove("nodeName"));
+        let live_object = is_admitted.then(|| self.value.clone());
+        let mut expanded = pod_from_template::pod_from_template(self, pod.clone());
+        if is_admitted && !was_created_with_node(&self.value) {
+            // The scheduler set the node, not the author.
+            expanded.get_mut("spec").and_then(Value::as_object_mut).and_then(|spec| spec.remove("nodeName"));
         }
         Ok(Some(PodTemplate {
             kind: (*kind).to_owned(),
-            living,
+            live_object,
             name: name_of(&self.value),
             namespace: self.namespace().map(str::to_owned),
-            made,
+            expanded,
             pod: Value::Object(pod),
             is_admitted,
             label,
@@ -205,15 +207,15 @@ impl Document {
         }))
     }
 
-    /// The pod of an AdmissionReview, read as the webhook reads it.
-    fn reviewed(&self) -> anyhow::Result<PodTemplate> {
+    /// Returns the pod of an AdmissionReview, which is parsed as the webhook does.
+    fn pod_of_review(&self) -> anyhow::Result<PodTemplate> {
         const PATH: &str = "request.object.";
         let (source, text) = (&self.source, self.value.to_string());
         let object = self.value.pointer("/request/object").unwrap_or(&Value::Null);
         let label = format!("{source}: AdmissionReview {}", name_of(object)).trim_end().to_owned();
         let request = match admission::parse(text.as_bytes()) {
             Ok(request) => request,
-            Err(ReviewError::Json(error)) => match typed::<Pod<'_>>(object, PATH) {
+            Err(ReviewError::Json(error)) => match decode::<Pod<'_>>(object, PATH) {
                 Err(error) => bail!("{label}: {error}"),
                 Ok(_) => bail!("{label}: {}", without_position(&error)),
             },
@@ -228,8 +230,8 @@ impl Document {
             name: name_of(object),
             namespace,
             pod: object.clone(),
-            made: object.clone(),
-            living: None,
+            expanded: object.clone(),
+            live_object: None,
             is_admitted: true,
             label,
             path: PATH.to_owned(),
@@ -237,14 +239,14 @@ impl Document {
     }
 }
 
-/// Whether this pod was created with a node: the webhook has then said so.
-fn stays_for_its_node(pod: &Value) -> bool {
+/// Returns whether this pod was created with a node. The webhook's decision says so.
+fn was_created_with_node(pod: &Value) -> bool {
     let annotations = pod.pointer("/metadata/annotations");
     let decision = annotations.and_then(|annotations| annotations.get(DECISION)).and_then(Value::as_str);
     decision.is_some_and(|decision| decision.contains("NodeName"))
 }
 
-/// The object's name; `web-*` for one whose name the API server makes up.
+/// Returns the object's name, or `web-*` for a generated name.
 fn name_of(object: &Value) -> String {
     let text = |field: &str| object.get("metadata")?.get(field)?.as_str().filter(|text| !text.is_empty());
     let generated = || text("generateName").map(|prefix| format!("{prefix}*"));

@@ -1,14 +1,14 @@
-//! The command line: one file for each command. Results go to standard output, words to standard error.
+//! The command line: one file per command. Results go to standard output, messages to standard error.
 
 mod certs;
-mod cluster;
-mod colours;
+mod colors;
 mod config;
 mod controller;
 mod explain;
 mod identity;
+mod kube_client;
 mod manifest;
-mod pod;
+mod pod_args;
 mod process;
 mod switch;
 mod webhook;
@@ -23,7 +23,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 /// Lets pods overflow from AKS VMs to Azure virtual nodes, as a last resort
 #[derive(Debug, Parser)]
 #[command(name = "spillway", version, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 fine, 1 findings or refusals, 2 wrong use or unreadable input")]
+#[command(after_help = "Exit codes: 0 success, 1 findings or refusals, 2 wrong usage or unreadable input")]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -40,37 +40,38 @@ enum Command {
     Config(config::Command),
     #[command(subcommand)]
     Certs(certs::Command),
-    /// Switch Spillway off at once, for the whole cluster
+    /// Switch Spillway off immediately, for the whole cluster
     ///
-    /// Removes the MutatingWebhookConfiguration aci-spillway, so that the API server no longer calls Spillway, and keeps it in the
-    /// ConfigMap spillway-switched-off for `spillway on`. Pods that exist keep what they have. May be repeated, and interrupted.
+    /// Removes the MutatingWebhookConfiguration aci-spillway, so that the API server no longer calls Spillway. A
+    /// copy stays in the ConfigMap spillway-switched-off for `spillway on`. Existing pods do not change. You can
+    /// interrupt and repeat the command.
     Off(switch::Args),
     /// Switch Spillway on again
     ///
-    /// Puts back what `spillway off` has removed, with its labels, annotations and field managers, so that kubectl, helm and
-    /// GitOps tools find what is theirs.
+    /// Restores what `spillway off` has removed, with its labels, annotations and field managers. kubectl, helm and
+    /// GitOps tools then find their own fields.
     On(switch::Args),
-    /// Print a completion script for a shell
+    /// Print a shell completion script
     ///
     /// For bash: `source <(spillway completions bash)`.
     Completions {
-        /// The shell
+        /// Name of the shell
         shell: clap_complete::Shell,
     },
 }
 
-/// How a command ended that could do its work.
+/// The result of a command without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    /// Nothing to remark.
-    Fine,
+enum ExitStatus {
+    /// No findings.
+    Success,
     /// There are findings or refusals.
     Findings,
 }
 
-/// Runs a command; the exit code is 0 when all is well, 1 for findings, 2 for wrong use or input that cannot be read.
+/// Runs a command. The exit code is 0 on success, 1 for findings, and 2 for invalid usage or unreadable input.
 pub fn run(cli: Cli) -> ExitCode {
-    let ended = match cli.command {
+    let outcome = match cli.command {
         Command::Webhook(args) => webhook::run(&args),
         Command::Controller(args) => controller::run(&args),
         Command::Explain(args) => explain::run(&args),
@@ -82,10 +83,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Completions { shell } => completions(shell),
     };
     crate::telemetry::logs::flush();
-    match ended {
-        Ok(Ended::Fine) => ExitCode::SUCCESS,
-        Ok(Ended::Findings) => ExitCode::from(1),
-        // Whoever reads our output has seen enough, as in `spillway explain ... | head`.
+    match outcome {
+        Ok(ExitStatus::Success) => ExitCode::SUCCESS,
+        Ok(ExitStatus::Findings) => ExitCode::from(1),
+        // The reader closed the pipe, as in `spillway explain ... | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             print_error(&error);
@@ -94,36 +95,36 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-fn completions(shell: clap_complete::Shell) -> anyhow::Result<Ended> {
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitStatus> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "spillway", &mut script);
-    print_out(&script)
+    print_stdout(&script)
 }
 
 /// Writes a result to standard output.
-fn print_out(text: &[u8]) -> anyhow::Result<Ended> {
+fn print_stdout(text: &[u8]) -> anyhow::Result<ExitStatus> {
     let mut out = io::stdout().lock();
     out.write_all(text)?;
     out.flush()?;
-    Ok(Ended::Fine)
+    Ok(ExitStatus::Success)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// The error and each of its causes; never a backtrace.
+/// Prints the error and each of its causes, without a backtrace.
 fn print_error(error: &anyhow::Error) {
-    let mut lines = lines(error).into_iter();
+    let mut lines = error_messages(error).into_iter();
     eprintln!("error: {}", lines.next().unwrap_or_default());
     for cause in lines {
         eprintln!("  cause: {cause}");
     }
 }
 
-/// The messages of a chain of causes, less those that only repeat a part of one above: many libraries write the cause into the
-/// message too.
-fn lines(error: &anyhow::Error) -> Vec<String> {
+/// Returns the messages of an error and its causes. A message that an earlier one contains is left out, because many
+/// libraries repeat the cause in the message.
+fn error_messages(error: &anyhow::Error) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -139,8 +140,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_is_told_once() {
+    fn a_cause_appears_once() {
         let error = anyhow::anyhow!("connection refused").context("failed: connection refused").context("no cluster");
-        assert_eq!(lines(&error), ["no cluster", "failed: connection refused"]);
+        assert_eq!(error_messages(&error), ["no cluster", "failed: connection refused"]);
     }
 }

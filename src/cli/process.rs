@@ -1,4 +1,4 @@
-//! What the two long-running commands share: their runtime, their configuration, and how they are asked to end.
+//! The common parts of the two long-running commands: runtime, configuration and signals.
 
 use std::{num::NonZeroUsize, path::Path, sync::Arc, thread::available_parallelism};
 
@@ -15,24 +15,26 @@ use crate::{
     telemetry::{ConfigurationMetrics, logs},
 };
 
-/// How to run.
+/// Options of the runtime.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct RuntimeArgs {
-    /// Threads that serve; by default the CPUs of the container, two at most
+    /// Number of worker threads; by default the CPUs of the container, at most two
     #[arg(long, env = "SPILLWAY_WORKER_THREADS", value_name = "NUMBER")]
     worker_threads: Option<NonZeroUsize>,
 }
 
-/// A request costs some 40 µs of CPU, so one thread is enough for 20,000 a second; the second is there for handshakes and lists.
-const WORKERS: usize = 2;
+/// Maximum number of worker threads by default. A request costs some 40 µs of CPU, so one thread serves 20,000 a
+/// second. The second thread is for handshakes and lists.
+const MAX_DEFAULT_WORKERS: usize = 2;
 
 impl RuntimeArgs {
-    /// The runtime. For one worker it is this thread alone: on one CPU, waking another one costs 5 µs a request, for nothing.
+    /// Starts the runtime. With one worker it is single-threaded: on one CPU, waking another thread costs 5 µs per
+    /// request.
     pub(super) fn start(&self) -> anyhow::Result<Runtime> {
         let workers = match self.worker_threads {
             Some(workers) => workers.get(),
-            // Counts the CPUs that affinity and the cgroup's quota leave, and 1 for less than two.
-            None => available_parallelism().map_or(1, NonZeroUsize::get).min(WORKERS),
+            // Respects the CPU affinity and the cgroup quota, and returns 1 for less than two CPUs.
+            None => available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_DEFAULT_WORKERS),
         };
         let mut builder = if workers == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
         let runtime = builder.worker_threads(workers).enable_all().build().context("cannot start the runtime")?;
@@ -41,13 +43,13 @@ impl RuntimeArgs {
     }
 }
 
-/// The configuration, which is followed from now on, as is what it says about the log; `told` hears of each change of the file.
-/// Without a file, the built-in defaults.
+/// Loads the configuration and starts reloading it. The log level follows the configuration. `on_change` is called for
+/// each change of the file. Without a file, the configuration is the built-in one.
 pub(super) async fn configuration(
     file: Option<&Path>,
     logs: logs::Logs,
     registry: &mut Registry,
-    told: impl FnMut(Result<(), &LoadError>) + Send + 'static,
+    on_change: impl FnMut(Result<(), &LoadError>) + Send + 'static,
 ) -> anyhow::Result<ConfigReceiver> {
     let metrics = ConfigurationMetrics::new(registry);
     let Some(file) = file else {
@@ -55,20 +57,20 @@ pub(super) async fn configuration(
         return Ok(watch::channel(Arc::default()).1);
     };
     let file = ConfigurationFile::load(file, metrics).await?;
-    let in_force = file.in_force();
-    tokio::spawn(logs.follow(in_force.clone()));
-    tokio::spawn(file.follow(told));
-    Ok(in_force)
+    let configuration = file.subscribe();
+    tokio::spawn(logs.follow(configuration.clone()));
+    tokio::spawn(file.follow(on_change));
+    Ok(configuration)
 }
 
-/// SIGTERM, which the kubelet sends, and SIGINT, which Ctrl-C sends.
+/// SIGTERM, from the kubelet, and SIGINT, from Ctrl-C.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    /// From now on these signals no longer end the process by themselves.
+    /// Starts listening. The signals no longer end the process by themselves.
     pub(super) fn listen() -> anyhow::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
@@ -80,29 +82,29 @@ impl Signals {
         }
     }
 
-    /// Does the work, which is told of the first signal and then has its time to end. A second signal ends it at once.
-    pub(super) async fn end<W: Future<Output = ()>>(mut self, work: impl FnOnce(Stop) -> W) {
-        let (told, stop) = oneshot::channel();
-        let work = work(Stop(stop));
+    /// Runs `work`, which shuts down after the first signal. A second signal ends it immediately.
+    pub(super) async fn run_until_signal<W: Future<Output = ()>>(mut self, work: impl FnOnce(ShutdownSignal) -> W) {
+        let (notify, stop) = oneshot::channel();
+        let work = work(ShutdownSignal(stop));
         let signals = async {
             self.next().await;
-            let _ = told.send(());
+            let _ = notify.send(());
             self.next().await;
         };
         tokio::select! {
             () = work => tracing::info!("stopped"),
-            () = signals => tracing::warn!("a second signal: stopped at once"),
+            () = signals => tracing::warn!("received a second signal, stopping immediately"),
         }
     }
 }
 
-/// Tells when the process has been asked to end.
-pub(super) struct Stop(oneshot::Receiver<()>);
+/// The first signal.
+pub(super) struct ShutdownSignal(oneshot::Receiver<()>);
 
-impl Stop {
-    /// Done then.
-    pub(super) async fn asked(self) {
-        // The sender lives as long as whoever waits here.
+impl ShutdownSignal {
+    /// Waits for the first signal.
+    pub(super) async fn received(self) {
+        // The sender lives as long as this future is polled.
         let _ = self.0.await;
     }
 }

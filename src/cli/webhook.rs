@@ -1,4 +1,4 @@
-//! `spillway webhook`: serve the API server.
+//! `spillway webhook`: serve the admission webhook.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -8,26 +8,29 @@ use clap::builder::BoolishValueParser;
 use kube::Client;
 use time::OffsetDateTime;
 
-use super::{Ended, cluster, pod::PodArgs, process};
+use super::{ExitStatus, kube_client, pod_args::PodArgs, process};
 use crate::{
-    background::again_after_panic,
-    certs::{self, KeyPairFiles, Leaf, Serving},
+    background::restart_on_panic,
+    certs::{self, KeyPairFiles, Leaf, ServingCertificate},
     cluster::Cluster,
     config::CertificateSource,
-    reload::configuration::ConfigReceiver,
+    reload::configuration::{ConfigReceiver, until},
     telemetry::{self, AdmissionMetrics, Caches, logs},
     webhook::{self, App, ListenArgs},
 };
 
 /// Serve the admission webhook
 ///
-/// Finds the cluster as kubectl does: through KUBECONFIG or ~/.kube/config, and where there is none, in a pod, through its
-/// service account. Needs to list and watch namespaces, nodes, service accounts and network policies, and to get service
-/// accounts; and for a self-managed certificate to list and watch the Secret spillway-ca and the MutatingWebhookConfiguration
-/// aci-spillway. Writes nothing.
+/// The webhook finds the cluster as kubectl does: through KUBECONFIG or ~/.kube/config. In a pod without these, it uses
+/// the service account.
+///
+/// It needs to list and watch namespaces, nodes, service accounts and network policies, and to get service accounts.
+/// For a self-managed certificate it needs to list and watch the Secret spillway-ca and the
+/// MutatingWebhookConfiguration aci-spillway. It writes nothing.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The SpillwayConfiguration file, which is followed; without one, the built-in defaults
+    /// Path of the SpillwayConfiguration file, which is reloaded when it changes; by default the built-in
+    /// configuration
     #[arg(long, env = "SPILLWAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -47,76 +50,77 @@ pub(super) struct Args {
     logs: logs::LogArgs,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Ended> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     let Args { config, listen, certificate, pod, runtime, logs } = args;
     let logs = logs::start(logs);
-    let pod_name = pod.pod_name().context("--pod-name: cannot read the name of this host")?;
+    let pod_name = pod.pod_name().context("--pod-name: cannot read the host name")?;
     runtime.start()?.block_on(async {
         let mut registry = telemetry::registry();
         telemetry::count_panics(&mut registry);
         logs.register(&mut registry);
         let configuration = process::configuration(config.as_deref(), logs, &mut registry, |_| {}).await?;
         let source = certificate.source()?;
-        let serving = Serving::default();
+        let serving = ServingCertificate::default();
         let bound = webhook::bind(listen, serving.clone(), &mut registry).await?;
-        let client = Client::try_from(cluster::find(None, "spillway-webhook").await?)
-            .context("cannot make a client of the cluster")?;
-        let keeper = Keeper {
+        let client = Client::try_from(kube_client::config(None, "spillway-webhook").await?)
+            .context("cannot create a Kubernetes client")?;
+        let certificates = CertificateSourceWatcher {
             configuration: configuration.clone(),
             client: client.clone(),
             namespace: pod.namespace.clone(),
             serving,
             metrics: telemetry::CertificateMetrics::new(&mut registry),
         };
-        keeper.keep(source);
+        certificates.start(source);
         let cluster = Cluster::follow(client, configuration.clone(), &Caches::new(&mut registry));
         let app = Arc::new(App::new(configuration, cluster, AdmissionMetrics::new(&mut registry)));
         let signals = process::Signals::listen()?;
         let (webhook, admin) = (bound.webhook_address()?, bound.admin_address()?);
         tracing::info!(%webhook, %admin, pod = pod_name, "listening");
-        signals.end(|stop| bound.serve(app, registry, stop.asked())).await;
-        Ok(Ended::Fine)
+        signals.run_until_signal(|stop| bound.serve(app, registry, stop.received())).await;
+        Ok(ExitStatus::Success)
     })
 }
 
-/// Where the serving certificate comes from. The flags beat the configuration.
+/// Options of the serving certificate, which override the configuration.
 #[derive(Debug, clap::Args)]
 struct CertificateArgs {
-    /// The serving certificate and its chain, PEM
+    /// Serving certificate and its chain, PEM
     #[arg(long, env = "SPILLWAY_TLS_CERT_FILE", value_name = "FILE", requires = "tls_key_file")]
     tls_cert_file: Option<PathBuf>,
 
-    /// Its private key, PEM
+    /// Private key of the certificate, PEM
     #[arg(long, env = "SPILLWAY_TLS_KEY_FILE", value_name = "FILE", requires = "tls_cert_file")]
     tls_key_file: Option<PathBuf>,
 
-    /// Make a certificate for development at every start, and log the caBundle that goes with it
+    /// Generate a development certificate at every start, and log its caBundle
     #[arg(long, env = "SPILLWAY_SELF_SIGNED", value_parser = BoolishValueParser::new())]
     self_signed: bool,
 }
 
-/// Where the serving certificate comes from.
+/// The source of the serving certificate.
 enum Source {
-    /// Made at this start.
-    Made(Leaf),
-    /// Files that flags name, which are followed.
+    /// Generated at this start.
+    SelfSigned(Leaf),
+    /// Files of the flags, which are reloaded.
     Files(KeyPairFiles),
-    /// What the configuration says, which is followed.
+    /// The source in the configuration, which can change.
     Configured,
 }
 
 impl CertificateArgs {
-    /// Reads what the flags name, so that a wrong one is loud. What the configuration names may come later: the webhook waits for it.
+    /// Reads the files of the flags, so that a wrong flag fails at startup. Files of the configuration may appear
+    /// later: the webhook waits for them.
     fn source(&self) -> anyhow::Result<Source> {
         let Self { tls_cert_file, tls_key_file, self_signed } = self;
-        // Not left to clap, for which SPILLWAY_SELF_SIGNED=false is a flag that was given.
+        // Not left to clap, which takes SPILLWAY_SELF_SIGNED=false for a given flag.
         match (tls_cert_file, tls_key_file) {
             (Some(certificate), Some(key)) if !self_signed => {
-                let pair = certs::from_files(certificate, key)?;
+                let pair = certs::load_key_pair(certificate, key)?;
                 Leaf::new(pair).context("--tls-cert-file: cannot read the certificate")?;
                 Ok(Source::Files(KeyPairFiles { certificate: certificate.clone(), key: key.clone() }))
             }
-            (None, None) if *self_signed => self_signed_leaf().map(Source::Made),
+            (None, None) if *self_signed => self_signed_leaf().map(Source::SelfSigned),
             (None, None) => Ok(Source::Configured),
             _ => bail!("--self-signed cannot be used with --tls-cert-file and --tls-key-file"),
         }
@@ -124,58 +128,53 @@ impl CertificateArgs {
 }
 
 fn self_signed_leaf() -> anyhow::Result<Leaf> {
-    let made = certs::generate(&[], OffsetDateTime::now_utc()).context("--self-signed: cannot make a certificate")?;
-    tracing::info!(caBundle = STANDARD.encode(&made.ca), "serving a self-signed certificate, for development");
-    Ok(Leaf::new(certs::from_pem(made.certificate.as_bytes(), made.key.as_bytes())?)?)
+    let generated =
+        certs::generate(&[], OffsetDateTime::now_utc()).context("--self-signed: cannot generate a certificate")?;
+    tracing::info!(caBundle = STANDARD.encode(&generated.ca), "serving a self-signed development certificate");
+    Ok(Leaf::new(certs::parse_key_pair(generated.certificate.as_bytes(), generated.key.as_bytes())?)?)
 }
 
-/// Keeps a certificate in `serving`.
-struct Keeper {
+/// Keeps the certificate in `serving` up to date.
+struct CertificateSourceWatcher {
     configuration: ConfigReceiver,
     client: Client,
     namespace: String,
-    serving: Serving,
+    serving: ServingCertificate,
     metrics: telemetry::CertificateMetrics,
 }
 
-impl Keeper {
-    /// Keeps it from now on.
-    fn keep(self, source: Source) {
+impl CertificateSourceWatcher {
+    /// Starts the background task of the source.
+    fn start(self, source: Source) {
         match source {
-            Source::Made(leaf) => {
+            Source::SelfSigned(leaf) => {
                 self.metrics.loaded(leaf.not_after());
                 self.serving.replace(leaf);
             }
             Source::Files(files) => {
-                drop(tokio::spawn(again_after_panic(async move || self.follow_files(files.clone()).await)));
+                drop(tokio::spawn(restart_on_panic(async move || self.watch_files(files.clone()).await)));
             }
-            Source::Configured => drop(tokio::spawn(again_after_panic(async move || self.as_configured().await))),
+            Source::Configured => drop(tokio::spawn(restart_on_panic(async move || self.follow_configuration().await))),
         }
     }
 
-    /// The controller follows the configuration too: were the source read at the start only, the one would write a `caBundle` that
-    /// the other's certificate does not belong to.
-    async fn as_configured(&self) {
-        let mut configuration = self.configuration.clone();
+    /// Follows the source in the configuration. The controller does too: otherwise it would write a `caBundle` that
+    /// does not fit the webhook's certificate.
+    async fn follow_configuration(&self) {
         loop {
-            let configured = configuration.borrow_and_update().certificates.clone();
-            let another = async {
-                // Without anyone who could change the configuration, it stays as it is.
-                if configuration.wait_for(|now| now.certificates != configured).await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            };
+            let configured = self.configuration.borrow().certificates.clone();
+            let another = until(&self.configuration, |now| now.certificates != configured);
             let kept = async {
                 match configured.source {
                     CertificateSource::SelfManaged => self.self_managed().await,
                     CertificateSource::CertManager | CertificateSource::Files => {
-                        self.follow_files(KeyPairFiles::in_directory(&configured.directory)).await;
+                        self.watch_files(KeyPairFiles::in_directory(&configured.directory)).await;
                     }
                 }
             };
             tokio::select! {
                 () = kept => return,
-                () = another => tracing::info!("the serving certificate comes from elsewhere now"),
+                () = another => tracing::info!("source of the serving certificate changed"),
             }
         }
     }
@@ -185,7 +184,7 @@ impl Keeper {
         certs::self_managed(client.clone(), namespace.clone(), serving.clone(), metrics.clone()).await;
     }
 
-    async fn follow_files(&self, files: KeyPairFiles) {
-        certs::follow_files(files, self.serving.clone(), self.metrics.clone()).await;
+    async fn watch_files(&self, files: KeyPairFiles) {
+        certs::watch_certificate_files(files, self.serving.clone(), self.metrics.clone()).await;
     }
 }

@@ -18,10 +18,10 @@ use super::{
     watch as of_admission,
 };
 use crate::{
-    background::again_after_panic,
-    certs::self_managed::{CONFIGURATION, SECRET},
+    background::restart_on_panic,
+    certs::self_managed::{CA_SECRET_NAME, WEBHOOK_CONFIGURATION_NAME},
     eligibility::VirtualNode,
-    identity::seen,
+    identity::observation,
     kubernetes::{ObjectKey, Store, Watch},
     reload::configuration::{ConfigReceiver, until},
     telemetry::Caches,
@@ -46,9 +46,9 @@ pub(crate) struct Inventory {
     /// Pods for which an autoscaler has announced a VM.
     pub(crate) scale_ups: watch::Receiver<ScaleUps>,
     /// For identity checks.
-    pub(super) service_accounts: watch::Receiver<Store<seen::ServiceAccount>>,
-    pub(super) namespaces: watch::Receiver<Store<seen::Namespace>>,
-    pub(super) webhooks: watch::Receiver<Store<seen::WebhookConfiguration>>,
+    pub(super) service_accounts: watch::Receiver<Store<observation::ServiceAccount>>,
+    pub(super) namespaces: watch::Receiver<Store<observation::Namespace>>,
+    pub(super) webhooks: watch::Receiver<Store<observation::WebhookConfiguration>>,
     pub(super) v1_virtual_nodes: watch::Receiver<Store<()>>,
     _watches: JoinSet<()>,
 }
@@ -73,7 +73,7 @@ impl Inventory {
             &mut tasks,
             |account| {
                 let meta = &account.metadata;
-                Some((Some(service_account(meta)), Some(seen::ServiceAccount::from(meta))))
+                Some((Some(service_account(meta)), Some(observation::ServiceAccount::from(meta))))
             },
             (publisher.service_accounts(), accounts),
         );
@@ -90,7 +90,7 @@ impl Inventory {
 
         let (versions, secret_version) = watch::channel(Store::default());
         let watch: Watch<PartialObjectMeta<v1::Secret>> = Watch::namespaced(client, "secrets", namespace);
-        watch.named(SECRET).spawn(&mut tasks, |secret| secret.metadata.resource_version, versions);
+        watch.named(CA_SECRET_NAME).spawn(&mut tasks, |secret| secret.metadata.resource_version, versions);
 
         let scale_ups = scale_up::start(client, &mut tasks);
         let pods = Arc::<Pods>::default();
@@ -126,7 +126,7 @@ impl Inventory {
 
     /// The scope of the live webhook configuration; `None` if it does not exist, or is not known.
     pub(crate) fn live_scope(&self) -> Option<Scope> {
-        self.scope.borrow().get(&ObjectKey::cluster_scoped(CONFIGURATION)).cloned()
+        self.scope.borrow().get(&ObjectKey::cluster_scoped(WEBHOOK_CONFIGURATION_NAME)).cloned()
     }
 }
 
@@ -145,19 +145,19 @@ fn node(object: NodeObject) -> Option<(Option<Node>, Option<()>)> {
     Some((Some(node), is_first_generation.then_some(())))
 }
 
-type NamespaceParts = (Option<Arc<Namespace>>, Option<(Option<Arc<OptedIn>>, Option<seen::Namespace>)>);
+type NamespaceParts = (Option<Arc<Namespace>>, Option<(Option<Arc<OptedIn>>, Option<observation::Namespace>)>);
 
 fn namespace_parts(meta: &ObjectMeta) -> NamespaceParts {
     let namespace = Namespace::opted_in(meta);
     let opted_in = namespace.as_ref().map(|namespace| Arc::new(OptedIn::read(namespace, meta)));
-    (namespace, Some((opted_in, Some(seen::Namespace::from(meta)))))
+    (namespace, Some((opted_in, Some(observation::Namespace::from(meta)))))
 }
 
-type WebhookParts = (Option<seen::WebhookConfiguration>, Option<(Option<Scope>, Option<String>)>);
+type WebhookParts = (Option<observation::WebhookConfiguration>, Option<(Option<Scope>, Option<String>)>);
 
 fn webhook_parts(configuration: MutatingWebhookConfiguration) -> WebhookParts {
-    let seen = seen::WebhookConfiguration::from(&configuration);
-    let own = (configuration.metadata.name.as_deref() == Some(CONFIGURATION)).then(|| {
+    let seen = observation::WebhookConfiguration::from(&configuration);
+    let own = (configuration.metadata.name.as_deref() == Some(WEBHOOK_CONFIGURATION_NAME)).then(|| {
         let version = configuration.metadata.resource_version.clone();
         (Some(Scope::read(configuration)), version)
     });
@@ -172,7 +172,7 @@ fn follow_pods(
     tasks: &mut JoinSet<()>,
 ) {
     let (client, configuration, nodes, pods) = (client.clone(), configuration.clone(), nodes.clone(), pods.clone());
-    tasks.spawn(again_after_panic(async move || pods.run(&client, &configuration, nodes.clone()).await));
+    tasks.spawn(restart_on_panic(async move || pods.run(&client, &configuration, nodes.clone()).await));
 }
 
 /// Keeps the virtual nodes of the snapshot: those of all nodes that the configuration in force selects.
@@ -183,7 +183,7 @@ fn follow_virtual_nodes(
     tasks: &mut JoinSet<()>,
 ) {
     let (configuration, nodes) = (configuration.clone(), nodes.clone());
-    tasks.spawn(again_after_panic(async move || {
+    tasks.spawn(restart_on_panic(async move || {
         let mut nodes = nodes.clone();
         loop {
             let selector = configuration.borrow().virtual_nodes.selector.clone();
@@ -205,9 +205,11 @@ fn follow_virtual_nodes(
 }
 
 /// The Services that webhooks name.
-pub(super) fn services<'w>(webhooks: impl Iterator<Item = &'w seen::WebhookConfiguration>) -> BTreeSet<ObjectKey> {
+pub(super) fn services<'w>(
+    webhooks: impl Iterator<Item = &'w observation::WebhookConfiguration>,
+) -> BTreeSet<ObjectKey> {
     let webhooks = webhooks.flat_map(|configuration| &configuration.webhooks).filter(|webhook| webhook.wants_label);
     webhooks
-        .filter_map(|webhook| webhook.service.as_ref().map(|(namespace, name)| ObjectKey::new(namespace, name)))
+        .filter_map(|webhook| webhook.service.as_ref().map(|service| ObjectKey::new(&service.namespace, &service.name)))
         .collect()
 }

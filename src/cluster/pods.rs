@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{self, Selector},
-    identity::seen,
+    identity::observation,
     kubernetes::{Listing, ObjectKey, Refusal, Sink, Store, Watch},
     reload::configuration::{ConfigReceiver, until},
 };
@@ -90,7 +90,7 @@ impl PodStore {
     }
 
     /// What identity checks read of pods, by these settings.
-    pub(crate) fn identity(&self, settings: &config::Identity) -> Listing<'_, seen::Pod> {
+    pub(crate) fn identity(&self, settings: &config::Identity) -> Listing<'_, observation::Pod> {
         if self.is_listed() && self.settings.as_ref() != Some(settings) {
             return Listing::Pending;
         }
@@ -127,7 +127,7 @@ impl PodStore {
             }
             (NodeKind::Virtual, PodState::OnVm(slim)) => {
                 pod.state = PodState::OnVm(slim);
-                Settled::Lacking
+                Settled::SecretError
             }
             (_, same) => {
                 pod.state = same;
@@ -144,7 +144,7 @@ impl PodStore {
             all.retain(|_, pod| {
                 let settled = self.settle(pod);
                 has_moved |= matches!(settled, Settled::Moved | Settled::Gone);
-                lacks_virtual |= settled == Settled::Lacking;
+                lacks_virtual |= settled == Settled::SecretError;
                 settled != Settled::Gone
             });
         }
@@ -163,7 +163,7 @@ enum Settled {
     /// It no longer counts.
     Gone,
     /// It would have to be kept in full, and is slim.
-    Lacking,
+    SecretError,
 }
 
 #[cfg(test)]
@@ -225,7 +225,7 @@ struct News {
 
 impl News {
     /// A change of one pod.
-    fn learn(&mut self, before: Option<&CachedPod>, after: Option<&CachedPod>) {
+    fn compare(&mut self, before: Option<&CachedPod>, after: Option<&CachedPod>) {
         let states = (before.map(|pod| &pod.state), after.map(|pod| &pod.state));
         if states.0 != states.1 {
             for state in [states.0, states.1].into_iter().flatten() {
@@ -374,10 +374,10 @@ impl Sink<CachedPod> for PodSink<'_> {
         self.pods.publish(|store| {
             let settled = pod.as_mut().map(|pod| store.settle(pod));
             pod = pod.take().filter(|_| settled != Some(Settled::Gone));
-            let is_lacking = settled == Some(Settled::Lacking);
+            let is_lacking = settled == Some(Settled::SecretError);
             let mut news = News { relist: is_lacking && !store.lacks_virtual, ..News::default() };
             store.lacks_virtual |= is_lacking;
-            news.learn(store.pods.get(&key), pod.as_ref());
+            news.compare(store.pods.get(&key), pod.as_ref());
             store.pods.put(key, pod);
             news
         });

@@ -14,7 +14,7 @@ use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     kubernetes::{ObjectKey, Refusal, Sink, Watch},
 };
 
@@ -68,7 +68,7 @@ pub(super) fn start(client: &Client, tasks: &mut JoinSet<()>) -> watch::Receiver
         let events = Watch::all(client, "events").fields(&format!("reason={reason},involvedObject.kind=Pod"));
         events.spawn(tasks, announcement, ScaleUpSink { publish: publish.clone(), place });
     }
-    tasks.spawn(again_after_panic(async move || forget_old(&publish).await));
+    tasks.spawn(restart_on_panic(async move || forget_old(&publish).await));
     announced
 }
 

@@ -11,7 +11,7 @@ use k8s_openapi::{api::networking::v1 as networking, apimachinery::pkg::apis::me
 use kube::api::ObjectMeta;
 
 use crate::{
-    burst::{Facts, ServiceAccount},
+    burst::{ClusterContext, ServiceAccount},
     config::{BURST_LABEL, DISABLED, Overrides},
     eligibility::{LabelSelector, NAMESPACE_ANNOTATIONS, NAMESPACE_LABELS, NetworkPolicy, Requirement, VirtualNode},
     kubernetes::ObjectKey,
@@ -80,8 +80,13 @@ impl Snapshot {
     }
 
     /// What the decision on a pod of this namespace rests on.
-    pub fn facts<'s>(&'s self, name: &'s str, namespace: &'s Namespace, service_account: ServiceAccount) -> Facts<'s> {
-        Facts {
+    pub fn facts<'s>(
+        &'s self,
+        name: &'s str,
+        namespace: &'s Namespace,
+        service_account: ServiceAccount,
+    ) -> ClusterContext<'s> {
+        ClusterContext {
             service_account,
             namespace: name,
             virtual_nodes: self.virtual_nodes(),

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{core::v1, networking::v1 as networking};
-use kube::{Client, api::PartialObjectMeta};
+use kube::{Client, Resource, api::PartialObjectMeta};
 use tokio::{sync::watch, task::JoinSet};
 
 use super::snapshot::{
@@ -12,7 +12,7 @@ use super::snapshot::{
     service_account, virtual_node,
 };
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     burst::ServiceAccount,
     config::{BURST_LABEL, DISABLED},
     eligibility::{NetworkPolicy, VirtualNode},
@@ -112,7 +112,7 @@ pub(super) fn network_policies(client: &Client, metrics: &Caches) -> Watch<netwo
 }
 
 /// A watch that decisions rest on. `cache` is its name in metrics.
-pub(super) fn watch<K: Object>(
+pub(super) fn watch<K: Object + Resource<DynamicType = ()>>(
     client: &Client,
     resource: &'static str,
     cache: &'static str,
@@ -142,7 +142,7 @@ pub(super) fn start(
     network_policies(client, metrics).spawn(&mut tasks, network_policy, publisher.network_policies());
     let nodes: Watch<PartialObjectMeta<v1::Node>> = watch(client, "nodes", "virtual nodes", metrics);
     let sink = publisher.virtual_nodes();
-    tasks.spawn(again_after_panic(async move || follow_virtual_nodes(&nodes, &configuration, &sink).await));
+    tasks.spawn(restart_on_panic(async move || follow_virtual_nodes(&nodes, &configuration, &sink).await));
     (publisher.subscribe(), tasks)
 }
 

@@ -20,9 +20,9 @@ use super::{
 };
 use crate::{
     certs::{
-        authority::{AuthorityError, CaCertificate, Lacking, Step, Stored, Why, assess},
-        self_managed::{CONFIGURATION, SECRET, read},
-        trusted::Trusted,
+        authority::{AuthorityError, CaCertificate, CaSecret, RotationReason, RotationStep, SecretError, next_step},
+        bundle_trust::BundleTrust,
+        self_managed::{CA_SECRET_NAME, WEBHOOK_CONFIGURATION_NAME, read_ca_secret},
     },
     cluster::Inventory,
     kubernetes::is_conflict,
@@ -59,14 +59,14 @@ pub struct AuthorityReconciler {
     namespace: String,
     events: EventRecorder,
     metrics: ControllerMetrics,
-    trusted: Trusted,
+    trusted: BundleTrust,
     /// The certificates that the Secret last held. If the Secret and the bundle are both lost, replicas still serve with these.
     known: Vec<CaCertificate>,
 }
 
 struct Observation {
     secret: Option<Secret>,
-    stored: Result<Stored, Lacking>,
+    stored: Result<CaSecret, SecretError>,
     now: OffsetDateTime,
 }
 
@@ -79,7 +79,7 @@ impl AuthorityReconciler {
             namespace: namespace.to_owned(),
             events,
             metrics,
-            trusted: Trusted::default(),
+            trusted: BundleTrust::default(),
             known: Vec::new(),
         }
     }
@@ -93,8 +93,8 @@ impl AuthorityReconciler {
     pub async fn round(&mut self) -> Result<Outcome, RotationError> {
         let Observation { secret, stored, now } = self.observe().await?;
         let next = stored.as_ref().ok().and_then(|stored| stored.next.as_ref());
-        let is_trusted = next.is_some_and(|next| self.trusted.is_settled(next.certificate(), Instant::now()));
-        let step = assess(stored.as_ref(), is_trusted, now);
+        let is_trusted = next.is_some_and(|next| self.trusted.is_propagated(next.certificate(), Instant::now()));
+        let step = next_step(stored.as_ref(), is_trusted, now);
         let Some(wanted) = self.plan(step, stored, now)? else { return Ok(Outcome::UpToDate) };
         let Some(written) = self.apply(secret, &wanted).await? else { return Ok(Outcome::Conflict) };
         self.report(&written, step, &wanted).await;
@@ -105,23 +105,23 @@ impl AuthorityReconciler {
         let now = server_time(&self.client).await?;
         let configurations: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
         let read_error = |error| RotationError::Api("read MutatingWebhookConfiguration aci-spillway", error);
-        let configuration = configurations.get_opt(CONFIGURATION).await.map_err(read_error)?;
+        let configuration = configurations.get_opt(WEBHOOK_CONFIGURATION_NAME).await.map_err(read_error)?;
         self.trusted.observe(configuration.as_ref(), Instant::now());
-        let secret = self.secrets.get_opt(SECRET).await;
+        let secret = self.secrets.get_opt(CA_SECRET_NAME).await;
         let secret = secret.map_err(|error| RotationError::Api("read Secret spillway-ca", error))?;
-        let stored = read(secret.as_ref());
+        let stored = read_ca_secret(secret.as_ref());
         match &stored {
             Ok(stored) => self.remember(stored),
-            Err(Lacking::Missing) => {}
+            Err(SecretError::Missing) => {}
             Err(malformed) => {
                 let error = Causes(malformed);
-                tracing::warn!(%error, namespace = self.namespace, name = SECRET, "no usable certificate authority");
+                tracing::warn!(%error, namespace = self.namespace, name = CA_SECRET_NAME, "no usable certificate authority");
             }
         }
         Ok(Observation { secret, stored, now })
     }
 
-    fn remember(&mut self, stored: &Stored) {
+    fn remember(&mut self, stored: &CaSecret) {
         self.known = stored.certificates().cloned().collect();
         let old = stored.old.as_ref().map_or(0, |old| old.certificates.len());
         let next = stored.next.iter().count();
@@ -131,37 +131,40 @@ impl AuthorityReconciler {
     /// Returns the desired content of the Secret, or nothing if it may stay as it is.
     fn plan(
         &self,
-        step: Step,
-        stored: Result<Stored, Lacking>,
+        step: RotationStep,
+        stored: Result<CaSecret, SecretError>,
         now: OffsetDateTime,
-    ) -> Result<Option<Stored>, AuthorityError> {
+    ) -> Result<Option<CaSecret>, AuthorityError> {
         let wanted = match (step, stored) {
-            (Step::Replace(_), _) => {
+            (RotationStep::Replace(_), _) => {
                 let trusted = [self.known.as_slice(), &self.trusted.certificates()].concat();
-                Stored::replace(&trusted, now)?
+                CaSecret::replace(&trusted, now)?
             }
-            (Step::Prepare(_), Ok(stored)) => stored.prepare(now)?,
-            (Step::Promote(_), Ok(stored)) => stored.promote(now),
-            (Step::Retire, Ok(stored)) => stored.retire(),
+            (RotationStep::Prepare(_), Ok(stored)) => stored.prepare(now)?,
+            (RotationStep::Promote(_), Ok(stored)) => stored.promote(now),
+            (RotationStep::Retire, Ok(stored)) => stored.retire(),
             // The other steps need a stored authority.
-            (Step::Keep, _) | (_, Err(_)) => return Ok(None),
+            (RotationStep::Keep, _) | (_, Err(_)) => return Ok(None),
         };
         Ok(Some(wanted))
     }
 
     /// Creates the Secret, or replaces the observed version. Returns nothing if another client was faster.
-    async fn apply(&self, observed: Option<Secret>, wanted: &Stored) -> Result<Option<Secret>, RotationError> {
+    async fn apply(&self, observed: Option<Secret>, wanted: &CaSecret) -> Result<Option<Secret>, RotationError> {
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let data = wanted.data().into_iter().map(|(key, value)| (key, ByteString(value.into_bytes())));
         let data = Some(data.collect());
         let written = if let Some(observed) = observed {
             // The API server compares the observed resourceVersion.
-            self.secrets.replace(SECRET, &params, &Secret { data, ..observed }).await
+            self.secrets.replace(CA_SECRET_NAME, &params, &Secret { data, ..observed }).await
         } else {
             let labels = [("app.kubernetes.io/name", "spillway"), ("app.kubernetes.io/managed-by", NAME)];
             let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
-            let metadata =
-                ObjectMeta { name: Some(SECRET.to_owned()), labels: Some(labels.into()), ..ObjectMeta::default() };
+            let metadata = ObjectMeta {
+                name: Some(CA_SECRET_NAME.to_owned()),
+                labels: Some(labels.into()),
+                ..ObjectMeta::default()
+            };
             let type_ = Some("kubernetes.io/tls".to_owned());
             self.secrets.create(&params, &Secret { metadata, data, type_, ..Secret::default() }).await
         };
@@ -172,17 +175,21 @@ impl AuthorityReconciler {
         }
     }
 
-    async fn report(&mut self, written: &Secret, step: Step, wanted: &Stored) {
+    async fn report(&mut self, written: &Secret, step: RotationStep, wanted: &CaSecret) {
         self.remember(wanted);
         let not_after = wanted.current.certificate().not_after();
         tracing::info!(step = ?step, notAfter = %not_after, "wrote the certificate authority");
         let (type_, reason, note) = match step {
-            Step::Keep => return,
-            Step::Replace(Why::Missing) => (EventType::Normal, "AuthorityCreated", "there was none".to_owned()),
-            Step::Replace(why) => (EventType::Warning, "AuthorityReplaced", format!("it was of no use: {why}")),
-            Step::Prepare(why) => (EventType::Normal, "AuthorityRotating", format!("made a successor: {why}")),
-            Step::Promote(why) => (EventType::Normal, "AuthorityRotated", format!("the successor signs now: {why}")),
-            Step::Retire => {
+            RotationStep::Keep => return,
+            RotationStep::Replace(RotationReason::Missing) => {
+                (EventType::Normal, "AuthorityCreated", "there was none".to_owned())
+            }
+            RotationStep::Replace(why) => (EventType::Warning, "AuthorityReplaced", format!("it was of no use: {why}")),
+            RotationStep::Prepare(why) => (EventType::Normal, "AuthorityRotating", format!("made a successor: {why}")),
+            RotationStep::Promote(why) => {
+                (EventType::Normal, "AuthorityRotated", format!("the successor signs now: {why}"))
+            }
+            RotationStep::Retire => {
                 (EventType::Normal, "AuthorityRetired", "former authorities are no longer trusted".to_owned())
             }
         };

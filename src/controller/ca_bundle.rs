@@ -17,7 +17,7 @@ use super::{
     reconcile::{Outcome, run_rounds},
 };
 use crate::{
-    certs::self_managed::{CONFIGURATION, SECRET, read},
+    certs::self_managed::{CA_SECRET_NAME, WEBHOOK_CONFIGURATION_NAME, read_ca_secret},
     cluster::Inventory,
     kubernetes::{conditional_patch, is_conflict},
 };
@@ -36,18 +36,19 @@ pub(super) async fn run(context: &Context, inventory: &Inventory) {
 async fn round(context: &Context) -> Result<Outcome, BundleError> {
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &context.namespace);
     let configurations: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
-    let secret = secrets.get_opt(SECRET).await.map_err(|error| BundleError("read Secret spillway-ca", error))?;
+    let secret =
+        secrets.get_opt(CA_SECRET_NAME).await.map_err(|error| BundleError("read Secret spillway-ca", error))?;
     // The authority reconciler repairs the Secret, and that change starts a round here.
-    let Ok(stored) = read(secret.as_ref()) else { return Ok(Outcome::UpToDate) };
+    let Ok(stored) = read_ca_secret(secret.as_ref()) else { return Ok(Outcome::UpToDate) };
     let read_error = |error| BundleError("read MutatingWebhookConfiguration aci-spillway", error);
-    let configuration = configurations.get_opt(CONFIGURATION).await.map_err(read_error)?;
+    let configuration = configurations.get_opt(WEBHOOK_CONFIGURATION_NAME).await.map_err(read_error)?;
     // Without the configuration the webhook is switched off on purpose.
     let Some(configuration) = configuration else { return Ok(Outcome::UpToDate) };
     let Some(patch) = plan(&configuration, &stored.bundle()) else { return Ok(Outcome::UpToDate) };
 
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let patch = Patch::Json::<()>(patch);
-    match configurations.patch(CONFIGURATION, &params, &patch).await {
+    match configurations.patch(WEBHOOK_CONFIGURATION_NAME, &params, &patch).await {
         Ok(_) => {
             context.metrics.bundle_written("success");
             tracing::info!(certificates = stored.certificates().count(), "wrote the caBundle");

@@ -19,24 +19,21 @@ mod taints;
 
 use events::{EventAggregator, EventRecorder};
 use futures_util::{
-    Stream, StreamExt, future,
+    Stream, StreamExt,
     stream::{self, BoxStream},
 };
-use kube::{
-    Client,
-    runtime::{events::EventType, watcher::Error as WatchError},
-};
+use kube::{Client, runtime::events::EventType};
 pub use reconcile::Outcome;
 use tokio::sync::{mpsc, watch};
 
 pub use crate::kubernetes::Leadership;
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     cluster::Inventory,
     config::CertificateSource,
     kubernetes::{LeaderElector, object_reference},
     reload::configuration::ConfigReceiver,
-    telemetry::{Causes, ControllerMetrics},
+    telemetry::ControllerMetrics,
 };
 
 /// The name of the controller: of its Lease, in its events, and as user agent and field manager.
@@ -76,21 +73,6 @@ fn changes_of<T: Send + Sync + 'static>(value: watch::Receiver<T>) -> BoxStream<
     let changes = stream::unfold(value, async |mut value| {
         value.changed().await.ok()?;
         Some(((), value))
-    });
-    changes.boxed()
-}
-
-/// An item for each event of a watch.
-fn watch_changes<K>(
-    kind: &'static str,
-    watched: impl Stream<Item = Result<K, WatchError>> + Send + 'static,
-) -> BoxStream<'static, ()> {
-    let changes = watched.filter_map(move |seen| {
-        let error = seen.err();
-        if let Some(error) = &error {
-            tracing::warn!(kind, error = %Causes(error), "watch interrupted, trying again");
-        }
-        future::ready(error.is_none().then_some(()))
     });
     changes.boxed()
 }
@@ -166,14 +148,14 @@ async fn reconcile_all(context: &Context) {
     tokio::join!(
         authority::run(context, &inventory),
         ca_bundle::run(context, &inventory),
-        again_after_panic(async || identity::run(context, &inventory).await),
+        restart_on_panic(async || identity::run(context, &inventory).await),
         last_resort::run(context, &inventory),
         late::run(context, &inventory),
         capacity::run(context, &inventory),
         missed::run(context, &inventory),
         ghosts::run(context, &inventory),
         advice::run(context, &inventory),
-        again_after_panic(async || context.event_aggregator.publish(&context.events).await),
+        restart_on_panic(async || context.event_aggregator.publish(&context.events).await),
     );
 }
 
@@ -196,7 +178,7 @@ async fn report_configuration(context: &Context, mut refusals: mpsc::Receiver<Op
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
     use serde_json::json;
 
@@ -204,6 +186,21 @@ mod tests {
     use crate::kubernetes::testing::FakeApi;
 
     const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+
+    /// The watches that the reconcilers start in some minutes, and how often each.
+    async fn watches(api: &FakeApi) -> BTreeMap<String, usize> {
+        let context = Context {
+            client: api.client(),
+            namespace: "spillway-system".to_owned(),
+            configuration: watch::Sender::new(Arc::default()).subscribe(),
+            events: EventRecorder::new(api.client(), "test"),
+            event_aggregator: EventAggregator::default(),
+            metrics: ControllerMetrics::default(),
+        };
+        let ran = tokio::time::timeout(Duration::from_secs(200), reconcile_all(&context)).await;
+        assert!(ran.is_err(), "reconcilers never end");
+        api.watches()
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_controller_opens_one_watch_for_each_kind() {
@@ -221,17 +218,7 @@ mod tests {
             "/api/v1/pods",
             json!({"metadata": {"namespace": "shop", "name": "web", "annotations": annotations}, "spec": {"nodeName": "virtual"}}),
         );
-        let context = Context {
-            client: api.client(),
-            namespace: "spillway-system".to_owned(),
-            configuration: watch::Sender::new(Arc::default()).subscribe(),
-            events: EventRecorder::new(api.client(), "test"),
-            event_aggregator: EventAggregator::default(),
-            metrics: ControllerMetrics::default(),
-        };
-        let ran = tokio::time::timeout(Duration::from_secs(200), reconcile_all(&context)).await;
-        assert!(ran.is_err(), "reconcilers never end");
-        let watches = api.watches();
+        let watches = watches(&api).await;
         let watches: Vec<_> = watches.iter().map(|(watch, count)| (watch.as_str(), *count)).collect();
         assert_eq!(
             watches,
@@ -253,5 +240,12 @@ mod tests {
                 ("/apis/rbac.authorization.k8s.io/v1/clusterroles", 1),
             ]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn endpoints_and_grants_are_watched_only_where_they_matter() {
+        let watches = watches(&FakeApi::default()).await;
+        let is_watched = |word: &str| watches.keys().any(|watch| watch.contains(word));
+        assert!(is_watched("pods") && !is_watched("endpointslices") && !is_watched("rbac"), "{watches:?}");
     }
 }

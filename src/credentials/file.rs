@@ -1,41 +1,41 @@
-//! Files of identities and credentials as `az` prints them, read again each time: they may be mounted, and change.
+//! Files of identities and credentials as `az` prints them. They are read again each time, because mounted files can change.
 
 use std::path::PathBuf;
 
 use futures_util::{FutureExt, future::BoxFuture};
-
-use super::{Source, Wanted};
-use crate::identity::{
-    azure::{Azure, Unread},
-    file,
+use spillway_identity::{
+    az_output,
+    managed_identity::{ManagedIdentities, ReadFailure},
 };
 
-/// Files as [`crate::identity::file`] describes them.
+use super::source::{ClientIds, Source};
+
+/// Files as [`az_output`] describes them.
 #[derive(Debug)]
 pub struct Files(Vec<PathBuf>);
 
 impl Files {
-    /// These.
+    /// A source that reads these files.
     pub fn new(files: Vec<PathBuf>) -> Self {
         Self(files)
     }
 
-    async fn azure(&self) -> Azure {
-        let mut all = file::Files::default();
-        let mut unread = None;
+    async fn read_all(&self) -> ManagedIdentities {
+        let mut all = az_output::Files::default();
+        let mut failure = None;
         for path in &self.0 {
             let name = path.display().to_string();
-            let because = match tokio::fs::read_to_string(path).await {
+            let reason = match tokio::fs::read_to_string(path).await {
                 Ok(text) => all.add(&name, &text).err().map(|error| error.to_string()),
                 Err(error) => Some(error.to_string()),
             };
-            if let Some(because) = because {
-                tracing::warn!(file = name, because, "cannot read a file of credentials");
-                unread = Some(Unread { because: format!("{name}: {because}"), action: String::new(), scope: name });
+            if let Some(reason) = reason {
+                tracing::warn!(file = name, reason, "cannot read a file of credentials");
+                failure = Some(ReadFailure { reason: format!("{name}: {reason}"), action: String::new(), scope: name });
             }
         }
-        let azure = all.finish();
-        Azure { unseen: unread.or(azure.unseen), ..azure }
+        let identities = all.finish();
+        ManagedIdentities { incomplete: failure.or(identities.incomplete), ..identities }
     }
 }
 
@@ -44,8 +44,8 @@ impl Source for Files {
         "files"
     }
 
-    fn read<'a>(&'a self, _wanted: &'a Wanted) -> BoxFuture<'a, Azure> {
-        self.azure().boxed()
+    fn read<'a>(&'a self, _client_ids: &'a ClientIds) -> BoxFuture<'a, ManagedIdentities> {
+        self.read_all().boxed()
     }
 }
 
@@ -56,21 +56,21 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn files_are_read_each_time_and_one_that_cannot_be_read_hides_no_other() {
+    async fn files_are_read_each_time_and_a_bad_one_hides_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let [good, bad] = ["good.json", "bad.json"].map(|name| folder.path().join(name));
         fs::write(&good, r#"[{"clientId": "c1", "id": null}]"#).unwrap();
         let source = Files::new(vec![bad.clone(), good.clone()]);
-        let wanted = Wanted::new();
-        let azure = source.read(&wanted).await;
-        assert_eq!(azure.identities.len(), 1);
-        let unread = azure.unseen.unwrap();
-        assert!(unread.because.contains("bad.json: No such file"), "{unread:?}");
+        let client_ids = ClientIds::new();
+        let read = source.read(&client_ids).await;
+        assert_eq!(read.identities.len(), 1);
+        let failure = read.incomplete.unwrap();
+        assert!(failure.reason.contains("bad.json: No such file"), "{failure:?}");
         fs::write(&bad, "{").unwrap();
-        let unread = source.read(&wanted).await.unseen.unwrap();
-        assert!(unread.because.contains("bad.json: 1:1: expected JSON"), "{unread:?}");
+        let failure = source.read(&client_ids).await.incomplete.unwrap();
+        assert!(failure.reason.contains("bad.json: 1:1: expected JSON"), "{failure:?}");
         fs::write(&bad, r#"{"clientId": "c2"}"#).unwrap();
-        let azure = source.read(&wanted).await;
-        assert_eq!((azure.identities.len(), azure.unseen), (2, None));
+        let read = source.read(&client_ids).await;
+        assert_eq!((read.identities.len(), read.incomplete), (2, None));
     }
 }

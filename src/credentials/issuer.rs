@@ -1,41 +1,39 @@
-//! The issuer of the cluster's tokens: what our own token says, and what the API server says of itself.
+//! The issuer of the cluster's tokens, from Spillway's own token and from the discovery document of the API server.
 
 use std::path::{Path, PathBuf};
 
 use kube::Client;
 use serde::Deserialize;
+use spillway_identity::{managed_identity::ReadFailure, observation::Issuer, preflight::payload};
 
-use crate::{
-    identity::{azure::Unread, preflight::payload, seen::Issuer},
-    telemetry::Causes,
-};
+use crate::telemetry::Causes;
 
-/// Where a pod has the token of its service account (kubernetes.io/docs/tasks/run-application/access-api-from-pod).
-const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+/// The token of a pod's service account (kubernetes.io/docs/tasks/run-application/access-api-from-pod).
+const TOKEN_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
-/// OpenID Connect Discovery 1.0, section 4. Every service account may read it: ClusterRole `system:service-account-issuer-discovery`
+/// OpenID Connect Discovery 1.0, section 4. All service accounts may read it: ClusterRole `system:service-account-issuer-discovery`
 /// (kubernetes.io/docs/tasks/configure-pod-container/configure-service-account, service account issuer discovery).
 const DISCOVERY: &str = "/.well-known/openid-configuration";
 
-/// Where issuers are read.
+/// Reads the issuers of a cluster.
 #[derive(Clone)]
-pub struct Issuers {
+pub struct IssuerReader {
     client: Client,
     token: PathBuf,
 }
 
-/// What could be read.
+/// The issuers that could be read.
 #[derive(Debug, Clone, Default)]
-pub struct Read {
-    /// What the token says first, for that is what Entra compares; another one only if it differs.
+pub struct IssuerStatus {
+    /// First the issuer in the token, because Entra compares that one; then the discovered one, if it differs.
     pub issuers: Vec<Issuer>,
-    /// Why nothing is known, if so.
-    pub unread: Option<Unread>,
-    /// Whether the API server has said what it takes for its issuer: that may differ from what tokens say.
+    /// Why no issuer is known, if so.
+    pub failure: Option<ReadFailure>,
+    /// `true` if the discovery document was read. Its issuer may differ from the one in tokens.
     pub is_discovered: bool,
 }
 
-/// What is read of a discovery document.
+/// The fields of a discovery document that Spillway reads.
 #[derive(Debug, Deserialize)]
 pub struct Discovery {
     issuer: String,
@@ -43,7 +41,7 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// The issuer that it names.
+    /// Returns the issuer.
     pub fn issuer(self, source: &str) -> Issuer {
         Issuer { url: self.issuer, source: source.to_owned(), algorithms: self.id_token_signing_alg_values_supported }
     }
@@ -54,26 +52,26 @@ struct Claims {
     iss: String,
 }
 
-impl Issuers {
-    /// Those of a cluster, and of the pod that this may be.
+impl IssuerReader {
+    /// Reads from this cluster, and from the token of the pod that the process runs in, if any.
     pub fn new(client: Client) -> Self {
-        Self { client, token: PathBuf::from(TOKEN) }
+        Self { client, token: PathBuf::from(TOKEN_FILE) }
     }
 
-    /// Reads them anew: tokens are renewed, and the issuer changes when AKS is told to show it.
-    pub async fn read(&self) -> Read {
+    /// Reads the issuers again: tokens are renewed, and AKS can change the issuer.
+    pub async fn read(&self) -> IssuerStatus {
         let discovery = self.discover().await;
-        let in_token = of_token(&self.token);
-        let unread = match (&discovery, &in_token) {
-            (Err(error), None) => Some(Unread {
-                because: Causes(error).to_string(),
+        let in_token = issuer_in_token(&self.token);
+        let failure = match (&discovery, &in_token) {
+            (Err(error), None) => Some(ReadFailure {
+                reason: Causes(error).to_string(),
                 action: format!("get {DISCOVERY}"),
                 scope: "the cluster".to_owned(),
             }),
             _ => None,
         };
         let is_discovered = discovery.is_ok();
-        Read { issuers: together(in_token, discovery.ok()), unread, is_discovered }
+        IssuerStatus { issuers: merge_issuers(in_token, discovery.ok()), failure, is_discovered }
     }
 
     async fn discover(&self) -> kube::Result<Discovery> {
@@ -82,13 +80,13 @@ impl Issuers {
     }
 }
 
-/// The `iss` of a token. Neither the token nor what else is in it goes any further, into errors neither.
-fn of_token(file: &Path) -> Option<String> {
+/// Returns the `iss` of a token. No other part of the token leaves this function, not even in errors.
+fn issuer_in_token(file: &Path) -> Option<String> {
     let token = std::fs::read_to_string(file).ok()?;
     serde_json::from_slice::<Claims>(&payload(token.trim())?).ok().map(|claims| claims.iss)
 }
 
-fn together(in_token: Option<String>, discovery: Option<Discovery>) -> Vec<Issuer> {
+fn merge_issuers(in_token: Option<String>, discovery: Option<Discovery>) -> Vec<Issuer> {
     let is_same = in_token.as_ref().zip(discovery.as_ref()).is_some_and(|(iss, discovery)| *iss == discovery.issuer);
     let of_token = |url| Issuer { url, source: "the token of Spillway's service account".to_owned(), algorithms: None };
     let mut issuers: Vec<_> = in_token.map(of_token).into_iter().collect();
@@ -113,7 +111,7 @@ mod tests {
     const HERE: &str = "https://westeurope.oic.prod-aks.azure.com/t/c/";
     const SECRET: &str = "c2lnbmF0dXJl";
 
-    /// An API server with this issuer, or without any.
+    /// An API server with this issuer, or without a discovery document.
     fn server(issuer: Option<&'static str>) -> Client {
         let answer = tower::service_fn(move |request: http::Request<Body>| async move {
             assert_eq!(request.uri().path(), DISCOVERY);
@@ -128,25 +126,25 @@ mod tests {
         Client::new(answer, "default")
     }
 
-    async fn read(token: Option<&str>, issuer: Option<&'static str>) -> Read {
+    async fn read(token: Option<&str>, issuer: Option<&'static str>) -> IssuerStatus {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("token");
         if let Some(token) = token {
             std::fs::write(&file, token).unwrap();
         }
-        Issuers { client: server(issuer), token: file }.read().await
+        IssuerReader { client: server(issuer), token: file }.read().await
     }
 
     fn token(claims: &str) -> String {
         format!("e30.{}.{SECRET}\n", URL_SAFE_NO_PAD.encode(claims))
     }
 
-    fn urls(read: &Read) -> Vec<(&str, bool)> {
+    fn urls(read: &IssuerStatus) -> Vec<(&str, bool)> {
         read.issuers.iter().map(|issuer| (issuer.url.as_str(), issuer.algorithms.is_some())).collect()
     }
 
     #[tokio::test]
-    async fn the_token_counts_and_discovery_is_shown_beside_it_if_it_differs() {
+    async fn the_token_comes_first_and_discovery_is_added_if_it_differs() {
         let ours = token(&format!(r#"{{"iss":"{HERE}","sub":"system:serviceaccount:a:b"}}"#));
         assert_eq!(urls(&read(Some(&ours), Some(HERE)).await), [(HERE, true)]);
         let other = "https://kubernetes.default.svc.cluster.local";
@@ -159,12 +157,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unreadable_token_is_as_none_and_stands_in_no_message() {
+    async fn an_unreadable_token_is_ignored_and_never_printed() {
         for broken in ["", "a", &format!("a.b.{SECRET}"), &format!("e30.{SECRET}.x"), &token("{}"), "\u{0}..\u{0}"] {
             let read = read(Some(broken), None).await;
             assert!(read.issuers.is_empty());
-            let unread = read.unread.unwrap();
-            assert!(unread.action.ends_with(DISCOVERY) && !unread.because.contains(SECRET), "{unread:?}");
+            let failure = read.failure.unwrap();
+            assert!(failure.action.ends_with(DISCOVERY) && !failure.reason.contains(SECRET), "{failure:?}");
         }
     }
 }

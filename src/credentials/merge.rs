@@ -1,67 +1,68 @@
-//! One answer from those of several sources.
+//! Merging the results of several sources.
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::{
-    azure::ResourceId,
-    identity::azure::{Azure, Credential, Extent, Identity},
-};
+use spillway_core::azure::ResourceId;
+use spillway_identity::managed_identity::{Completeness, FederatedCredential, ManagedIdentities, ManagedIdentity};
 
-/// What several sources say together.
+/// Merges the results of several sources, the most trustworthy first.
 ///
-/// Identities are the same when they have the same client id without regard to case; one whose client id is not known, when it has
-/// the same resource id. Of their credentials, what Azure itself says is the whole truth; otherwise they are all that anybody knows,
-/// each once. What nobody could read is unread for the reason that the first source gives. Whether there are identities that could not
-/// be seen the first source alone says: a list that somebody has made some time ago does not stand for what Azure refuses to tell.
-pub fn merged(answers: Vec<Azure>) -> Azure {
-    let mut all = Azure { unseen: answers.first().and_then(|azure| azure.unseen.clone()), ..Azure::default() };
-    let mut groups: BTreeMap<String, Vec<Identity>> = BTreeMap::new();
-    let mut nameless = Vec::new();
-    let mut names = HashMap::new();
-    for Azure { identities, unseen: _, absent } in answers {
+/// * Two identities are the same if their client IDs are equal without regard to case. An identity without client ID is the same as one
+///   with its resource ID.
+/// * The credentials that Azure itself lists are complete. Otherwise the credentials of all sources count, each once.
+/// * If no source could read the credentials of an identity, the failure of the first source counts.
+/// * The first source alone decides whether the list of identities is complete: a file that a user wrote some time ago does not replace
+///   what Azure refuses to list.
+pub fn merge(results: Vec<ManagedIdentities>) -> ManagedIdentities {
+    let incomplete = results.first().and_then(|first| first.incomplete.clone());
+    let mut all = ManagedIdentities { incomplete, ..ManagedIdentities::default() };
+    let mut groups: BTreeMap<String, Vec<ManagedIdentity>> = BTreeMap::new();
+    let mut without_client_id = Vec::new();
+    let mut client_ids = HashMap::new();
+    for ManagedIdentities { identities, incomplete: _, absent } in results {
         all.absent.extend(absent);
         for identity in identities {
             let id = identity.id.as_ref().map(ResourceId::key);
-            let name = identity.client_id.to_ascii_lowercase();
-            if name.is_empty() {
-                nameless.push((id, identity));
+            let client_id = identity.client_id.to_ascii_lowercase();
+            if client_id.is_empty() {
+                without_client_id.push((id, identity));
                 continue;
             }
-            names.extend(id.map(|id| (id, name.clone())));
-            groups.entry(name).or_default().push(identity);
+            client_ids.extend(id.map(|id| (id, client_id.clone())));
+            groups.entry(client_id).or_default().push(identity);
         }
     }
-    for (id, identity) in nameless {
-        let name = id.and_then(|id| names.get(&id).cloned().or(Some(id))).unwrap_or_default();
-        groups.entry(name).or_default().push(identity);
+    for (id, identity) in without_client_id {
+        let key = id.and_then(|id| client_ids.get(&id).cloned().or(Some(id))).unwrap_or_default();
+        groups.entry(key).or_default().push(identity);
     }
     all.absent.retain(|client_id| !groups.contains_key(client_id));
-    all.identities = groups.into_values().filter_map(|group| group.into_iter().reduce(both)).collect();
+    all.identities = groups.into_values().filter_map(|group| group.into_iter().reduce(merge_identity)).collect();
     all
 }
 
-/// One identity, of which two sources speak.
-fn both(one: Identity, other: Identity) -> Identity {
-    let (extent, credentials) = match (one.credentials, other.credentials) {
-        (Ok(own), Ok(_)) if one.extent == Extent::Whole => (Extent::Whole, Ok(own)),
-        (Ok(_), Ok(others)) if other.extent == Extent::Whole => (Extent::Whole, Ok(others)),
-        (Ok(own), Ok(others)) => (one.extent.max(other.extent), Ok(union(own, others))),
-        (Ok(own), Err(_)) => (one.extent, Ok(own)),
-        (Err(_), Ok(others)) => (other.extent, Ok(others)),
-        (Err(unread), Err(_)) => (one.extent, Err(unread)),
+/// Merges two descriptions of one identity.
+fn merge_identity(one: ManagedIdentity, other: ManagedIdentity) -> ManagedIdentity {
+    let (completeness, credentials) = match (one.credentials, other.credentials) {
+        (Ok(own), Ok(_)) if one.completeness == Completeness::Complete => (Completeness::Complete, Ok(own)),
+        (Ok(_), Ok(others)) if other.completeness == Completeness::Complete => (Completeness::Complete, Ok(others)),
+        (Ok(own), Ok(others)) => (one.completeness.max(other.completeness), Ok(merge_credentials(own, others))),
+        (Ok(own), Err(_)) => (one.completeness, Ok(own)),
+        (Err(_), Ok(others)) => (other.completeness, Ok(others)),
+        (Err(failure), Err(_)) => (one.completeness, Err(failure)),
     };
-    Identity {
+    ManagedIdentity {
         client_id: if one.client_id.is_empty() { other.client_id } else { one.client_id },
         principal_id: one.principal_id.or(other.principal_id),
         tenant_id: one.tenant_id.or(other.tenant_id),
         id: one.id.or(other.id),
         credentials,
-        extent,
+        completeness,
         source: if one.source == other.source { one.source } else { format!("{}, {}", one.source, other.source) },
     }
 }
 
-fn union(mut all: Vec<Credential>, others: Vec<Credential>) -> Vec<Credential> {
+fn merge_credentials(mut all: Vec<FederatedCredential>, others: Vec<FederatedCredential>) -> Vec<FederatedCredential> {
     for other in others {
         let same = all.iter_mut().find(|own| {
             (&own.issuer, &own.subject, &own.audiences, &own.expression)
@@ -77,11 +78,12 @@ fn union(mut all: Vec<Credential>, others: Vec<Credential>) -> Vec<Credential> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::identity::azure::Unread;
+    use spillway_identity::managed_identity::ReadFailure;
 
-    fn credential(subject: &str, source: &str) -> Credential {
-        Credential {
+    use super::*;
+
+    fn credential(subject: &str, source: &str) -> FederatedCredential {
+        FederatedCredential {
             name: format!("{subject} of {source}"),
             issuer: "i".to_owned(),
             subject: Some(subject.to_owned()),
@@ -92,71 +94,85 @@ mod tests {
         }
     }
 
-    fn unread(because: &str) -> Unread {
-        Unread { because: because.to_owned(), action: String::new(), scope: String::new() }
+    fn failure(reason: &str) -> ReadFailure {
+        ReadFailure { reason: reason.to_owned(), action: String::new(), scope: String::new() }
     }
 
     fn id() -> ResourceId {
         ResourceId { subscription: "s".to_owned(), resource_group: "rg".to_owned(), name: "id".to_owned() }
     }
 
-    fn identity(client_id: &str, extent: Extent, subjects: &[&str], source: &str) -> Identity {
-        Identity {
+    fn identity(client_id: &str, completeness: Completeness, subjects: &[&str], source: &str) -> ManagedIdentity {
+        ManagedIdentity {
             client_id: client_id.to_owned(),
             principal_id: None,
             tenant_id: None,
             id: Some(id()),
             credentials: Ok(subjects.iter().map(|subject| credential(subject, source)).collect()),
-            extent,
+            completeness,
             source: source.to_owned(),
         }
     }
 
-    fn of(identity: Identity) -> Azure {
-        Azure { identities: vec![identity], unseen: Some(unread("part")), ..Azure::default() }
+    fn of(identity: ManagedIdentity) -> ManagedIdentities {
+        ManagedIdentities {
+            identities: vec![identity],
+            incomplete: Some(failure("part")),
+            ..ManagedIdentities::default()
+        }
     }
 
-    fn names(azure: &Azure) -> Vec<&str> {
-        let [identity] = azure.identities.as_slice() else { panic!("{azure:?}") };
+    fn names(all: &ManagedIdentities) -> Vec<&str> {
+        let [identity] = all.identities.as_slice() else { panic!("{all:?}") };
         identity.credentials.as_ref().unwrap().iter().map(|credential| credential.name.as_str()).collect()
     }
 
     #[test]
-    fn what_azure_says_is_the_whole_truth_whatever_others_say_and_in_whatever_order() {
-        let azure = || of(identity("C", Extent::Whole, &["a"], "azure"));
-        let custom = || of(identity("c", Extent::Part, &["a", "b"], "custom"));
+    fn credentials_that_azure_lists_replace_all_others() {
+        let azure = || of(identity("C", Completeness::Complete, &["a"], "azure"));
+        let custom = || of(identity("c", Completeness::Partial, &["a", "b"], "custom"));
         for answers in [vec![azure(), custom()], vec![custom(), azure()]] {
-            let all = merged(answers);
+            let all = merge(answers);
             assert_eq!(names(&all), ["a of azure"]);
-            assert_eq!(all.identities[0].extent, Extent::Whole);
+            assert_eq!(all.identities[0].completeness, Completeness::Complete);
         }
     }
 
     #[test]
-    fn where_azure_could_not_be_read_all_that_others_say_counts_once() {
-        let refused = || of(Identity { credentials: Err(unread("403")), ..identity("c", Extent::Whole, &[], "azure") });
-        let custom = || of(identity("C", Extent::Part, &["a", "b"], "custom"));
-        let files = || of(identity("", Extent::Listed, &["b", "c"], "files"));
-        let all = merged(vec![refused(), custom()]);
+    fn other_credentials_count_once_if_azure_could_not_be_read() {
+        let refused = || {
+            of(ManagedIdentity {
+                credentials: Err(failure("403")),
+                ..identity("c", Completeness::Complete, &[], "azure")
+            })
+        };
+        let custom = || of(identity("C", Completeness::Partial, &["a", "b"], "custom"));
+        let files = || of(identity("", Completeness::Snapshot, &["b", "c"], "files"));
+        let all = merge(vec![refused(), custom()]);
         assert_eq!(names(&all), ["a of custom", "b of custom"]);
-        assert_eq!(all.identities[0].extent, Extent::Part, "Azure may have more");
-        let all = merged(vec![files(), refused(), custom()]);
+        assert_eq!(all.identities[0].completeness, Completeness::Partial, "Azure may have more");
+        let all = merge(vec![files(), refused(), custom()]);
         assert_eq!(names(&all), ["a of custom", "b of custom", "c of files"]);
-        assert_eq!(all.identities[0].extent, Extent::Listed);
+        assert_eq!(all.identities[0].completeness, Completeness::Snapshot);
         assert_eq!(all.identities[0].source, "azure, custom, files");
-        let all = merged(vec![refused(), refused()]);
-        assert_eq!(all.identities[0].credentials, Err(unread("403")));
+        let all = merge(vec![refused(), refused()]);
+        assert_eq!(all.identities[0].credentials, Err(failure("403")));
     }
 
     #[test]
-    fn whether_all_identities_are_seen_the_best_witness_says() {
-        let blind = |because: &str| Azure { unseen: Some(unread(because)), ..Azure::default() };
-        assert_eq!(merged(vec![blind("one"), blind("other")]).unseen, Some(unread("one")));
-        assert_eq!(merged(vec![blind("403"), Azure::default()]).unseen, Some(unread("403")), "a file may be old");
-        assert_eq!(merged(vec![Azure::default(), blind("custom")]).unseen, None);
-        let absent = Azure { absent: ["c".to_owned()].into(), ..blind("one") };
-        assert_eq!(merged(vec![absent.clone()]).absent.len(), 1);
-        let seen = of(identity("C", Extent::Part, &[], "custom"));
-        assert_eq!(merged(vec![absent, seen]).absent.len(), 0, "somebody has seen it");
+    fn the_first_source_decides_whether_identities_are_complete() {
+        let blind =
+            |reason: &str| ManagedIdentities { incomplete: Some(failure(reason)), ..ManagedIdentities::default() };
+        assert_eq!(merge(vec![blind("one"), blind("other")]).incomplete, Some(failure("one")));
+        assert_eq!(
+            merge(vec![blind("403"), ManagedIdentities::default()]).incomplete,
+            Some(failure("403")),
+            "a file may be old"
+        );
+        assert_eq!(merge(vec![ManagedIdentities::default(), blind("custom")]).incomplete, None);
+        let absent = ManagedIdentities { absent: ["c".to_owned()].into(), ..blind("one") };
+        assert_eq!(merge(vec![absent.clone()]).absent.len(), 1);
+        let seen = of(identity("C", Completeness::Partial, &[], "custom"));
+        assert_eq!(merge(vec![absent, seen]).absent.len(), 0, "somebody has seen it");
     }
 }

@@ -133,7 +133,7 @@ impl LeaderElector {
         let mut hasher = DefaultHasher::new();
         (&self.identity, attempt).hash(&mut hasher);
         let permille = u32::try_from(hasher.finish() % 500).unwrap_or_default();
-        RETRY_PERIOD - RETRY_PERIOD * permille / 1000
+        RETRY_PERIOD * (1000 - permille) / 1000
     }
 
     /// Renews the Lease. Returns nothing if this replica no longer holds it.

@@ -30,9 +30,9 @@ pub(crate) use watch::{Sink, Watch};
 pub(crate) const PAGE: u32 = 250;
 
 /// A kind that can be listed and watched.
-pub(crate) trait Object: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {}
+pub(crate) trait Object: Resource + Clone + Debug + DeserializeOwned + Send + 'static {}
 
-impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static> Object for K {}
+impl<K: Resource + Clone + Debug + DeserializeOwned + Send + 'static> Object for K {}
 
 /// A reference to an object, for events about it, as far as it is known without reading the object.
 pub(crate) fn object_reference(api_version: &str, kind: &str, namespace: Option<&str>, name: &str) -> ObjectReference {

@@ -1,10 +1,10 @@
 //! The watch loop: lists the objects of a kind, follows their changes, and publishes what is kept of them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     core::NamespaceResourceScope,
     runtime::{
         utils::Backoff,
@@ -15,7 +15,7 @@ use tokio::{sync::watch, task::JoinSet, time};
 
 use super::{Object, ObjectKey, PAGE, Refusal, Store};
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     telemetry::{CacheMetrics, Causes},
 };
 
@@ -44,6 +44,19 @@ impl<V: PartialEq> Sink<V> for watch::Sender<Store<V>> {
     fn refuse(&self, refusal: Refusal) {
         self.send_if_modified(|store| store.refuse(refusal));
     }
+}
+
+/// Nothing is kept: each list and each change is a signal.
+impl<V> Sink<V> for Arc<watch::Sender<()>> {
+    fn replace(&self, _: BTreeMap<ObjectKey, V>) {
+        self.send_replace(());
+    }
+
+    fn apply(&self, _: ObjectKey, _: Option<V>) {
+        self.send_replace(());
+    }
+
+    fn refuse(&self, _: Refusal) {}
 }
 
 /// Two sinks, each with its part of what is kept.
@@ -84,19 +97,23 @@ pub(crate) struct Watch<K> {
 
 impl<K: Object> Watch<K> {
     /// A watch of all objects of the cluster.
-    pub(crate) fn all(client: &Client, resource: &'static str) -> Self {
+    pub(crate) fn all(client: &Client, resource: &'static str) -> Self
+    where
+        K: Resource<DynamicType = ()>,
+    {
         Self::of(Api::all(client.clone()), resource, None)
     }
 
     /// A watch of the objects of one namespace.
     pub(crate) fn namespaced(client: &Client, resource: &'static str, namespace: &str) -> Self
     where
-        K: kube::Resource<Scope = NamespaceResourceScope>,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     {
         Self::of(Api::namespaced(client.clone(), namespace), resource, Some(namespace.to_owned()))
     }
 
-    fn of(api: Api<K>, resource: &'static str, namespace: Option<String>) -> Self {
+    /// A watch of what `api` lists, in this namespace if there is one.
+    pub(crate) fn of(api: Api<K>, resource: &'static str, namespace: Option<String>) -> Self {
         let config = Config::default().page_size(PAGE);
         Self { api, config, resource, namespace, metrics: None, max_backoff: None }
     }
@@ -143,7 +160,7 @@ impl<K: Object> Watch<K> {
         reduce: impl Fn(K) -> Option<V> + Send + Sync + 'static,
         sink: impl Sink<V> + Send + Sync + 'static,
     ) {
-        tasks.spawn(again_after_panic(async move || self.run(&reduce, &sink).await));
+        tasks.spawn(restart_on_panic(async move || self.run(&reduce, &sink).await));
     }
 
     /// Publishes what `reduce` leaves of each object, as long as it is polled. Objects of which nothing is left do not count. A new list
@@ -233,7 +250,8 @@ impl<K: Object> Watch<K> {
     }
 }
 
-/// kube's backoff, which grows and is not the same for all, up to a time that may be shorter than kube's own.
+/// kube's backoff, which grows and is not the same for all, up to a time that may be shorter than kube's own. As in kube's streams, each
+/// event resets it, and one comes before each list: a list that fails is tried again after the shortest time.
 struct WatchBackoff {
     inner: DefaultBackoff,
     longest: Option<Duration>,
@@ -318,6 +336,20 @@ mod tests {
         until(&mut store, &[("b", "2")]).await;
         api.delete(NODES, node("b", "2"));
         until(&mut store, &[]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signal_comes_with_each_list_and_each_change() {
+        let (api, mut tasks) = (FakeApi::default(), JoinSet::new());
+        let (signal, mut changes) = watch::channel(());
+        Watch::<Node>::all(&api.client(), "nodes").spawn(&mut tasks, |_| Some(()), Arc::new(signal));
+        let mut signalled = async || timeout(Duration::from_secs(60), changes.changed()).await.is_ok();
+        assert!(signalled().await, "the list");
+        assert!(!signalled().await);
+        api.apply(NODES, node("a", "1"));
+        assert!(signalled().await, "a node");
+        api.delete(NODES, node("a", "1"));
+        assert!(signalled().await, "no node");
     }
 
     #[tokio::test(start_paused = true)]

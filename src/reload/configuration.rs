@@ -1,4 +1,4 @@
-//! The configuration file: loaded at the start, followed from then on, and swapped as one value.
+//! The configuration file: loaded at startup, reloaded when it changes, and swapped as one value.
 
 use std::{
     fmt,
@@ -9,23 +9,23 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Files, ReadError};
+use super::{ReadError, WatchedFiles};
 use crate::{
     config::{self, ConfigError, Configuration},
     telemetry::ConfigurationMetrics,
 };
 
-/// The configuration in force. A decision borrows it once, so that it rests on one configuration.
+/// The current configuration. A decision reads it once, so that it uses one configuration.
 pub type ConfigReceiver = watch::Receiver<Arc<Configuration>>;
 
-/// Waits until the configuration in force meets a condition. Waits for good if nothing can change the configuration any more.
+/// Waits until the current configuration meets a condition. Waits forever if its sender is gone.
 pub async fn until(configuration: &ConfigReceiver, condition: impl Fn(&Configuration) -> bool) {
     if configuration.clone().wait_for(|now| condition(now)).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-/// Why a configuration file cannot be used.
+/// Error in a configuration file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
@@ -37,20 +37,20 @@ pub enum LoadError {
     Utf8 {
         /// The file.
         path: PathBuf,
-        /// Where.
+        /// The position of the first invalid byte.
         source: Utf8Error,
     },
-    /// It is no SpillwayConfiguration.
+    /// It is not a SpillwayConfiguration.
     #[error("{}", Located(path, error))]
     Invalid {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The error and its position.
         error: ConfigError,
     },
 }
 
-/// As compilers write it: `FILE:LINE:COLUMN: what is wrong`.
+/// An error in the format of compilers: `FILE:LINE:COLUMN: message`.
 struct Located<'a>(&'a Path, &'a ConfigError);
 
 impl fmt::Display for Located<'_> {
@@ -64,7 +64,7 @@ impl fmt::Display for Located<'_> {
     }
 }
 
-/// Reads a configuration from the text of a file.
+/// Parses the text of a configuration file.
 ///
 /// # Errors
 ///
@@ -73,11 +73,11 @@ pub fn parse(path: &Path, text: &str) -> Result<Configuration, LoadError> {
     config::parse(text).map_err(|error| LoadError::Invalid { path: path.to_owned(), error })
 }
 
-/// A configuration and the file that it came from.
+/// A configuration and its file.
 pub struct ConfigurationFile {
     path: PathBuf,
-    files: Files,
-    in_force: watch::Sender<Arc<Configuration>>,
+    files: WatchedFiles,
+    current: watch::Sender<Arc<Configuration>>,
     metrics: ConfigurationMetrics,
 }
 
@@ -86,34 +86,35 @@ impl ConfigurationFile {
     ///
     /// # Errors
     ///
-    /// When it cannot be used. There is nothing to fall back to then: the built-in defaults may be wrong for the cluster.
+    /// When the file is unusable. There is no fallback: the built-in defaults may be wrong for the cluster.
     pub async fn load(path: &Path, metrics: ConfigurationMetrics) -> Result<Self, LoadError> {
-        let mut files = Files::new([path.to_owned()]);
+        let mut files = WatchedFiles::new([path.to_owned()]);
         let configuration = read(path, &mut files).await?;
         metrics.replaced();
-        Ok(Self { path: path.to_owned(), files, in_force: watch::Sender::new(Arc::new(configuration)), metrics })
+        Ok(Self { path: path.to_owned(), files, current: watch::Sender::new(Arc::new(configuration)), metrics })
     }
 
-    /// The configuration in force, from now on.
-    pub fn in_force(&self) -> ConfigReceiver {
-        self.in_force.subscribe()
+    /// Returns a receiver of the current configuration.
+    pub fn subscribe(&self) -> ConfigReceiver {
+        self.current.subscribe()
     }
 
-    /// Follows the file for as long as it is asked to. What cannot be used changes nothing. `told` hears of each change of the file.
-    pub async fn follow(mut self, mut told: impl FnMut(Result<(), &LoadError>)) {
+    /// Reloads the file when it changes. Never returns. An unusable file changes nothing. `on_change` is called for
+    /// each change.
+    pub async fn follow(mut self, mut on_change: impl FnMut(Result<(), &LoadError>)) {
         loop {
             match read(&self.path, &mut self.files).await {
                 Ok(configuration) => {
                     self.replace(configuration);
-                    told(Ok(()));
+                    on_change(Ok(()));
                 }
                 Err(error) => {
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
-                        "configuration kept: the file cannot be used"
+                        "cannot reload the configuration, keeping the current one"
                     );
                     self.metrics.failed();
-                    told(Err(&error));
+                    on_change(Err(&error));
                 }
             }
         }
@@ -121,17 +122,17 @@ impl ConfigurationFile {
 
     fn replace(&self, new: Configuration) {
         self.metrics.succeeded();
-        if **self.in_force.borrow() == new {
-            tracing::info!("the configuration file says what is in force");
+        if **self.current.borrow() == new {
+            tracing::info!("configuration file changed, configuration did not");
             return;
         }
-        self.in_force.send_replace(Arc::new(new));
+        self.current.send_replace(Arc::new(new));
         let generation = self.metrics.replaced();
         tracing::info!(generation, "configuration replaced");
     }
 }
 
-async fn read(path: &Path, files: &mut Files) -> Result<Configuration, LoadError> {
+async fn read(path: &Path, files: &mut WatchedFiles) -> Result<Configuration, LoadError> {
     let content = files.changed().await?.concat();
     let text = std::str::from_utf8(&content).map_err(|source| LoadError::Utf8 { path: path.to_owned(), source })?;
     parse(path, text)
@@ -152,12 +153,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_broken_file_changes_nothing_and_a_mended_one_takes_effect() {
+    async fn invalid_files_change_nothing_and_valid_ones_take_effect() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.yaml");
         fs::write(&path, "mode: prefer").unwrap();
         let path_of_next = dir.path().join("next");
-        // As kubelet does it: never half a file.
+        // Replaces the file atomically, as kubelet does.
         let publish = |text: &[u8]| {
             fs::write(&path_of_next, text).unwrap();
             fs::rename(&path_of_next, &path).unwrap();
@@ -165,39 +166,39 @@ mod tests {
         publish(head("mode: require").as_bytes());
         let mut registry = telemetry::registry();
         let file = ConfigurationFile::load(&path, ConfigurationMetrics::new(&mut registry)).await.unwrap();
-        let in_force = file.in_force();
+        let current = file.subscribe();
         let errors = Arc::new(Mutex::new(Vec::new()));
-        let told = errors.clone();
-        tokio::spawn(file.follow(move |change| told.lock().unwrap().extend(change.err().map(ToString::to_string))));
+        let reported = errors.clone();
+        tokio::spawn(file.follow(move |change| reported.lock().unwrap().extend(change.err().map(ToString::to_string))));
 
         let metric = |name: &str, value: u64| {
             let text = telemetry::encode(&registry);
             assert!(text.contains(&format!("spillway_configuration_{name} {value}\n")), "{name} {value}: {text}");
         };
         let state = |wanted: Mode, generation, successes, failures, failed| {
-            assert_eq!(mode(&in_force.borrow()), wanted);
+            assert_eq!(mode(&current.borrow()), wanted);
             metric("generation", generation);
             metric("reloads_total{result=\"success\"}", successes);
             metric("reloads_total{result=\"failure\"}", failures);
             metric("last_reload_failed", failed);
         };
-        let look = async || time::sleep(Duration::from_secs(5)).await;
-        look().await;
+        let wait_for_poll = async || time::sleep(Duration::from_secs(5)).await;
+        wait_for_poll().await;
         state(Mode::Require, 1, 0, 0, 0);
         publish(head("modus: off").as_bytes());
-        look().await;
+        wait_for_poll().await;
         state(Mode::Require, 1, 0, 1, 1);
         publish(b"\xff");
-        look().await;
+        wait_for_poll().await;
         state(Mode::Require, 1, 0, 2, 1);
         fs::remove_file(&path).unwrap();
-        look().await;
+        wait_for_poll().await;
         state(Mode::Require, 1, 0, 3, 1);
         publish(head("mode: require # as before").as_bytes());
-        look().await;
+        wait_for_poll().await;
         state(Mode::Require, 1, 1, 3, 0);
         publish(head("mode: \"off\"").as_bytes());
-        look().await;
+        wait_for_poll().await;
         state(Mode::Off, 2, 2, 3, 0);
 
         let shown = path.display();

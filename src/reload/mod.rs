@@ -1,4 +1,4 @@
-//! Files that change under a running program, such as those of a ConfigMap or Secret volume.
+//! Reloading files that change while the program runs, such as those of a ConfigMap or Secret volume.
 
 pub mod configuration;
 
@@ -10,21 +10,21 @@ use std::{
 
 use tokio::time;
 
-/// How often the files are read. kubelet itself takes up to a minute to bring a change of a ConfigMap or Secret into a volume.
-const PERIOD: Duration = Duration::from_secs(2);
+/// How often the files are read. kubelet itself takes up to a minute to update the volume of a ConfigMap or Secret.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Files that are followed by their content.
+/// Files whose content is polled.
 ///
-/// kubelet replaces a volume's files by swapping the symbolic link `..data`, which file events on the files miss
-/// (kubernetes-sigs/controller-runtime `pkg/certwatcher` reads on a timer for that reason). So they are read again and again, and
-/// compared.
-pub struct Files {
+/// kubelet replaces the files of a volume by swapping the symbolic link `..data`, and file events on the files miss
+/// that. kubernetes-sigs/controller-runtime `pkg/certwatcher` reads on a timer for the same reason. So the files are
+/// read periodically and compared.
+pub struct WatchedFiles {
     paths: Vec<PathBuf>,
-    seen: Option<Seen>,
+    last_read: Option<LastRead>,
 }
 
-/// What the last reading brought.
-type Seen = Result<Vec<Vec<u8>>, (io::ErrorKind, PathBuf)>;
+/// The result of the last read.
+type LastRead = Result<Vec<Vec<u8>>, (io::ErrorKind, PathBuf)>;
 
 /// A file that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -32,38 +32,38 @@ type Seen = Result<Vec<Vec<u8>>, (io::ErrorKind, PathBuf)>;
 pub struct ReadError {
     /// The file.
     pub path: PathBuf,
-    /// Why.
+    /// The cause.
     pub source: io::Error,
 }
 
-impl Files {
-    /// Files that have not been read yet.
+impl WatchedFiles {
+    /// Creates a watch of files that have not been read yet.
     pub fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
-        Self { paths: paths.into_iter().collect(), seen: None }
+        Self { paths: paths.into_iter().collect(), last_read: None }
     }
 
-    /// Waits until the content of any file, or whether it can be read at all, differs from the last time. The first call returns
-    /// at once. Cancel safe.
+    /// Waits until the content of any file changes, or whether it can be read. The first call returns immediately.
+    /// Cancel safe.
     ///
     /// # Errors
     ///
-    /// When a file could be read before and cannot now, or for another reason.
+    /// When a file cannot be read any more, or fails for another reason than before.
     pub async fn changed(&mut self) -> Result<Vec<Vec<u8>>, ReadError> {
         loop {
-            if self.seen.is_some() {
-                time::sleep(PERIOD).await;
+            if self.last_read.is_some() {
+                time::sleep(POLL_INTERVAL).await;
             }
             let read = self.paths.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>();
             let key = read.as_ref().map(Clone::clone).map_err(|error| (error.source.kind(), error.path.clone()));
-            if self.seen.as_ref() != Some(&key) {
-                self.seen = Some(key);
+            if self.last_read.as_ref() != Some(&key) {
+                self.last_read = Some(key);
                 return read;
             }
         }
     }
 }
 
-// A few kilobytes from a volume in memory: not worth a thread.
+// Reading a few kilobytes from a volume in memory needs no blocking thread.
 fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
     fs::read(path).map_err(|source| ReadError { path: path.to_owned(), source })
 }
@@ -74,7 +74,8 @@ mod tests {
 
     use super::*;
 
-    /// A volume as kubelet makes it: the file is a link through `..data` into a directory that is never written again.
+    /// Updates a volume as kubelet does: the file is a link through `..data` into a directory that is never written
+    /// again.
     fn publish(volume: &Path, revision: &str, content: &str) {
         fs::create_dir(volume.join(revision)).unwrap();
         fs::write(volume.join(revision).join("config.yaml"), content).unwrap();
@@ -86,10 +87,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_change_in_a_volume_is_seen_and_an_unchanged_file_is_not_reported() {
+    async fn changes_of_a_volume_are_reported_once() {
         let volume = tempfile::tempdir().unwrap();
         publish(volume.path(), "..one", "a");
-        let mut files = Files::new([volume.path().join("config.yaml")]);
+        let mut files = WatchedFiles::new([volume.path().join("config.yaml")]);
         assert_eq!(files.changed().await.unwrap(), [b"a"]);
         publish(volume.path(), "..two", "a");
         assert!(time::timeout(Duration::from_secs(60), files.changed()).await.is_err(), "same content");
@@ -98,7 +99,7 @@ mod tests {
         fs::remove_file(volume.path().join("..data")).unwrap();
         let error = files.changed().await.unwrap_err();
         assert_eq!(error.to_string(), format!("cannot read {}", volume.path().join("config.yaml").display()));
-        assert!(time::timeout(Duration::from_secs(60), files.changed()).await.is_err(), "told once");
+        assert!(time::timeout(Duration::from_secs(60), files.changed()).await.is_err(), "reported once");
         publish(volume.path(), "..four", "b");
         assert_eq!(files.changed().await.unwrap(), [b"b"]);
     }

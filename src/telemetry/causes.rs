@@ -32,7 +32,7 @@ mod tests {
     struct Level(&'static str, #[source] Option<Box<Level>>);
 
     #[test]
-    fn each_cause_is_told_once() {
+    fn each_cause_appears_once() {
         let root = Level("no route", None);
         let repeated = Level("connect: no route", Some(Box::new(root)));
         let error = Level("cannot write", Some(Box::new(repeated)));

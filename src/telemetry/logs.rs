@@ -90,9 +90,10 @@ pub fn start(args: &LogArgs) -> Logs {
             (builder.try_init(), set)
         }
     };
-    match started {
-        Ok(()) => *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard),
-        Err(_) => tracing::debug!("logging was started before"),
+    if started.is_ok() {
+        *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+    } else {
+        tracing::debug!("logging was started before");
     }
     Logs { filter_of_flag, dropped, set_filter }
 }

@@ -25,10 +25,10 @@ pub use tls::{MinVersion, TlsArgs, TlsError};
 use tokio::sync::Semaphore;
 
 use crate::{
-    admin::{self, Admin, AdminArgs},
+    admin::{self, AdminArgs, AdminServer},
     admission::{Request, ResponseExtras},
     burst::Decision,
-    certs::Serving,
+    certs::ServingCertificate,
     cluster::Cluster,
     config::Settings,
     reload::configuration::ConfigReceiver,
@@ -77,11 +77,11 @@ pub enum BindError {
     Admin(#[from] admin::BindError),
 }
 
-/// A webhook whose ports are bound. Serving cannot fail.
+/// A webhook whose ports are bound. ServingCertificate cannot fail.
 pub struct BoundWebhook {
     server: Server,
-    admin: Admin,
-    certificate: Serving,
+    admin: AdminServer,
+    certificate: ServingCertificate,
 }
 
 /// Binds both ports and sets up TLS.
@@ -89,7 +89,11 @@ pub struct BoundWebhook {
 /// # Errors
 ///
 /// [`BindError`], which names the flag at fault.
-pub async fn bind(args: &ListenArgs, certificate: Serving, registry: &mut Registry) -> Result<BoundWebhook, BindError> {
+pub async fn bind(
+    args: &ListenArgs,
+    certificate: ServingCertificate,
+    registry: &mut Registry,
+) -> Result<BoundWebhook, BindError> {
     let ListenArgs { server, admin } = args;
     let server = Server::bind(server, certificate.clone(), registry).await?;
     Ok(BoundWebhook { server, admin: admin::bind(admin).await?, certificate })
@@ -146,9 +150,9 @@ fn routes(app: Arc<App>) -> Router {
 
 /// Returns what is missing before the webhook can decide. The configuration is always there: without one the program
 /// does not start.
-fn not_ready_reasons(cluster: &Cluster, certificate: &Serving, draining: &Draining) -> Vec<&'static str> {
+fn not_ready_reasons(cluster: &Cluster, certificate: &ServingCertificate, draining: &Draining) -> Vec<&'static str> {
     let mut reasons = cluster.unsynced();
-    reasons.extend(certificate.missing(OffsetDateTime::now_utc()));
+    reasons.extend(certificate.not_ready_reason(OffsetDateTime::now_utc()));
     if draining.has_started() {
         reasons.push("shutting down");
     }

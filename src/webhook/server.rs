@@ -13,7 +13,7 @@ use super::{
     drain::{DrainArgs, Draining},
     tls::{ReloadableTls, TlsArgs, TlsError},
 };
-use crate::{certs::Serving, telemetry::ConnectionMetrics};
+use crate::{certs::ServingCertificate, telemetry::ConnectionMetrics};
 
 /// Options of the HTTPS server.
 #[derive(Debug, Clone, clap::Parser)]
@@ -73,7 +73,11 @@ impl Server {
     /// # Errors
     ///
     /// [`ServerError`], which names the flag at fault.
-    pub async fn bind(args: &ServerArgs, certificate: Serving, registry: &mut Registry) -> Result<Self, ServerError> {
+    pub async fn bind(
+        args: &ServerArgs,
+        certificate: ServingCertificate,
+        registry: &mut Registry,
+    ) -> Result<Self, ServerError> {
         let ServerArgs { bind: address, max_connections, tls, drain } = args;
         let tls = ReloadableTls::new(tls, certificate).await?;
         let listener = TcpListener::bind(address).await;

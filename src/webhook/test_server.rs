@@ -22,7 +22,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{Server, ServerArgs};
 use crate::{
-    certs::{self, DevCertificates, Leaf, Serving},
+    certs::{self, DevCertificates, Leaf, ServingCertificate},
     telemetry,
 };
 
@@ -46,8 +46,8 @@ impl TestServer {
     pub(super) async fn start(flags: &[&str]) -> Self {
         let args = ["server", "--bind=127.0.0.1:0"].iter().chain(flags);
         let made = certificates();
-        let serving = Serving::default();
-        let pair = certs::from_pem(made.certificate.as_bytes(), made.key.as_bytes()).unwrap();
+        let serving = ServingCertificate::default();
+        let pair = certs::parse_key_pair(made.certificate.as_bytes(), made.key.as_bytes()).unwrap();
         serving.replace(Leaf::new(pair).unwrap());
         let mut registry = telemetry::registry();
         let server = Server::bind(&ServerArgs::parse_from(args), serving, &mut registry).await.unwrap();

@@ -13,8 +13,8 @@ use rustls::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    certs::Serving,
-    reload::{Files, ReadError},
+    certs::ServingCertificate,
+    reload::{ReadError, WatchedFiles},
 };
 
 /// The ALPN name of HTTP/2. The API server calls webhooks over HTTP/1.1 only (kubernetes/kubernetes#82090). Other
@@ -80,15 +80,15 @@ pub enum TlsError {
 /// The TLS configuration, which is rebuilt when the client CA file changes.
 pub(super) struct ReloadableTls {
     min_version: MinVersion,
-    certificate: Serving,
-    client_ca: Option<Files>,
+    certificate: ServingCertificate,
+    client_ca: Option<WatchedFiles>,
     server_config: Arc<ArcSwap<ServerConfig>>,
 }
 
 impl ReloadableTls {
-    pub(super) async fn new(args: &TlsArgs, certificate: Serving) -> Result<Self, TlsError> {
+    pub(super) async fn new(args: &TlsArgs, certificate: ServingCertificate) -> Result<Self, TlsError> {
         let TlsArgs { tls_min_version: min_version, client_ca_file } = args;
-        let mut client_ca = client_ca_file.clone().map(|file| Files::new([file]));
+        let mut client_ca = client_ca_file.clone().map(|file| WatchedFiles::new([file]));
         let pem = match &mut client_ca {
             Some(files) => Some(files.changed().await.map_err(TlsError::Read)?.concat()),
             None => None,
@@ -133,7 +133,7 @@ impl CurrentTls {
 
 fn server_config(
     min_version: MinVersion,
-    certificate: &Serving,
+    certificate: &ServingCertificate,
     client_ca: Option<&[u8]>,
 ) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -237,7 +237,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ca.crt");
         let args = TlsArgs { tls_min_version: MinVersion::Tls12, client_ca_file: Some(file.clone()) };
-        let refusal = async || ReloadableTls::new(&args, Serving::default()).await.err().unwrap().to_string();
+        let refusal =
+            async || ReloadableTls::new(&args, ServingCertificate::default()).await.err().unwrap().to_string();
         assert_eq!(refusal().await, format!("--client-ca-file: cannot read {}", file.display()));
         fs::write(&file, "").unwrap();
         assert_eq!(refusal().await, "--client-ca-file: contains no CA certificate");

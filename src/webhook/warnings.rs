@@ -36,7 +36,7 @@ pub(super) fn warnings(request: &Request<'_>, settings: Option<&Settings<'_>>, d
 
 /// Returns whether the user can fix the pod or accept the consequences.
 fn is_actionable(finding: &Finding) -> bool {
-    finding.reason.can_be_allowed || !finding.reason.fix.starts_with("nothing to mend")
+    finding.reason.can_be_allowed || finding.reason.has_fix()
 }
 
 fn truncate(mut text: String) -> String {

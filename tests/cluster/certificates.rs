@@ -20,7 +20,7 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 use serde_json::{Value, json};
-use spillway::certs::authority::{Stored, certificates};
+use spillway::certs::authority::{CaSecret, certificates};
 use time::OffsetDateTime;
 use tokio::{net::TcpStream, task::JoinHandle};
 use tokio_rustls::TlsConnector;
@@ -36,14 +36,14 @@ use crate::{
 
 impl InstalledSandbox {
     /// Returns the stored certificate authority, if it is usable.
-    fn stored(&self) -> Option<Stored> {
+    fn stored(&self) -> Option<CaSecret> {
         let secret = self.plane().find(AUTHORITY_SECRET)?;
         let data = secret["data"].as_object()?.iter();
         let data = data.map(|(key, value)| (key.clone(), STANDARD.decode(value.as_str().unwrap()).unwrap()));
-        Stored::read(&data.collect()).ok()
+        CaSecret::read(&data.collect()).ok()
     }
 
-    fn store(&self, stored: &Stored) {
+    fn store(&self, stored: &CaSecret) {
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
             "metadata": {"name": "spillway-ca", "namespace": "spillway-system"}, "stringData": stored.data(),
@@ -170,7 +170,7 @@ fn the_webhook_waits_for_its_authority_and_then_the_ca_bundle() {
     };
     plane.apply(&webhook_configuration(plane, webhook.address));
     waits_for("Secret spillway-ca");
-    installed.store(&Stored::replace(&[], OffsetDateTime::now_utc()).unwrap());
+    installed.store(&CaSecret::replace(&[], OffsetDateTime::now_utc()).unwrap());
     waits_for("the caBundle of aci-spillway");
     assert_eq!(expiry(&webhook), 0);
     let _controller = Controller::start(plane, "certificates-first-controller", &[]);
@@ -317,7 +317,7 @@ async fn an_authority_is_rotated_without_failed_calls() {
     let installed = InstalledSandbox::new();
     let plane = installed.plane();
     // Old enough for a rotation.
-    let old = Stored::replace(&[], OffsetDateTime::now_utc() - time::Duration::days(300)).unwrap();
+    let old = CaSecret::replace(&[], OffsetDateTime::now_utc() - time::Duration::days(300)).unwrap();
     installed.store(&old);
     let webhook = Webhook::start_self_managed(plane, "certificates-rotated-webhook", &[]).ready();
     let bundle = format!("caBundle: {}", STANDARD.encode(old.bundle()));

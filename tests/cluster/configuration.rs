@@ -51,7 +51,7 @@ async fn an_invalid_configuration_keeps_the_last_good_one() {
     let is_louder = |line: &Value| line["message"] == "log level changed";
     eventually("the level", || webhook.log().iter().any(is_louder).then_some(()));
     volume.publish("mode: prefer\nlogging: {level: debug}\nvirtualNodes: {selector: type=other}");
-    let is_listed = |line: &Value| line["cache"] == "virtual nodes" && line["message"] == "cache filled";
+    let is_listed = |line: &Value| line["resource"] == "nodes" && line["message"] == "listed";
     eventually("the log at level debug, of the new list of nodes", || {
         webhook.log().iter().any(is_listed).then_some(())
     });

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 use spillway::{
-    certs::authority::Stored,
+    certs::authority::CaSecret,
     controller::{Outcome, authority::AuthorityReconciler, events::EventRecorder},
     telemetry::ControllerMetrics,
 };
@@ -43,7 +43,7 @@ async fn race(installed: &InstalledSandbox) -> usize {
             let secrets = kube::Api::<k8s_openapi::api::core::v1::Secret>::namespaced(client, "spillway-system");
             let data = secrets.get("spillway-ca").await.unwrap().data.unwrap();
             let data = data.into_iter().map(|(key, value)| (key, value.0)).collect();
-            (outcomes, Stored::read(&data).unwrap().current.certificate().pem())
+            (outcomes, CaSecret::read(&data).unwrap().current.certificate().pem())
         });
     }
     let agreed = reconcilers.join_all().await;

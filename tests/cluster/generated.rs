@@ -12,7 +12,7 @@ use proptest::{
 use serde_json::Value;
 use spillway::{
     admission,
-    burst::{self, Facts, ServiceAccount},
+    burst::{self, ClusterContext, ServiceAccount},
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
 };
@@ -86,8 +86,8 @@ fn decide_again(pod: &Value) -> Option<String> {
     let labels = [("type", "virtual-kubelet"), ("virtualization", "virtualnode2"), ("kubernetes.io/os", "linux")];
     let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let nodes = [VirtualNode::new("virtualnode-0".to_owned(), labels)];
-    let facts = Facts { virtual_nodes: &nodes, ..Facts::only(ServiceAccount::WithClientId) };
-    let decision = burst::decide(&view, &settings, &facts);
+    let cluster = ClusterContext { virtual_nodes: &nodes, ..ClusterContext::only(ServiceAccount::WithClientId) };
+    let decision = burst::decide(&view, &settings, &cluster);
     burst::json_patch(&view, &decision).map(|patch| String::from_utf8(admission::encode(&patch)).unwrap())
 }
 

@@ -169,11 +169,11 @@ fn cleanup_removes_only_the_taints_of_spillway() {
         String::from_utf8(output.stdout).unwrap()
     };
     let stdout = clean_up();
-    assert!(stdout.starts_with("took the taints of Spillway off ") && stdout.contains(node.name), "{stdout}");
+    assert!(stdout.starts_with("removed Spillway's taints from ") && stdout.contains(node.name), "{stdout}");
     let left = node.taints();
     assert!(left.iter().all(|taint| !taint.starts_with("spillway.dev/")), "{left:?}");
     assert!(left.contains(&"virtual-kubelet.io/provider=azure:NoSchedule".to_owned()), "{left:?}");
-    assert_eq!(clean_up(), "no node has a taint of Spillway\n");
+    assert_eq!(clean_up(), "no node has a Spillway taint\n");
 }
 
 /// Returns a policy that removes the taint from every write, as another webhook might.

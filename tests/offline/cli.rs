@@ -172,7 +172,7 @@ fn wrong_usage_and_unreadable_input_exit_with_2() {
             "",
             "--tls-cert-file: cannot read",
         ),
-        (&["certs", "dev", "--out", "/dev/null/x"], "", "--out: cannot make /dev/null/x"),
+        (&["certs", "dev", "--out", "/dev/null/x"], "", "--out: cannot create /dev/null/x"),
         (&["nonsense"], "", "nonsense"),
     ] {
         let ran = spillway(args, stdin);
@@ -219,7 +219,7 @@ fn type_errors_name_file_object_path_and_expected_type() {
         assert_eq!((ran.code, ran.stderr.as_str()), (2, format!("error: -: {expected}\n").as_str()), "{text}");
     }
     let twice = spillway(&["explain", "-f", "-"], "kind: Pod\nspec: {}\nspec: {}\n");
-    assert_eq!((twice.code, twice.stderr.as_str()), (2, "error: -:3:1: field \"spec\" stands here a second time\n"));
+    assert_eq!((twice.code, twice.stderr.as_str()), (2, "error: -:3:1: duplicate field \"spec\"\n"));
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn explain_takes_a_review_only_if_the_webhook_would() {
             "expected the creation or update of a v1 Pod, got \"CREATE\" of \"Node\"",
         ),
         (with("/request/uid", json!("")), "the review has no request with a uid"),
-        (with("/request/object", Value::Null), "the review carries no object"),
+        (with("/request/object", Value::Null), "the review has no object"),
         (
             with("/request/object/spec", json!({"dnsPolicy": 1})),
             "request.object.spec.dnsPolicy: expected a string, got integer `1`",
@@ -315,8 +315,8 @@ fn explain_skips_unknown_kinds_with_a_note() {
     assert_eq!((ran.code, ran.stdout.lines().count()), (0, 1), "{}", ran.stderr);
     assert_eq!(
         ran.stderr,
-        "skipped Job v: it makes no pods\nskipped Deployment d: it makes no pods\n\
-         skipped Service s: it makes no pods\nskipped AllowList a: it makes no pods\n"
+        "skipped Job v: not a workload\nskipped Deployment d: not a workload\n\
+         skipped Service s: not a workload\nskipped AllowList a: not a workload\n"
     );
 }
 
@@ -499,7 +499,7 @@ fn certs_dev_writes_a_usable_pair_with_a_private_key_file() {
         assert_eq!(ran.code, 0, "{}", ran.stderr);
     }
     assert_eq!(fs::metadata(out.join("tls.key")).unwrap().permissions().mode() & 0o777, 0o600);
-    spillway::certs::from_files(&out.join("tls.crt"), &out.join("tls.key")).unwrap();
+    spillway::certs::load_key_pair(&out.join("tls.crt"), &out.join("tls.key")).unwrap();
 }
 
 #[test]

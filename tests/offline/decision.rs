@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use spillway::{
-    burst::{self, Facts, ServiceAccount, Verdict},
+    burst::{self, ClusterContext, ServiceAccount, Verdict},
     config::{Configuration, Overrides},
     eligibility::VirtualNode,
     pod::Pod,
@@ -21,8 +21,8 @@ fn decide_in(mode: &str, pod: &Value, profile: &str, account: ServiceAccount) ->
     let labels = [("type", "virtual-kubelet"), ("virtualization", "virtualnode2"), ("kubernetes.io/os", "linux")];
     let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let nodes = [VirtualNode::new("virtualnode-0".to_owned(), labels)];
-    let facts = Facts { virtual_nodes: &nodes, ..Facts::only(account) };
-    let decision = burst::decide(&view, &settings, &facts);
+    let cluster = ClusterContext { virtual_nodes: &nodes, ..ClusterContext::only(account) };
+    let decision = burst::decide(&view, &settings, &cluster);
     let patch: Option<Value> = burst::json_patch(&view, &decision).map(|patch| serde_json::to_value(&patch).unwrap());
     let mut after = pod.clone();
     if let Some(patch) = &patch {
@@ -260,7 +260,7 @@ fn admitted(configuration: &str, pod: &Value) -> Value {
     let view: Pod<'_> = serde_json::from_str(&json).unwrap();
     let none = Overrides::default();
     let settings = configuration.settings("high-scale", &none, &none);
-    let decision = burst::decide(&view, &settings, &Facts::only(ServiceAccount::Unknown));
+    let decision = burst::decide(&view, &settings, &ClusterContext::only(ServiceAccount::Unknown));
     let patch = burst::json_patch(&view, &decision).unwrap();
     let mut after = pod.clone();
     json_patch::patch(&mut after, &patch).unwrap();

@@ -20,7 +20,7 @@ use std::{
 
 use serde_json::{Value, json};
 use spillway::{
-    burst::{self, Facts, ServiceAccount, Verdict},
+    burst::{self, ClusterContext, ServiceAccount, Verdict},
     config::{Configuration, Overrides},
     eligibility,
     pod::Pod,
@@ -130,7 +130,7 @@ impl Case {
         let settings = configuration.settings("enabled", &Overrides::default(), &Overrides::default());
         let found = uncalled.flat_map(|json| {
             let pod: Pod<'_> = serde_json::from_str(&json).unwrap();
-            let decision = burst::decide(&pod, &settings, &Facts::only(ServiceAccount::Unknown));
+            let decision = burst::decide(&pod, &settings, &ClusterContext::only(ServiceAccount::Unknown));
             let Verdict::Stay(findings) = decision.verdict else { return Vec::new() };
             findings.iter().map(|finding| finding.reason.code.to_owned()).collect()
         });

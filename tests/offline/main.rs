@@ -9,6 +9,7 @@ mod decision;
 mod golden;
 mod golden_identity;
 mod identity_check;
+mod prose;
 mod scripts;
 
 #[path = "../generated_pods/mod.rs"]

@@ -56,8 +56,8 @@ fn main() -> ExitCode {
         .collect();
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
     let is_confirmed = stories.iter().all(Story::is_confirmed);
-    let is_whole = stories.len() == STORIES.len();
-    let target: PathBuf = project.join(if is_confirmed && is_whole { "docs/proof" } else { "target/proof" });
+    let is_complete = stories.len() == STORIES.len();
+    let target: PathBuf = project.join(if is_confirmed && is_complete { "docs/proof" } else { "target/proof" });
     fs::create_dir_all(&target).unwrap();
     proof::write(&stories, &target);
     println!("written to {}", target.display());

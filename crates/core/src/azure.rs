@@ -1,4 +1,4 @@
-//! Identifiers of Azure: clouds, resource ids of managed identities, GUIDs.
+//! Azure identifiers: clouds, resource IDs of managed identities, GUIDs.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::words::words;
 
 words! {
-    /// The Azure cloud that the cluster is in.
+    /// Azure cloud of the cluster.
     Cloud {
-        /// The public one.
+        /// The public cloud.
         Public = "public",
         /// Azure US Government.
         UsGovernment = "us-government",
@@ -18,7 +18,7 @@ words! {
 }
 
 impl Cloud {
-    /// The audience that tokens and credentials must name
+    /// Returns the audience that tokens and federated credentials must have
     /// (learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations).
     pub const fn audience(self) -> &'static str {
         match self {
@@ -28,7 +28,8 @@ impl Cloud {
         }
     }
 
-    /// The endpoint of Azure Resource Manager (learn.microsoft.com/azure/azure-government/compare-azure-government-global-azure,
+    /// Returns the endpoint of Azure Resource Manager
+    /// (learn.microsoft.com/azure/azure-government/compare-azure-government-global-azure,
     /// learn.microsoft.com/azure/china/resources-developer-guide).
     pub const fn resource_manager(self) -> &'static str {
         match self {
@@ -39,21 +40,21 @@ impl Cloud {
     }
 }
 
-/// The resource id of a managed identity. The parts of ids are compared without regard to case, as Azure does.
+/// Resource ID of a managed identity. Comparisons ignore case, as in Azure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
 pub struct ResourceId {
-    /// The subscription's id.
+    /// ID of the subscription.
     pub subscription: String,
-    /// The resource group's name.
+    /// Name of the resource group.
     pub resource_group: String,
-    /// The identity's name.
+    /// Name of the identity.
     pub name: String,
 }
 
 impl ResourceId {
-    /// Reads the id of a managed identity, or of something below one.
+    /// Reads the resource ID of a managed identity or of one of its child resources.
     pub fn parse(id: &str) -> Option<Self> {
         let parts: Vec<_> = id.strip_prefix('/')?.split('/').collect();
         let [subscriptions, subscription, groups, group, providers, provider, kind, name, ..] = parts.as_slice() else {
@@ -66,7 +67,7 @@ impl ResourceId {
         (is_right && !name.is_empty()).then_some(Self { subscription, resource_group, name })
     }
 
-    /// Under which the same resource is found however its id is spelt.
+    /// Returns a key that is the same for all spellings of the ID.
     pub fn key(&self) -> String {
         self.to_string().to_ascii_lowercase()
     }
@@ -100,7 +101,7 @@ impl std::fmt::Display for ResourceId {
     }
 }
 
-/// Whether this is a GUID as Azure prints it.
+/// Returns whether the text is a GUID in Azure's format.
 pub fn is_guid(text: &str) -> bool {
     let groups: Vec<_> = text.split('-').collect();
     let is_hex = |group: &&str| group.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_the_same_however_azure_spells_it() {
+    fn resource_ids_compare_without_case() {
         let one = "/subscriptions/s/resourceGroups/rg/providers/Microsoft.ManagedIdentity/userAssignedIdentities/id";
         let other = "/subscriptions/S/resourcegroups/RG/providers/microsoft.managedidentity/userassignedidentities/ID/federatedIdentityCredentials/web";
         let [one, other] = [one, other].map(|id| ResourceId::parse(id).unwrap());

@@ -1,12 +1,12 @@
-//! Which pods may overflow to virtual nodes, and the patch that carries the decision out.
+//! The decision core of Spillway: decides which pods may overflow to virtual nodes, and plans the patch.
 //!
 //! ```text
 //! AdmissionReview ─▶ admission::parse ─▶ pod view ─┐
 //!                                                  ▼
-//! config::Settings, what is known of the cluster ─▶ burst::decide ─▶ Decision ─▶ burst::json_patch ─▶ admission::allow
+//! config::Settings, eligibility::ClusterContext ──▶ burst::decide ─▶ Decision ─▶ burst::json_patch ─▶ admission::allow
 //! ```
 //!
-//! Pure: no network, no files, no clock, no log. The manifest of this crate holds that.
+//! The crate is pure: it uses no network, files, clock or log. Its manifest has no dependency that does.
 
 pub mod admission;
 pub mod azure;

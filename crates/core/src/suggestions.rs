@@ -1,6 +1,6 @@
 //! Suggestions in error messages: the accepted words, and the nearest one.
 
-/// A list of words for a message: `"a", "b" or "c"`.
+/// Formats a list of words for a message: `"a", "b" or "c"`.
 pub fn one_of(words: &[&str]) -> String {
     match words {
         [] => "nothing".to_owned(),
@@ -12,11 +12,11 @@ pub fn one_of(words: &[&str]) -> String {
     }
 }
 
-/// The value that a word stands for.
+/// Reads a word as one of the accepted values.
 ///
 /// # Errors
 ///
-/// When it stands for none; names the words that do.
+/// Returns a message with the accepted words if `word` is not one of them.
 pub fn read_word<T>(word: &str, from_word: fn(&str) -> Option<T>, words: &[&str]) -> Result<T, String> {
     from_word(word).ok_or_else(|| {
         let hint = did_you_mean(word, words);
@@ -24,7 +24,7 @@ pub fn read_word<T>(word: &str, from_word: fn(&str) -> Option<T>, words: &[&str]
     })
 }
 
-/// The candidate that a mistyped word most likely meant, if one is near enough to be a help.
+/// Returns the candidate that is nearest to a mistyped word, or `None` if no candidate is similar.
 pub fn nearest(word: &str, candidates: &[&str]) -> Option<String> {
     let lower = word.to_lowercase();
     let score = |candidate: &&str| strsim::jaro_winkler(&lower, &candidate.to_lowercase());
@@ -32,7 +32,7 @@ pub fn nearest(word: &str, candidates: &[&str]) -> Option<String> {
     (score(&best) > 0.8).then(|| best.to_owned())
 }
 
-/// What is said after the complaint about a mistyped word: the candidate that was most likely meant, or nothing.
+/// Returns `; did you mean "…"?` with the nearest candidate, or an empty string if no candidate is similar.
 pub fn did_you_mean(word: &str, candidates: &[&str]) -> String {
     nearest(word, candidates).map(|meant| format!("; did you mean \"{meant}\"?")).unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 //! Enumerations whose values are words that users write.
 
-/// Declares one enumeration. `$word` is its spelling in the configuration file, in annotations and in output.
+/// Declares an enumeration. `$word` is its spelling in the configuration file, in annotations and in output.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ } default $default:ident) => {
         $(#[$doc])*
@@ -14,18 +14,18 @@ macro_rules! words {
         }
 
         impl $name {
-            /// Every value, in the order of the documentation.
+            /// All values, in the order of the documentation.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// Every spelling, in the same order.
+            /// All spellings, in the same order.
             pub const WORDS: &'static [&'static str] = &[$($word),+];
 
-            /// The spelling in file, annotation and output.
+            /// Returns the spelling in the file, in annotations and in output.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
 
-            /// The value with this spelling.
+            /// Returns the value with this spelling.
             pub fn from_word(word: &str) -> Option<Self> {
                 match word { $($word => Some(Self::$variant),)+ _ => None }
             }

@@ -1,29 +1,29 @@
-//! Azure Workload Identity: its keys on pods and service accounts, and what its webhook accepts
+//! Keys of Azure Workload Identity on pods and service accounts, and the values that its webhook accepts
 //! (Azure/azure-workload-identity `pkg/webhook/consts.go`, `pkg/webhook/webhook.go`).
 
-/// Pod label: the webhook selects pods by this label with exactly the value [`USE_VALUE`].
+/// Pod label that selects pods for the webhook. Its value must be exactly [`USE_VALUE`].
 pub const USE: &str = "azure.workload.identity/use";
-/// The value of [`USE`] that asks for a token.
+/// Value of [`USE`] that requests a token.
 pub const USE_VALUE: &str = "true";
-/// Service account annotation: the client ID of the managed identity.
+/// Service account annotation with the client ID of the managed identity.
 pub const CLIENT_ID: &str = "azure.workload.identity/client-id";
-/// Annotation of service accounts and pods: the lifetime of the token in seconds. The pod's wins.
+/// Annotation of service accounts and pods with the token lifetime in seconds. The pod's value takes precedence.
 pub const EXPIRATION: &str = "azure.workload.identity/service-account-token-expiration";
-/// Pod annotation: asks for a proxy sidecar by its mere presence.
+/// Pod annotation that requests a proxy sidecar. It counts with any value.
 pub const PROXY: &str = "azure.workload.identity/inject-proxy-sidecar";
-/// Pod annotation: the port of the proxy sidecar.
+/// Pod annotation with the port of the proxy sidecar.
 pub const PROXY_PORT: &str = "azure.workload.identity/proxy-sidecar-port";
 
-/// Information about the service account that a pod runs as.
+/// Information about the pod's service account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServiceAccount {
-    /// It carries the annotation `azure.workload.identity/client-id` with a value.
+    /// The service account has the annotation `azure.workload.identity/client-id` with a value.
     WithClientId,
-    /// It does, but also a token expiration that Azure Workload Identity refuses.
+    /// The service account has a client ID, but also a token expiration that Azure Workload Identity refuses.
     WithBadExpiration,
-    /// It does not.
+    /// The service account has no client ID.
     WithoutClientId,
-    /// It could not be looked up.
+    /// Spillway could not read the service account.
     Unknown,
 }
 
@@ -43,7 +43,7 @@ impl ServiceAccount {
     }
 }
 
-/// Returns whether Azure Workload Identity accepts this token lifetime, in seconds. An empty value counts as absent.
+/// Returns whether Azure Workload Identity accepts this token lifetime in seconds. An empty value counts as absent.
 pub fn is_valid_expiration(seconds: &str) -> bool {
     seconds.is_empty() || seconds.parse::<i64>().is_ok_and(|seconds| (3600..=86400).contains(&seconds))
 }

@@ -1,14 +1,15 @@
-//! AKS identity bindings: one credential for all, and grants inside the cluster in place of a credential for each.
+//! Checks of AKS identity bindings: one credential for all service accounts, and grants in the cluster instead of a credential for each.
 
 use serde_json::json;
 
 use spillway_core::azure::is_guid;
 
 use super::{
-    AccountName, Check, Run,
-    finding::{Found, Severity},
-    index::{AccountCase, PodCase},
+    check::{Check, CheckFn, Input},
+    draft::{DraftFinding, Severity},
+    index::{AccountContext, PodContext},
     keys,
+    object::AccountName,
     service_account::{expects_injection, restart},
 };
 
@@ -16,10 +17,10 @@ pub(super) const CHECKS: &[&Check] = &[&B1, &B2, &B3, &B4];
 
 const CONCEPTS: &str = "learn.microsoft.com/azure/aks/identity-bindings-concepts";
 
-/// The client id of a service account with pods that use a binding.
-fn bound<'c>(case: &'c AccountCase<'_>) -> Option<&'c str> {
-    let client_id = case.account.client_id().filter(|client_id| is_guid(client_id))?;
-    case.pods.iter().any(|pod| pod.uses_binding()).then_some(client_id)
+/// Returns the client ID of a service account with pods that use a binding.
+fn bound_client_id<'c>(context: &'c AccountContext<'_>) -> Option<&'c str> {
+    let client_id = context.account.client_id().filter(|client_id| is_guid(client_id))?;
+    context.pods.iter().any(|pod| pod.uses_binding()).then_some(client_id)
 }
 
 static B1: Check = Check {
@@ -31,21 +32,27 @@ static B1: Check = Check {
     cure: "grant the verb use-managed-identity on the client id, in group cid.wi.aks.azure.com, to the service account",
     leads_to: &[],
     source: CONCEPTS,
-    run: &[Run::Account(|case| {
-        let (Some(client_id), Some(grants)) = (bound(case), &case.index.seen.cluster.grants) else { return Vec::new() };
-        let is_granted = grants.iter().any(|grant| grant.covers(client_id, &case.account.name));
-        if is_granted || !case.index.seen.cluster.is_whole {
+    needs: &[Input::Cluster, Input::Grants],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Account(|context| {
+        let (Some(client_id), Some(grants)) = (bound_client_id(context), &context.index.observation.cluster.grants)
+        else {
+            return Vec::new();
+        };
+        let is_granted = grants.iter().any(|grant| grant.covers(client_id, &context.account.name));
+        if is_granted || !context.index.observation.cluster.is_complete {
             return Vec::new();
         }
         let message = format!("no ClusterRole lets the service account use the identity {client_id}");
-        vec![Found::new(message).fix(grant(case, client_id))]
+        vec![DraftFinding::new(message).fix(grant(context, client_id))]
     })],
 };
 
-/// `kubectl create clusterrole` wants a resource that the API server serves, which a client id is not.
-fn grant(case: &AccountCase<'_>, client_id: &str) -> String {
+/// Returns the command that grants the identity. `kubectl create clusterrole` does not work: it requires a resource that the API server serves.
+fn grant(context: &AccountContext<'_>, client_id: &str) -> String {
     const GROUP: &str = "rbac.authorization.k8s.io";
-    let AccountName { namespace, name } = &case.account.name;
+    let AccountName { namespace, name } = &context.account.name;
     let (version, client_id) = (format!("{GROUP}/v1"), client_id.to_ascii_lowercase());
     let role = format!("use-identity-{client_id}");
     let grants =
@@ -57,7 +64,7 @@ fn grant(case: &AccountCase<'_>, client_id: &str) -> String {
             "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": name}]},
     ]);
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
-    format!("printf %s {} | kubectl apply -f -", super::quoted(&list))
+    format!("printf %s {} | kubectl apply -f -", super::command::quoted(&list))
 }
 
 static B2: Check = Check {
@@ -69,18 +76,21 @@ static B2: Check = Check {
     cure: "az aks identity-binding create --resource-group RESOURCE_GROUP --cluster-name CLUSTER --name NAME --managed-identity-resource-id IDENTITY_ID",
     leads_to: &["AADSTS70021", "AADSTS700211"],
     source: CONCEPTS,
-    run: &[Run::Account(|case| {
-        let identity = bound(case).and_then(|client_id| case.index.identity(client_id));
+    needs: &[Input::Cluster, Input::Grants],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Account(|context| {
+        let identity = bound_client_id(context).and_then(|client_id| context.index.identity(client_id));
         let Some((identity, credentials)) = identity.and_then(|one| Some((one, one.credentials.as_ref().ok()?))) else {
             return Vec::new();
         };
-        if credentials.iter().any(super::azure::Credential::is_of_bindings) {
+        if credentials.iter().any(super::managed_identity::FederatedCredential::is_for_bindings) {
             return Vec::new();
         }
         let message = format!("identity {} has no credential {}", identity.display_name(), keys::BINDING_CREDENTIAL);
-        let found = Found::new(message).fact("read from", &*identity.source);
+        let found = DraftFinding::new(message).fact("read from", &*identity.source);
         vec![match &identity.id {
-            Some(id) => found.fix(B2.cure.replace("IDENTITY_ID", &super::quoted(&id.to_string()))),
+            Some(id) => found.fix(B2.cure.replace("IDENTITY_ID", &super::command::quoted(&id.to_string()))),
             None => found,
         }]
     })],
@@ -95,12 +105,15 @@ static B3: Check = Check {
     cure: "upgrade the cluster's workload identity add-on, then restart the pods",
     leads_to: &["AADSTS700213", "AADSTS70021"],
     source: "Azure/azure-workload-identity pkg/webhook/webhook.go (v1.6.0)",
-    run: &[Run::Pod(unknown_binding)],
+    needs: &[Input::Cluster, Input::Grants],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(unknown_binding)],
 };
 
-fn unknown_binding(case: &PodCase<'_>) -> Vec<Found> {
-    let pod = case.pod;
-    if !expects_injection(case) || !pod.uses_binding() || !pod.is_injected() {
+fn unknown_binding(context: &PodContext<'_>) -> Vec<DraftFinding> {
+    let pod = context.pod;
+    if !expects_injection(context) || !pod.uses_binding() || !pod.is_injected() {
         return Vec::new();
     }
     let has_audience = pod.tokens.iter().any(|token| token.audience == keys::BINDING_AUDIENCE);
@@ -110,8 +123,8 @@ fn unknown_binding(case: &PodCase<'_>) -> Vec<Found> {
     }
     let what = if has_audience { keys::ENV_TOKEN_PROXY } else { "token for the audience of bindings" };
     let audiences: Vec<_> = pod.tokens.iter().map(|token| token.audience.as_str()).collect();
-    let found = Found::new(format!("the pods ask for an identity binding and got no {what}"));
-    vec![found.fact("audiences", audiences.join(", ")).fix(restart(&pod.maker))]
+    let found = DraftFinding::new(format!("the pods ask for an identity binding and got no {what}"));
+    vec![found.fact("audiences", audiences.join(", ")).fix(restart(&pod.owner))]
 }
 
 static B4: Check = Check {
@@ -123,10 +136,18 @@ static B4: Check = Check {
     cure: "put the label azure.workload.identity/use: \"true\" on the pod template, beside the annotation",
     leads_to: &[],
     source: CONCEPTS,
-    run: &[Run::Pod(|case| {
-        let is_opted_in = case.index.namespace(&case.pod.namespace).is_some_and(|namespace| namespace.is_opted_in);
-        let gets_label = is_opted_in && !case.pod.is_admitted;
-        let is_in_vain = case.pod.uses_binding() && !case.pod.is_labelled() && !gets_label;
-        if is_in_vain { vec![Found::new("the pods ask for an identity binding without the label")] } else { Vec::new() }
+    needs: &[Input::Cluster, Input::Grants],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(|context| {
+        let is_opted_in =
+            context.index.namespace(&context.pod.namespace).is_some_and(|namespace| namespace.is_opted_in);
+        let gets_label = is_opted_in && !context.pod.is_admitted;
+        let is_in_vain = context.pod.uses_binding() && !context.pod.is_labelled() && !gets_label;
+        if is_in_vain {
+            vec![DraftFinding::new("the pods ask for an identity binding without the label")]
+        } else {
+            Vec::new()
+        }
     })],
 };

@@ -1,12 +1,12 @@
-//! What is to be said of the checks and codes: one for a person who met it, all for `docs/identity.md`.
+//! Documentation of the checks and error codes, for `docs/identity.md` and for `--explain`.
 
 use std::fmt::Write;
 
-use super::{Check, checks, entra};
+use super::{check::Check, entra, registry::checks};
 
 const HEAD: &str = include_str!("catalogue.md");
 
-/// `docs/identity.md`
+/// Returns `docs/identity.md`.
 pub fn markdown() -> String {
     let mut out = HEAD.to_owned();
     out.push_str("\n## Findings\n\n| id | severity | what |\n| --- | --- | --- |\n");
@@ -22,7 +22,7 @@ pub fn markdown() -> String {
         );
     }
     for check in checks() {
-        let _ = write!(out, "\n### {}\n\n{}.\n\n| | |\n| --- | --- |\n", check.id, capital(check.title));
+        let _ = write!(out, "\n### {}\n\n{}.\n\n| | |\n| --- | --- |\n", check.id, capitalize(check.title));
         for (name, text) in fields(check) {
             let _ = writeln!(out, "| {name} | {} |", text.replace('|', "\\|"));
         }
@@ -36,7 +36,7 @@ pub fn markdown() -> String {
     out
 }
 
-/// What there is to say of a check, by name.
+/// Returns the documentation of a check, by field.
 pub fn fields(check: &Check) -> Vec<(&'static str, String)> {
     let mut fields = vec![
         ("severity", check.severity.as_str().to_owned()),
@@ -51,8 +51,8 @@ pub fn fields(check: &Check) -> Vec<(&'static str, String)> {
     fields
 }
 
-/// A text with a capital at its beginning.
-fn capital(text: &str) -> String {
+/// Returns the text with its first letter in upper case.
+fn capitalize(text: &str) -> String {
     let mut text = text.to_owned();
     if let Some(first) = text.get_mut(..1) {
         first.make_ascii_uppercase();

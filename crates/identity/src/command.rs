@@ -1,12 +1,12 @@
-//! Commands that a person can paste into a shell.
+//! Commands to paste into a shell.
 
-use super::{azure::Identity, finding::AccountName};
+use super::{managed_identity::ManagedIdentity, object::AccountName};
 
-/// A command of which every argument is quoted where it has to be.
+/// A command whose arguments are quoted where necessary.
 pub(super) struct Command(String);
 
 impl Command {
-    /// Begins with words that are ours.
+    /// Starts a command with trusted words.
     pub(super) fn new(words: &str) -> Self {
         Self(words.to_owned())
     }
@@ -23,8 +23,8 @@ impl Command {
         self.word(value)
     }
 
-    /// Which identity; what is not known stands there in capitals.
-    fn of_identity(self, identity: &Identity) -> Self {
+    /// Adds the flags that name an identity. Unknown values become placeholders in capitals.
+    fn identity_flags(self, identity: &ManagedIdentity) -> Self {
         let id = identity.id.as_ref();
         let command = self
             .arg("--identity-name", id.map_or("IDENTITY_NAME", |id| &id.name))
@@ -42,7 +42,7 @@ impl From<Command> for String {
     }
 }
 
-/// A text as one word of a POSIX shell. A null character cannot stand in a command and is left out.
+/// Quotes a text as one word of a POSIX shell. Null characters are left out: no command can contain them.
 pub fn quoted(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"@%+=:,./_-".contains(&byte);
     if !text.is_empty() && text.bytes().all(is_plain) {
@@ -51,15 +51,15 @@ pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\0', "").replace('\'', "'\\''"))
 }
 
-/// A federated credential as it has to be.
-pub(super) struct Wanted<'w> {
+/// The federated credential that a service account needs.
+pub(super) struct ExpectedCredential<'w> {
     pub(super) account: &'w AccountName,
-    /// Nothing when it is not known.
+    /// `None` if the issuer is not known.
     pub(super) issuer: Option<&'w str>,
     pub(super) audience: &'w str,
 }
 
-impl Wanted<'_> {
+impl ExpectedCredential<'_> {
     fn arguments(&self, command: Command) -> String {
         let AccountName { namespace, name } = self.account;
         command
@@ -69,22 +69,22 @@ impl Wanted<'_> {
             .into()
     }
 
-    pub(super) fn create(&self, identity: &Identity) -> String {
+    pub(super) fn create(&self, identity: &ManagedIdentity) -> String {
         let name = self.free_name(identity);
         let command = Command::new("az identity federated-credential create").arg("--name", &name);
-        self.arguments(command.of_identity(identity))
+        self.arguments(command.identity_flags(identity))
     }
 
-    pub(super) fn update(&self, identity: &Identity, credential: &str) -> String {
+    pub(super) fn update(&self, identity: &ManagedIdentity, credential: &str) -> String {
         let command = Command::new("az identity federated-credential update").arg("--name", credential);
-        self.arguments(command.of_identity(identity))
+        self.arguments(command.identity_flags(identity))
     }
 
-    /// A name that Azure takes (`^[a-zA-Z0-9]{1}[a-zA-Z0-9-_]{2,119}$`) and that no other credential of the identity has.
-    fn free_name(&self, identity: &Identity) -> String {
-        const LONGEST: usize = 116; // with room for "-20"
+    /// Returns a name that Azure accepts (`^[a-zA-Z0-9]{1}[a-zA-Z0-9-_]{2,119}$`) and no other credential of the identity has.
+    fn free_name(&self, identity: &ManagedIdentity) -> String {
+        const MAX_LENGTH: usize = 116; // leaves 4 of 120 characters for a number such as "-20"
         let AccountName { namespace, name } = self.account;
-        let letters = format!("{namespace}-{name}").chars().take(LONGEST).collect::<String>();
+        let letters = format!("{namespace}-{name}").chars().take(MAX_LENGTH).collect::<String>();
         let letter = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
         let name: String =
             letters.trim_start_matches(|c: char| !c.is_ascii_alphanumeric()).chars().map(letter).collect();
@@ -97,22 +97,22 @@ impl Wanted<'_> {
     }
 }
 
-/// Lists the credentials of an identity.
-pub(super) fn list_credentials(identity: &Identity) -> String {
-    Command::new("az identity federated-credential list").of_identity(identity).into()
+/// Returns the command that lists the credentials of an identity.
+pub(super) fn list_credentials(identity: &ManagedIdentity) -> String {
+    Command::new("az identity federated-credential list").identity_flags(identity).into()
 }
 
-/// Looks for an identity by its client id, which is a GUID.
+/// Returns the command that finds an identity by its client ID, which is a GUID.
 pub(super) fn find_identity(client_id: &str) -> String {
     Command::new("az identity list").arg("--query", &format!("[?clientId=='{client_id}'].id")).into()
 }
 
-/// Deletes a credential.
-pub(super) fn delete_credential(identity: &Identity, credential: &str) -> String {
-    Command::new("az identity federated-credential delete").arg("--name", credential).of_identity(identity).into()
+/// Returns the command that deletes a credential.
+pub(super) fn delete_credential(identity: &ManagedIdentity, credential: &str) -> String {
+    Command::new("az identity federated-credential delete").arg("--name", credential).identity_flags(identity).into()
 }
 
-/// Sets an annotation of a service account; with no value, removes it.
+/// Returns the command that sets an annotation of a service account, or removes it if there is no value.
 pub(super) fn annotate(account: &AccountName, key: &str, value: Option<&str>) -> String {
     let assignment = value.map_or_else(|| format!("{key}-"), |value| format!("{key}={value}"));
     let command = Command::new("kubectl annotate serviceaccount")
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_words_reach_the_command_as_they_are() {
+    fn hostile_words_survive_the_shell() {
         for text in
             ["", "a b", "$(id)", "`id`", "';id;'", "\\", "a'b", "\"", "*", "~", "!x", "#", "a\nb\n", "--x=$y", "é"]
         {
@@ -146,7 +146,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn any_word_reaches_the_command_as_it_is(text in any::<String>()) {
+        fn any_word_survives_the_shell(text in any::<String>()) {
             let text = text.replace('\0', "");
             prop_assert_eq!(through_a_shell(&quoted(&text)), text.as_bytes());
         }

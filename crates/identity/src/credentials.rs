@@ -1,27 +1,17 @@
-//! The federated credentials of the identities that service accounts name.
-
-use std::collections::HashSet;
+//! Checks of the credential that a service account needs.
 
 use super::{
-    Check, Run,
-    azure::{Credential, Extent, Identity, Unread},
-    command::{Wanted, delete_credential, find_identity},
-    difference,
-    finding::{Found, Severity},
-    index::{AccountCase, IdentityCase},
-    link::{Link, parse_subject},
+    check::{Check, CheckFn, Input},
+    command::{ExpectedCredential, find_identity},
+    credential_match::CredentialMatch,
+    draft::{DraftFinding, Severity},
+    identity_credentials::{CONSIDERATIONS, F6, F7, F8, F9, F11},
+    index::AccountContext,
+    managed_identity::{Completeness, FederatedCredential, MAX_CREDENTIALS, ManagedIdentity, ReadFailure},
 };
 
 pub(super) const CHECKS: &[&Check] = &[&F0, &F1, &F2, &F3, &F4, &F5, &F6, &F7, &F8, &F9, &F10, &F11];
 
-/// How many credentials an identity can have.
-const MOST: usize = 20;
-/// From how many on it is said that there are nearly as many.
-const NEARLY: usize = 18;
-/// From how many on an identity is shared by very many service accounts.
-const MANY_USERS: usize = 10;
-
-const CONSIDERATIONS: &str = "learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations";
 const CODES: &str = "learn.microsoft.com/entra/identity-platform/reference-error-codes";
 
 static F0: Check = Check {
@@ -33,11 +23,16 @@ static F0: Check = Check {
     cure: "give the reader the permission that is named, at the scope that is named",
     leads_to: &[],
     source: "learn.microsoft.com/azure/role-based-access-control/built-in-roles/identity",
-    run: &[Run::Account(|case| {
-        let Link::CannotTell { what, unread: Unread { because, action, scope }, fix } = case.link else {
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
+    run: &[CheckFn::Account(|context| {
+        let CredentialMatch::Unknown { what, failure: ReadFailure { reason, action, scope }, fix } =
+            context.credential_match
+        else {
             return Vec::new();
         };
-        let found = Found::new(format!("it cannot be told {what}: {because}"));
+        let found = DraftFinding::new(format!("it cannot be told {what}: {reason}"));
         let found = match action.as_str() {
             "" => found.fact("asked for", scope.clone()),
             action => found.fact("missing permission", action).fact("at scope", scope.clone()),
@@ -55,17 +50,24 @@ static F1: Check = Check {
     cure: "az identity list --query \"[?clientId=='CLIENT_ID'].id\" --output tsv",
     leads_to: &["AADSTS700016"],
     source: CODES,
-    run: &[Run::Account(|case| {
-        let (Link::NoIdentity, Some(client_id)) = (case.link, case.account.client_id()) else { return Vec::new() };
-        // S5 knows better.
-        if case.index.principal(client_id).is_some() {
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
+    run: &[CheckFn::Account(|context| {
+        let (CredentialMatch::IdentityNotFound, Some(client_id)) =
+            (context.credential_match, context.account.client_id())
+        else {
+            return Vec::new();
+        };
+        // S5 reports it in more detail.
+        if context.index.principal(client_id).is_some() {
             return Vec::new();
         }
-        let count = case.index.seen.azure.as_ref().map_or(0, |azure| azure.identities.len());
+        let count = context.index.observation.managed_identities.as_ref().map_or(0, |all| all.identities.len());
         let message = format!(
             "none of the {count} visible identities has the client id {client_id}: deleted, elsewhere, not to be seen, or an app registration"
         );
-        vec![Found::new(message).fix(find_identity(client_id))]
+        vec![DraftFinding::new(message).fix(find_identity(client_id))]
     })],
 };
 
@@ -78,18 +80,21 @@ static F2: Check = Check {
     cure: "create the credential",
     leads_to: &["AADSTS700213", "AADSTS70021", "AADSTS700211"],
     source: CODES,
-    run: &[Run::Account(|case| {
-        let Link::Missing { identity } = case.link else { return Vec::new() };
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
+    run: &[CheckFn::Account(|context| {
+        let CredentialMatch::NoCredential { identity } = context.credential_match else { return Vec::new() };
         let credentials = identity.credentials.as_deref().unwrap_or_default();
         let issuers =
-            credentials.iter().filter(|one| case.index.issuer().is_some_and(|issuer| issuer.url == one.issuer));
-        let (name, subject) = (identity.display_name(), case.account.subject());
-        // A part of a list cannot tell what is not in it.
-        let (message, severity) = match identity.extent {
-            Extent::Listed | Extent::Whole => {
+            credentials.iter().filter(|one| context.index.issuer().is_some_and(|issuer| issuer.url == one.issuer));
+        let (name, subject) = (identity.display_name(), context.account.subject());
+        // An absent credential proves nothing in a partial list.
+        let (message, severity) = match identity.completeness {
+            Completeness::Snapshot | Completeness::Complete => {
                 (format!("identity {name} has no credential with the subject {subject}"), Severity::Error)
             }
-            Extent::Part => (
+            Completeness::Partial => (
                 format!(
                     "no custom resource is a credential of identity {name} with the subject {subject}; whether Azure has one is not known"
                 ),
@@ -97,29 +102,33 @@ static F2: Check = Check {
             ),
         };
         let count = format!("{}, of which {} for this cluster", credentials.len(), issuers.count());
-        let found = Found::new(message).severity(severity);
+        let found = DraftFinding::new(message).severity(severity);
         let found = found.fact("credentials", count).fact("read from", &*identity.source);
-        vec![to_create(found, case, identity)]
+        vec![to_create(found, context, identity)]
     })],
 };
 
-fn wanted<'c>(case: &'c AccountCase<'_>) -> Wanted<'c> {
-    Wanted {
-        account: &case.account.name,
-        issuer: case.index.issuer().map(|issuer| issuer.url.as_str()),
-        audience: case.index.audience(),
+fn expected_credential<'c>(context: &'c AccountContext<'_>) -> ExpectedCredential<'c> {
+    ExpectedCredential {
+        account: &context.account.name,
+        issuer: context.index.issuer().map(|issuer| issuer.url.as_str()),
+        audience: context.index.audience(),
     }
 }
 
-/// The credential is to be created; where there is no room for another, that has to be made first.
-fn to_create(found: Found, case: &AccountCase<'_>, identity: &Identity) -> Found {
+/// Adds the command that creates the credential. If the identity is full, another one has to be deleted first.
+fn to_create(found: DraftFinding, context: &AccountContext<'_>, identity: &ManagedIdentity) -> DraftFinding {
     let count = identity.credentials.as_deref().unwrap_or_default().len();
-    let found = if count < MOST { found } else { found.fact("first", "make room, see F6") };
-    found.fix(wanted(case).create(identity))
+    let found = if count < MAX_CREDENTIALS { found } else { found.fact("first", "make room, see F6") };
+    found.fix(expected_credential(context).create(identity))
 }
 
-/// Which credential of which identity, and where that was read.
-fn named(found: Found, identity: &Identity, credential: &Credential) -> Found {
+/// Adds the names of credential and identity, and where they were read.
+fn with_credential_facts(
+    found: DraftFinding,
+    identity: &ManagedIdentity,
+    credential: &FederatedCredential,
+) -> DraftFinding {
     let name = format!("{} of identity {}", credential.name, identity.display_name());
     found.fact("credential", name).fact("read from", &*credential.source)
 }
@@ -133,18 +142,24 @@ static F3: Check = Check {
     cure: "write the cluster's issuer into the credential",
     leads_to: &["AADSTS700211", "AADSTS70021"],
     source: "Azure/azure-workload-identity#1700; Azure/azure-workload-identity#340; Azure/AKS#3982",
-    run: &[Run::Account(|case| {
-        let Link::Issuer { identity, credential, difference } = case.link else { return Vec::new() };
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
+    run: &[CheckFn::Account(|context| {
+        let CredentialMatch::IssuerMismatch { identity, credential, difference } = context.credential_match else {
+            return Vec::new();
+        };
         let message = format!("the credential's issuer is not the cluster's: {}", difference.why());
-        let found = named(Found::new(message).difference(difference.clone()), identity, credential);
-        // One that is right for another cluster is not to be taken away from it.
+        let found =
+            with_credential_facts(DraftFinding::new(message).difference(difference.clone()), identity, credential);
+        // The credential may be right for another cluster: do not take it away.
         let found = if difference.is_spelling() {
-            found.fix(wanted(case).update(identity, &credential.name))
-        } else if identity.extent == Extent::Part {
-            // Azure may have the right one too.
-            to_create(found.severity(Severity::Warning), case, identity)
+            found.fix(expected_credential(context).update(identity, &credential.name))
+        } else if identity.completeness == Completeness::Partial {
+            // Azure may also have the right one.
+            to_create(found.severity(Severity::Warning), context, identity)
         } else {
-            to_create(found, case, identity)
+            to_create(found, context, identity)
         };
         vec![found]
     })],
@@ -159,17 +174,23 @@ static F4: Check = Check {
     cure: "write the service account's subject into the credential",
     leads_to: &["AADSTS700213", "AADSTS7002138", "AADSTS70021"],
     source: "Azure/login#515; learn.microsoft.com/entra/identity-platform/reference-error-codes",
-    run: &[Run::Account(|case| {
-        let Link::Subject { identity, credential, subject, issuer } = case.link else { return Vec::new() };
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
+    run: &[CheckFn::Account(|context| {
+        let CredentialMatch::SubjectMismatch { identity, credential, subject, issuer } = context.credential_match
+        else {
+            return Vec::new();
+        };
         let message = format!("the credential's subject is not quite the service account's: {}", subject.why());
-        let found = Found::new(message).difference(subject.clone());
+        let found = DraftFinding::new(message).difference(subject.clone());
         let found = issuer.iter().fold(found, |found, issuer| found.difference(issuer.clone()));
-        let found = named(found, identity, credential);
-        // One that comes near to several can be changed to become that of one alone.
-        let found = if case.index.explained(identity, credential) == 1 {
-            found.fix(wanted(case).update(identity, &credential.name))
+        let found = with_credential_facts(found, identity, credential);
+        // A credential that is near to several service accounts can be changed for one of them only.
+        let found = if context.index.near_misses(identity, credential) == 1 {
+            found.fix(expected_credential(context).update(identity, &credential.name))
         } else {
-            to_create(found, case, identity)
+            to_create(found, context, identity)
         };
         vec![found]
     })],
@@ -184,129 +205,19 @@ static F5: Check = Check {
     cure: "write the cloud's audience, and no other, into the credential",
     leads_to: &["AADSTS700212", "AADSTS7002121"],
     source: CONSIDERATIONS,
-    run: &[Run::Account(|case| {
-        let Link::Audience { identity, credential, difference } = case.link else { return Vec::new() };
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
+    run: &[CheckFn::Account(|context| {
+        let CredentialMatch::AudienceMismatch { identity, credential, difference } = context.credential_match else {
+            return Vec::new();
+        };
         let message = format!("the credential's audience is not the cloud's: {}", difference.why());
-        let found = Found::new(message).difference(difference.clone());
-        vec![named(found, identity, credential).fix(wanted(case).update(identity, &credential.name))]
-    })],
-};
-
-static F6: Check = Check {
-    id: "F6",
-    severity: Severity::Warning,
-    title: "the identity has hardly room for another credential",
-    reads: "how many credentials the identity has; how many of its service accounts lack one",
-    meaning: "an identity can have 20 credentials; the next one is refused",
-    cure: "delete credentials that nobody uses (F7, F8), use a second identity, or AKS identity bindings, which need one credential for all clusters and accounts",
-    leads_to: &[],
-    source: CONSIDERATIONS,
-    run: &[Run::Identity(|case| {
-        let count = case.credentials.len();
-        if count < NEARLY {
-            return Vec::new();
-        }
-        let missing = case.users.iter().filter(|account| case.index.link_of(account).is_broken()).count();
-        let found = Found::new(format!("the identity has {count} of {MOST} credentials"));
-        let found = match missing {
-            0 => found,
-            _ => found.fact("service accounts without one", missing.to_string()),
-        };
-        vec![if count >= MOST && missing > 0 { found.severity(Severity::Error) } else { found }]
-    })],
-};
-
-/// The credentials that concern service accounts of clusters and that no other finding speaks of.
-fn others<'c>(case: &'c IdentityCase<'_>) -> impl Iterator<Item = &'c Credential> {
-    let now = case.index.seen.at;
-    case.credentials.iter().filter(move |credential| {
-        !credential.is_of_bindings()
-            && !credential.is_fresh(now)
-            && credential.expression.is_none()
-            && case.index.explained(case.identity, credential) == 0
-    })
-}
-
-static F7: Check = Check {
-    id: "F7",
-    severity: Severity::Warning,
-    title: "a credential for a service account that does not exist",
-    reads: "the credentials for this cluster; the service accounts",
-    meaning: "it takes up one of 20 places, and whoever may create that service account becomes the identity",
-    cure: "delete the credential",
-    leads_to: &[],
-    source: "Azure/azure-workload-identity#373; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
-    run: &[Run::Identity(|case| {
-        let (Some(issuer), true) = (case.index.issuer(), case.index.seen.cluster.is_whole) else {
-            return Vec::new();
-        };
-        let stale = others(case).filter(|one| one.issuer == issuer.url).filter_map(|credential| {
-            let (namespace, name) = parse_subject(credential.subject.as_deref()?)?;
-            if case.index.account(namespace, name).is_some() {
-                return None;
-            }
-            let message = format!(
-                "credential {} is for service account {namespace}/{name}, which does not exist",
-                credential.name
-            );
-            let found = Found::new(message).fact("read from", &*credential.source);
-            Some(found.fix(delete_credential(case.identity, &credential.name)))
-        });
-        stale.collect()
-    })],
-};
-
-static F8: Check = Check {
-    id: "F8",
-    severity: Severity::Info,
-    title: "a credential for another cluster",
-    reads: "the issuers of the credentials",
-    meaning: "another cluster uses the identity, or one did that is gone; then the credential is of no use",
-    cure: "nothing to mend while that cluster exists; else delete the credential",
-    leads_to: &[],
-    source: "Azure/AKS#3982",
-    run: &[Run::Identity(|case| {
-        let Some(issuer) = case.index.issuer() else { return Vec::new() };
-        let own: HashSet<_> = case
-            .credentials
-            .iter()
-            .filter(|one| one.issuer == issuer.url)
-            .filter_map(|one| one.subject.as_deref())
-            .collect();
-        // The same subject for several clusters is F11's.
-        let is_shared = |one: &&Credential| one.subject.as_deref().is_some_and(|subject| own.contains(subject));
-        let foreign = others(case).filter(|one| one.issuer != issuer.url && difference::is_aks_issuer(&one.issuer));
-        let found = foreign.filter(|one| !is_shared(one)).map(|credential| {
-            let message = format!("credential {} is for another AKS cluster, or one that is gone", credential.name);
-            Found::new(message).fact("issuer", credential.issuer.clone()).fact("read from", &*credential.source)
-        });
-        found.collect()
-    })],
-};
-
-/// The issuers whose tokens flexible credentials are documented for.
-const FLEXIBLE_ISSUERS: &[&str] =
-    &["https://token.actions.githubusercontent.com", "https://gitlab.com", "https://app.terraform.io"];
-
-static F9: Check = Check {
-    id: "F9",
-    severity: Severity::Warning,
-    title: "a flexible credential for a cluster",
-    reads: "claimsMatchingExpression and issuer of the credentials",
-    meaning: "matching expressions are documented for GitHub, GitLab and Terraform Cloud alone: it is not counted as a credential of any service account",
-    cure: "create one credential with a plain subject for each service account, or use AKS identity bindings",
-    leads_to: &["AADSTS7002131", "AADSTS700213"],
-    source: "learn.microsoft.com/entra/workload-id/workload-identities-flexible-federated-identity-credentials; Azure/AKS#4688",
-    run: &[Run::Identity(|case| {
-        let is_documented = |issuer: &str| FLEXIBLE_ISSUERS.iter().any(|known| issuer.starts_with(known));
-        let flexible = case.credentials.iter().filter_map(|one| Some((one, one.expression.as_ref()?)));
-        let found = flexible.filter(|(one, _)| !is_documented(&one.issuer)).map(|(one, expression)| {
-            Found::new(format!("credential {} has an expression in place of a subject", one.name))
-                .fact("expression", expression.clone())
-                .fact("issuer", one.issuer.clone())
-                .fact("read from", &*one.source)
-        });
-        found.collect()
+        let found = DraftFinding::new(message).difference(difference.clone());
+        vec![
+            with_credential_facts(found, identity, credential)
+                .fix(expected_credential(context).update(identity, &credential.name)),
+        ]
     })],
 };
 
@@ -319,50 +230,16 @@ static F10: Check = Check {
     cure: "wait ten minutes; whoever signs in should try again",
     leads_to: &["AADSTS70021", "AADSTS700213", "AADSTS700211"],
     source: CONSIDERATIONS,
-    run: &[Run::Account(|case| {
-        let Link::Matched { credential } = case.link else { return Vec::new() };
-        let Some(since) = credential.since.filter(|_| credential.is_fresh(case.index.seen.at)) else {
+    needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
+    optional: &[],
+    transient: false,
+    run: &[CheckFn::Account(|context| {
+        let CredentialMatch::Matched { credential } = context.credential_match else { return Vec::new() };
+        let Some(since) = credential.since.filter(|_| credential.is_fresh(context.index.observation.at)) else {
             return Vec::new();
         };
-        let found = Found::new(format!("credential {} is new; Entra need not know it everywhere yet", credential.name));
+        let found =
+            DraftFinding::new(format!("credential {} is new; Entra need not know it everywhere yet", credential.name));
         vec![found.fact("since", since.to_string()).fact("read from", &*credential.source)]
-    })],
-};
-
-static F11: Check = Check {
-    id: "F11",
-    severity: Severity::Info,
-    title: "an identity that many share",
-    reads: "the service accounts that name the identity; the issuers of their credentials",
-    meaning: "all of them can do what any of them can; one identity for each workload is the least privilege",
-    cure: "nothing to mend if that is meant",
-    leads_to: &[],
-    source: "learn.microsoft.com/azure/architecture/reference-architectures/containers/aks-microservices/aks-microservices",
-    run: &[Run::Identity(|case| {
-        let mut all = Vec::new();
-        if case.users.len() >= MANY_USERS {
-            let namespaces: HashSet<_> = case.users.iter().map(|account| account.name.namespace.as_str()).collect();
-            let message = format!("{} service accounts use the identity", case.users.len());
-            all.push(Found::new(message).fact("namespaces", namespaces.len().to_string()));
-        }
-        let Some(issuer) = case.index.issuer() else { return all };
-        let clusters = |subject: &str| {
-            let same = case.credentials.iter().filter(move |one| one.subject.as_deref() == Some(subject));
-            same.map(|one| one.issuer.as_str()).collect::<HashSet<_>>()
-        };
-        // More users than an identity can have credentials have none anyway.
-        let shared = case.users.iter().filter(|account| matches!(case.index.link_of(account), Link::Matched { .. }));
-        let shared = shared.filter(|account| {
-            let issuers = clusters(&account.subject());
-            issuers.contains(issuer.url.as_str()) && issuers.len() > 1
-        });
-        let names: Vec<_> = shared.map(|account| format!("{}/{}", account.name.namespace, account.name.name)).collect();
-        if !names.is_empty() {
-            let names: Vec<_> = names.iter().map(String::as_str).collect();
-            let found =
-                Found::new("service accounts of this cluster and of others use the identity under the same name");
-            all.push(found.fact("service accounts", super::some_of(&names)));
-        }
-        all
     })],
 };

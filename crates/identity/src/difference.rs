@@ -1,156 +1,25 @@
-//! Two texts that Entra compares byte for byte, and in which way they differ.
+//! Explanations for two texts that Entra compares byte for byte and that differ.
 //!
-//! Nothing is normalised before the comparison: that is what the other side does not do either. What is found out here only
-//! explains a difference that is there.
-
-use std::fmt;
+//! Nothing is normalised before the comparison, because Entra does not do that either. This module only explains a difference that exists.
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
-/// What every subject of a service account begins with.
+pub use super::cause::Cause;
+
+/// The prefix of the subjects of service accounts.
 pub(super) const SUBJECT_PREFIX: &str = "system:serviceaccount:";
 
 /// Two texts that should be equal and are not.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Difference {
-    /// What they are, such as `issuer`.
+    /// The name of the field, such as `issuer`.
     pub what: &'static str,
-    /// What it has to be.
+    /// The expected text.
     pub expected: String,
-    /// What it is.
+    /// The actual text.
     pub found: String,
-    /// In which ways they differ.
+    /// The ways in which they differ.
     pub causes: Vec<Cause>,
-}
-
-/// A way in which two texts differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Cause {
-    /// Blanks, line breaks or invisible characters.
-    Whitespace,
-    /// Quotes or angle brackets around it.
-    Quotes,
-    /// Capitals and small letters.
-    Case,
-    /// Nothing at all stands there.
-    Empty,
-    /// Letters that look like others, or any that are not ASCII.
-    NotAscii,
-    /// One or two letters are wrong.
-    Typo,
-    /// The issuer's slash at the end is missing.
-    SlashMissing,
-    /// It has a slash, or one more, at the end.
-    SlashExtra,
-    /// `https://` is missing.
-    SchemeMissing,
-    /// It begins with another scheme, such as `http`.
-    Scheme,
-    /// The address of a document below the issuer stands there.
-    Document,
-    /// The AKS issuer of another region.
-    Region,
-    /// The AKS issuer in its older form, without region.
-    OlderForm,
-    /// The AKS issuer with another tenant in its path.
-    Tenant,
-    /// Tenant and cluster stand in each other's place.
-    SwappedPath,
-    /// The AKS issuer of another cluster, or of this one before it was created anew.
-    Cluster,
-    /// The issuer that AKS keeps for identity bindings.
-    BindingIssuer,
-    /// The address of the API server.
-    ApiServer,
-    /// Another host altogether.
-    Host,
-    /// Something else in the path.
-    Path,
-    /// Namespace and name stand in each other's place.
-    Swapped,
-    /// Something else than `:` between the parts.
-    Separator,
-    /// Something is wrong with `system:serviceaccount:`.
-    Prefix,
-    /// The subject is of another namespace.
-    Namespace,
-    /// The subject is of another service account.
-    Name,
-    /// A wildcard, which nobody expands.
-    Wildcard,
-    /// The audience of another cloud.
-    Cloud,
-    /// The audience of identity bindings.
-    BindingAudience,
-    /// More than one audience.
-    Several,
-    /// Something else altogether.
-    Other,
-}
-
-impl Cause {
-    /// Whether the same was meant, only spelt in another way.
-    const fn is_spelling(self) -> bool {
-        matches!(
-            self,
-            Self::Whitespace
-                | Self::Quotes
-                | Self::Case
-                | Self::NotAscii
-                | Self::Typo
-                | Self::SlashMissing
-                | Self::SlashExtra
-                | Self::SchemeMissing
-                | Self::Scheme
-                | Self::Document
-                | Self::SwappedPath
-                | Self::Swapped
-                | Self::Separator
-                | Self::Prefix
-                | Self::Wildcard
-        )
-    }
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Whitespace => "white space or invisible characters in it",
-            Self::Quotes => "quotes or brackets around it",
-            Self::Case => "capital and small letters differ",
-            Self::Empty => "it is empty",
-            Self::NotAscii => "letters that are not ASCII, though they may look alike",
-            Self::Typo => "one or two letters differ",
-            Self::SlashMissing => "the slash at the end is missing",
-            Self::SlashExtra => "a slash too many at the end",
-            Self::SchemeMissing => "https:// is missing",
-            Self::Scheme => "another scheme than https",
-            Self::Document => "the address of a document below the issuer, not the issuer",
-            Self::Region => "another region in the host name",
-            Self::OlderForm => "the other form of an AKS issuer, with or without region",
-            Self::Tenant => "another tenant in the path",
-            Self::SwappedPath => "tenant and cluster swapped in the path",
-            Self::Cluster => "another cluster, or this one before it was created anew",
-            Self::BindingIssuer => "the issuer of identity bindings, not the cluster's",
-            Self::ApiServer => "the address of the API server, not the issuer",
-            Self::Host => "another host",
-            Self::Path => "another path",
-            Self::Swapped => "namespace and name are swapped",
-            Self::Separator => "the parts have to be separated by \":\"",
-            Self::Prefix => "it has to begin with \"system:serviceaccount:\"",
-            Self::Namespace => "another namespace",
-            Self::Name => "another service account",
-            Self::Wildcard => "wildcards are not expanded",
-            Self::Cloud => "the audience of another cloud",
-            Self::BindingAudience => "the audience of identity bindings",
-            Self::Several => "more than one audience",
-            Self::Other => "something else altogether",
-        }
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 impl Difference {
@@ -161,17 +30,17 @@ impl Difference {
         Self { what, expected: expected.to_owned(), found: found.to_owned(), causes }
     }
 
-    /// Whether the same was meant, only spelt in another way.
+    /// Returns whether both texts mean the same thing in a different spelling.
     pub fn is_spelling(&self) -> bool {
         self.causes.iter().all(|cause| cause.is_spelling())
     }
 
-    /// The causes in one line.
+    /// Returns the causes in one line.
     pub fn why(&self) -> String {
         self.causes.iter().map(|cause| cause.as_str()).collect::<Vec<_>>().join("; ")
     }
 
-    /// Both texts with everything visible, and the column, from 0, at which they begin to differ.
+    /// Returns both texts with all characters visible, and the column, from 0, of the first difference.
     pub fn shown(&self) -> (String, String, usize) {
         let (expected, found) = (visible(&self.expected), visible(&self.found));
         let column = expected.bytes().zip(found.bytes()).take_while(|(one, other)| one == other).count();
@@ -191,8 +60,8 @@ impl Serialize for Difference {
     }
 }
 
-/// A text in which every character can be seen and told from others: what is not printable ASCII is written as an escape, and so
-/// are blanks at both ends. One byte is one column.
+/// Returns the text with all characters visible: what is not printable ASCII becomes an escape, and so do spaces at both ends. One
+/// byte is one column.
 pub fn visible(text: &str) -> String {
     let inner = text.trim_matches(' ');
     let begin = text.len() - text.trim_start_matches(' ').len();
@@ -209,15 +78,15 @@ pub fn visible(text: &str) -> String {
     out
 }
 
-/// One or two letters, and fewer than half.
+/// Returns whether at most two letters differ, and less than a third of them.
 fn is_typo(expected: &str, found: &str) -> bool {
     let (longer, shorter) = (expected.len().max(found.len()), expected.len().min(found.len()));
     let allowed = (expected.chars().count() / 3).min(2);
-    // A letter has at most four bytes: this saves most of the comparisons.
+    // A letter has at most four bytes: the lengths rule out most comparisons.
     longer - shorter <= 4 * allowed && strsim::levenshtein(expected, found) <= allowed
 }
 
-/// The text as it was probably meant, and what was wrong with how it is written.
+/// Returns the text without stray characters, and what they were.
 fn clean(text: &str) -> (String, Vec<Cause>) {
     let mut causes = Vec::new();
     let is_invisible = |c: char| {
@@ -240,7 +109,7 @@ fn clean(text: &str) -> (String, Vec<Cause>) {
     (bare.to_owned(), causes)
 }
 
-/// The parts of an issuer that differ for reasons of their own.
+/// The parts of an issuer URL that are compared separately.
 struct Url<'u> {
     scheme: Option<&'u str>,
     host: &'u str,
@@ -277,13 +146,13 @@ fn is_aks_host(host: &str) -> bool {
     is_regional || host == AKS_OLD_HOST
 }
 
-/// Whether this is an issuer that AKS gives to clusters.
+/// Returns whether this is the issuer of an AKS cluster.
 pub(super) fn is_aks_issuer(issuer: &str) -> bool {
     let url = Url::of(issuer);
     url.is_aks() && !url.host.eq_ignore_ascii_case(BINDING_HOST)
 }
 
-/// How a credential's issuer differs from the cluster's.
+/// Explains how a credential's issuer differs from the cluster's.
 pub fn issuer(expected: &str, found: &str) -> Difference {
     let (bare, mut causes) = clean(found);
     if bare != expected && !bare.is_empty() {
@@ -363,7 +232,7 @@ fn compare_paths(expected: &Url<'_>, found: &Url<'_>) -> Option<Cause> {
     }
 }
 
-/// How a credential's subject differs from the one that the tokens of `namespace`'s service account `name` carry.
+/// Explains how a credential's subject differs from that of the tokens of service account `name` in `namespace`.
 pub fn subject(namespace: &str, name: &str, found: &str) -> Difference {
     let expected = format!("{SUBJECT_PREFIX}{namespace}:{name}");
     let (bare, mut causes) = clean(found);
@@ -379,7 +248,7 @@ fn compare_subjects(namespace: &str, name: &str, found: &str, causes: &mut Vec<C
         let part = part.to_ascii_lowercase();
         ["system", "serviceaccount", "serviceaccounts", "sa", "service-account"].contains(&part.as_str())
     };
-    // Namespaces may be called "system" too: at most the first two words are the prefix, and two have to be left.
+    // A namespace may also be called "system": the prefix has at most two words, and two words have to remain.
     let most = parts.len().saturating_sub(2).min(2);
     let count = parts.iter().take(most).take_while(is_prefix).count();
     let (prefix, rest) = parts.split_at(count);
@@ -405,7 +274,7 @@ fn compare_names((namespace, name): (&str, &str), (one, two): (&str, &str)) -> O
     let matches = |pattern: &str, text: &str| {
         pattern == text || pattern.strip_suffix('*').is_some_and(|prefix| text.starts_with(prefix))
     };
-    // worker-1 and worker-2 are two, and neither is the other misspelt.
+    // worker-1 and worker-2 are two names, not a typo.
     let letters = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
     let near = |a: &str, b: &str| a == b || (is_typo(a, b) && letters(a) != letters(b));
     if (one, two) == (namespace, name) {
@@ -427,7 +296,7 @@ fn compare_names((namespace, name): (&str, &str), (one, two): (&str, &str)) -> O
     }
 }
 
-/// How a credential's audiences, or a token's, differ from the one that the cloud expects.
+/// Explains how the audiences of a credential or token differ from the one that the cloud expects.
 pub fn audience(expected: &str, found: &[String]) -> Difference {
     let shown = found.join(", ");
     let [only] = found else {
@@ -471,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_write_an_issuer_wrong_is_named() {
+    fn each_wrong_spelling_of_an_issuer_is_named() {
         let base = format!("https://westeurope.oic.prod-aks.azure.com/{TENANT}/{CLUSTER}");
         let host = "https://westeurope.oic.prod-aks.azure.com";
         for (found, expected) in [
@@ -505,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_write_a_subject_wrong_is_named() {
+    fn each_wrong_spelling_of_a_subject_is_named() {
         for (found, expected) in [
             ("system:serviceaccount:shop:web ", &[Cause::Whitespace][..]),
             ("system:serviceaccount:shop:Web", &[Cause::Case]),
@@ -530,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_write_an_audience_wrong_is_named() {
+    fn each_wrong_spelling_of_an_audience_is_named() {
         const PUBLIC: &str = "api://AzureADTokenExchange";
         for (found, expected) in [
             (&["api://AzureADTokenExchangeUSGov"][..], Cause::Cloud),
@@ -550,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_is_marked_where_the_shown_texts_begin_to_differ() {
+    fn the_first_difference_is_marked() {
         for (expected, found, shown, column) in [
             ("https://a/", "https://a", "https://a", 9),
             ("abc", "abc ", "abc\\x20", 3),
@@ -577,13 +446,13 @@ mod tests {
         }
 
         #[test]
-        fn texts_that_differ_are_shown_so_that_the_difference_is_seen(one in "[ -~\u{0}-\u{1f}\u{a0}-\u{120}]{0,12}", other in "[ -~\u{0}-\u{1f}\u{a0}-\u{120}]{0,12}") {
+        fn different_texts_are_shown_differently(one in "[ -~\u{0}-\u{1f}\u{a0}-\u{120}]{0,12}", other in "[ -~\u{0}-\u{1f}\u{a0}-\u{120}]{0,12}") {
             prop_assume!(one != other && !one.contains('\\') && !other.contains('\\'));
             prop_assert_ne!(visible(&one), visible(&other));
         }
 
         #[test]
-        fn issuers_made_of_the_words_of_issuers_can_be_explained(
+        fn issuers_made_of_parts_of_issuers_can_be_explained(
             parts in proptest::collection::vec(proptest::sample::select(vec!["https", "://", "/", ":", "a", "oic.prod-aks.azure.com", " ", "*", ".well-known/openid-configuration", "system", "serviceaccount", "\u{430}"]), 0..9)
         ) {
             let text = parts.concat();

@@ -1,14 +1,14 @@
-//! The error codes with which Entra refuses a sign-in. They explain, and decide nothing: the documentation says that codes and texts
-//! may change (learn.microsoft.com/entra/identity-platform/reference-error-codes).
+//! The error codes with which Entra refuses a sign-in. They explain a failure and decide nothing: codes and texts may change
+//! (learn.microsoft.com/entra/identity-platform/reference-error-codes).
 
-use super::Check;
+use super::{check::Check, registry};
 
 /// An error code.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Code {
     /// Such as `AADSTS700213`.
     pub code: &'static str,
-    /// What it means for a workload.
+    /// The meaning for a workload.
     pub meaning: &'static str,
 }
 
@@ -57,19 +57,19 @@ const CODES: &[Code] = &[
     code("AADSTS900439", "a client of Azure US Government asks the public endpoint"),
 ];
 
-/// Every code that something is known of.
+/// Returns all known codes.
 pub fn codes() -> impl Iterator<Item = &'static Code> {
     CODES.iter()
 }
 
-/// The code that a text speaks of: itself, its number alone, or a whole message of a log.
+/// Returns the code in a text: the code itself, its number, or a whole log message.
 pub fn find(text: &str) -> Option<&'static Code> {
     number(text).and_then(|number| codes().find(|code| code.code.strip_prefix("AADSTS") == Some(number)))
 }
 
-/// The number of the first code of a text.
+/// Returns the number of the first code of a text.
 fn number(text: &str) -> Option<&str> {
-    // Only ASCII letters change, so that positions stay.
+    // This changes only ASCII letters, so positions stay the same.
     let upper = text.to_ascii_uppercase();
     let begin = upper.find("AADSTS").map_or(0, |at| at + "AADSTS".len());
     let rest = text.get(begin..)?.trim_start();
@@ -77,9 +77,9 @@ fn number(text: &str) -> Option<&str> {
     rest.get(..end).filter(|number| !number.is_empty())
 }
 
-/// The checks whose findings can end in this code.
+/// Returns the checks whose findings can lead to this code.
 pub fn causes(code: &Code) -> impl Iterator<Item = &'static Check> {
-    super::checks().filter(|check| check.leads_to.contains(&code.code))
+    registry::checks().filter(|check| check.leads_to.contains(&code.code))
 }
 
 #[cfg(test)]
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_is_found_in_whatever_is_pasted() {
+    fn a_code_is_found_in_any_pasted_text() {
         for text in [
             "AADSTS700213",
             "aadsts700213",

@@ -1,194 +1,106 @@
-//! Everything that is seen, by the keys under which the checks look for it: built once, so that no check searches.
+//! What a check is called for: a service account, a pod or a managed identity, each with everything that concerns it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Deref};
 
 use super::{
-    azure::{Credential, Identity},
-    finding::Object,
-    link::Link,
-    seen::{Issuer, Namespace, Pod, Seen, ServiceAccount},
+    credential_match::CredentialMatch,
+    lookup::{AccountKey, Lookup, account_key},
+    managed_identity::{FederatedCredential, ManagedIdentity},
+    observation::{Observation, Pod, ServiceAccount},
 };
 
-/// Namespace and name of a service account.
-pub(super) type AccountKey<'s> = (&'s str, &'s str);
-
-pub(super) struct Index<'s> {
-    pub(super) seen: &'s Seen,
-    accounts: HashMap<AccountKey<'s>, &'s ServiceAccount>,
-    pods: HashMap<AccountKey<'s>, Vec<&'s Pod>>,
-    templates: HashMap<&'s Object, &'s Pod>,
-    /// By client id in small letters.
-    identities: HashMap<String, &'s Identity>,
-    /// By principal id in small letters.
-    principals: HashMap<String, &'s Identity>,
-    /// The service accounts that name an identity, by its client id in small letters.
-    users: HashMap<String, Vec<&'s ServiceAccount>>,
-    links: HashMap<AccountKey<'s>, Link<'s>>,
-    /// Client id and name of the credentials that findings about service accounts speak of, and about how many.
-    explained: HashMap<(&'s str, &'s str), usize>,
+/// The observation by keys, with the credential of each service account.
+pub(super) struct Index<'o> {
+    lookup: Lookup<'o>,
+    matches: HashMap<AccountKey<'o>, CredentialMatch<'o>>,
+    /// For how many service accounts a credential is a near miss, by client ID and name of the credential.
+    near_misses: HashMap<(&'o str, &'o str), usize>,
 }
 
-/// A service account with all that concerns it.
-pub(super) struct AccountCase<'i> {
+/// A service account with everything that concerns it.
+pub(super) struct AccountContext<'i> {
     pub(super) account: &'i ServiceAccount,
     pub(super) pods: &'i [&'i Pod],
-    pub(super) link: &'i Link<'i>,
+    pub(super) credential_match: &'i CredentialMatch<'i>,
     pub(super) index: &'i Index<'i>,
 }
 
-/// A pod with all that concerns it.
-pub(super) struct PodCase<'i> {
+/// A pod with everything that concerns it.
+pub(super) struct PodContext<'i> {
     pub(super) pod: &'i Pod,
-    /// Its service account, if that is known.
+    /// The pod's service account, if it is known.
     pub(super) account: Option<&'i ServiceAccount>,
-    /// The template that its maker has now, if that is known.
+    /// The current template of the pod's owner, if it is known.
     pub(super) template: Option<&'i Pod>,
     pub(super) index: &'i Index<'i>,
 }
 
-/// A managed identity with all that concerns it.
-pub(super) struct IdentityCase<'i> {
-    pub(super) identity: &'i Identity,
-    /// Its credentials; none when they are not known.
-    pub(super) credentials: &'i [Credential],
-    /// The service accounts that name it.
+/// A managed identity with everything that concerns it.
+pub(super) struct IdentityContext<'i> {
+    pub(super) identity: &'i ManagedIdentity,
+    /// The credentials of the identity; empty if they are not known.
+    pub(super) credentials: &'i [FederatedCredential],
+    /// The service accounts that name the identity.
     pub(super) users: &'i [&'i ServiceAccount],
     pub(super) index: &'i Index<'i>,
 }
 
-impl<'s> Index<'s> {
-    pub(super) fn new(seen: &'s Seen) -> Self {
-        let cluster = &seen.cluster;
-        let mut index = Self {
-            seen,
-            accounts: cluster.service_accounts.iter().map(|account| (key(account), account)).collect(),
-            pods: HashMap::with_capacity(cluster.service_accounts.len()),
-            templates: HashMap::new(),
-            identities: HashMap::new(),
-            principals: HashMap::new(),
-            users: HashMap::new(),
-            links: HashMap::new(),
-            explained: HashMap::new(),
-        };
-        for pod in &cluster.pods {
-            index.pods.entry((&pod.namespace, &pod.service_account)).or_default().push(pod);
-            if !pod.is_admitted {
-                index.templates.insert(&pod.maker, pod);
-            }
-        }
-        for account in &cluster.service_accounts {
-            if let Some(client_id) = account.client_id() {
-                index.users.entry(client_id.to_ascii_lowercase()).or_default().push(account);
-            }
-        }
-        for identity in seen.azure.iter().flat_map(|azure| &azure.identities) {
-            index.identities.insert(identity.client_id.to_ascii_lowercase(), identity);
-            if let Some(principal) = &identity.principal_id {
-                index.principals.insert(principal.to_ascii_lowercase(), identity);
-            }
-        }
-        index.link();
-        index
-    }
+impl<'o> Deref for Index<'o> {
+    type Target = Lookup<'o>;
 
-    fn link(&mut self) {
-        for account in &self.seen.cluster.service_accounts {
-            let link = Link::of(account, self.pods_of(account), self);
-            if let Some((identity, credential)) = link.explained() {
-                *self.explained.entry((&identity.client_id, &credential.name)).or_default() += 1;
-            }
-            self.links.insert(key(account), link);
-        }
-    }
-
-    fn pods_of<'a>(&'a self, account: &'a ServiceAccount) -> &'a [&'s Pod] {
-        self.pods.get(&key(account)).map(Vec::as_slice).unwrap_or_default()
-    }
-
-    pub(super) fn account(&self, namespace: &str, name: &str) -> Option<&'s ServiceAccount> {
-        self.accounts.get(&(namespace, name)).copied()
-    }
-
-    /// The identity with this client id.
-    pub(super) fn identity(&self, client_id: &str) -> Option<&'s Identity> {
-        self.identities.get(&client_id.to_ascii_lowercase()).copied()
-    }
-
-    /// The identity with this principal id.
-    pub(super) fn principal(&self, principal_id: &str) -> Option<&'s Identity> {
-        self.principals.get(&principal_id.to_ascii_lowercase()).copied()
-    }
-
-    pub(super) fn namespace(&self, name: &str) -> Option<&'s Namespace> {
-        self.seen.cluster.namespaces.get(name)
-    }
-
-    /// The template that a workload has now, if that is known.
-    pub(super) fn template(&self, maker: &Object) -> Option<&'s Pod> {
-        self.templates.get(maker).copied()
-    }
-
-    /// What stands in tokens.
-    pub(super) fn issuer(&self) -> Option<&'s Issuer> {
-        self.seen.issuers.first()
-    }
-
-    pub(super) fn audience(&self) -> &'static str {
-        self.seen.cloud.audience()
-    }
-
-    /// About how many service accounts a finding already speaks of this credential.
-    pub(super) fn explained(&self, identity: &Identity, credential: &Credential) -> usize {
-        self.explained.get(&(identity.client_id.as_str(), credential.name.as_str())).copied().unwrap_or_default()
-    }
-
-    pub(super) fn link_of<'a>(&'a self, account: &'a ServiceAccount) -> &'a Link<'s> {
-        self.links.get(&key(account)).unwrap_or(&Link::Unasked)
-    }
-
-    pub(super) fn accounts(&self) -> impl Iterator<Item = AccountCase<'_>> {
-        self.seen.cluster.service_accounts.iter().map(|account| AccountCase {
-            account,
-            pods: self.pods_of(account),
-            link: self.link_of(account),
-            index: self,
-        })
-    }
-
-    pub(super) fn pods(&self) -> impl Iterator<Item = PodCase<'_>> {
-        self.seen.cluster.pods.iter().map(|pod| PodCase {
-            pod,
-            account: self.account(&pod.namespace, &pod.service_account),
-            template: self.template(&pod.maker),
-            index: self,
-        })
-    }
-
-    pub(super) fn identities(&self) -> impl Iterator<Item = IdentityCase<'_>> {
-        let identities = self.seen.azure.iter().flat_map(|azure| &azure.identities);
-        identities.map(|identity| IdentityCase {
-            identity,
-            credentials: identity.credentials.as_deref().unwrap_or_default(),
-            users: self.users.get(&identity.client_id.to_ascii_lowercase()).map(Vec::as_slice).unwrap_or_default(),
-            index: self,
-        })
-    }
-
-    /// Whether it is known that nobody injects identities.
-    pub(super) fn lacks_injector(&self) -> bool {
-        self.seen.cluster.is_whole && self.injectors().is_some_and(|mut injectors| injectors.next().is_none())
-    }
-
-    /// The webhooks that inject identities, with the names of their configurations; nothing when configurations are not known.
-    pub(super) fn injectors(&self) -> Option<impl Iterator<Item = (&'s str, &'s super::seen::Webhook)>> {
-        let configurations = self.seen.cluster.webhooks.as_deref()?;
-        let webhooks = configurations.iter().flat_map(|configuration| {
-            configuration.webhooks.iter().map(|webhook| (configuration.name.as_str(), webhook))
-        });
-        Some(webhooks.filter(|(_, webhook)| webhook.wants_label))
+    fn deref(&self) -> &Lookup<'o> {
+        &self.lookup
     }
 }
 
-fn key(account: &ServiceAccount) -> AccountKey<'_> {
-    (&account.name.namespace, &account.name.name)
+impl<'o> Index<'o> {
+    pub(super) fn new(observation: &'o Observation) -> Self {
+        let lookup = Lookup::new(observation);
+        let (mut matches, mut near_misses) = (HashMap::new(), HashMap::new());
+        for account in &observation.cluster.service_accounts {
+            let result = CredentialMatch::of(account, &lookup);
+            if let Some((identity, credential)) = result.near_miss() {
+                *near_misses.entry((identity.client_id.as_str(), credential.name.as_str())).or_default() += 1;
+            }
+            matches.insert(account_key(account), result);
+        }
+        Self { lookup, matches, near_misses }
+    }
+
+    /// Returns for how many service accounts this credential is a near miss.
+    pub(super) fn near_misses(&self, identity: &ManagedIdentity, credential: &FederatedCredential) -> usize {
+        self.near_misses.get(&(identity.client_id.as_str(), credential.name.as_str())).copied().unwrap_or_default()
+    }
+
+    pub(super) fn match_of<'a>(&'a self, account: &'a ServiceAccount) -> &'a CredentialMatch<'o> {
+        self.matches.get(&account_key(account)).unwrap_or(&CredentialMatch::NotApplicable)
+    }
+
+    pub(super) fn accounts(&self) -> impl Iterator<Item = AccountContext<'_>> {
+        self.observation.cluster.service_accounts.iter().map(|account| AccountContext {
+            account,
+            pods: self.pods_of(account),
+            credential_match: self.match_of(account),
+            index: self,
+        })
+    }
+
+    pub(super) fn pods(&self) -> impl Iterator<Item = PodContext<'_>> {
+        self.observation.cluster.pods.iter().map(|pod| PodContext {
+            pod,
+            account: self.account(&pod.namespace, &pod.service_account),
+            template: self.template(&pod.owner),
+            index: self,
+        })
+    }
+
+    pub(super) fn identities(&self) -> impl Iterator<Item = IdentityContext<'_>> {
+        let identities = self.observation.managed_identities.iter().flat_map(|all| &all.identities);
+        identities.map(|identity| IdentityContext {
+            identity,
+            credentials: identity.credentials.as_deref().unwrap_or_default(),
+            users: self.users_of(identity),
+            index: self,
+        })
+    }
 }

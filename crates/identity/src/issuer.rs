@@ -1,11 +1,13 @@
-//! The issuer of the cluster's tokens.
+//! Checks of the issuer of the cluster's tokens.
 
 use std::net::IpAddr;
 
 use super::{
-    Check, Run, difference,
-    finding::{Found, Object, Severity},
+    check::{Check, CheckFn, Input},
+    difference,
+    draft::{DraftFinding, Severity},
     index::Index,
+    object::Object,
 };
 
 pub(super) const CHECKS: &[&Check] = &[&I1];
@@ -19,28 +21,31 @@ static I1: Check = Check {
     cure: "az aks update --resource-group RESOURCE_GROUP --name CLUSTER --enable-oidc-issuer",
     leads_to: &["AADSTS50166", "AADSTS90061", "AADSTS700211"],
     source: "Azure/azure-workload-identity#616; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
-    run: &[Run::Cluster(unusable_issuer)],
+    needs: &[Input::Issuer, Input::Discovery],
+    optional: &[],
+    transient: false,
+    run: &[CheckFn::Cluster(unusable_issuer)],
 };
 
-fn unusable_issuer(index: &Index<'_>) -> Vec<Found> {
+fn unusable_issuer(index: &Index<'_>) -> Vec<DraftFinding> {
     let mut all = Vec::new();
     let Some(first) = index.issuer() else { return all };
     let object = || Object::global("Issuer", &first.url);
-    if let Some(why) = address(&first.url) {
+    if let Some(why) = url_problem(&first.url) {
         let message = format!("the issuer {} {why}", difference::visible(&first.url));
-        all.push(Found::new(message).about(object()).fact("read from", first.source.clone()));
+        all.push(DraftFinding::new(message).about(object()).fact("read from", first.source.clone()));
     }
-    for issuer in &index.seen.issuers {
+    for issuer in &index.observation.issuers {
         let algorithms = issuer.algorithms.as_deref().unwrap_or_default();
         if !algorithms.is_empty() && !algorithms.iter().any(|algorithm| algorithm == "RS256") {
             let message = format!("the issuer signs with {}, and Entra takes RS256 alone", algorithms.join(", "));
-            all.push(Found::new(message).about(object()).fact("read from", issuer.source.clone()));
+            all.push(DraftFinding::new(message).about(object()).fact("read from", issuer.source.clone()));
         }
         if issuer.url != first.url {
             let message =
                 format!("{} and {} disagree on the issuer; what stands in tokens counts", first.source, issuer.source);
             let difference = difference::issuer(&first.url, &issuer.url);
-            let found = Found::new(message).about(object()).difference(difference).severity(Severity::Warning);
+            let found = DraftFinding::new(message).about(object()).difference(difference).severity(Severity::Warning);
             let fix = "tokens made before the issuer changed still name the old one: restart the pods, and read the issuer again";
             all.push(found.fix(fix));
         }
@@ -48,8 +53,8 @@ fn unusable_issuer(index: &Index<'_>) -> Vec<Found> {
     all
 }
 
-/// What is wrong with an issuer's address.
-fn address(issuer: &str) -> Option<String> {
+/// Returns why Entra cannot use an issuer's URL, if so.
+fn url_problem(issuer: &str) -> Option<String> {
     const PRIVATE: &[&str] = &[".svc", ".local", ".internal", ".localhost", ".lan", ".corp", ".home.arpa"];
     if issuer.trim() != issuer || issuer.chars().any(char::is_control) {
         return Some("has white space in it".to_owned());
@@ -85,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_issuer_that_entra_cannot_reach_is_told_from_one_that_it_can() {
+    fn an_issuer_that_entra_cannot_reach_is_recognized() {
         for good in [
             "https://westeurope.oic.prod-aks.azure.com/t/c/",
             "https://oidc.prod-aks.azure.com/c/",
@@ -93,7 +98,7 @@ mod tests {
             "https://issuer.example.com:8443",
             "https://20.1.2.3/",
         ] {
-            assert_eq!(address(good), None, "{good}");
+            assert_eq!(url_problem(good), None, "{good}");
         }
         for bad in [
             "https://kubernetes.default.svc.cluster.local",
@@ -110,7 +115,7 @@ mod tests {
             "https://",
             "",
         ] {
-            assert!(address(bad).is_some(), "{bad}");
+            assert!(url_problem(bad).is_some(), "{bad}");
         }
     }
 }

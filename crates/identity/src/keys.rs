@@ -1,41 +1,33 @@
 //! The labels and annotations of Azure Workload Identity (Azure/azure-workload-identity `pkg/webhook/consts.go`).
 
-/// What all of them begin with.
+pub(super) use spillway_core::workload_identity::{CLIENT_ID, EXPIRATION, PROXY, PROXY_PORT, USE, USE_VALUE};
+
+/// The prefix of all keys.
 pub(super) const PREFIX: &str = "azure.workload.identity/";
-/// Pod label: asks for a token; only the value `"true"` does.
-pub(super) const USE: &str = "azure.workload.identity/use";
-/// Service account annotation.
-pub(super) const CLIENT_ID: &str = "azure.workload.identity/client-id";
 /// Service account annotation.
 pub(super) const TENANT_ID: &str = "azure.workload.identity/tenant-id";
-/// Annotation of service accounts and pods; the pod's wins.
-pub(super) const EXPIRATION: &str = "azure.workload.identity/service-account-token-expiration";
 /// Pod annotation, separated by `;`.
 pub(super) const SKIP_CONTAINERS: &str = "azure.workload.identity/skip-containers";
-/// Pod annotation, which counts by its presence.
-pub(super) const PROXY: &str = "azure.workload.identity/inject-proxy-sidecar";
-/// Pod annotation.
-pub(super) const PROXY_PORT: &str = "azure.workload.identity/proxy-sidecar-port";
-/// Pod annotation, compared with `true` whatever the case.
+/// Pod annotation: `true`, in any case, asks for an identity binding.
 pub(super) const USE_BINDING: &str = "azure.workload.identity/use-identity-binding";
 
 /// The audience of the tokens of identity bindings.
 pub(super) const BINDING_AUDIENCE: &str = "api://AKSIdentityBinding";
-/// The one credential that AKS keeps for identity bindings.
+/// The name of the credential that AKS manages for identity bindings.
 pub(super) const BINDING_CREDENTIAL: &str = "aks-identity-binding";
 
-/// What is injected into containers.
+/// The environment variables that are injected into containers.
 pub(super) const ENV_CLIENT_ID: &str = "AZURE_CLIENT_ID";
 pub(super) const ENV_TENANT_ID: &str = "AZURE_TENANT_ID";
 pub(super) const ENV_TOKEN_FILE: &str = "AZURE_FEDERATED_TOKEN_FILE";
 pub(super) const ENV_AUTHORITY: &str = "AZURE_AUTHORITY_HOST";
-/// Injected for identity bindings alone.
+/// Injected for identity bindings only.
 pub(super) const ENV_TOKEN_PROXY: &str = "AZURE_KUBERNETES_TOKEN_PROXY";
 
-/// The environment variables that are read of a pod.
+/// The environment variables of a pod that checks read.
 pub(super) const ENV: &[&str] = &[ENV_CLIENT_ID, ENV_TENANT_ID, ENV_TOKEN_FILE, ENV_AUTHORITY, ENV_TOKEN_PROXY];
 
-/// Where a key belongs.
+/// The objects that a key is read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     PodLabel,
@@ -53,7 +45,7 @@ impl Place {
     }
 }
 
-/// Every key, with where it belongs.
+/// All keys, with the objects that they are read from.
 const KEYS: &[(&str, &[Place])] = &[
     (USE, &[Place::PodLabel]),
     (CLIENT_ID, &[Place::AccountAnnotation]),
@@ -65,12 +57,12 @@ const KEYS: &[(&str, &[Place])] = &[
     (USE_BINDING, &[Place::PodAnnotation]),
 ];
 
-/// Where a key belongs; nothing for one that does not exist.
+/// Returns the objects that a key is read from; `None` if the key does not exist.
 pub(super) fn places(key: &str) -> Option<&'static [Place]> {
     KEYS.iter().find(|(known, _)| *known == key).map(|(_, places)| *places)
 }
 
-/// The key that a mistyped one most likely meant.
+/// Returns the key that a mistyped one most likely stands for.
 pub(super) fn nearest(key: &str) -> Option<&'static str> {
     let plain = |key: &str| key.to_lowercase().replace('_', "-");
     let (plain_key, name) = (plain(key), |key: &'static str| key.strip_prefix(PREFIX).unwrap_or(key));
@@ -80,8 +72,8 @@ pub(super) fn nearest(key: &str) -> Option<&'static str> {
     (score(name(best)) > 0.8).then_some(best)
 }
 
-/// Whether a key is one of these, or was meant to be.
-pub(super) fn is_meant(key: &str) -> bool {
+/// Returns whether a key is one of these, or a mistyped one.
+pub(super) fn is_workload_identity_key(key: &str) -> bool {
     let Some((prefix, _)) = key.split_once('/') else { return false };
     let right = PREFIX.trim_end_matches('/');
     prefix == right || (prefix.contains("azure") && strsim::levenshtein(prefix, right) <= 3)
@@ -92,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistyped_key_leads_to_the_one_that_was_meant() {
+    fn a_mistyped_key_leads_to_the_right_one() {
         for (key, expected) in [
             ("azure.workload.identity/client_id", Some(CLIENT_ID)),
             ("azure.workload.identity/clientID", Some(CLIENT_ID)),
@@ -102,10 +94,10 @@ mod tests {
             ("azure.workload.identity/zzz", None),
         ] {
             assert_eq!(nearest(key), expected, "{key}");
-            assert!(is_meant(key), "{key}");
+            assert!(is_workload_identity_key(key), "{key}");
         }
         for key in ["app", "azure.com/use", "kubernetes.azure.com/managedby", "spillway.dev/burst"] {
-            assert!(!is_meant(key), "{key}");
+            assert!(!is_workload_identity_key(key), "{key}");
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Pods, and what was injected into them.
+//! Checks of pods and of what was injected into them.
 
 use super::{
-    Check, Run,
-    finding::{Found, Severity},
-    index::PodCase,
+    check::{Check, CheckFn, Input},
+    draft::{DraftFinding, Severity},
+    index::PodContext,
     keys,
-    seen::{Container, EnvValue, Pod},
+    observation::{Container, EnvValue, Pod},
     service_account::{expects_injection, restart},
 };
 
@@ -22,41 +22,47 @@ static P1: Check = Check {
     cure: "restart the pods",
     leads_to: &["AADSTS700016", "AADSTS700213", "AADSTS70021"],
     source: "Azure/azure-workload-identity#109; MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-overview.md",
-    run: &[Run::Pod(outdated)],
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(outdated)],
 };
 
-fn outdated(case: &PodCase<'_>) -> Vec<Found> {
-    let Some(account) = case.account.filter(|_| expects_injection(case)) else { return Vec::new() };
-    let fix = restart(&case.pod.maker);
-    if !case.pod.is_injected() {
-        // W2, P5 and W1 know why.
-        let is_explained = case.pod.is_labelled_by_us || excluded_by(case).is_some() || case.index.lacks_injector();
-        let skips_all = case.pod.identified().next().is_none();
+fn outdated(context: &PodContext<'_>) -> Vec<DraftFinding> {
+    let Some(account) = context.account.filter(|_| expects_injection(context)) else { return Vec::new() };
+    let fix = restart(&context.pod.owner);
+    if !context.pod.is_injected() {
+        // W2, P5 and W1 report the reason.
+        let is_explained =
+            context.pod.is_labelled_by_spillway || excluded_by(context).is_some() || context.index.lacks_injector();
+        let skips_all = context.pod.containers_with_identity().next().is_none();
         let message = "the pods have the label, and nothing was injected: azure-workload-identity was not there when they were created";
-        return if is_explained || skips_all { Vec::new() } else { vec![Found::new(message).fix(fix)] };
+        return if is_explained || skips_all { Vec::new() } else { vec![DraftFinding::new(message).fix(fix)] };
     }
     let mut found = Vec::new();
     for (variable, key) in [(keys::ENV_CLIENT_ID, keys::CLIENT_ID), (keys::ENV_TENANT_ID, keys::TENANT_ID)] {
         let Some(wanted) = account.annotations.get(key) else { continue };
-        if let Some(message) = case.pod.identified().find_map(|one| differs(case, one, variable, wanted)) {
-            found.push(Found::new(message).fact("service account says", wanted.clone()).fix(fix.clone()));
+        if let Some(message) =
+            context.pod.containers_with_identity().find_map(|one| differs(context, one, variable, wanted))
+        {
+            found.push(DraftFinding::new(message).fact("service account says", wanted.clone()).fix(fix.clone()));
         }
     }
     found
 }
 
-/// What a container's variable says in place of the annotation, unless its template sets the variable (P2).
-fn differs(case: &PodCase<'_>, container: &Container, variable: &'static str, wanted: &str) -> Option<String> {
-    if case.template.is_some_and(|template| sets(template, &container.name, variable)) {
+/// Returns how a container's variable differs from the annotation, unless the pod template sets the variable (P2).
+fn differs(context: &PodContext<'_>, container: &Container, variable: &'static str, wanted: &str) -> Option<String> {
+    if context.template.is_some_and(|template| sets(template, &container.name, variable)) {
         return None;
     }
     match container.env(variable) {
-        // The proxy gets no variables.
+        // The webhook injects no variables into the proxy.
         None if container.env(keys::ENV_TOKEN_FILE).is_none() => None,
         None => Some(format!("the pods have no {variable}: their service account got it after they were created")),
-        Some(EnvValue::Elsewhere) => None,
-        Some(EnvValue::Plain(value)) if value.eq_ignore_ascii_case(wanted) => None,
-        Some(EnvValue::Plain(value)) => Some(format!("the pods still use {variable}={value}")),
+        Some(EnvValue::ValueFrom) => None,
+        Some(EnvValue::Literal(value)) if value.eq_ignore_ascii_case(wanted) => None,
+        Some(EnvValue::Literal(value)) => Some(format!("the pods still use {variable}={value}")),
     }
 }
 
@@ -73,36 +79,40 @@ static P2: Check = Check {
     cure: "drop the variable from the pod template",
     leads_to: &["AADSTS700016"],
     source: WEBHOOK,
-    run: &[Run::Pod(overridden)],
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(overridden)],
 };
 
-fn overridden(case: &PodCase<'_>) -> Vec<Found> {
-    let is_concerned = case.pod.is_labelled() || case.account.is_some_and(|account| account.client_id().is_some());
+fn overridden(context: &PodContext<'_>) -> Vec<DraftFinding> {
+    let is_concerned =
+        context.pod.is_labelled() || context.account.is_some_and(|account| account.client_id().is_some());
     if !is_concerned {
         return Vec::new();
     }
     let variables = [keys::ENV_CLIENT_ID, keys::ENV_TENANT_ID, keys::ENV_TOKEN_FILE, keys::ENV_AUTHORITY];
-    let all = case
+    let all = context
         .pod
         .containers
         .iter()
-        .flat_map(|container| variables.iter().filter_map(|variable| own_value(case, container, variable)));
+        .flat_map(|container| variables.iter().filter_map(|variable| own_value(context, container, variable)));
     all.collect()
 }
 
-/// A variable that the container sets itself: anything in a template, and in a running pod what comes from elsewhere, for the
-/// webhook injects plain values alone.
-fn own_value(case: &PodCase<'_>, container: &Container, variable: &'static str) -> Option<Found> {
-    let value = container.env(variable)?.plain();
-    if case.pod.is_admitted && (value.is_some() || case.template.is_some()) {
+/// Returns a finding for a variable that the container sets itself: any value in a template, and `valueFrom` in a running pod, because the
+/// webhook injects only literal values.
+fn own_value(context: &PodContext<'_>, container: &Container, variable: &'static str) -> Option<DraftFinding> {
+    let value = container.env(variable)?.literal();
+    if context.pod.is_admitted && (value.is_some() || context.template.is_some()) {
         return None;
     }
     let key = if variable == keys::ENV_TENANT_ID { keys::TENANT_ID } else { keys::CLIENT_ID };
-    let wanted = case.account.and_then(|account| account.annotations.get(key));
+    let wanted = context.account.and_then(|account| account.annotations.get(key));
     let is_same = matches!(variable, keys::ENV_CLIENT_ID | keys::ENV_TENANT_ID)
         && wanted.zip(value).is_some_and(|(wanted, value)| wanted.eq_ignore_ascii_case(value));
     let shown = value.map_or_else(|| "from elsewhere".to_owned(), |value| format!("to {value:?}"));
-    let found = Found::new(format!("container {} sets {variable} itself, {shown}", container.name));
+    let found = DraftFinding::new(format!("container {} sets {variable} itself, {shown}", container.name));
     let found = if is_same { found.severity(Severity::Info) } else { found };
     let says = wanted.filter(|_| matches!(variable, keys::ENV_CLIENT_ID | keys::ENV_TENANT_ID));
     let found = says.into_iter().fold(found, |found, wanted| found.fact("service account says", wanted.clone()));
@@ -118,12 +128,15 @@ static P3: Check = Check {
     cure: "drop AZURE_FEDERATED_TOKEN_FILE from the pod template: the webhook sets it",
     leads_to: &[],
     source: WEBHOOK,
-    run: &[Run::Pod(|case| {
-        if !expects_injection(case) {
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(|context| {
+        if !expects_injection(context) {
             return Vec::new();
         }
-        let missing = case.pod.containers.iter().filter_map(|container| {
-            let path = container.env(keys::ENV_TOKEN_FILE)?.plain()?;
+        let missing = context.pod.containers.iter().filter_map(|container| {
+            let path = container.env(keys::ENV_TOKEN_FILE)?.literal()?;
             let is_under = |mount: &String| {
                 path.strip_prefix(mount.trim_end_matches('/'))
                     .is_some_and(|rest| rest.starts_with('/') || rest.is_empty())
@@ -131,7 +144,7 @@ static P3: Check = Check {
             let message =
                 format!("container {} looks for its token at {path}, where nothing is mounted", container.name);
             (!container.mounts.iter().any(is_under)).then(|| {
-                Found::new(message).fact(
+                DraftFinding::new(message).fact(
                     "mounts",
                     if container.mounts.is_empty() { "none".to_owned() } else { container.mounts.join(", ") },
                 )
@@ -153,22 +166,25 @@ static P4: Check = Check {
     cure: "drop the volume and let the webhook mount the token; outside the public cloud the webhook has to run with --audience",
     leads_to: &["AADSTS700212", "AADSTS7002121"],
     source: "Azure/azure-workload-identity pkg/webhook/webhook.go; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
-    run: &[Run::Pod(|case| {
-        let audience = case.index.audience();
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(|context| {
+        let audience = context.index.audience();
         let is_azures = |audience: &str| {
             let audience = audience.to_ascii_lowercase();
             audience.starts_with("api://azureadtokenexchange")
                 || audience == keys::BINDING_AUDIENCE.to_ascii_lowercase()
         };
-        // What identity bindings ask for is another family's business.
-        let wrong = case.pod.tokens.iter().filter(|token| {
+        // B3 checks the tokens of identity bindings.
+        let wrong = context.pod.tokens.iter().filter(|token| {
             let is_meant = is_azures(&token.audience) || token.path.ends_with(TOKEN);
-            is_meant && token.audience != audience && !case.pod.uses_binding()
+            is_meant && token.audience != audience && !context.pod.uses_binding()
         });
         let found = wrong.map(|token| {
             let difference = super::difference::audience(audience, std::slice::from_ref(&token.audience));
             let message = format!("the mounted token is for another audience than the cloud's: {}", difference.why());
-            Found::new(message).difference(difference)
+            DraftFinding::new(message).difference(difference)
         });
         found.collect()
     })],
@@ -183,20 +199,25 @@ static P5: Check = Check {
     cure: "run the pods in another namespace; for a namespace of your own drop the label that excludes it",
     leads_to: &[],
     source: "Azure/azure-workload-identity#687; learn.microsoft.com/azure/aks/faq",
-    run: &[Run::Pod(|case| {
-        let Some(why) = excluded_by(case).filter(|_| case.pod.is_labelled() && !case.pod.is_injected()) else {
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(|context| {
+        let Some(why) = excluded_by(context).filter(|_| context.pod.is_labelled() && !context.pod.is_injected()) else {
             return Vec::new();
         };
-        vec![Found::new(format!("the pods ask for a token, but webhooks are kept out of their namespace by {why}"))]
+        vec![DraftFinding::new(format!(
+            "the pods ask for a token, but webhooks are kept out of their namespace by {why}"
+        ))]
     })],
 };
 
-/// Why no webhook is called for a pod of this namespace.
-pub(super) fn excluded_by(case: &PodCase<'_>) -> Option<String> {
-    if case.pod.namespace == "kube-system" {
+/// Returns why the API server calls no webhook for pods of this namespace.
+pub(super) fn excluded_by(context: &PodContext<'_>) -> Option<String> {
+    if context.pod.namespace == "kube-system" {
         return Some("its name".to_owned());
     }
-    let label = case.index.namespace(&case.pod.namespace)?.excluded_by.as_ref()?;
+    let label = context.index.namespace(&context.pod.namespace)?.excluded_by.as_ref()?;
     Some(format!("its label {label}"))
 }
 
@@ -209,10 +230,14 @@ static P6: Check = Check {
     cure: "keep the pods on VMs, or move to virtual nodes on Azure Container Instances (microsoft/virtualnodesOnAzureContainerInstances)",
     leads_to: &[],
     source: "MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-overview.md (Limitations)",
-    run: &[Run::Pod(|case| {
-        let node = case.pod.node.as_ref().filter(|node| case.index.seen.cluster.v1_virtual_nodes.contains(*node));
-        let node = node.filter(|_| case.pod.is_labelled());
-        node.map(|node| Found::new(format!("the pods run on virtual node {node}, which has no tokens")))
+    needs: &[Input::Cluster, Input::Nodes],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(|context| {
+        let node =
+            context.pod.node.as_ref().filter(|node| context.index.observation.cluster.v1_virtual_nodes.contains(*node));
+        let node = node.filter(|_| context.pod.is_labelled());
+        node.map(|node| DraftFinding::new(format!("the pods run on virtual node {node}, which has no tokens")))
             .into_iter()
             .collect()
     })],

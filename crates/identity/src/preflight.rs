@@ -1,15 +1,15 @@
-//! A token beside the credentials of an identity: what Entra would compare, compared before anybody signs in.
+//! Comparison of a token with the credentials of an identity, as Entra makes it at sign-in.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
 
 use super::{
-    azure::Credential,
+    credential_match::parse_subject,
     difference::{self, Difference},
-    link::parse_subject,
+    managed_identity::FederatedCredential,
 };
 
-/// What Entra reads of a token.
+/// The claims of a token that Entra reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claims {
     /// `iss`
@@ -27,7 +27,7 @@ struct RawClaims {
     aud: Audiences,
 }
 
-/// RFC 7519, section 4.1.3: one, or a list.
+/// One audience or a list (RFC 7519, section 4.1.3).
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Audiences {
@@ -35,7 +35,7 @@ enum Audiences {
     Several(Vec<String>),
 }
 
-/// The claims of a JSON Web Token as they are written (RFC 7519, section 7.2), without a look at its signature; nothing if it is none.
+/// Returns the claims of a JSON Web Token as bytes (RFC 7519, section 7.2); `None` if it is not one. Does not verify the signature.
 pub fn payload(token: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()
 }
@@ -45,7 +45,7 @@ impl Claims {
     ///
     /// # Errors
     ///
-    /// What is wrong with it; nothing of what stands in it.
+    /// What is wrong with the token. The error contains nothing of its content.
     pub fn read(token: &str) -> Result<Self, &'static str> {
         let payload = payload(token).ok_or("expected a JSON Web Token")?;
         let RawClaims { iss: issuer, sub: subject, aud } =
@@ -58,20 +58,20 @@ impl Claims {
     }
 }
 
-/// A credential beside a token.
+/// A credential compared with a token.
 #[derive(Debug, Clone)]
-pub struct Compared<'c> {
+pub struct Comparison<'c> {
     /// The credential.
-    pub credential: &'c Credential,
-    /// In what it differs from the token; Entra takes the token if it does not.
+    pub credential: &'c FederatedCredential,
+    /// The differences from the token. Entra accepts the token if there are none.
     pub differences: Vec<Difference>,
 }
 
-/// Compares a token with credentials, byte for byte; the nearest first. Flexible credentials, which have no subject, are left out.
-pub fn compare<'c>(claims: &Claims, credentials: &'c [Credential]) -> Vec<Compared<'c>> {
+/// Compares a token with credentials, byte for byte. Returns the nearest credential first, without flexible ones, which have no subject.
+pub fn compare<'c>(claims: &Claims, credentials: &'c [FederatedCredential]) -> Vec<Comparison<'c>> {
     let plain = credentials.iter().filter(|credential| credential.expression.is_none());
     let mut all: Vec<_> = plain.filter_map(|credential| one(claims, credential)).collect();
-    // Another subject is farther away than anything else.
+    // A wrong subject counts more than any other difference.
     all.sort_by_key(|compared| {
         let of = |what: &str| compared.differences.iter().find(|one| one.what == what);
         let far = |what: &str| of(what).is_some_and(|difference| !difference.is_spelling());
@@ -80,14 +80,14 @@ pub fn compare<'c>(claims: &Claims, credentials: &'c [Credential]) -> Vec<Compar
     all
 }
 
-fn one<'c>(claims: &Claims, credential: &'c Credential) -> Option<Compared<'c>> {
+fn one<'c>(claims: &Claims, credential: &'c FederatedCredential) -> Option<Comparison<'c>> {
     let subject = credential.subject.as_deref()?;
     let mut differences = Vec::new();
     if credential.issuer != claims.issuer {
         differences.push(difference::issuer(&claims.issuer, &credential.issuer));
     }
     if subject != claims.subject {
-        // Only service accounts have tokens here.
+        // Only tokens of service accounts are compared.
         let (namespace, name) = parse_subject(&claims.subject)?;
         differences.push(difference::subject(namespace, name, subject));
     }
@@ -95,7 +95,7 @@ fn one<'c>(claims: &Claims, credential: &'c Credential) -> Option<Compared<'c>> 
     if !claims.audiences.iter().any(is_same) {
         differences.push(difference::audience(&claims.audiences.join(", "), &credential.audiences));
     }
-    Some(Compared { credential, differences })
+    Some(Comparison { credential, differences })
 }
 
 #[cfg(test)]
@@ -105,8 +105,8 @@ mod tests {
     const ISSUER: &str = "https://westeurope.oic.prod-aks.azure.com/t/c/";
     const AUDIENCE: &str = "api://AzureADTokenExchange";
 
-    fn credential(name: &str, issuer: &str, subject: &str, audience: &str) -> Credential {
-        Credential {
+    fn credential(name: &str, issuer: &str, subject: &str, audience: &str) -> FederatedCredential {
+        FederatedCredential {
             name: name.to_owned(),
             issuer: issuer.to_owned(),
             subject: Some(subject.to_owned()),
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_taken_where_issuer_subject_and_audience_are_the_same_to_the_byte() {
+    fn a_token_matches_only_an_equal_issuer_subject_and_audience() {
         let subject = "system:serviceaccount:shop:web";
         let all = [
             credential("other", ISSUER, "system:serviceaccount:shop:db", AUDIENCE),
@@ -137,7 +137,7 @@ mod tests {
             credential("case", ISSUER, "system:serviceaccount:shop:Web", AUDIENCE),
             credential("cloud", ISSUER, subject, "api://AzureADTokenExchangeChina"),
             credential("right", ISSUER, subject, AUDIENCE),
-            Credential {
+            FederatedCredential {
                 subject: None,
                 expression: Some("x".to_owned()),
                 ..credential("flexible", ISSUER, "", AUDIENCE)
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_without_what_entra_reads_is_refused_and_not_repeated() {
+    fn a_payload_without_the_claims_is_refused_and_not_repeated() {
         let one = r#"{"iss": "i", "sub": "s", "aud": "a"}"#;
         assert_eq!(Claims::read(&token(one)).unwrap().audiences, ["a"]);
         let broken = ["", "{}", r#"{"iss": "secret", "sub": 5, "aud": "a"}"#].map(token);

@@ -1,14 +1,16 @@
-//! The service account, and the labels and annotations that ask for its identity.
+//! Checks of service accounts, and of the labels and annotations that ask for their identity.
 
 use std::collections::BTreeMap;
 
 use super::{
-    Check, Run,
+    check::{Check, CheckFn, Input},
     command::{Command, annotate},
-    finding::{Found, Object, Severity},
-    index::{AccountCase, Index, PodCase},
-    keys::{self, Place},
-    seen::{Keys, Pod},
+    draft::{DraftFinding, Severity},
+    index::{AccountContext, PodContext},
+    key_placement::{S3, S4},
+    keys,
+    object::Object,
+    observation::{KeyValues, Pod},
 };
 use spillway_core::{
     azure::{ResourceId, is_guid},
@@ -28,28 +30,31 @@ static S1: Check = Check {
     cure: "put the label azure.workload.identity/use: \"true\" on the pod template; pods that are older than the label have to be restarted",
     leads_to: &[],
     source: "Azure/azure-workload-identity#601; MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-overview.md",
-    run: &[Run::Account(unlabelled_pods)],
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Account(unlabelled_pods)],
 };
 
-fn unlabelled_pods(case: &AccountCase<'_>) -> Vec<Found> {
-    if case.account.client_id().is_none() {
+fn unlabelled_pods(context: &AccountContext<'_>) -> Vec<DraftFinding> {
+    if context.account.client_id().is_none() {
         return Vec::new();
     }
-    let namespace = case.index.namespace(&case.account.name.namespace);
+    let namespace = context.index.namespace(&context.account.name.namespace);
     let is_opted_in = namespace.is_some_and(|namespace| namespace.is_opted_in);
     let is_unlabelled = |pod: &&&Pod| !pod.labels.contains_key(keys::USE) && (pod.is_admitted || !is_opted_in);
-    let mut makers: BTreeMap<&Object, Vec<&str>> = BTreeMap::new();
-    for pod in case.pods.iter().filter(is_unlabelled) {
-        let names = makers.entry(&pod.maker).or_default();
+    let mut owners: BTreeMap<&Object, Vec<&str>> = BTreeMap::new();
+    for pod in context.pods.iter().filter(is_unlabelled) {
+        let names = owners.entry(&pod.owner).or_default();
         if pod.is_admitted {
             names.push(&pod.name);
         }
     }
-    if makers.is_empty() {
+    if owners.is_empty() {
         return Vec::new();
     }
-    let running: usize = makers.values().map(Vec::len).sum();
-    let whose = match makers.keys().collect::<Vec<_>>().as_slice() {
+    let running: usize = owners.values().map(Vec::len).sum();
+    let whose = match owners.keys().collect::<Vec<_>>().as_slice() {
         [one] => format!("of {} {}", one.kind, one.name),
         several => format!("of {} workloads", several.len()),
     };
@@ -60,38 +65,38 @@ fn unlabelled_pods(case: &AccountCase<'_>) -> Vec<Found> {
     };
     let verb = if running == 1 { "has" } else { "have" };
     let message = format!("{how_many} {whose} {verb} no label {}: \"true\"", keys::USE);
-    let fixes = makers.iter().take(5).map(|(maker, _)| if is_opted_in { restart(maker) } else { label(maker) });
-    let found = Found::new(message).fix(fixes.collect::<Vec<_>>().join("\n"));
-    let names: Vec<_> = makers.keys().map(ToString::to_string).collect();
+    let fixes = owners.iter().take(5).map(|(owner, _)| if is_opted_in { restart(owner) } else { add_label(owner) });
+    let found = DraftFinding::new(message).fix(fixes.collect::<Vec<_>>().join("\n"));
+    let names: Vec<_> = owners.keys().map(ToString::to_string).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
-    vec![found.fact("made by", super::some_of(&names))]
+    vec![found.fact("made by", super::draft::abbreviate(&names))]
 }
 
-/// Puts the label on the template, which restarts the pods, or on the manifest of a bare pod.
-fn label(maker: &Object) -> String {
-    let patch = match maker.kind.as_str() {
+/// Returns the command that adds the label to the pod template, which restarts the pods; words for a bare pod.
+fn add_label(owner: &Object) -> String {
+    let patch = match owner.kind.as_str() {
         "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" => {
             r#"{"spec":{"template":{"metadata":{"labels":{"azure.workload.identity/use":"true"}}}}}"#
         }
         "CronJob" => {
             r#"{"spec":{"jobTemplate":{"spec":{"template":{"metadata":{"labels":{"azure.workload.identity/use":"true"}}}}}}}"#
         }
-        _ => return format!("put the label {}: \"true\" into the manifest of {maker} and create it anew", keys::USE),
+        _ => return format!("put the label {}: \"true\" into the manifest of {owner} and create it anew", keys::USE),
     };
-    let kind = maker.kind.to_lowercase();
-    let command = Command::new(&format!("kubectl patch {kind}")).word(&maker.name);
-    command.arg("--namespace", maker.namespace.as_deref().unwrap_or("default")).arg("--patch", patch).into()
+    let kind = owner.kind.to_lowercase();
+    let command = Command::new(&format!("kubectl patch {kind}")).word(&owner.name);
+    command.arg("--namespace", owner.namespace.as_deref().unwrap_or("default")).arg("--patch", patch).into()
 }
 
-/// Makes the pods anew.
-pub(super) fn restart(maker: &Object) -> String {
-    let namespace = maker.namespace.as_deref().unwrap_or("default");
-    match maker.kind.as_str() {
+/// Returns the command that recreates the pods.
+pub(super) fn restart(owner: &Object) -> String {
+    let namespace = owner.namespace.as_deref().unwrap_or("default");
+    match owner.kind.as_str() {
         kind @ ("Deployment" | "StatefulSet" | "DaemonSet") => {
-            let target = format!("{}/{}", kind.to_lowercase(), maker.name);
+            let target = format!("{}/{}", kind.to_lowercase(), owner.name);
             Command::new("kubectl rollout restart").word(&target).arg("--namespace", namespace).into()
         }
-        _ => format!("delete the pods of {maker}, and create them anew"),
+        _ => format!("delete the pods of {owner}, and create them anew"),
     }
 }
 
@@ -104,112 +109,22 @@ static S2: Check = Check {
     cure: "set the label to \"true\", in quotes, on the pod template",
     leads_to: &[],
     source: "Azure/azure-workload-identity deploy/azure-wi-webhook.yaml (objectSelector)",
-    run: &[Run::Pod(|case| {
-        let Some(value) = case.pod.labels.get(keys::USE).filter(|value| *value != "true") else { return Vec::new() };
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(|context| {
+        let Some(value) = context.pod.labels.get(keys::USE).filter(|value| *value != "true") else { return Vec::new() };
         if value == "false" {
-            let has_client_id = case.account.is_some_and(|account| account.client_id().is_some());
-            let found = Found::new("the label opts the pods out of identity, though their service account has one");
+            let has_client_id = context.account.is_some_and(|account| account.client_id().is_some());
+            let found =
+                DraftFinding::new("the label opts the pods out of identity, though their service account has one");
             let found = found.severity(Severity::Info).fix("nothing to mend if that is meant");
             return if has_client_id { vec![found] } else { Vec::new() };
         }
         let message = format!("the label {} is {value:?}; only \"true\" has an effect", keys::USE);
-        vec![Found::new(message).fix(label(&case.pod.maker))]
+        vec![DraftFinding::new(message).fix(add_label(&context.pod.owner))]
     })],
 };
-
-static S3: Check = Check {
-    id: "S3",
-    severity: Severity::Warning,
-    title: "a label or annotation stands in the wrong place",
-    reads: "keys that begin with azure.workload.identity/ on service accounts, pods, workloads and Services",
-    meaning: "it is not read there: the label counts on pods alone, the client id on service accounts alone",
-    cure: "move it to where it is read",
-    leads_to: &[],
-    source: "Azure/azure-workload-identity#1357; Azure/azure-workload-identity#601",
-    run: &[Run::Account(misplaced_on_account), Run::Pod(misplaced_on_pod), Run::Cluster(misplaced_on_bearers)],
-};
-
-fn misplaced_on_account(case: &AccountCase<'_>) -> Vec<Found> {
-    let mut keys = wrong_keys(&case.account.labels, "service account", "label", &[]);
-    // Since azure-workload-identity 1.0 the label of a service account does nothing; where its pods have it, it does no harm.
-    let is_harmless = !case.pods.is_empty() && case.pods.iter().all(|pod| pod.labels.contains_key(keys::USE));
-    keys.retain(|(key, _)| !(is_harmless && *key == keys::USE));
-    keys.extend(wrong_keys(&case.account.annotations, "service account", "annotation", &[Place::AccountAnnotation]));
-    keys.into_iter().map(|(_, found)| found).collect()
-}
-
-fn misplaced_on_pod(case: &PodCase<'_>) -> Vec<Found> {
-    let mut keys = wrong_keys(&case.pod.labels, "pod", "label", &[Place::PodLabel]);
-    keys.extend(wrong_keys(&case.pod.annotations, "pod", "annotation", &[Place::PodAnnotation]));
-    keys.into_iter().map(|(_, found)| found).collect()
-}
-
-fn misplaced_on_bearers(index: &Index<'_>) -> Vec<Found> {
-    let mut all = Vec::new();
-    for bearer in &index.seen.cluster.bearers {
-        // What the template repeats does no harm on the workload.
-        let template = index.template(&bearer.object);
-        let is_repeated =
-            |key: &str| template.is_some_and(|pod| pod.labels.contains_key(key) || pod.annotations.contains_key(key));
-        let mut keys = wrong_keys(&bearer.labels, &bearer.object.kind, "label", &[]);
-        keys.extend(wrong_keys(&bearer.annotations, &bearer.object.kind, "annotation", &[]));
-        keys.retain(|(key, _)| !is_repeated(key));
-        all.extend(keys.into_iter().map(|(_, found)| found.about(bearer.object.clone())));
-    }
-    all
-}
-
-/// The keys that exist and do not belong here.
-fn wrong_keys<'k>(own: &'k Keys, on: &str, what: &str, right: &[Place]) -> Vec<(&'k str, Found)> {
-    let wrong = own.keys().filter_map(|key| {
-        let places = keys::places(key)?;
-        let is_right = places.iter().any(|place| right.contains(place));
-        (!is_right).then(|| {
-            let wanted = places.iter().map(|place| place.as_str()).collect::<Vec<_>>().join(" or ");
-            let message = format!("{key} is a {what} of the {on} and has no effect there; it is a {wanted}");
-            let message = message.replace("a annotation", "an annotation");
-            (key.as_str(), Found::new(message).fix(format!("move {key} from the {on}: it is read as {wanted}")))
-        })
-    });
-    wrong.collect()
-}
-
-static S4: Check = Check {
-    id: "S4",
-    severity: Severity::Warning,
-    title: "a key that does not exist",
-    reads: "keys that begin with azure.workload.identity/, or nearly, on service accounts, pods and workloads",
-    meaning: "nobody reads it, and nobody complains",
-    cure: "use the key that was meant",
-    leads_to: &[],
-    source: "Azure/azure-workload-identity#1026; Azure/azure-workload-identity pkg/webhook/consts.go",
-    run: &[
-        Run::Account(|case| unknown_keys(&case.account.object(), [&case.account.labels, &case.account.annotations])),
-        Run::Pod(|case| unknown_keys(&case.pod.maker, [&case.pod.labels, &case.pod.annotations])),
-        Run::Cluster(|index| {
-            let bearers = &index.seen.cluster.bearers;
-            bearers.iter().flat_map(|b| unknown_keys(&b.object, [&b.labels, &b.annotations])).collect()
-        }),
-    ],
-};
-
-fn unknown_keys(object: &Object, maps: [&Keys; 2]) -> Vec<Found> {
-    let unknown = maps.into_iter().flat_map(Keys::iter).filter(|(key, _)| keys::places(key).is_none());
-    unknown.map(|(key, value)| unknown_key(object, key, value)).collect()
-}
-
-fn unknown_key(object: &Object, key: &str, value: &str) -> Found {
-    let found = Found::new(format!("nobody reads the key {key}")).about(object.clone());
-    let Some(meant) = keys::nearest(key) else { return found };
-    let found = Found { message: format!("{}; did you mean {meant}?", found.message), ..found };
-    if object.kind != "ServiceAccount" {
-        return found.fix(format!("rename {key} to {meant}"));
-    }
-    let namespace = object.namespace.as_deref().unwrap_or_default().to_owned();
-    let account = super::AccountName { namespace, name: object.name.clone() };
-    let commands = [annotate(&account, meant, Some(value)), annotate(&account, key, None)];
-    found.fix(commands.join("\n"))
-}
 
 static S5: Check = Check {
     id: "S5",
@@ -220,20 +135,23 @@ static S5: Check = Check {
     cure: "use the identity's clientId: az identity show --name IDENTITY_NAME --resource-group RESOURCE_GROUP --query clientId --output tsv",
     leads_to: &["AADSTS700016"],
     source: "Azure/azure-workload-identity#1231; MicrosoftDocs/azure-docs#108526",
-    run: &[Run::Account(malformed_client_id)],
+    needs: &[Input::Cluster],
+    optional: &[Input::Credentials],
+    transient: true,
+    run: &[CheckFn::Account(malformed_client_id)],
 };
 
-fn malformed_client_id(case: &AccountCase<'_>) -> Vec<Found> {
-    let Some(value) = case.account.client_id() else { return Vec::new() };
-    let account = &case.account.name;
-    if let (true, Some(identity)) = (is_guid(value), case.index.principal(value)) {
+fn malformed_client_id(context: &AccountContext<'_>) -> Vec<DraftFinding> {
+    let Some(value) = context.account.client_id() else { return Vec::new() };
+    let account = &context.account.name;
+    if let (true, Some(identity)) = (is_guid(value), context.index.principal(value)) {
         if identity.client_id.eq_ignore_ascii_case(value) {
             return Vec::new();
         }
         let message =
             format!("the client id {value} is the principal (object) id of identity {}", identity.display_name());
         let fix = annotate(account, keys::CLIENT_ID, Some(&identity.client_id));
-        return vec![Found::new(message).fact("read from", &*identity.source).fix(fix)];
+        return vec![DraftFinding::new(message).fact("read from", &*identity.source).fix(fix)];
     }
     if is_guid(value) {
         return Vec::new();
@@ -245,8 +163,10 @@ fn malformed_client_id(case: &AccountCase<'_>) -> Vec<Found> {
     } else if is_guid(bare) {
         ("has something around it", Some(bare.to_owned()))
     } else if let Some(id) = id {
-        let by_id = |identity: &&super::azure::Identity| identity.id.as_ref().is_some_and(|own| own.key() == id.key());
-        let known = case.index.seen.azure.iter().flat_map(|azure| &azure.identities).find(by_id);
+        let by_id = |identity: &&super::managed_identity::ManagedIdentity| {
+            identity.id.as_ref().is_some_and(|own| own.key() == id.key())
+        };
+        let known = context.index.observation.managed_identities.iter().flat_map(|all| &all.identities).find(by_id);
         ("is a resource id, not a client id", known.map(|identity| identity.client_id.clone()))
     } else if value.contains("${") || value.contains("{{") || value.starts_with('$') || value.starts_with('<') {
         ("is a placeholder that nobody filled in", None)
@@ -254,7 +174,7 @@ fn malformed_client_id(case: &AccountCase<'_>) -> Vec<Found> {
         ("is not a GUID", None)
     };
     let shown = super::difference::visible(value);
-    let found = Found::new(format!("the client id {shown} {why}").replace("  ", " "));
+    let found = DraftFinding::new(format!("the client id {shown} {why}").replace("  ", " "));
     vec![match right {
         Some(right) => found.fix(annotate(account, keys::CLIENT_ID, Some(&right))),
         None => found,
@@ -270,21 +190,24 @@ static S6: Check = Check {
     cure: "drop the annotation: the tenant of the cluster is the default; or set it to the identity's tenantId",
     leads_to: &["AADSTS700016", "AADSTS90002"],
     source: "Azure/azure-workload-identity pkg/webhook/webhook.go; learn.microsoft.com/entra/identity-platform/reference-error-codes",
-    run: &[Run::Account(|case| {
-        let Some(value) = case.account.annotations.get(keys::TENANT_ID) else { return Vec::new() };
-        let identity = case.account.client_id().and_then(|client_id| case.index.identity(client_id));
+    needs: &[Input::Cluster],
+    optional: &[Input::Credentials],
+    transient: true,
+    run: &[CheckFn::Account(|context| {
+        let Some(value) = context.account.annotations.get(keys::TENANT_ID) else { return Vec::new() };
+        let identity = context.account.client_id().and_then(|client_id| context.index.identity(client_id));
         let tenant = identity.and_then(|identity| identity.tenant_id.as_deref());
-        let fix = annotate(&case.account.name, keys::TENANT_ID, tenant);
+        let fix = annotate(&context.account.name, keys::TENANT_ID, tenant);
         if !is_guid(value) {
             let message = format!("the tenant id {} is not a GUID", super::difference::visible(value));
-            return vec![Found::new(message).fix(fix)];
+            return vec![DraftFinding::new(message).fix(fix)];
         }
         let Some((identity, tenant)) = identity.zip(tenant).filter(|(_, tenant)| !tenant.eq_ignore_ascii_case(value))
         else {
             return Vec::new();
         };
         let message = format!("the tenant id is {value}; identity {} is in tenant {tenant}", identity.display_name());
-        vec![Found::new(message).fact("read from", &*identity.source).fix(fix)]
+        vec![DraftFinding::new(message).fact("read from", &*identity.source).fix(fix)]
     })],
 };
 
@@ -297,15 +220,18 @@ static S7: Check = Check {
     cure: "kubectl annotate serviceaccount NAME azure.workload.identity/client-id=CLIENT_ID",
     leads_to: &[],
     source: "Azure/azure-workload-identity#1357",
-    run: &[Run::Pod(|case| {
-        let Some(account) = case.account else { return Vec::new() };
-        let has_own = case.pod.containers.iter().any(|container| container.env(keys::ENV_CLIENT_ID).is_some());
-        let is_concerned = case.pod.is_labelled() && account.client_id().is_none() && account.name.name != "default";
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(|context| {
+        let Some(account) = context.account else { return Vec::new() };
+        let has_own = context.pod.containers.iter().any(|container| container.env(keys::ENV_CLIENT_ID).is_some());
+        let is_concerned = context.pod.is_labelled() && account.client_id().is_none() && account.name.name != "default";
         if !is_concerned || has_own {
             return Vec::new();
         }
         let message = format!("the pods ask for a token, but service account {} has no client id", account.name.name);
-        vec![Found::new(message).fix(annotate(&account.name, keys::CLIENT_ID, Some("CLIENT_ID")))]
+        vec![DraftFinding::new(message).fix(annotate(&account.name, keys::CLIENT_ID, Some("CLIENT_ID")))]
     })],
 };
 
@@ -318,10 +244,13 @@ static S8: Check = Check {
     cure: "name a service account of its own in spec.serviceAccountName of the pod template",
     leads_to: &["AADSTS700213", "AADSTS70021"],
     source: "Azure/azure-workload-identity#691",
-    run: &[Run::Pod(|case| {
-        let is_concerned = case.pod.is_labelled() && case.pod.service_account == "default";
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(|context| {
+        let is_concerned = context.pod.is_labelled() && context.pod.service_account == "default";
         let message = "the pods ask for a token and run as service account default";
-        if is_concerned { vec![Found::new(message)] } else { Vec::new() }
+        if is_concerned { vec![DraftFinding::new(message)] } else { Vec::new() }
     })],
 };
 
@@ -334,20 +263,25 @@ static S9: Check = Check {
     cure: "set whole seconds from 3600 to 86400, or drop the annotation",
     leads_to: &[],
     source: WEBHOOK,
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
     run: &[
-        Run::Account(|case| {
-            let fix = || annotate(&case.account.name, keys::EXPIRATION, Some("3600"));
-            bad_expiration(&case.account.annotations).map(|found| found.fix(fix())).into_iter().collect()
+        CheckFn::Account(|context| {
+            let fix = || annotate(&context.account.name, keys::EXPIRATION, Some("3600"));
+            bad_expiration(&context.account.annotations).map(|found| found.fix(fix())).into_iter().collect()
         }),
-        Run::Pod(|case| bad_expiration(&case.pod.annotations).filter(|_| case.pod.is_labelled()).into_iter().collect()),
+        CheckFn::Pod(|context| {
+            bad_expiration(&context.pod.annotations).filter(|_| context.pod.is_labelled()).into_iter().collect()
+        }),
     ],
 };
 
-fn bad_expiration(annotations: &Keys) -> Option<Found> {
+fn bad_expiration(annotations: &KeyValues) -> Option<DraftFinding> {
     let value = annotations
         .get(keys::EXPIRATION)
         .filter(|seconds| !spillway_core::workload_identity::is_valid_expiration(seconds))?;
-    Some(Found::new(format!("the token's lifetime {value:?} is no number of seconds from 3600 to 86400")))
+    Some(DraftFinding::new(format!("the token's lifetime {value:?} is no number of seconds from 3600 to 86400")))
 }
 
 static S10: Check = Check {
@@ -359,17 +293,21 @@ static S10: Check = Check {
     cure: "separate the names by \";\" and use those of the containers",
     leads_to: &[],
     source: WEBHOOK,
-    run: &[Run::Pod(|case| {
-        let unknown = case.pod.skipped().filter(|name| !case.pod.containers.iter().any(|c| c.name == **name));
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(|context| {
+        let unknown =
+            context.pod.skipped_containers().filter(|name| !context.pod.containers.iter().any(|c| c.name == **name));
         let found = unknown.map(|name| {
             if name.contains(',') {
                 let right = name.split(',').map(str::trim).collect::<Vec<_>>().join(";");
-                return Found::new(format!("skip-containers separates names by a comma: {name:?}"))
+                return DraftFinding::new(format!("skip-containers separates names by a comma: {name:?}"))
                     .fix(format!("write {}: {right:?}", keys::SKIP_CONTAINERS));
             }
-            let names: Vec<_> = case.pod.containers.iter().map(|container| container.name.as_str()).collect();
+            let names: Vec<_> = context.pod.containers.iter().map(|container| container.name.as_str()).collect();
             let hint = did_you_mean(name, &names);
-            Found::new(format!("skip-containers names {name:?}, which is no container{hint}"))
+            DraftFinding::new(format!("skip-containers names {name:?}, which is no container{hint}"))
                 .fact("containers", names.join(", "))
         });
         found.collect()
@@ -385,9 +323,13 @@ static S11: Check = Check {
     cure: "drop the annotation azure.workload.identity/inject-proxy-sidecar from the pod template",
     leads_to: &[],
     source: WEBHOOK,
-    run: &[Run::Pod(|case| {
-        let value = case.pod.annotations.get(keys::PROXY).filter(|value| !value.eq_ignore_ascii_case("true"));
-        let found = |value: &String| Found::new(format!("{} is {value:?}, and yet the proxy is injected", keys::PROXY));
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(|context| {
+        let value = context.pod.annotations.get(keys::PROXY).filter(|value| !value.eq_ignore_ascii_case("true"));
+        let found =
+            |value: &String| DraftFinding::new(format!("{} is {value:?}, and yet the proxy is injected", keys::PROXY));
         value.map(found).into_iter().collect()
     })],
 };
@@ -401,15 +343,18 @@ static S12: Check = Check {
     cure: "drop the proxy's annotation, or hostNetwork",
     leads_to: &[],
     source: WEBHOOK,
-    run: &[Run::Pod(|case| {
-        let has_both = case.pod.host_network && case.pod.annotations.contains_key(keys::PROXY);
-        let is_refused = has_both && case.pod.is_labelled();
+    needs: &[Input::Cluster],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Pod(|context| {
+        let has_both = context.pod.host_network && context.pod.annotations.contains_key(keys::PROXY);
+        let is_refused = has_both && context.pod.is_labelled();
         let message = "the pods ask for the proxy and for the host's network, and are refused";
-        if is_refused { vec![Found::new(message)] } else { Vec::new() }
+        if is_refused { vec![DraftFinding::new(message)] } else { Vec::new() }
     })],
 };
 
-/// Whether a pod is looked at for what the webhook injects.
-pub(super) fn expects_injection(case: &PodCase<'_>) -> bool {
-    case.pod.is_admitted && case.pod.is_labelled()
+/// Returns whether the webhook should have injected an identity into the pod.
+pub(super) fn expects_injection(context: &PodContext<'_>) -> bool {
+    context.pod.is_admitted && context.pod.is_labelled()
 }

@@ -1,18 +1,19 @@
-//! The webhook that injects identities: whether it is there, is called after us, and answers.
+//! Checks of the webhook that injects identities: it exists, is called after Spillway's, and answers.
 
 use super::{
-    Check, Run,
-    finding::{Found, Object, Severity},
-    index::{Index, PodCase},
+    check::{Check, CheckFn, Input},
+    draft::{DraftFinding, Severity},
+    index::{Index, PodContext},
+    object::Object,
     pods::excluded_by,
     service_account::{expects_injection, restart},
 };
 
 pub(super) const CHECKS: &[&Check] = &[&W1, &W2, &W3];
 
-/// One of our webhooks, by which our configuration is known whatever its name.
-const OUR_WEBHOOK: &str = "pods.spillway.dev";
-/// Where azure-workload-identity registers itself, on AKS too.
+/// A webhook of Spillway, which identifies its configuration whatever its name.
+const SPILLWAY_WEBHOOK: &str = "pods.spillway.dev";
+/// The configuration of azure-workload-identity, on AKS too.
 const INJECTOR: &str = "azure-wi-webhook-mutating-webhook-configuration";
 const KIND: &str = "MutatingWebhookConfiguration";
 
@@ -25,16 +26,19 @@ static W1: Check = Check {
     cure: "az aks update --resource-group RESOURCE_GROUP --name CLUSTER --enable-oidc-issuer --enable-workload-identity",
     leads_to: &[],
     source: "MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-deploy-cluster.md",
-    run: &[Run::Cluster(|index| {
-        let cluster = &index.seen.cluster;
+    needs: &[Input::Cluster, Input::Webhooks],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Cluster(|index| {
+        let cluster = &index.observation.cluster;
         let is_wanted = cluster.service_accounts.iter().any(|account| account.client_id().is_some())
-            || cluster.pods.iter().any(super::seen::Pod::is_labelled);
+            || cluster.pods.iter().any(super::observation::Pod::is_labelled);
         let message = "no mutating webhook selects pods by the label azure.workload.identity/use: \"true\"";
         let names = cluster.webhooks.iter().flatten().map(|configuration| configuration.name.as_str());
         let names: Vec<_> = names.collect();
         if index.lacks_injector() && is_wanted {
             vec![
-                Found::new(message)
+                DraftFinding::new(message)
                     .about(Object::global(KIND, INJECTOR))
                     .fact("webhook configurations", names.join(", ")),
             ]
@@ -53,12 +57,15 @@ static W2: Check = Check {
     cure: "give Spillway's configuration its name aci-spillway, which sorts before azure-wi-webhook-mutating-webhook-configuration",
     leads_to: &[],
     source: "kubernetes/apiserver pkg/admission/configuration/mutating_webhook_manager.go; kubernetes/apiserver pkg/admission/plugin/webhook/mutating/dispatcher.go",
-    run: &[Run::Cluster(wrong_order), Run::Pod(labelled_in_vain)],
+    needs: &[Input::Cluster, Input::Webhooks],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Cluster(wrong_order), CheckFn::Pod(labelled_in_vain)],
 };
 
-fn wrong_order(index: &Index<'_>) -> Vec<Found> {
-    let configurations = index.seen.cluster.webhooks.as_deref().unwrap_or_default();
-    let is_ours = |name: &str| name == OUR_WEBHOOK;
+fn wrong_order(index: &Index<'_>) -> Vec<DraftFinding> {
+    let configurations = index.observation.cluster.webhooks.as_deref().unwrap_or_default();
+    let is_ours = |name: &str| name == SPILLWAY_WEBHOOK;
     let ours = configurations.iter().filter(|one| one.webhooks.iter().any(|webhook| is_ours(&webhook.name)));
     let mut injectors: Vec<_> = index.injectors().into_iter().flatten().map(|(name, _)| name).collect();
     injectors.dedup();
@@ -66,20 +73,24 @@ fn wrong_order(index: &Index<'_>) -> Vec<Found> {
         let before = injectors.iter().filter(|injector| **injector <= ours.name.as_str());
         before.map(|injector| {
             let message = format!("Spillway's configuration {} is called after {injector}", ours.name);
-            Found::new(message).about(Object::global(KIND, &ours.name))
+            DraftFinding::new(message).about(Object::global(KIND, &ours.name))
         })
     });
     late.collect()
 }
 
-fn labelled_in_vain(case: &PodCase<'_>) -> Vec<Found> {
-    let pod = case.pod;
-    let is_in_vain = expects_injection(case) && pod.is_labelled_by_us && !pod.is_injected();
-    if !is_in_vain || case.index.lacks_injector() || excluded_by(case).is_some() || pod.identified().next().is_none() {
+fn labelled_in_vain(context: &PodContext<'_>) -> Vec<DraftFinding> {
+    let pod = context.pod;
+    let is_in_vain = expects_injection(context) && pod.is_labelled_by_spillway && !pod.is_injected();
+    if !is_in_vain
+        || context.index.lacks_injector()
+        || excluded_by(context).is_some()
+        || pod.containers_with_identity().next().is_none()
+    {
         return Vec::new();
     }
     let message = "Spillway has labelled the pods, and nothing was injected: the label came too late, or azure-workload-identity did not answer";
-    vec![Found::new(message).fix(restart(&pod.maker))]
+    vec![DraftFinding::new(message).fix(restart(&pod.owner))]
 }
 
 static W3: Check = Check {
@@ -91,24 +102,28 @@ static W3: Check = Check {
     cure: "kubectl --namespace kube-system get pods --selector azure-workload-identity.io/system=true --output wide",
     leads_to: &[],
     source: "Azure/AKS#5686; Azure/azure-workload-identity deploy/azure-wi-webhook.yaml",
-    run: &[Run::Cluster(|index| {
+    needs: &[Input::Cluster, Input::Webhooks],
+    optional: &[],
+    transient: true,
+    run: &[CheckFn::Cluster(|index| {
         let mut all = Vec::new();
         for (configuration, webhook) in index.injectors().into_iter().flatten() {
             let object = Object::global(KIND, configuration);
             if !webhook.has_ca_bundle {
                 let message = format!("webhook {} has no caBundle, so the API server cannot trust it", webhook.name);
-                all.push(Found::new(message).about(object.clone()));
+                all.push(DraftFinding::new(message).about(object.clone()));
             }
-            let Some((endpoints, service)) = index.seen.cluster.endpoints.as_ref().zip(webhook.service.as_ref()) else {
+            let Some((endpoints, service)) = index.observation.cluster.endpoints.as_ref().zip(webhook.service.as_ref())
+            else {
                 continue;
             };
             let ready = endpoints.get(service).copied();
-            if ready == Some(0) || (ready.is_none() && index.seen.cluster.is_whole) {
-                let message = format!("no endpoint of its Service {}/{} is ready", service.0, service.1);
+            if ready == Some(0) || (ready.is_none() && index.observation.cluster.is_complete) {
+                let message = format!("no endpoint of its Service {}/{} is ready", service.namespace, service.name);
                 let fix = super::command::Command::new("kubectl get endpointslices")
-                    .arg("--namespace", &service.0)
-                    .arg("--selector", &format!("kubernetes.io/service-name={}", service.1));
-                all.push(Found::new(message).about(object).fix(fix));
+                    .arg("--namespace", &service.namespace)
+                    .arg("--selector", &format!("kubernetes.io/service-name={}", service.name));
+                all.push(DraftFinding::new(message).about(object).fix(fix));
             }
         }
         all

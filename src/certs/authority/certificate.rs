@@ -1,4 +1,4 @@
-//! One authority: its certificate and its key.
+//! One certificate authority (CA): its certificate and its key.
 
 use std::{fmt, sync::Arc};
 
@@ -15,24 +15,24 @@ use rustls::{
 use time::OffsetDateTime;
 use x509_parser::{parse_x509_certificate, prelude::X509Error};
 
-use super::{LEAF_LIFETIME, LIFETIME, SKEW};
+use super::{CA_LIFETIME, LEAF_LIFETIME, MAX_CLOCK_SKEW};
 
-/// Why an authority could not be made, or could not sign.
+/// Error in generating a CA or in signing.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthorityError {
-    /// The system has no randomness, or the certificate was refused.
-    #[error("cannot make a certificate")]
+    /// The system has no randomness, or the parameters are invalid.
+    #[error("cannot generate a certificate")]
     Make(#[from] rcgen::Error),
-    /// What was made cannot be read.
-    #[error("cannot read the certificate that was made")]
+    /// The generated certificate cannot be parsed.
+    #[error("cannot read the generated certificate")]
     Read(#[from] X509Error),
-    /// What was made cannot be served.
-    #[error("cannot serve the certificate that was made")]
+    /// The generated certificate cannot be served.
+    #[error("cannot serve the generated certificate")]
     Serve(#[from] rustls::Error),
 }
 
-/// The certificate of an authority. Two are equal if they are the same byte for byte.
+/// A CA certificate. Two certificates are equal if all their bytes are.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CaCertificate {
     der: CertificateDer<'static>,
@@ -41,11 +41,11 @@ pub struct CaCertificate {
 }
 
 impl CaCertificate {
-    /// Reads a certificate that may sign others.
+    /// Parses a CA certificate.
     ///
     /// # Errors
     ///
-    /// When it is no X.509 certificate, or must not sign others.
+    /// When it is not an X.509 certificate, or may not sign others.
     pub fn new(der: CertificateDer<'static>) -> Result<Self, X509Error> {
         let (_, x509) = parse_x509_certificate(&der)?;
         let may_sign = x509.key_usage()?.is_none_or(|usage| usage.value.key_cert_sign());
@@ -57,27 +57,27 @@ impl CaCertificate {
         Ok(Self { der, not_before, not_after })
     }
 
-    /// From when on clients trust it.
+    /// Start of the validity.
     pub fn not_before(&self) -> OffsetDateTime {
         self.not_before
     }
 
-    /// When clients stop trusting it.
+    /// End of the validity.
     pub fn not_after(&self) -> OffsetDateTime {
         self.not_after
     }
 
-    /// Whether clients trust it now.
+    /// Returns whether the certificate is valid now.
     pub fn is_valid(&self, now: OffsetDateTime) -> bool {
         self.not_before <= now && now <= self.not_after
     }
 
-    /// When two thirds of its life are over.
-    pub(super) fn two_thirds(&self) -> OffsetDateTime {
+    /// Returns the time when two thirds of the validity have passed.
+    pub(super) fn rotation_due_at(&self) -> OffsetDateTime {
         self.not_after - (self.not_after - self.not_before) / 3
     }
 
-    /// As PEM, with lines of 64 characters (RFC 7468).
+    /// Returns the certificate as PEM, with lines of 64 characters (RFC 7468).
     pub fn pem(&self) -> String {
         let text = STANDARD.encode(&self.der);
         let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
@@ -103,12 +103,13 @@ impl fmt::Debug for CaCertificate {
     }
 }
 
-/// The certificates of authorities in a bundle of PEM. What is none, or cannot be read, is left out: nobody trusts it either.
+/// Returns the CA certificates of a PEM bundle. Everything else in the bundle is ignored, as clients do not trust it
+/// either.
 pub fn certificates(bundle: &[u8]) -> Vec<CaCertificate> {
     CertificateDer::pem_slice_iter(bundle).filter_map(|der| CaCertificate::new(der.ok()?).ok()).collect()
 }
 
-/// An authority: a certificate, and the key that signs for it. Cheap to clone.
+/// A CA: its certificate and its private key. Cheap to clone.
 #[derive(Clone)]
 pub struct Authority {
     certificate: CaCertificate,
@@ -122,28 +123,28 @@ impl fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// Makes an authority.
+    /// Generates a CA.
     ///
     /// # Errors
     ///
     /// When the system has no randomness.
-    pub fn make(now: OffsetDateTime) -> Result<Self, AuthorityError> {
+    pub fn generate(now: OffsetDateTime) -> Result<Self, AuthorityError> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
-        // Two authorities stand in one bundle during a rotation. A name of its own for each lets people and verifiers tell them
-        // apart; verifiers also have the key identifiers.
+        // During a rotation the bundle has two CAs. A subject of its own for each lets people and verifiers
+        // tell them apart. Verifiers also have the key identifiers.
         let id = params.key_identifier(&key).iter().take(4).fold(0_u32, |id, byte| id << 8 | u32::from(*byte));
         params.distinguished_name.push(DnType::CommonName, format!("Spillway CA {} {id:08x}", now.date()));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        // rcgen's own default ends in the year 4096.
-        (params.not_before, params.not_after) = (now - SKEW, now + LIFETIME);
+        // The default of rcgen ends in the year 4096.
+        (params.not_before, params.not_after) = (now - MAX_CLOCK_SKEW, now + CA_LIFETIME);
         let certificate = CaCertificate::new(params.self_signed(&key)?.into())?;
         Ok(Self { certificate, key: Arc::new(key) })
     }
 
-    /// A certificate and a key that have been read; nothing if they do not belong together.
-    pub(super) fn pair(certificate: CaCertificate, key: KeyPair) -> Option<Self> {
+    /// Returns the CA of a certificate and a key, or nothing if they do not match.
+    pub(super) fn from_parts(certificate: CaCertificate, key: KeyPair) -> Option<Self> {
         let (_, x509) = parse_x509_certificate(&certificate.der).ok()?;
         let belongs = x509.public_key().raw == key.subject_public_key_info();
         belongs.then(|| Self { certificate, key: Arc::new(key) })
@@ -154,22 +155,22 @@ impl Authority {
         &self.certificate
     }
 
-    /// Its key as PEM, PKCS #8.
+    /// Its private key as PEM, PKCS #8.
     pub(super) fn key_pem(&self) -> String {
         self.key.serialize_pem()
     }
 
-    /// When a serving certificate ends that is signed now.
-    pub(in crate::certs) fn end_of_leaf(&self, now: OffsetDateTime) -> OffsetDateTime {
+    /// Returns the end of the validity of a leaf certificate that is signed now.
+    pub(in crate::certs) fn leaf_not_after(&self, now: OffsetDateTime) -> OffsetDateTime {
         let ca = &self.certificate;
-        // Earlier than the authority's making it is not, whatever the clock says.
-        (now.max(ca.not_before + SKEW) + LEAF_LIFETIME).min(ca.not_after)
+        // A clock that is behind must not place the leaf before its CA.
+        (now.max(ca.not_before + MAX_CLOCK_SKEW) + LEAF_LIFETIME).min(ca.not_after)
     }
 
-    /// Signs a serving certificate for these names, with a new key. It ends after [`LEAF_LIFETIME`], or with its authority.
+    /// Signs a leaf certificate for these names, with a new key. It ends after [`LEAF_LIFETIME`], or with its CA.
     ///
-    /// It begins with its authority, and not just [`SKEW`] ago: then a replica whose clock was ahead and has been set right still
-    /// serves what clients trust. There is nothing that a later beginning would protect.
+    /// Its validity starts with that of its CA, and not only [`MAX_CLOCK_SKEW`] ago. So clients still trust the
+    /// leaf of a replica whose clock was ahead and has been corrected. A later start would protect nothing.
     ///
     /// # Errors
     ///
@@ -181,7 +182,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
-        (params.not_before, params.not_after) = (ca.not_before, self.end_of_leaf(now));
+        (params.not_before, params.not_after) = (ca.not_before, self.leaf_not_after(now));
         let key = KeyPair::generate()?;
         let issuer = Issuer::from_ca_cert_der(&ca.der, &*self.key)?;
         let chain = vec![params.signed_by(&key, &issuer)?.into()];

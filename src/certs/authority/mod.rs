@@ -1,35 +1,38 @@
-//! The certificate authority that all replicas share: what is stored of it, and what is to be done about it. Pure: time is a
-//! parameter, and reading and writing is the business of others.
+//! The certificate authority (CA) that all replicas share: the content of its Secret, and its rotation. Pure: time is a
+//! parameter, and other modules read and write the Secret.
 //!
-//! Rotation overlaps, so that at no moment a certificate is served that the API server does not trust:
+//! Rotation overlaps, so that the API server always trusts the served certificates:
 //!
-//! 1. *Prepare*: after two thirds of its life the current authority gets a successor, stored beside it. Nobody signs with it yet.
-//! 2. The `caBundle` then carries both, and each replica that has seen this for [`SETTLED`] signs its next certificate with the
-//!    successor.
-//! 3. *Promote*: the successor becomes the current one. The former one's key is gone, its certificate stays in the bundle.
-//! 4. *Retire*: after [`RETENTION`] nothing is served any more that the former one signed, and it leaves the bundle.
+//! 1. *Prepare*: after two thirds of its validity, the current CA gets a successor in the same Secret. The successor
+//!    does not sign yet.
+//! 2. The `caBundle` then has both. A replica that has seen this for [`BUNDLE_PROPAGATION_TIME`] signs its next
+//!    certificate with the successor.
+//! 3. *Promote*: the successor becomes the current CA. The key of the former CA is deleted. Its certificate stays in
+//!    the bundle.
+//! 4. *Retire*: after [`OLD_CA_RETENTION`] no certificate of the former CA is served any more, and the CA leaves the
+//!    bundle.
 
-mod assess;
+mod ca_secret;
 mod certificate;
-mod stored;
+mod rotation;
 
-pub use assess::{Step, Why, assess};
+pub use ca_secret::{CaSecret, MalformedSecret, RetiredCas, SecretError};
 pub use certificate::{Authority, AuthorityError, CaCertificate, certificates};
-pub use stored::{Lacking, Malformed, Retiring, Stored};
+pub use rotation::{RotationReason, RotationStep, next_step};
 use time::Duration;
 
-/// How long an authority lives. Renewed after two thirds, which leaves four months in which somebody may notice that it was not.
-pub const LIFETIME: Duration = Duration::days(365);
+/// Validity of a CA. It rotates after two thirds, which leaves four months to notice a failed rotation.
+pub const CA_LIFETIME: Duration = Duration::days(365);
 
-/// How long a serving certificate lives: it is signed anew after two thirds, so a replica may be without its authority for 8 h.
+/// Validity of a leaf certificate. A replica signs the next one after two thirds, so it can be without its CA for 8 h.
 pub const LEAF_LIFETIME: Duration = Duration::hours(24);
 
-/// Clocks of two machines differ.
-pub const SKEW: Duration = Duration::hours(1);
+/// Maximum difference between the clocks of two machines.
+pub const MAX_CLOCK_SKEW: Duration = Duration::hours(1);
 
-/// How long a former authority stays trusted: the longest life of what it signed, with room for clocks that differ.
-pub const RETENTION: Duration = Duration::hours(26);
+/// Time that a former CA stays trusted: the validity of its leaf certificates, and room for clock skew.
+pub const OLD_CA_RETENTION: Duration = Duration::hours(26);
 
-/// How long a bundle must have been seen to carry an authority before anything that it signed is served: every API server of the
-/// cluster learns of the bundle by a watch of its own.
-pub const SETTLED: std::time::Duration = std::time::Duration::from_secs(10);
+/// Time that the bundle must have a CA before a leaf of that CA is served. Each API server of the cluster learns about
+/// the bundle from its own watch.
+pub const BUNDLE_PROPAGATION_TIME: std::time::Duration = std::time::Duration::from_secs(10);

@@ -1,33 +1,35 @@
-//! Where a pod that exists is, and why there: read from what the webhook, the controller and the scheduler have written on it.
+//! The node of an existing pod, and why it runs there. The webhook, the controller and the scheduler write this on the
+//! pod.
 
 use serde_json::Value;
 
-use super::facts::Facts;
+use super::known_cluster::KnownCluster;
 use crate::{
     burst::{ADDED, DECISION, Part, UNSCHEDULABLE_SINCE},
     config::{Mode, Settings},
 };
 
-/// Where a pod is.
+/// The node of a pod.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Placement {
-    /// Nothing while it waits for one.
+    /// None while the pod waits for a node.
     pub(super) node: Option<String>,
-    /// Nothing where no virtual node is known, so that nobody can tell.
+    /// None if no virtual node is known.
     pub(super) is_virtual: Option<bool>,
     pub(super) why: String,
 }
 
 impl Placement {
-    /// Of a pod with its status; `is_called` says whether the API server would call for it today.
-    pub(super) fn of(pod: &Value, facts: &Facts, is_called: bool, settings: Option<&Settings<'_>>) -> Self {
+    /// Returns the placement of a pod with a status. `is_called` says whether the API server would call Spillway
+    /// for it today.
+    pub(super) fn of(pod: &Value, cluster: &KnownCluster, is_called: bool, settings: Option<&Settings<'_>>) -> Self {
         let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty());
         let annotation = |key: &str| pod.pointer("/metadata/annotations")?.get(key)?.as_str();
         let node = text("/spec/nodeName");
-        let is_virtual = node.filter(|_| facts.knows_virtual_nodes()).map(|node| facts.is_virtual(node));
+        let is_virtual = node.filter(|_| cluster.knows_virtual_nodes()).map(|node| cluster.is_virtual(node));
         let added = annotation(ADDED).unwrap_or_default();
         let is_ours = added.split(',').any(|part| part == Part::Toleration.as_str());
-        let seen = Seen {
+        let seen = PodStatus {
             decided: annotation(DECISION),
             since: annotation(UNSCHEDULABLE_SINCE),
             is_ours,
@@ -38,7 +40,7 @@ impl Placement {
             (None, _) => seen.why_waiting(condition(pod)),
             (Some(_), Some(true)) => {
                 let at = condition(pod).and_then(|condition| condition.get("lastTransitionTime")?.as_str());
-                seen.why_virtual(at, node.is_some_and(|node| facts.is_last_resort(node)))
+                seen.why_virtual(at, node.is_some_and(|node| cluster.is_last_resort(node)))
             }
             (Some(_), Some(false)) => seen.why_vm(),
             (Some(_), None) => "no virtual node is known here, so it cannot be told whether this is one".to_owned(),
@@ -47,25 +49,25 @@ impl Placement {
     }
 }
 
-/// The pod's condition `PodScheduled`.
+/// Returns the condition `PodScheduled`.
 fn condition(pod: &Value) -> Option<&Value> {
     let conditions = pod.pointer("/status/conditions")?.as_array()?;
     conditions.iter().find(|condition| condition.get("type").and_then(Value::as_str) == Some("PodScheduled"))
 }
 
-/// What stands on the pod.
-struct Seen<'p> {
-    /// What the webhook decided, such as `prefer`.
+/// Annotations and toleration of the pod.
+struct PodStatus<'p> {
+    /// The decision of the webhook, such as `prefer`.
     decided: Option<&'p str>,
     since: Option<&'p str>,
     /// Whether it has the toleration of virtual nodes from Spillway.
     is_ours: bool,
     is_called: bool,
-    /// Seconds.
+    /// In seconds.
     late_after: u64,
 }
 
-impl Seen<'_> {
+impl PodStatus<'_> {
     fn is_late(&self) -> bool {
         self.decided == Some(Mode::Late.as_str())
     }
@@ -135,19 +137,19 @@ mod tests {
         config::{BURST_LABEL, Configuration, Overrides},
     };
 
-    /// Of a pod with these annotations on this node.
+    /// Returns the placement of a pod with these annotations on this node.
     fn placement(annotations: &Value, node: &str) -> Placement {
         let (configuration, nothing) = (Configuration::default(), Overrides::default());
         let settings = configuration.settings("enabled", &nothing, &nothing).known();
-        let mut facts = Facts::new("enabled", &[], &configuration.virtual_nodes.selector);
+        let mut cluster = KnownCluster::new("enabled", &[], &configuration.virtual_nodes.selector);
         let node_of = |name: &str, labels: Value, taints: Value| Document {
             source: String::new(),
             value: json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {"taints": taints}}),
         };
         let last_resort = json!([{"key": "spillway.dev/last-resort", "effect": "PreferNoSchedule"}]);
         let label = json!({"type": "virtual-kubelet"});
-        facts
-            .learn(&[
+        cluster
+            .add_documents(&[
                 node_of("vn", label.clone(), last_resort),
                 node_of("bare", label, json!([])),
                 node_of("vm", json!({BURST_LABEL: "x"}), json!([])),
@@ -161,11 +163,11 @@ mod tests {
         let pod = json!({
             "metadata": {"annotations": annotations}, "spec": {"nodeName": node}, "status": {"conditions": [status]},
         });
-        Placement::of(&pod, &facts, true, settings.as_ref())
+        Placement::of(&pod, &cluster, true, settings.as_ref())
     }
 
     #[test]
-    fn a_pod_is_where_it_is_by_what_was_decided_and_what_the_scheduler_found() {
+    fn placements_are_explained_by_decision_and_scheduling() {
         let prefer = json!({DECISION: "prefer", ADDED: "toleration,affinity"});
         let waits = json!({DECISION: "late", ADDED: "affinity", UNSCHEDULABLE_SINCE: "2026-01-01T11:00:00Z"});
         let late = json!({DECISION: "late", ADDED: "toleration,affinity", UNSCHEDULABLE_SINCE: "2026-01-01T11:00:00Z"});

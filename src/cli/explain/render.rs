@@ -1,4 +1,4 @@
-//! Explanations as text, JSON, YAML or bare patches.
+//! Explanations as text, JSON, YAML or patches.
 
 use std::fmt::Write;
 
@@ -9,43 +9,43 @@ use super::{Explained, placement::Placement};
 use crate::{
     admission,
     burst::{Outcome, Verdict, Why},
-    cli::colours::Colours,
+    cli::colors::Colors,
     config::{FULL_TAINT, Mode, Settings, Sourced},
     eligibility::{Applies, Finding, Reason},
 };
 
 pub(super) fn text(explained: &[Explained<'_>]) -> anyhow::Result<Vec<u8>> {
-    let colours = Colours::of_stdout();
+    let colors = Colors::of_stdout();
     let mut out = String::new();
     for (i, one) in explained.iter().enumerate() {
         if i > 0 {
             out.push('\n');
         }
-        headline(&mut out, one, &colours)?;
+        headline(&mut out, one, &colors)?;
         placement(&mut out, one)?;
         reasons(&mut out, one)?;
-        remarks(&mut out, one)?;
-        steps(&mut out, one, &colours)?;
-        settings(&mut out, one, &colours)?;
-        diff(&mut out, one, &colours)?;
+        notes(&mut out, one)?;
+        steps(&mut out, one, &colors)?;
+        settings(&mut out, one, &colors)?;
+        diff(&mut out, one, &colors)?;
     }
     Ok(out.into_bytes())
 }
 
-fn headline(out: &mut String, one: &Explained<'_>, colours: &Colours) -> std::fmt::Result {
-    let Colours { good, bad, bold, .. } = colours;
-    let colour = if one.is_refused() { bad } else { good };
+fn headline(out: &mut String, one: &Explained<'_>, colors: &Colors) -> std::fmt::Result {
+    let Colors { success, error, bold, .. } = colors;
+    let color = if one.is_refused() { error } else { success };
     let name = if one.template.name.is_empty() { "(no name)" } else { &one.template.name };
     writeln!(
         out,
-        "{bold}{} {}/{name}{bold:#}: {colour}{}{colour:#}",
+        "{bold}{} {}/{name}{bold:#}: {color}{}{color:#}",
         one.template.kind,
         one.namespace,
         one.decision_text()
     )
 }
 
-/// Where a pod that exists is, and why there.
+/// Writes the node of an existing pod, and why it runs there.
 fn placement(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     let Some(Placement { node, is_virtual, why }) = &one.placement else { return Ok(()) };
     match (node, is_virtual) {
@@ -56,7 +56,7 @@ fn placement(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     }
 }
 
-/// One line for each pod.
+/// Returns a table with one row per pod.
 pub(super) fn table(explained: &[Explained<'_>]) -> anyhow::Result<Vec<u8>> {
     if explained.is_empty() {
         return Ok(b"no pod was missed\n".to_vec());
@@ -84,7 +84,7 @@ pub(super) fn table(explained: &[Explained<'_>]) -> anyhow::Result<Vec<u8>> {
     Ok(out.into_bytes())
 }
 
-/// `ReplicaSet/web-5d4f`
+/// Returns the controller of a pod, such as `ReplicaSet/web-5d4f`.
 fn owner(pod: &Value) -> Option<String> {
     let owners = pod.pointer("/metadata/ownerReferences")?.as_array()?;
     let owner = owners.iter().find(|owner| owner.get("controller") == Some(&Value::Bool(true)))?;
@@ -101,18 +101,18 @@ fn reasons(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
             let reason = finding.reason;
             writeln!(out, "  {}{}: {finding}", reason.code, generation(reason))?;
             writeln!(out, "    on a virtual node: {}", reason.on_virtual_node)?;
-            writeln!(out, "    how to mend it: {}", reason.fix)
+            writeln!(out, "    how to fix it: {}", reason.fix)
         }),
         (_, Verdict::Burst(_)) => Ok(()),
     }
 }
 
-/// The generation that a reason holds for, where it holds for one alone.
+/// Returns the generation that a reason applies to, unless it applies to both.
 fn generation(reason: &Reason) -> String {
     if reason.applies == Applies::Any { String::new() } else { format!(" ({})", reason.applies.as_str()) }
 }
 
-/// What it means for a decision that these objects could not be read.
+/// Returns the consequence of objects that could not be read.
 fn unread(plural: &str) -> String {
     let (what, consequence) = match plural {
         "networkpolicies" => ("network policies", "isolation not judged"),
@@ -125,10 +125,10 @@ fn unread(plural: &str) -> String {
     format!("{what} could not be read: {consequence}")
 }
 
-/// What was accepted, what the owner should know, and which overrides have no effect.
-fn remarks(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
+/// Writes unread objects, closed nodes, accepted reasons, notes for the owner, and ignored overrides.
+fn notes(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     let is_of_one = |finding: &Finding| finding.reason.applies != Applies::Any;
-    if one.is_held_to_both && one.refusals().iter().any(is_of_one) {
+    if one.generations_unknown && one.refusals().iter().any(is_of_one) {
         writeln!(out, "  no virtual node is known here, so the pod must be fit for both generations:")?;
         writeln!(out, "    give Node objects with -f, or set virtualNodes.generation in the configuration")?;
     }
@@ -156,30 +156,36 @@ fn remarks(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     for ignored in one.settings.iter().flat_map(|settings| &settings.ignored) {
         writeln!(out, "  ignored {} annotation {}: {}", ignored.on.as_str(), ignored.key, ignored.message)?;
     }
-    if !one.cut_off.is_empty() {
-        writeln!(out, "  without kube-proxy these Services cannot be reached: {}", one.cut_off.join(", "))?;
+    if !one.unreachable_services.is_empty() {
+        writeln!(
+            out,
+            "  without kube-proxy these Services cannot be reached: {}",
+            one.unreachable_services.join(", ")
+        )?;
     }
     Ok(())
 }
 
-fn steps(out: &mut String, one: &Explained<'_>, colours: &Colours) -> std::fmt::Result {
+fn steps(out: &mut String, one: &Explained<'_>, colors: &Colors) -> std::fmt::Result {
     if one.decision.verdict == Verdict::OptedOut {
         return Ok(());
     }
     for step in &one.decision.steps {
         let part = step.part.as_str();
         match step.outcome {
-            Outcome::Added => writeln!(out, "  {part:<15} {0}added{0:#}", colours.good)?,
-            Outcome::Kept => writeln!(out, "  {part:<15} {0}added earlier{0:#}", colours.good)?,
-            Outcome::Withdrawn => writeln!(out, "  {part:<15} {0}withdrawn{0:#}", colours.bad)?,
-            Outcome::Left(why) => writeln!(out, "  {part:<15} {0}not added: {1}{0:#}", colours.dim, left(why, one))?,
+            Outcome::Added => writeln!(out, "  {part:<15} {0}added{0:#}", colors.success)?,
+            Outcome::Kept => writeln!(out, "  {part:<15} {0}added earlier{0:#}", colors.success)?,
+            Outcome::Withdrawn => writeln!(out, "  {part:<15} {0}withdrawn{0:#}", colors.error)?,
+            Outcome::Left(why) => {
+                writeln!(out, "  {part:<15} {0}not added: {1}{0:#}", colors.dim, left_reason(why, one))?;
+            }
         }
     }
     Ok(())
 }
 
-/// Why a part is left, with the way out where it is only a matter of telling.
-fn left(why: Why, one: &Explained<'_>) -> String {
+/// Returns why a part is not added, with the flag that helps if one does.
+fn left_reason(why: Why, one: &Explained<'_>) -> String {
     match why {
         Why::ServiceAccountUnknown => {
             let name =
@@ -190,7 +196,7 @@ fn left(why: Why, one: &Explained<'_>) -> String {
     }
 }
 
-/// The settings by name, each as value and origin.
+/// Returns the settings as name, value and origin.
 fn list(settings: &Settings<'_>) -> Vec<(&'static str, String, &'static str)> {
     fn entry<T>(
         name: &'static str,
@@ -214,24 +220,24 @@ fn list(settings: &Settings<'_>) -> Vec<(&'static str, String, &'static str)> {
     list
 }
 
-fn settings(out: &mut String, one: &Explained<'_>, colours: &Colours) -> std::fmt::Result {
+fn settings(out: &mut String, one: &Explained<'_>, colors: &Colors) -> std::fmt::Result {
     let (Some(settings), Ok(profile)) = (&one.settings, &one.profile) else { return Ok(()) };
-    let Colours { dim, .. } = colours;
+    let Colors { dim, .. } = colors;
     let values: Vec<_> =
         list(settings).iter().map(|(name, value, origin)| format!("{name}={value} ({origin})")).collect();
     writeln!(out, "  {dim}profile {profile}: {}{dim:#}", values.join(", "))
 }
 
-fn diff(out: &mut String, one: &Explained<'_>, colours: &Colours) -> anyhow::Result<()> {
+fn diff(out: &mut String, one: &Explained<'_>, colors: &Colors) -> anyhow::Result<()> {
     let (before, after) = (yaml_text(&one.template.pod)?, yaml_text(&one.admitted()?)?);
     let diff = TextDiff::from_lines(&before, &after);
     for (i, group) in diff.grouped_ops(3).iter().enumerate() {
         writeln!(out, "{}", if i == 0 { "  --- submitted\n  +++ admitted" } else { "  ..." })?;
         for change in group.iter().flat_map(|op| diff.iter_changes(op)) {
             let (sign, style) = match change.tag() {
-                ChangeTag::Delete => ('-', colours.bad),
-                ChangeTag::Insert => ('+', colours.good),
-                ChangeTag::Equal => (' ', colours.dim),
+                ChangeTag::Delete => ('-', colors.error),
+                ChangeTag::Insert => ('+', colors.success),
+                ChangeTag::Equal => (' ', colors.dim),
             };
             writeln!(out, "  {style}{sign} {}{style:#}", change.value().trim_end_matches('\n'))?;
         }
@@ -243,13 +249,13 @@ fn yaml_text(value: &Value) -> anyhow::Result<String> {
     Ok(serde_saphyr::to_string(value)?)
 }
 
-fn value(one: &Explained<'_>) -> anyhow::Result<Value> {
+fn value(one: &Explained<'_>) -> Value {
     let steps = one.decision.steps.iter().map(|step| {
         let (outcome, why) = match step.outcome {
             Outcome::Added => ("added", None),
             Outcome::Kept => ("kept", None),
             Outcome::Withdrawn => ("withdrawn", None),
-            Outcome::Left(why) => ("left", Some(left(why, one))),
+            Outcome::Left(why) => ("left", Some(left_reason(why, one))),
         };
         json!({"part": step.part.as_str(), "outcome": outcome, "why": why})
     });
@@ -257,7 +263,7 @@ fn value(one: &Explained<'_>) -> anyhow::Result<Value> {
     let settings = settings.map(|(name, value, origin)| json!({"name": name, "value": value, "origin": origin}));
     let ignored = one.settings.iter().flat_map(|settings| &settings.ignored);
     let ignored = ignored.map(|i| json!({"on": i.on.as_str(), "annotation": i.key, "message": i.message}));
-    Ok(json!({
+    json!({
         "kind": one.template.kind,
         "namespace": one.namespace,
         "name": one.template.name,
@@ -276,10 +282,10 @@ fn value(one: &Explained<'_>) -> anyhow::Result<Value> {
         "parts": steps.collect::<Vec<_>>(),
         "settings": settings.collect::<Vec<_>>(),
         "ignored": ignored.collect::<Vec<_>>(),
-        "unreachableServices": one.cut_off,
+        "unreachableServices": one.unreachable_services,
         "notTakenIntoAccount": one.unread,
         "patch": one.patch,
-    }))
+    })
 }
 
 fn findings(findings: &[Finding]) -> Vec<Value> {
@@ -290,16 +296,16 @@ fn findings(findings: &[Finding]) -> Vec<Value> {
     findings.iter().map(one).collect()
 }
 
-fn values(explained: &[Explained<'_>]) -> anyhow::Result<Value> {
-    explained.iter().map(value).collect::<anyhow::Result<Vec<_>>>().map(Value::Array)
+fn values(explained: &[Explained<'_>]) -> Value {
+    explained.iter().map(value).collect()
 }
 
-pub(super) fn json(explained: &[Explained<'_>]) -> anyhow::Result<Vec<u8>> {
-    Ok(format!("{:#}\n", values(explained)?).into_bytes())
+pub(super) fn json(explained: &[Explained<'_>]) -> Vec<u8> {
+    format!("{:#}\n", values(explained)).into_bytes()
 }
 
 pub(super) fn yaml(explained: &[Explained<'_>]) -> anyhow::Result<Vec<u8>> {
-    Ok(yaml_text(&values(explained)?)?.into_bytes())
+    Ok(yaml_text(&values(explained))?.into_bytes())
 }
 
 pub(super) fn patches(explained: &[Explained<'_>]) -> Vec<u8> {

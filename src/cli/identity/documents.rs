@@ -1,4 +1,4 @@
-//! What manifests say of a cluster.
+//! Reads a cluster from manifests.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -19,24 +19,25 @@ use serde::Deserialize;
 use crate::{
     cli::manifest::Document,
     identity::{
-        Object, PodSpec, grants, is_v1_virtual_node, ready_endpoints,
-        seen::{self, Bearer, Cluster, ServiceAccount, WebhookConfiguration},
+        Object, PodSpec, grants, is_v1_virtual_node,
+        observation::{self, AnnotatedObject, Cluster, ServiceAccount, ServiceName, WebhookConfiguration},
+        ready_endpoints,
     },
     kubernetes::PartialObject,
 };
 
-/// A Pod of a manifest, as far as identities are concerned.
+/// The fields of a Pod that the identity checks read.
 type PodManifest = PartialObject<Pod, Option<PodSpec>, Option<PodPhase>>;
 
-/// `status` of a Pod, as far as it is read.
+/// The fields of a Pod status that are read.
 #[derive(Debug, Clone, Deserialize)]
 struct PodPhase {
     phase: Option<String>,
 }
 
-/// What is known, and which file says it.
+/// The cluster, and the file of each object.
 pub(super) struct Documents {
-    /// Of objects that name none.
+    /// The namespace of objects without one.
     namespace: String,
     cluster: Cluster,
     roles: Vec<ClusterRole>,
@@ -57,24 +58,24 @@ impl Documents {
         }
     }
 
-    /// Takes in documents.
+    /// Adds documents.
     ///
     /// # Errors
     ///
-    /// When a field that is read has a type that the API does not give it; named by file, object and path.
-    pub(super) fn learn(&mut self, documents: &[Document]) -> anyhow::Result<()> {
-        documents.iter().try_for_each(|document| self.learn_one(document))
+    /// When a field has a type that differs from the API's. The error names file, object and path.
+    pub(super) fn add(&mut self, documents: &[Document]) -> anyhow::Result<()> {
+        documents.iter().try_for_each(|document| self.add_document(document))
     }
 
-    fn learn_one(&mut self, document: &Document) -> anyhow::Result<()> {
+    fn add_document(&mut self, document: &Document) -> anyhow::Result<()> {
         let is = |group: &str, kind: &str| document.is(group, kind);
         if is("", "ServiceAccount") {
             let meta = self.metadata(document)?;
-            self.remember("ServiceAccount", document);
+            self.record_file("ServiceAccount", document);
             self.cluster.service_accounts.push(ServiceAccount::from(&meta));
         } else if is("", "Namespace") {
             let meta = self.metadata(document)?;
-            let namespace = seen::Namespace::from(&meta);
+            let namespace = observation::Namespace::from(&meta);
             self.cluster.namespaces.insert(meta.name.unwrap_or_default(), namespace);
         } else if is("", "Node") {
             let node: Node = document.typed()?;
@@ -82,68 +83,68 @@ impl Documents {
             self.cluster.v1_virtual_nodes.extend(name);
         } else if is("", "Service") {
             let meta = self.metadata(document)?;
-            self.remember("Service", document);
-            self.cluster.bearers.extend(Bearer::read("Service", &meta));
+            self.record_file("Service", document);
+            self.cluster.annotated_objects.extend(AnnotatedObject::from_metadata("Service", &meta));
         } else if is("admissionregistration.k8s.io", "MutatingWebhookConfiguration") {
             let configuration: MutatingWebhookConfiguration = document.typed()?;
-            self.remember("MutatingWebhookConfiguration", document);
+            self.record_file("MutatingWebhookConfiguration", document);
             self.cluster.webhooks.get_or_insert_default().push(WebhookConfiguration::from(&configuration));
         } else if is("discovery.k8s.io", "EndpointSlice") {
-            self.learn_endpoints(ready_endpoints(&document.typed::<EndpointSlice>()?));
+            self.add_endpoints(ready_endpoints(&document.typed::<EndpointSlice>()?));
         } else if is("", "Endpoints") {
             let endpoints: Endpoints = document.typed()?;
             let ready = endpoints.subsets.iter().flatten().filter_map(|subset| Some(subset.addresses.as_ref()?.len()));
             let meta = &endpoints.metadata;
-            let name = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
-            self.learn_endpoints(Some((name, ready.sum())));
+            let (namespace, name) = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+            self.add_endpoints(Some((ServiceName { namespace, name }, ready.sum())));
         } else if is("rbac.authorization.k8s.io", "ClusterRole") {
             self.roles.push(document.typed()?);
         } else if is("rbac.authorization.k8s.io", "ClusterRoleBinding") {
             self.bindings.push(document.typed()?);
         } else {
-            self.learn_pods(document)?;
+            self.add_pods(document)?;
         }
         Ok(())
     }
 
-    fn learn_endpoints(&mut self, ready: Option<((String, String), usize)>) {
+    fn add_endpoints(&mut self, ready: Option<(ServiceName, usize)>) {
         let all = self.cluster.endpoints.get_or_insert_default();
         if let Some((service, count)) = ready {
             *all.entry(service).or_default() += count;
         }
     }
 
-    fn learn_pods(&mut self, document: &Document) -> anyhow::Result<()> {
+    fn add_pods(&mut self, document: &Document) -> anyhow::Result<()> {
         let Some(template) = document.pod_template()? else {
             self.skipped.insert(document.kind().to_owned());
             return Ok(());
         };
-        // The ReplicaSets of a Deployment are its past; the Jobs of a CronJob too.
+        // Ignores the old ReplicaSets of a Deployment, and the Jobs of a CronJob.
         if template.kind != "Pod" && document.has_controller() {
             return Ok(());
         }
         let mut pod: PodManifest = template.typed()?;
         let namespace = template.namespace.clone().unwrap_or_else(|| self.namespace.clone());
         pod.metadata.namespace = Some(namespace.clone());
-        let maker = Object::namespaced(&template.kind, &namespace, &template.name);
-        self.files.insert(maker.clone(), document.source.clone());
-        // What the API server has seen has a uid.
+        let owner = Object::namespaced(&template.kind, &namespace, &template.name);
+        self.files.insert(owner.clone(), document.source.clone());
+        // Objects from the API server have a uid.
         if template.kind == "Pod" && pod.metadata.uid.is_some() {
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-            let running = pod.spec.as_ref().and_then(|spec| seen::Pod::running(&pod.metadata, spec, phase));
+            let running = pod.spec.as_ref().and_then(|spec| observation::Pod::running(&pod.metadata, spec, phase));
             self.cluster.pods.extend(running);
             return Ok(());
         }
         if template.kind != "Pod" {
             let meta = self.metadata(document)?;
-            self.cluster.bearers.extend(Bearer::read(&template.kind, &meta));
+            self.cluster.annotated_objects.extend(AnnotatedObject::from_metadata(&template.kind, &meta));
         }
         let spec = pod.spec.as_ref().ok_or_else(|| anyhow!("{}: expected spec", document.source))?;
-        self.cluster.pods.push(seen::Pod::template(maker, &pod.metadata, spec));
+        self.cluster.pods.push(observation::Pod::template(owner, &pod.metadata, spec));
         Ok(())
     }
 
-    /// What is read of an object's metadata.
+    /// Decodes the metadata of an object.
     fn metadata(&self, document: &Document) -> anyhow::Result<ObjectMeta> {
         let read = document.metadata()?;
         let owned = |map: Option<&crate::pod::StringMap<'_>>| {
@@ -158,7 +159,7 @@ impl Documents {
         })
     }
 
-    fn remember(&mut self, kind: &str, document: &Document) {
+    fn record_file(&mut self, kind: &str, document: &Document) {
         let name = document.name().unwrap_or_default();
         let object = match kind {
             "MutatingWebhookConfiguration" => Object::global(kind, name),
@@ -167,16 +168,16 @@ impl Documents {
         self.files.insert(object, document.source.clone());
     }
 
-    /// What the documents say together, once.
+    /// Returns the cluster. To be called once.
     pub(super) fn cluster(&mut self) -> Cluster {
         if !self.skipped.is_empty() {
             let kinds: Vec<_> = mem::take(&mut self.skipped).into_iter().collect();
-            eprintln!("skipped what says nothing of identities: {}", kinds.join(", "));
+            eprintln!("skipped kinds without identities: {}", kinds.join(", "));
         }
         let mut cluster = mem::take(&mut self.cluster);
         keep_last(&mut cluster.service_accounts, |account| account.name.clone());
-        keep_last(&mut cluster.pods, |pod| (pod.maker.clone(), pod.name.clone()));
-        keep_last(&mut cluster.bearers, |bearer| bearer.object.clone());
+        keep_last(&mut cluster.pods, |pod| (pod.owner.clone(), pod.name.clone()));
+        keep_last(&mut cluster.annotated_objects, |object| object.object.clone());
         if let Some(webhooks) = &mut cluster.webhooks {
             keep_last(webhooks, |configuration| configuration.name.clone());
         }
@@ -185,13 +186,13 @@ impl Documents {
         cluster
     }
 
-    /// The file that an object was read from.
+    /// Returns the file of an object.
     pub(super) fn file(&self, object: &Object) -> Option<&str> {
         self.files.get(object).map(String::as_str)
     }
 }
 
-/// Of objects that stand in several files the last one counts.
+/// Keeps the last of several objects with the same key.
 fn keep_last<T, K: Eq + Hash>(all: &mut Vec<T>, key: impl Fn(&T) -> K) {
     let mut once = HashSet::new();
     all.reverse();

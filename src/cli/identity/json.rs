@@ -1,4 +1,4 @@
-//! A report for programs.
+//! A report as JSON or YAML.
 
 use serde_json::{Map, Value, json};
 

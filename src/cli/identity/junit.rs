@@ -1,5 +1,5 @@
-//! A report as JUnit XML, as CI servers read it: a suite for each namespace, a case for each finding and for each service account
-//! without one.
+//! A report as JUnit XML, for CI servers: a suite per namespace, and a case per finding and per service account without
+//! a finding.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,7 @@ use std::{
 use super::{FailOn, report::Report};
 use crate::identity::{Evidence, Finding, Severity};
 
-/// A case: the element, and what became of it.
+/// A test case: its XML element, and its outcome.
 struct Case {
     text: String,
     outcome: Outcome,
@@ -97,7 +97,7 @@ fn attribute(text: &str) -> String {
     format!("\"{}\"", escaped(text).replace('\n', "&#10;").replace('\t', "&#9;").replace('\r', "&#13;"))
 }
 
-/// A text as XML 1.0 takes it; what it cannot hold at all is written as an escape.
+/// Escapes a text for XML 1.0. Characters that XML cannot hold are written as Rust escapes.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {

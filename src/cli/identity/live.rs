@@ -1,4 +1,4 @@
-//! Reading what there is: the cluster that kubectl talks to, and Azure.
+//! Reads the cluster of the kubeconfig, and Azure.
 
 use std::time::Duration;
 
@@ -8,37 +8,37 @@ use kube::Client;
 
 use super::{Args, preflight};
 use crate::{
-    cli::{cluster, config as file},
+    cli::{config as file, kube_client},
     cluster::identity,
     config::{self, did_you_mean},
     credentials::{
-        self, Source, Wanted,
+        self, ClientIds, Source,
         custom_resources::CustomResources,
-        issuer::Issuers,
-        merged,
+        issuer::IssuerReader,
+        merge,
         resource_manager::{Progress, ResourceManager, Settings},
     },
     identity::{
-        Seen,
-        azure::Azure,
+        Observation,
+        managed_identity::ManagedIdentities,
+        observation::{self, Issuer},
         preflight::Claims,
-        seen::{self, Issuer},
     },
 };
 
-/// How long Azure may be asked while a person waits: at two requests a second, for a thousand identities.
-const PATIENCE: Duration = Duration::from_secs(10 * 60);
+/// Time for reading from Azure. At two requests a second, it is enough for a thousand identities.
+const AZURE_READ_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
-/// What is there, and a token of the service account if that was asked for.
+/// The inputs of the checks, and a token of the service account with `--token`.
 pub(super) struct Live {
-    pub(super) seen: Seen,
+    pub(super) seen: Observation,
     pub(super) token: Option<Claims>,
 }
 
 pub(super) async fn live(args: &Args) -> anyhow::Result<Live> {
     let config = file::load(args.config.as_deref())?.identity;
     let cloud = args.cloud(&config);
-    let client = Client::try_from(cluster::find(args.context.as_deref(), "spillway").await?)?;
+    let client = Client::try_from(kube_client::config(args.context.as_deref(), "spillway").await?)?;
     let cluster = cluster(&client, args.namespace.as_deref()).await?;
     let token = match (&args.namespace, &args.service_account, args.token) {
         (Some(namespace), Some(name), true) => {
@@ -48,19 +48,20 @@ pub(super) async fn live(args: &Args) -> anyhow::Result<Live> {
         _ => None,
     };
     let issuers = issuers(args, &client, token.as_ref()).await?;
-    let wanted = wanted(args, &cluster);
-    let azure = azure(args, settings(args, config, cloud), &client, &wanted).await?;
+    let client_ids = client_ids(args, &cluster);
+    let azure = azure(args, settings(args, config, cloud), &client, &client_ids).await?;
     let at = args.at.unwrap_or_else(k8s_openapi::jiff::Timestamp::now);
-    Ok(Live { seen: Seen { cluster, issuers, cloud: cloud.into(), azure, at }, token })
+    Ok(Live { seen: Observation { cluster, issuers, cloud, managed_identities: azure, at }, token })
 }
 
-async fn cluster(client: &Client, namespace: Option<&str>) -> anyhow::Result<seen::Cluster> {
-    let found = identity::read(client, namespace).await.map_err(cluster::told).context("cannot read the cluster")?;
+async fn cluster(client: &Client, namespace: Option<&str>) -> anyhow::Result<observation::Cluster> {
+    let found =
+        identity::read(client, namespace).await.map_err(kube_client::api_message).context("cannot read the cluster")?;
     for unread in &found.refused {
         if unread.action == "list serviceaccounts" {
-            bail!("cannot list the service accounts of {}: {}", unread.scope, unread.because);
+            bail!("cannot list the service accounts of {}: {}", unread.scope, unread.reason);
         }
-        eprintln!("not taken into account: {} (may not {} of {})", unread.because, unread.action, unread.scope);
+        eprintln!("not taken into account: {} (may not {} of {})", unread.reason, unread.action, unread.scope);
     }
     let cluster = found.cluster;
     if let Some(namespace) = namespace
@@ -74,7 +75,7 @@ async fn cluster(client: &Client, namespace: Option<&str>) -> anyhow::Result<see
     Ok(cluster)
 }
 
-fn find_account(cluster: &seen::Cluster, namespace: &str, name: &str) -> anyhow::Result<()> {
+fn find_account(cluster: &observation::Cluster, namespace: &str, name: &str) -> anyhow::Result<()> {
     let mut accounts = cluster.service_accounts.iter().map(|account| &account.name);
     if accounts.any(|own| own.namespace == namespace && own.name == name) {
         return Ok(());
@@ -84,17 +85,17 @@ fn find_account(cluster: &seen::Cluster, namespace: &str, name: &str) -> anyhow:
     bail!("--service-account: no service account \"{name}\" in the cluster{hint}");
 }
 
-/// What was given counts, then what stands in a token, then what the API server says of itself.
+/// Returns the issuers. Flags come first, then the token, and then the API server.
 async fn issuers(args: &Args, client: &Client, token: Option<&Claims>) -> anyhow::Result<Vec<Issuer>> {
     let mut issuers = super::issuers(args)?;
     if !issuers.is_empty() {
         return Ok(issuers);
     }
-    let read = Issuers::new(client.clone()).read().await;
-    if let (Some(unread), None) = (&read.unread, token) {
+    let read = IssuerReader::new(client.clone()).read().await;
+    if let (Some(unread), None) = (&read.failure, token) {
         eprintln!(
             "the issuer of tokens is not known: {} (may not {}); give it with --issuer",
-            unread.because, unread.action
+            unread.reason, unread.action
         );
     }
     issuers = read.issuers;
@@ -109,16 +110,16 @@ async fn issuers(args: &Args, client: &Client, token: Option<&Claims>) -> anyhow
     Ok(issuers)
 }
 
-/// What the service accounts that are asked about name.
-fn wanted(args: &Args, cluster: &seen::Cluster) -> Wanted {
-    let is_chosen = |account: &&seen::ServiceAccount| {
+/// Returns the client ids of the chosen service accounts.
+fn client_ids(args: &Args, cluster: &observation::Cluster) -> ClientIds {
+    let is_chosen = |account: &&observation::ServiceAccount| {
         args.namespace.as_ref().is_none_or(|namespace| *namespace == account.name.namespace)
             && args.service_account.as_ref().is_none_or(|name| *name == account.name.name)
     };
-    credentials::wanted(cluster.service_accounts.iter().filter(is_chosen))
+    credentials::client_ids(cluster.service_accounts.iter().filter(is_chosen))
 }
 
-/// What to ask of Azure: what the configuration says and what the flags add to it.
+/// Returns the Azure sources of the configuration and the flags.
 fn settings(args: &Args, mut config: config::Identity, cloud: crate::azure::Cloud) -> Option<Settings> {
     let azure = &mut config.resource_manager;
     azure.subscriptions.extend(args.subscriptions.iter().cloned());
@@ -127,36 +128,36 @@ fn settings(args: &Args, mut config: config::Identity, cloud: crate::azure::Clou
         cloud.resource_manager().clone_into(&mut azure.endpoint);
         config.cloud = cloud;
     }
-    Settings::of(&config).map(|settings| Settings { patience: PATIENCE, ..settings })
+    Settings::of(&config).map(|settings| Settings { pass_timeout: AZURE_READ_TIMEOUT, ..settings })
 }
 
 async fn azure(
     args: &Args,
     settings: Option<Settings>,
     client: &Client,
-    wanted: &Wanted,
-) -> anyhow::Result<Option<Azure>> {
+    wanted: &ClientIds,
+) -> anyhow::Result<Option<ManagedIdentities>> {
     let mut answers = Vec::new();
     if let Some(settings) = settings {
         let bar = progress();
         let shown = bar.clone();
-        let source = ResourceManager::new(settings)?.watched_by(move |progress| show(&shown, progress));
+        let source = ResourceManager::new(settings)?.with_progress(move |progress| show(&shown, progress));
         answers.push(source.read(wanted).await);
         bar.finish_and_clear();
     }
     answers.extend(super::azure(args)?);
-    match CustomResources::find(client).await {
+    match CustomResources::discover(client).await {
         Ok(found) => {
             if let Some(source) = found {
                 answers.push(source.read(wanted).await);
             }
         }
-        Err(error) => eprintln!("not taken into account: custom resources ({})", cluster::told(error)),
+        Err(error) => eprintln!("not taken into account: custom resources ({})", kube_client::api_message(error)),
     }
-    Ok((!answers.is_empty()).then(|| merged(answers)))
+    Ok((!answers.is_empty()).then(|| merge(answers)))
 }
 
-/// A line on standard error, which is drawn on a terminal alone.
+/// A line on standard error. It is only drawn on a terminal.
 fn progress() -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::default_spinner());
     bar.enable_steady_tick(Duration::from_millis(100));

@@ -1,4 +1,4 @@
-//! `--token`: a token as a pod of the service account gets it, beside the credentials of its identity.
+//! `--token`: compares a token of the service account, as its pods get it, with the credentials of its identity.
 
 use std::fmt::{self, Write};
 
@@ -13,80 +13,80 @@ use serde_json::{Value, json};
 use super::text;
 use crate::{
     azure::Cloud,
-    cli::{cluster::patiently, colours::Colours},
+    cli::{colors::Colors, kube_client::with_timeout},
     identity::{
-        Seen,
-        azure::{Extent, Identity},
+        Observation,
         difference::visible,
-        preflight::{Claims, Compared, compare},
+        managed_identity::{Completeness, ManagedIdentity},
+        preflight::{Claims, Comparison, compare},
     },
 };
 
-/// The shortest life that the API server gives a token (kubernetes.io/docs/reference/kubernetes-api, TokenRequestSpec).
-const LIFE: i64 = 600;
+/// The shortest lifetime that the API server accepts (kubernetes.io/docs/reference/kubernetes-api, TokenRequestSpec).
+const TOKEN_LIFETIME_SECONDS: i64 = 600;
 
-/// What stands in a token for this service account. The token itself goes no further.
+/// Returns the claims of a token of this service account. The token itself is not kept.
 ///
 /// # Errors
 ///
-/// When the API server gives none; creating `serviceaccounts/token` has to be allowed.
+/// When the API server issues none. It requires permission to create `serviceaccounts/token`.
 pub(super) async fn token(client: &Client, namespace: &str, name: &str, cloud: Cloud) -> anyhow::Result<Claims> {
     let audience = cloud.audience().to_owned();
     let spec = TokenRequestSpec {
         audiences: Some(vec![audience]),
-        expiration_seconds: Some(LIFE),
+        expiration_seconds: Some(TOKEN_LIFETIME_SECONDS),
         ..TokenRequestSpec::default()
     };
     let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
     let api: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let answer = patiently(api.create_token_request(name, &PostParams::default(), &request)).await;
+    let answer = with_timeout(api.create_token_request(name, &PostParams::default(), &request)).await;
     let answer =
         answer.with_context(|| format!("--token: cannot get a token of service account {namespace}/{name}"))?;
     let token = answer.status.and_then(|status| status.token).unwrap_or_default();
     Claims::read(&token).map_err(|why| anyhow!("--token: the API server's token cannot be read: {why}"))
 }
 
-/// What came of it.
+/// The result of the comparison.
 pub(super) struct Preflight<'p> {
     claims: &'p Claims,
     verdict: Verdict<'p>,
 }
 
 enum Verdict<'p> {
-    /// It cannot be told.
+    /// The result is unknown, for this reason.
     Unknown(String),
-    /// The credentials of this identity, the nearest first.
-    Compared(&'p Identity, Vec<Compared<'p>>),
+    /// The credentials of this identity, closest first.
+    Compared(&'p ManagedIdentity, Vec<Comparison<'p>>),
 }
 
 impl<'p> Preflight<'p> {
-    pub(super) fn new(seen: &'p Seen, client_id: Option<&str>, claims: &'p Claims) -> Self {
-        let identities = seen.azure.iter().flat_map(|azure| &azure.identities);
+    pub(super) fn new(seen: &'p Observation, client_id: Option<&str>, claims: &'p Claims) -> Self {
+        let identities = seen.managed_identities.iter().flat_map(|azure| &azure.identities);
         let own = client_id.and_then(|id| identities.into_iter().find(|one| one.client_id.eq_ignore_ascii_case(id)));
         let verdict = match (client_id, own.map(|identity| (identity, &identity.credentials))) {
             (None, _) => Verdict::Unknown("the service account names no identity".to_owned()),
             (Some(id), None) => Verdict::Unknown(format!("no identity with the client id {} is seen", visible(id))),
-            (_, Some((_, Err(unread)))) => Verdict::Unknown(unread.because.clone()),
+            (_, Some((_, Err(unread)))) => Verdict::Unknown(unread.reason.clone()),
             (_, Some((identity, Ok(credentials)))) => Verdict::Compared(identity, compare(claims, credentials)),
         };
         Self { claims, verdict }
     }
 
-    fn matched(&self) -> Option<&Compared<'p>> {
+    fn matched(&self) -> Option<&Comparison<'p>> {
         match &self.verdict {
             Verdict::Unknown(_) => None,
             Verdict::Compared(_, all) => all.iter().find(|compared| compared.differences.is_empty()),
         }
     }
 
-    /// Whether it is known that Entra refuses the token.
+    /// Returns whether Entra certainly rejects the token.
     pub(super) fn is_refused(&self) -> bool {
-        matches!(self.verdict, Verdict::Compared(identity, _) if identity.extent > Extent::Part)
+        matches!(self.verdict, Verdict::Compared(identity, _) if identity.completeness > Completeness::Partial)
             && self.matched().is_none()
     }
 
     pub(super) fn text(&self) -> Result<String, fmt::Error> {
-        let (Colours { good, bad, doubtful, bold, .. }, mut out) = (Colours::of_stdout(), String::new());
+        let (Colors { success, error, warning, bold, .. }, mut out) = (Colors::of_stdout(), String::new());
         let Claims { issuer, subject, audiences } = self.claims;
         writeln!(out, "\n{bold}A token of the service account, as its pods get it:{bold:#}")?;
         writeln!(out, "    issuer   {}", visible(issuer))?;
@@ -94,43 +94,46 @@ impl<'p> Preflight<'p> {
         writeln!(out, "    audience {}", visible(&audiences.join(", ")))?;
         let (identity, all) = match &self.verdict {
             Verdict::Unknown(why) => {
-                writeln!(out, "{doubtful}?{doubtful:#} whether Entra takes it cannot be told: {}", text::line(why))?;
+                writeln!(out, "{warning}?{warning:#} whether Entra takes it cannot be told: {}", text::line(why))?;
                 return Ok(out);
             }
             Verdict::Compared(identity, all) => (visible(identity.display_name()), all),
         };
         if let Some(matched) = self.matched() {
             let name = visible(&matched.credential.name);
-            writeln!(out, "{good}✓{good:#} credential {name} of identity {identity} has the same: Entra takes it")?;
+            writeln!(
+                out,
+                "{success}✓{success:#} credential {name} of identity {identity} has the same: Entra takes it"
+            )?;
             return Ok(out);
         }
         if self.is_refused() {
-            writeln!(out, "{bad}✗{bad:#} no credential of identity {identity} has the same: Entra refuses it")?;
+            writeln!(out, "{error}✗{error:#} no credential of identity {identity} has the same: Entra refuses it")?;
         } else {
-            let name = format!("{doubtful}?{doubtful:#} no credential of identity {identity} that is seen");
+            let name = format!("{warning}?{warning:#} no credential of identity {identity} that is seen");
             writeln!(out, "{name} has the same; Azure may have more")?;
         }
-        for Compared { credential, differences } in all.iter().take(SHOWN) {
+        for Comparison { credential, differences } in all.iter().take(MAX_SHOWN_CREDENTIALS) {
             let parts: Vec<_> = differences.iter().map(|one| format!("{}: {}", one.what, one.why())).collect();
             writeln!(out, "  {bold}{}{bold:#}: {}", visible(&credential.name), parts.join("; "))?;
             for difference in differences {
-                text::difference(&mut out, difference, &Colours::of_stdout())?;
+                text::difference(&mut out, difference, &Colors::of_stdout())?;
             }
         }
-        match all.len().saturating_sub(SHOWN) {
+        match all.len().saturating_sub(MAX_SHOWN_CREDENTIALS) {
             0 => Ok(out),
             more => writeln!(out, "  and {more} more").map(|()| out),
         }
     }
 
-    /// For programs.
+    /// Returns the result as JSON.
     pub(super) fn json(&self) -> Value {
         let Claims { issuer, subject, audiences } = self.claims;
         let (why, compared) = match &self.verdict {
             Verdict::Unknown(why) => (Some(why), Vec::new()),
             Verdict::Compared(_, all) => {
                 let one =
-                    |one: &Compared<'_>| json!({"credential": one.credential.name, "differences": one.differences});
+                    |one: &Comparison<'_>| json!({"credential": one.credential.name, "differences": one.differences});
                 (None, all.iter().map(one).collect())
             }
         };
@@ -145,5 +148,5 @@ impl<'p> Preflight<'p> {
     }
 }
 
-/// How many credentials are shown that differ.
-const SHOWN: usize = 5;
+/// Maximum number of differing credentials that are shown.
+const MAX_SHOWN_CREDENTIALS: usize = 5;

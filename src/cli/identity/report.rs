@@ -1,4 +1,4 @@
-//! What is reported: the findings that were asked for, and a line for each service account.
+//! The content of a report: the chosen findings, and the service accounts.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -7,7 +7,7 @@ use anyhow::bail;
 use super::Documents;
 use crate::{
     config::did_you_mean,
-    identity::{self, AccountName, Finding, Object, Seen, Severity, seen::ServiceAccount},
+    identity::{self, AccountName, Finding, Object, Observation, Severity, observation::ServiceAccount},
 };
 
 pub(super) struct Report<'r> {
@@ -16,24 +16,24 @@ pub(super) struct Report<'r> {
     files: HashMap<Object, String>,
 }
 
-/// A service account that has an identity, or a finding.
+/// A service account with an identity or a finding.
 pub(super) struct Account<'r> {
     pub(super) name: &'r AccountName,
     pub(super) client_id: Option<&'r str>,
-    /// The name of its identity, if that is known.
+    /// The name of its identity, if known.
     pub(super) identity: Option<&'r str>,
-    /// How many workloads run as it.
+    /// Number of workloads that use it.
     pub(super) workloads: usize,
-    /// The ids of what was found, the worst first.
+    /// The ids of its findings, worst first.
     pub(super) ids: Vec<&'static str>,
     pub(super) worst: Option<Severity>,
 }
 
-/// What was asked for.
+/// The scope of a report.
 pub(super) struct Scope<'s> {
     pub(super) namespace: Option<&'s str>,
     pub(super) account: Option<&'s str>,
-    /// Where service accounts are looked for, for people.
+    /// Where service accounts come from, for messages.
     pub(super) place: &'static str,
     /// The files of credentials.
     pub(super) files: HashSet<String>,
@@ -42,9 +42,9 @@ pub(super) struct Scope<'s> {
 impl<'r> Report<'r> {
     /// # Errors
     ///
-    /// When the service account that was asked for is not there.
+    /// When the chosen service account does not exist.
     pub(super) fn new(
-        seen: &'r Seen,
+        seen: &'r Observation,
         documents: &Documents,
         Scope { namespace, account, place, files: known }: &Scope<'_>,
     ) -> anyhow::Result<Self> {
@@ -78,12 +78,12 @@ impl<'r> Report<'r> {
         Ok(Self { findings, accounts, files })
     }
 
-    /// The file that a finding's object was read from.
+    /// Returns the file of a finding's object.
     pub(super) fn file(&self, finding: &Finding) -> Option<&str> {
         self.files.get(&finding.object).map(String::as_str)
     }
 
-    /// How many findings there are of each severity, the worst first; those of which there are none left out.
+    /// Returns the number of findings by severity, worst first, without zeros.
     pub(super) fn counts(&self) -> Vec<(Severity, usize)> {
         let all = [Severity::Error, Severity::Warning, Severity::Info, Severity::Unknown];
         let count = |severity| self.findings.iter().filter(|finding| finding.severity == severity).count();
@@ -91,33 +91,33 @@ impl<'r> Report<'r> {
     }
 }
 
-fn source_of(seen: &Seen, object: &Object) -> Option<String> {
-    let mut identities = seen.azure.iter().flat_map(|azure| &azure.identities);
+fn source_of(seen: &Observation, object: &Object) -> Option<String> {
+    let mut identities = seen.managed_identities.iter().flat_map(|azure| &azure.identities);
     let own = identities.find(|one| object.kind == "ManagedIdentity" && one.display_name() == object.name)?;
     Some(own.source.clone())
 }
 
-/// The names of the identities that these service accounts name.
-fn identities_of<'r>(seen: &'r Seen, accounts: &[&ServiceAccount]) -> HashSet<&'r str> {
+/// Returns the names of the identities of these service accounts.
+fn identities_of<'r>(seen: &'r Observation, accounts: &[&ServiceAccount]) -> HashSet<&'r str> {
     let client_ids: HashSet<_> =
         accounts.iter().filter_map(|one| one.client_id()).map(str::to_ascii_lowercase).collect();
-    let identities = seen.azure.iter().flat_map(|azure| &azure.identities);
+    let identities = seen.managed_identities.iter().flat_map(|azure| &azure.identities);
     let used = identities.filter(|identity| client_ids.contains(&identity.client_id.to_ascii_lowercase()));
-    used.map(identity::azure::Identity::display_name).collect()
+    used.map(identity::managed_identity::ManagedIdentity::display_name).collect()
 }
 
-fn accounts<'r>(seen: &'r Seen, chosen: &[&'r ServiceAccount], findings: &[Finding]) -> Vec<Account<'r>> {
+fn accounts<'r>(seen: &'r Observation, chosen: &[&'r ServiceAccount], findings: &[Finding]) -> Vec<Account<'r>> {
     let mut found: HashMap<&AccountName, Vec<&Finding>> = HashMap::new();
     for finding in findings {
         if let Some(name) = &finding.service_account {
             found.entry(name).or_default().push(finding);
         }
     }
-    let mut makers: HashMap<(&str, &str), BTreeSet<&Object>> = HashMap::new();
+    let mut owners: HashMap<(&str, &str), BTreeSet<&Object>> = HashMap::new();
     for pod in &seen.cluster.pods {
-        makers.entry((&pod.namespace, &pod.service_account)).or_default().insert(&pod.maker);
+        owners.entry((&pod.namespace, &pod.service_account)).or_default().insert(&pod.owner);
     }
-    let identities = seen.azure.iter().flat_map(|azure| &azure.identities);
+    let identities = seen.managed_identities.iter().flat_map(|azure| &azure.identities);
     let identities: HashMap<_, _> =
         identities.map(|one| (one.client_id.to_ascii_lowercase(), one.display_name())).collect();
     let mut accounts: Vec<_> = chosen
@@ -132,7 +132,7 @@ fn accounts<'r>(seen: &'r Seen, chosen: &[&'r ServiceAccount], findings: &[Findi
                 name: &account.name,
                 client_id,
                 identity: client_id.and_then(|id| identities.get(&id.to_ascii_lowercase()).copied()),
-                workloads: makers.get(&(&*account.name.namespace, &*account.name.name)).map_or(0, BTreeSet::len),
+                workloads: owners.get(&(&*account.name.namespace, &*account.name.name)).map_or(0, BTreeSet::len),
                 ids,
                 worst: own.iter().map(|finding| finding.severity).min(),
             }

@@ -1,4 +1,4 @@
-//! A report as SARIF 2.1.0 (docs.oasis-open.org/sarif/sarif/v2.1.0), as far as code scanning reads it.
+//! A report as SARIF 2.1.0 (docs.oasis-open.org/sarif/sarif/v2.1.0), for code scanning.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ const PAGE: &str = "docs/identity.md";
 
 pub(super) fn sarif(report: &Report<'_>) -> Vec<u8> {
     let rules: Vec<_> = identity::checks().map(rule).collect();
-    // The same finding stays the same, whatever line it moves to and however many pods it speaks of.
+    // The fingerprint of a finding depends neither on its line nor on the number of pods.
     let mut numbers: HashMap<(&str, &Object), usize> = HashMap::new();
     let results = report.findings.iter().map(|finding| {
         let number = numbers.entry((finding.check.id, &finding.object)).and_modify(|number| *number += 1).or_default();
@@ -50,7 +50,7 @@ fn result(finding: &Finding, file: Option<&str>, fingerprint: &str) -> Value {
     let name = finding.object.to_string();
     let logical = json!([{"fullyQualifiedName": name, "kind": "object"}]);
     let location = match file.filter(|file| *file != "-") {
-        // Objects are read as values, without their lines; code scanning wants one.
+        // Code scanning requires a line, but objects are read without lines.
         Some(file) => {
             let physical = json!({"artifactLocation": {"uri": uri(file)}, "region": {"startLine": 1}});
             json!({"physicalLocation": physical, "logicalLocations": logical})
@@ -74,7 +74,7 @@ fn result(finding: &Finding, file: Option<&str>, fingerprint: &str) -> Value {
     })
 }
 
-/// A path as a reference of a URI (RFC 3986).
+/// Returns a path as a URI reference (RFC 3986).
 fn uri(path: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
     let scheme = if path.starts_with('/') { "file://" } else { "" };

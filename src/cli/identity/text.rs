@@ -1,4 +1,4 @@
-//! A report for people: a table of service accounts, then every finding with its evidence and its cure.
+//! A report for people: a table of service accounts, then every finding with its evidence and its fix.
 
 use std::fmt::{self, Write};
 
@@ -7,7 +7,7 @@ use anstyle::Style;
 use super::report::{Account, Report};
 use crate::{
     azure::is_guid,
-    cli::colours::Colours,
+    cli::colors::Colors,
     identity::{
         Evidence, Finding, Severity,
         difference::{Difference, visible},
@@ -24,20 +24,20 @@ const fn symbol(severity: Option<Severity>) -> &'static str {
     }
 }
 
-fn colour(colours: &Colours, severity: Option<Severity>) -> Style {
+fn color(colors: &Colors, severity: Option<Severity>) -> Style {
     match severity {
-        None => colours.good,
-        Some(Severity::Error) => colours.bad,
-        Some(Severity::Warning | Severity::Unknown) => colours.doubtful,
-        Some(Severity::Info) => colours.dim,
+        None => colors.success,
+        Some(Severity::Error) => colors.error,
+        Some(Severity::Warning | Severity::Unknown) => colors.warning,
+        Some(Severity::Info) => colors.dim,
     }
 }
 
 pub(super) fn text(report: &Report<'_>) -> Result<String, fmt::Error> {
-    let (colours, mut out) = (Colours::of_stdout(), String::new());
-    table(&mut out, report, &colours)?;
+    let (colors, mut out) = (Colors::of_stdout(), String::new());
+    table(&mut out, report, &colors)?;
     for finding in &report.findings {
-        one(&mut out, finding, &colours)?;
+        one(&mut out, finding, &colors)?;
     }
     let counts: Vec<_> = report.counts().iter().map(|(severity, count)| counted(*severity, *count)).collect();
     let accounts = report.accounts.len();
@@ -57,7 +57,7 @@ fn counted(severity: Severity, count: usize) -> String {
     }
 }
 
-fn table(out: &mut String, report: &Report<'_>, colours: &Colours) -> fmt::Result {
+fn table(out: &mut String, report: &Report<'_>, colors: &Colors) -> fmt::Result {
     const HEAD: [&str; 5] = ["NAMESPACE", "SERVICE ACCOUNT", "WORKLOADS", "IDENTITY", "FINDINGS"];
     if report.accounts.is_empty() {
         return Ok(());
@@ -73,10 +73,10 @@ fn table(out: &mut String, report: &Report<'_>, colours: &Colours) -> fmt::Resul
         let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
-    writeln!(out, "  {0}{1}{0:#}", colours.bold, line(&HEAD))?;
+    writeln!(out, "  {0}{1}{0:#}", colors.bold, line(&HEAD))?;
     for (worst, cells) in &rows {
         let cells: Vec<_> = cells.iter().map(String::as_str).collect();
-        writeln!(out, "{0}{1}{0:#} {2}", colour(colours, *worst), symbol(*worst), line(&cells))?;
+        writeln!(out, "{0}{1}{0:#} {2}", color(colors, *worst), symbol(*worst), line(&cells))?;
     }
     out.push('\n');
     Ok(())
@@ -94,9 +94,9 @@ fn cells(account: &Account<'_>) -> [String; 5] {
     ]
 }
 
-fn one(out: &mut String, finding: &Finding, colours: &Colours) -> fmt::Result {
-    let Colours { bold, .. } = colours;
-    let paint = colour(colours, Some(finding.severity));
+fn one(out: &mut String, finding: &Finding, colors: &Colors) -> fmt::Result {
+    let Colors { bold, .. } = colors;
+    let paint = color(colors, Some(finding.severity));
     let (id, object) = (finding.check.id, visible(&finding.object.to_string()));
     writeln!(
         out,
@@ -107,7 +107,7 @@ fn one(out: &mut String, finding: &Finding, colours: &Colours) -> fmt::Result {
     for evidence in &finding.evidence {
         match evidence {
             Evidence::Fact { name, value } => writeln!(out, "    {name}: {}", line(value))?,
-            Evidence::Difference(difference) => self::difference(out, difference, colours)?,
+            Evidence::Difference(difference) => self::difference(out, difference, colors)?,
         }
     }
     writeln!(out, "    {bold}fix:{bold:#}")?;
@@ -118,17 +118,17 @@ fn one(out: &mut String, finding: &Finding, colours: &Colours) -> fmt::Result {
     Ok(())
 }
 
-/// Both texts, and a mark below the first place where they differ.
-pub(super) fn difference(out: &mut String, difference: &Difference, colours: &Colours) -> fmt::Result {
+/// Writes both texts, and a mark below the first difference.
+pub(super) fn difference(out: &mut String, difference: &Difference, colors: &Colors) -> fmt::Result {
     let (expected, found, column) = difference.shown();
-    let Colours { good, bad, .. } = colours;
-    writeln!(out, "    {} expected  {good}{expected}{good:#}", difference.what)?;
+    let Colors { success, error, .. } = colors;
+    writeln!(out, "    {} expected  {success}{expected}{success:#}", difference.what)?;
     let indent = " ".repeat(difference.what.len());
-    writeln!(out, "    {indent} found     {bad}{found}{bad:#}")?;
-    writeln!(out, "    {indent}           {}{bad}^{bad:#}", " ".repeat(column))
+    writeln!(out, "    {indent} found     {error}{found}{error:#}")?;
+    writeln!(out, "    {indent}           {}{error}^{error:#}", " ".repeat(column))
 }
 
-/// A text that cannot move the cursor, whoever has written it.
+/// Escapes control characters, so that untrusted text cannot move the cursor.
 pub(super) fn line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {

@@ -1,4 +1,4 @@
-//! The text of a manifest, taken apart into documents as kubectl does it.
+//! Reads a manifest: splits its text into documents, as kubectl does.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::Document;
 use crate::{cli::config::read_text, config::describe_yaml};
 
-/// Reads all documents of a file, or of standard input for `-`. Lists are taken apart, empty documents left out.
+/// Reads all documents of a file, or of standard input for `-`. Lists are flattened, and empty documents are left out.
 pub(in crate::cli) fn read(file: &Path) -> anyhow::Result<Vec<Document>> {
     let (text, file) = (read_text(file)?, file.display().to_string());
     let mut documents = Vec::new();
@@ -18,8 +18,8 @@ pub(in crate::cli) fn read(file: &Path) -> anyhow::Result<Vec<Document>> {
     Ok(documents)
 }
 
-/// The values of a text. What begins with a brace may be JSON, also one object after the other, or YAML in its flow style; so
-/// such a text is taken apart at the separators first. Every other is left to the YAML parser, which knows them better.
+/// Parses all values of a text. A text that starts with a brace can be JSON, several JSON objects, or YAML in flow
+/// style. Such a text is split at the separators first. The YAML parser reads every other text.
 fn parse(text: &str) -> Result<Vec<Value>, String> {
     let chunks = chunks(text);
     if !chunks.iter().any(|(_, chunk)| is_braced(chunk)) {
@@ -35,7 +35,7 @@ fn parse(text: &str) -> Result<Vec<Value>, String> {
     Ok(values)
 }
 
-/// What stands in a chunk behind its separator.
+/// Returns the content of a chunk after its separator.
 fn content(chunk: &str) -> &str {
     chunk.strip_prefix("---").unwrap_or(chunk).trim_start()
 }
@@ -44,7 +44,7 @@ fn is_braced(chunk: &str) -> bool {
     content(chunk).starts_with('{')
 }
 
-/// The parts of a text that begin with a separator, a line with `---`, each with the number of lines above it.
+/// Splits a text at its separators, lines with `---`. Returns each part with the number of lines before it.
 fn chunks(text: &str) -> Vec<(u64, &str)> {
     let (mut chunks, mut begin, mut begin_line, mut at) = (Vec::new(), 0, 0, 0);
     for (number, line) in (0..).zip(text.split_inclusive('\n')) {
@@ -58,7 +58,7 @@ fn chunks(text: &str) -> Vec<(u64, &str)> {
     chunks
 }
 
-/// The values of a chunk that is JSON and nothing else.
+/// Returns the values of a chunk if it is only JSON.
 fn parse_json(chunk: &str) -> Option<Vec<Value>> {
     if !is_braced(chunk) {
         return None;
@@ -66,7 +66,7 @@ fn parse_json(chunk: &str) -> Option<Vec<Value>> {
     serde_json::Deserializer::from_str(content(chunk)).into_iter().collect::<Result<_, _>>().ok()
 }
 
-/// YAML as kubectl reads it: octal numbers such as `defaultMode: 0644`, and large files.
+/// Parses YAML as kubectl does: with octal numbers such as `defaultMode: 0644`, and large files.
 fn parse_yaml(text: &str, lines_above: u64) -> Result<Vec<Value>, String> {
     const LARGE: usize = 10_000_000; // a list of some ten thousand pods
     let options = serde_saphyr::options! {
@@ -93,8 +93,8 @@ fn flatten(source: &str, value: Value, documents: &mut Vec<Document>) -> anyhow:
     }
 }
 
-/// The items of a list, or the object itself if it is none: a kind may end in `List` and be no list. The items of a typed list
-/// such as `PodList` do not say what they are, so they are told.
+/// Returns the items of a list, or else the object. A kind that ends in `List` is not always a list. The items of a
+/// typed list such as `PodList` have no kind, so it is added.
 fn items(mut object: Map<String, Value>) -> Result<Vec<Value>, Map<String, Value>> {
     let kind = object.get("kind").and_then(Value::as_str).and_then(|kind| kind.strip_suffix("List")).map(Value::from);
     let (kind, mut items) = match (kind, object.remove("items")) {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn json_and_yaml_may_stand_in_one_file() {
+    fn a_file_can_have_json_and_yaml() {
         for text in [
             "{\"kind\": \"Pod\"}\n---\n{\"kind\": \"Job\"}\n",
             "{\"kind\": \"Pod\"}\n---\nkind: Job\n",
@@ -141,11 +141,11 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_named_with_its_line() {
+    fn parse_errors_have_their_line() {
         for (text, expected) in [
             ("kind: Pod\nmetadata: {name: [}\n", "2:"),
             ("{\"kind\": \"Pod\"}\n---\n\nkind: Pod\nspec: [\n", "5:7: unclosed bracket '['"),
-            ("kind: Pod\nkind: Pod\n", "2:1: field \"kind\" stands here a second time"),
+            ("kind: Pod\nkind: Pod\n", "2:1: duplicate field \"kind\""),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.starts_with(expected), "{error}");

@@ -4,7 +4,7 @@ use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration, core::v1 as core, rbac::v1::ClusterRole,
 };
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{ListParams, PartialObjectMeta},
     core::NamespaceResourceScope,
 };
@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     identity::{
-        azure::Unread,
-        seen::{Cluster, Namespace, Pod, ServiceAccount, WebhookConfiguration},
+        managed_identity::ReadFailure,
+        observation::{Cluster, Namespace, Pod, ServiceAccount, WebhookConfiguration},
     },
     kubernetes::{Object, ObjectKey, Refusal, Store, list},
 };
@@ -34,7 +34,7 @@ pub struct Live {
     /// The cluster. What may not be read is absent, not empty.
     pub cluster: Cluster,
     /// What may not be read.
-    pub refused: Vec<Unread>,
+    pub refused: Vec<ReadFailure>,
 }
 
 /// Reads a cluster, or of service accounts and pods those of one namespace; then it is not whole.
@@ -83,7 +83,7 @@ pub async fn read(client: &Client, namespace: Option<&str>) -> kube::Result<Live
         bindings: bindings.listing(),
     };
     let mut cluster = inputs.cluster();
-    cluster.is_whole &= namespace.is_none();
+    cluster.is_complete &= namespace.is_none();
     Ok(Live { cluster, refused: inputs.refused() })
 }
 
@@ -91,7 +91,10 @@ fn v1_virtual_node(node: NodeObject) -> Option<()> {
     Node::read(node)?.is_first_generation().then_some(())
 }
 
-fn scoped<K: Object<Scope = NamespaceResourceScope>>(client: &Client, namespace: Option<&str>) -> Api<K> {
+fn scoped<K: Object + Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
+    client: &Client,
+    namespace: Option<&str>,
+) -> Api<K> {
     match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
@@ -174,7 +177,7 @@ mod tests {
         let Live { cluster, refused } = read(&client, None).await.unwrap();
         let names: Vec<_> = cluster.service_accounts.iter().map(|account| account.name.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
-        assert!(cluster.is_whole && refused.is_empty());
+        assert!(cluster.is_complete && refused.is_empty());
         let asked = asked.lock().unwrap();
         assert_eq!(asked.iter().filter(|ask| ask.starts_with("/api/v1/serviceaccounts?")).count(), 4);
         assert!(asked.iter().all(|ask| ask.contains("limit=250")), "{asked:?}");
@@ -191,9 +194,9 @@ mod tests {
             _ => page(json!([]), ""),
         });
         let Live { cluster, refused } = read(&client, Some("shop")).await.unwrap();
-        assert_eq!((cluster.service_accounts.len(), cluster.is_whole), (1, false), "of one namespace");
+        assert_eq!((cluster.service_accounts.len(), cluster.is_complete), (1, false), "of one namespace");
         assert!(cluster.webhooks.is_none());
-        let said: Vec<_> = refused.iter().map(|unread| format!("{}: {}", unread.action, unread.because)).collect();
+        let said: Vec<_> = refused.iter().map(|unread| format!("{}: {}", unread.action, unread.reason)).collect();
         assert_eq!(said, ["list nodes: 403 Forbidden", "list mutatingwebhookconfigurations: 403 Forbidden"]);
 
         let (client, _) = server(|_, _| failure(500, "InternalError"));
@@ -227,7 +230,8 @@ mod tests {
             _ => page(json!([]), ""),
         });
         let cluster = read(&client, None).await.unwrap().cluster;
-        let wi = ("kube-system".to_owned(), "wi".to_owned());
+        let wi =
+            crate::identity::observation::ServiceName { namespace: "kube-system".to_owned(), name: "wi".to_owned() };
         assert_eq!(cluster.endpoints, Some([(wi, 1)].into()));
         assert!(cluster.grants.is_some());
         let asked = asked.lock().unwrap();

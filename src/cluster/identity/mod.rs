@@ -16,9 +16,10 @@ pub(crate) use watched::IdentityInputs;
 use super::inventory::services;
 use crate::{
     identity::{
-        azure::Unread,
-        grants, grants_identities, ready_endpoints,
-        seen::{Cluster, Namespace, Pod, ServiceAccount, WebhookConfiguration},
+        grants, grants_identities,
+        managed_identity::ReadFailure,
+        observation::{Cluster, Namespace, Pod, ServiceAccount, ServiceName, WebhookConfiguration},
+        ready_endpoints,
     },
     kubernetes::{Listing, ObjectKey, Refusal, Store},
 };
@@ -70,7 +71,7 @@ impl Inputs<'_> {
     }
 
     /// The lists that the API server forbids.
-    fn refused(&self) -> Vec<Unread> {
+    fn refused(&self) -> Vec<ReadFailure> {
         let Self { accounts, pods, namespaces, v1_virtual_nodes, webhooks, endpoints, roles, bindings } = self;
         let kinds = [
             accounts.refusal(),
@@ -81,7 +82,7 @@ impl Inputs<'_> {
             roles.refusal(),
             bindings.refusal(),
         ];
-        kinds.into_iter().chain(endpoints.values().map(Store::refusal)).flatten().map(unread).collect()
+        kinds.into_iter().chain(endpoints.values().map(Store::refusal)).flatten().map(read_failure).collect()
     }
 
     /// What the checks get. Of pods, those that could have to do with identities: in most clusters a small part of all.
@@ -95,9 +96,9 @@ impl Inputs<'_> {
             [self.accounts.listed().is_some(), self.pods.listed().is_some(), self.namespaces.listed().is_some()];
         Cluster {
             service_accounts: self.accounts.values().cloned().collect(),
-            is_whole: listed.into_iter().all(|is_listed| is_listed),
+            is_complete: listed.into_iter().all(|is_listed| is_listed),
             pods: self.pods.values().filter(|pod| pod.concerns_identities() || has_keys(pod)).cloned().collect(),
-            bearers: Vec::new(),
+            annotated_objects: Vec::new(),
             namespaces: self.namespaces.iter().map(|(key, namespace)| (key.name.clone(), namespace.clone())).collect(),
             v1_virtual_nodes: self.v1_virtual_nodes.iter().map(|(key, ())| key.name.clone()).collect(),
             webhooks: self.webhooks.listed().map(|all| all.iter().map(|(_, webhook)| (*webhook).clone()).collect()),
@@ -111,19 +112,19 @@ impl Inputs<'_> {
     }
 
     /// How many endpoints of each Service are ready; `None` as long as that is not known of one.
-    fn ready(&self) -> Option<BTreeMap<(String, String), usize>> {
+    fn ready(&self) -> Option<BTreeMap<ServiceName, usize>> {
         let ready = |service: ObjectKey| {
             let count = self.endpoints.get(&service)?.listed()?.values().sum();
-            Some(((service.namespace, service.name), count))
+            Some((ServiceName { namespace: service.namespace, name: service.name }, count))
         };
         services(self.webhooks.values()).into_iter().map(ready).collect()
     }
 }
 
 /// A list that the API server forbids, as the checks report it.
-fn unread(refusal: &Refusal) -> Unread {
-    Unread {
-        because: refusal.status.clone(),
+fn read_failure(refusal: &Refusal) -> ReadFailure {
+    ReadFailure {
+        reason: refusal.status.clone(),
         action: format!("list {}", refusal.resource),
         scope: match &refusal.namespace {
             None => "the cluster".to_owned(),
@@ -160,13 +161,13 @@ fn slices_of(service: &ObjectKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::seen::Webhook;
+    use crate::identity::observation::Webhook;
 
     fn injector(service: &str) -> WebhookConfiguration {
         let webhook = Webhook {
             name: "mutation.azure-workload-identity.io".to_owned(),
             wants_label: true,
-            service: Some(("kube-system".to_owned(), service.to_owned())),
+            service: Some(ServiceName { namespace: "kube-system".to_owned(), name: service.to_owned() }),
             has_ca_bundle: true,
         };
         WebhookConfiguration { name: "azure-wi".to_owned(), webhooks: vec![webhook] }
@@ -205,7 +206,7 @@ mod tests {
     fn what_is_pending_or_forbidden_is_absent_and_not_empty() {
         let nothing = Stores::default();
         let cluster = nothing.inputs().cluster();
-        assert!(!cluster.is_whole && cluster.webhooks.is_none() && cluster.grants.is_none());
+        assert!(!cluster.is_complete && cluster.webhooks.is_none() && cluster.grants.is_none());
         assert_eq!(nothing.inputs().pending().len(), 5);
 
         let mut stores = Stores {
@@ -222,15 +223,15 @@ mod tests {
         stores.endpoints.insert(ObjectKey::new("kube-system", "wi"), listed([("a", 1), ("b", 1)]));
         assert!(stores.inputs().pending().is_empty());
         let cluster = stores.inputs().cluster();
-        assert!(cluster.is_whole);
+        assert!(cluster.is_complete);
         assert_eq!(cluster.endpoints.unwrap().into_values().collect::<Vec<_>>(), [2]);
 
         let refusal = Refusal { status: "403 Forbidden".to_owned(), resource: "pods", namespace: None };
         stores.pods.refuse(refusal);
         assert!(stores.inputs().pending().is_empty(), "nothing will come");
-        assert!(!stores.inputs().cluster().is_whole);
-        let unread = Unread {
-            because: "403 Forbidden".to_owned(),
+        assert!(!stores.inputs().cluster().is_complete);
+        let unread = ReadFailure {
+            reason: "403 Forbidden".to_owned(),
             action: "list pods".to_owned(),
             scope: "the cluster".to_owned(),
         };

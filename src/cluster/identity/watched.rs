@@ -15,11 +15,11 @@ use super::{
     Endpoints, Inputs, binding, ready, role, slices_of,
 };
 use crate::{
-    background::again_after_panic,
+    background::restart_on_panic,
     config,
     identity::{
-        azure::Unread,
-        seen::{self, Cluster},
+        managed_identity::ReadFailure,
+        observation::{self, Cluster},
     },
     kubernetes::{ObjectKey, Refusal, Sink, Store, Watch},
 };
@@ -62,7 +62,7 @@ impl<'i> IdentityInputs<'i> {
     }
 
     /// The lists that the API server forbids.
-    pub(crate) fn refused(&self) -> Vec<Unread> {
+    pub(crate) fn refused(&self) -> Vec<ReadFailure> {
         self.with(|inputs| inputs.refused())
     }
 
@@ -104,10 +104,10 @@ impl<'i> IdentityInputs<'i> {
 #[derive(Debug)]
 struct Changes {
     pods: watch::Receiver<()>,
-    service_accounts: watch::Receiver<Store<seen::ServiceAccount>>,
-    namespaces: watch::Receiver<Store<seen::Namespace>>,
+    service_accounts: watch::Receiver<Store<observation::ServiceAccount>>,
+    namespaces: watch::Receiver<Store<observation::Namespace>>,
     v1_virtual_nodes: watch::Receiver<Store<()>>,
-    webhooks: watch::Receiver<Store<seen::WebhookConfiguration>>,
+    webhooks: watch::Receiver<Store<observation::WebhookConfiguration>>,
     endpoints: watch::Receiver<Endpoints>,
     roles: watch::Receiver<Store<ClusterRole>>,
     bindings: watch::Receiver<Store<ClusterRoleBinding>>,
@@ -133,12 +133,12 @@ impl Changes {
 /// Follows the endpoints of the Services that webhooks name, and of no other: a cluster has many, and they change all the time.
 fn follow_endpoints(
     client: &Client,
-    webhooks: &watch::Receiver<Store<seen::WebhookConfiguration>>,
+    webhooks: &watch::Receiver<Store<observation::WebhookConfiguration>>,
     tasks: &mut JoinSet<()>,
 ) -> watch::Receiver<Endpoints> {
     let (publish, endpoints) = watch::channel(Endpoints::new());
     let (client, webhooks) = (client.clone(), webhooks.clone());
-    tasks.spawn(again_after_panic(async move || {
+    tasks.spawn(restart_on_panic(async move || {
         let mut webhooks = webhooks.clone();
         loop {
             let services = services(webhooks.borrow_and_update().values());
@@ -204,9 +204,9 @@ fn follow_grants(
     let ((publish_roles, roles), (publish_bindings, bindings)) =
         (watch::channel(Store::default()), watch::channel(Store::default()));
     let (client, pods, settings) = (client.clone(), pods.clone(), settings.clone());
-    tasks.spawn(again_after_panic(async move || {
+    tasks.spawn(restart_on_panic(async move || {
         let mut changes = pods.identity();
-        while !pods.borrow().identity(&settings).values().any(seen::Pod::uses_binding) {
+        while !pods.borrow().identity(&settings).values().any(observation::Pod::uses_binding) {
             if changes.changed().await.is_err() {
                 return;
             }

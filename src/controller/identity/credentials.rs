@@ -1,175 +1,178 @@
-//! What is known of managed identities and their credentials, kept up to date beside the passes: Azure may be slow, and they go on
-//! with what it said last.
+//! Managed identities and their credentials, read in the background: Azure may be slow, and passes go on with its last result.
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, stream};
 use kube::Client;
+use spillway_core::config::Identity;
+use spillway_identity::{managed_identity::ManagedIdentities, observation::ServiceAccount};
 use tokio::{sync::watch, task::JoinSet, time};
 
 use crate::{
-    background::again_after_panic,
-    config::Identity,
-    controller::watch_changes,
-    credentials::{Source, Sources, Wanted, configured, custom_resources::CustomResources, merged},
-    identity::{azure::Azure, seen::ServiceAccount},
+    background::restart_on_panic,
+    credentials::{ClientIds, Source, Sources, configured, custom_resources::CustomResources, merge},
     telemetry::Causes,
 };
 
-/// How often the sources are asked. Azure Resource Manager keeps what it is told for as long as the configuration says.
-const PERIOD: Duration = Duration::from_secs(60);
+/// How often the sources are read. The one for Azure Resource Manager caches results for the configured time.
+const POLL_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The least time between two askings, however often it changes what is wanted, and between a change and reading it.
-const PAUSE: Duration = Duration::from_secs(2);
+/// The least time between two reads of the sources, and between a change of custom resources and the next read.
+const MIN_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The least time between two readings of custom resources, and how many times as long as one of them it is: each lists all.
-const REST: Duration = Duration::from_secs(5);
-const REST_FACTOR: u32 = 20;
+/// The least time between two reads of custom resources.
+const MIN_LIST_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether custom resources are there at all, and whether others are.
-const DISCOVERY: Duration = Duration::from_secs(300);
+/// How many times as long as a read of custom resources the time until the next one is: each read lists all objects.
+const LIST_INTERVAL_FACTOR: u32 = 20;
 
-/// What the custom resources say: nothing before they were looked for.
-type Inside = Option<Option<Azure>>;
+/// How often Spillway looks for installed operators.
+const DISCOVERY_INTERVAL: Duration = Duration::from_secs(300);
 
-/// What the other sources say, and what they were asked for: nothing before they have answered.
-type Outside = Option<(Wanted, Option<Azure>)>;
+/// The identities in custom resources: nothing before the first discovery.
+type CustomResourceState = Option<Option<ManagedIdentities>>;
 
-/// What is known at one moment.
-pub(super) struct Known {
-    /// Nothing without sources.
-    pub(super) azure: Option<Azure>,
-    /// Whether every source has answered.
+/// The identities of the configured sources, and the client IDs that they were read for: nothing before the first read.
+type SourceState = Option<(ClientIds, Option<ManagedIdentities>)>;
+
+/// The identities that are known at one time.
+pub(super) struct CredentialSnapshot {
+    /// `None` if there are no sources.
+    pub(super) identities: Option<ManagedIdentities>,
+    /// `true` if all sources have been read.
     pub(super) is_complete: bool,
-    /// What the answer is to; nothing if it is one to everything.
-    asked: Option<Wanted>,
+    /// The client IDs that the sources were read for; `None` if there are no configured sources.
+    client_ids: Option<ClientIds>,
 }
 
-impl Known {
-    /// Whether the sources were asked for what a service account names.
-    pub(super) fn was_asked_for(&self, account: &ServiceAccount) -> bool {
-        let (Some(client_id), Some(asked)) = (account.client_id(), &self.asked) else { return true };
-        asked.get(&client_id.to_ascii_lowercase()).is_some_and(|by| by.contains(&account.name))
+impl CredentialSnapshot {
+    /// Returns whether the sources were read for the client ID of a service account.
+    pub(super) fn covers(&self, account: &ServiceAccount) -> bool {
+        let (Some(client_id), Some(client_ids)) = (account.client_id(), &self.client_ids) else { return true };
+        client_ids.get(&client_id.to_ascii_lowercase()).is_some_and(|accounts| accounts.contains(&account.name))
     }
 }
 
-/// Follows all sources, until it is dropped.
-pub(super) struct Credentials {
-    wanted: watch::Sender<Option<Wanted>>,
-    outside: watch::Receiver<Outside>,
-    inside: watch::Receiver<Inside>,
+/// Reads all sources in the background, until it is dropped.
+pub(super) struct CredentialReader {
+    client_ids: watch::Sender<Option<ClientIds>>,
+    sources: watch::Receiver<SourceState>,
+    custom_resources: watch::Receiver<CustomResourceState>,
     _tasks: JoinSet<()>,
 }
 
-impl Credentials {
-    /// Begins to follow those that the configuration names, and the custom resources of the cluster.
-    pub(super) fn follow(client: &Client, identity: &Identity) -> Self {
-        let (wanted, asked) = watch::channel(None);
-        let (tell_outside, outside) = watch::channel(None);
-        let (tell_inside, inside) = watch::channel(None);
-        let sources = Arc::new(configured(identity));
+impl CredentialReader {
+    /// Starts to read the configured sources and the custom resources of the cluster.
+    pub(super) fn start(client: &Client, identity: &Identity) -> Self {
+        let (client_ids, needed) = watch::channel(None);
+        let (publish_sources, sources) = watch::channel(None);
+        let (publish_custom_resources, custom_resources) = watch::channel(None);
+        let configured = Arc::new(configured(identity));
         let mut tasks = JoinSet::new();
-        let asked_inside = asked.clone();
-        tasks.spawn(again_after_panic(async move || {
-            follow_sources(&sources, asked.clone(), &tell_outside).await;
+        let needed_here = needed.clone();
+        tasks.spawn(restart_on_panic(async move || {
+            read_sources(&configured, needed.clone(), &publish_sources).await;
         }));
         let client = client.clone();
-        tasks.spawn(again_after_panic(async move || {
-            follow_custom_resources(&client, &asked_inside, &tell_inside).await;
+        tasks.spawn(restart_on_panic(async move || {
+            read_custom_resources(&client, &needed_here, &publish_custom_resources).await;
         }));
-        Self { wanted, outside, inside, _tasks: tasks }
+        Self { client_ids, sources, custom_resources, _tasks: tasks }
     }
 
-    /// What stands in the annotations of service accounts: what has to be known.
-    pub(super) fn want(&self, wanted: Wanted) {
-        publish(&self.wanted, wanted);
+    /// Sets the client IDs to read.
+    pub(super) fn set_client_ids(&self, client_ids: ClientIds) {
+        publish(&self.client_ids, client_ids);
     }
 
-    /// What is known now.
-    pub(super) fn known(&self) -> Known {
-        let (outside, inside) = (self.outside.borrow().clone(), self.inside.borrow().clone());
-        let is_complete = outside.is_some() && inside.is_some();
-        let (asked, outside) = match outside {
-            None => (Some(Wanted::new()), None),
+    /// Returns what is known now.
+    pub(super) fn snapshot(&self) -> CredentialSnapshot {
+        let (sources, custom_resources) = (self.sources.borrow().clone(), self.custom_resources.borrow().clone());
+        let is_complete = sources.is_some() && custom_resources.is_some();
+        let (client_ids, sources) = match sources {
+            None => (Some(ClientIds::new()), None),
             Some((_, None)) => (None, None),
-            Some((asked, azure)) => (Some(asked), azure),
+            Some((client_ids, identities)) => (Some(client_ids), identities),
         };
-        let answers: Vec<_> = [outside, inside.flatten()].into_iter().flatten().collect();
-        Known { azure: (!answers.is_empty()).then(|| merged(answers)), is_complete, asked }
+        let results: Vec<_> = [sources, custom_resources.flatten()].into_iter().flatten().collect();
+        CredentialSnapshot { identities: (!results.is_empty()).then(|| merge(results)), is_complete, client_ids }
     }
 
-    /// Whether every source has answered.
+    /// Returns whether all sources have been read.
     pub(super) fn is_complete(&self) -> bool {
-        self.outside.borrow().is_some() && self.inside.borrow().is_some()
+        self.sources.borrow().is_some() && self.custom_resources.borrow().is_some()
     }
 
-    /// Waits for another answer. Cancel safe.
+    /// Waits for the next change. Cancel safe.
     pub(super) async fn changed(&mut self) {
-        // Both senders live as long as this.
+        // Both senders live as long as this reader.
         tokio::select! {
-            _ = self.outside.changed() => {}
-            _ = self.inside.changed() => {}
+            _ = self.sources.changed() => {}
+            _ = self.custom_resources.changed() => {}
         }
     }
 }
 
-fn publish<T: PartialEq>(tell: &watch::Sender<Option<T>>, answer: T) {
-    let answer = Some(answer);
-    tell.send_if_modified(|old| {
-        let is_new = *old != answer;
-        *old = answer;
+fn publish<T: PartialEq>(sender: &watch::Sender<Option<T>>, value: T) {
+    let value = Some(value);
+    sender.send_if_modified(|old| {
+        let is_new = *old != value;
+        *old = value;
         is_new
     });
 }
 
-async fn follow_sources(sources: &Sources, mut wanted: watch::Receiver<Option<Wanted>>, tell: &watch::Sender<Outside>) {
+async fn read_sources(
+    sources: &Sources,
+    mut client_ids: watch::Receiver<Option<ClientIds>>,
+    sender: &watch::Sender<SourceState>,
+) {
     loop {
-        // Before it is known what is wanted, an answer would be one to nothing.
-        let Ok(wanted_now) = wanted.wait_for(Option::is_some).await.map(|now| now.clone().unwrap_or_default()) else {
+        // Without client IDs there is nothing to read yet.
+        let Ok(needed) = client_ids.wait_for(Option::is_some).await.map(|now| now.clone().unwrap_or_default()) else {
             return;
         };
-        let azure = sources.read(&wanted_now).await;
-        publish(tell, (wanted_now, azure));
-        time::sleep(PAUSE).await;
+        let identities = sources.read(&needed).await;
+        publish(sender, (needed, identities));
+        time::sleep(MIN_POLL_INTERVAL).await;
         tokio::select! {
-            changed = wanted.changed() => if changed.is_err() { return },
-            () = time::sleep(PERIOD) => {}
+            changed = client_ids.changed() => if changed.is_err() { return },
+            () = time::sleep(POLL_INTERVAL) => {}
         }
     }
 }
 
-async fn follow_custom_resources(
+async fn read_custom_resources(
     client: &Client,
-    wanted: &watch::Receiver<Option<Wanted>>,
-    tell: &watch::Sender<Inside>,
+    client_ids: &watch::Receiver<Option<ClientIds>>,
+    sender: &watch::Sender<CustomResourceState>,
 ) {
     loop {
-        let found = match CustomResources::find(client).await {
-            Ok(found) => found,
+        let discovered = match CustomResources::discover(client).await {
+            Ok(discovered) => discovered,
             Err(error) => {
-                tracing::warn!(error = %Causes(&error), "cannot see which custom resources there are, trying again");
-                time::sleep(PERIOD).await;
+                tracing::warn!(error = %Causes(&error), "cannot discover custom resources, trying again");
+                time::sleep(POLL_INTERVAL).await;
                 continue;
             }
         };
-        let Some(resources) = found else {
-            publish(tell, None);
-            time::sleep(DISCOVERY).await;
+        let Some(resources) = discovered else {
+            publish(sender, None);
+            time::sleep(DISCOVERY_INTERVAL).await;
             continue;
         };
-        let mut changes = watch_changes("custom resources", resources.watch()).chain(stream::pending());
-        let until = time::Instant::now() + DISCOVERY;
+        let (mut changes, _watches) = resources.watch();
+        let until = time::Instant::now() + DISCOVERY_INTERVAL;
         while time::Instant::now() < until {
-            let wanted_now = wanted.borrow().clone().unwrap_or_default();
+            let needed = client_ids.borrow().clone().unwrap_or_default();
             let began = time::Instant::now();
-            publish(tell, Some(resources.read(&wanted_now).await));
-            let rested = time::Instant::now() + REST.max(began.elapsed() * REST_FACTOR);
-            // What comes meanwhile is one change.
-            let mut due = until;
+            publish(sender, Some(resources.read(&needed).await));
+            let earliest = time::Instant::now() + MIN_LIST_INTERVAL.max(began.elapsed() * LIST_INTERVAL_FACTOR);
+            // All changes until then lead to one read.
+            let mut next = until;
             loop {
                 tokio::select! {
-                    () = time::sleep_until(due) => break,
-                    _ = changes.next() => due = due.min(rested.max(time::Instant::now() + PAUSE)),
+                    () = time::sleep_until(next) => break,
+                    Ok(()) = changes.changed() => next = next.min(earliest.max(time::Instant::now() + MIN_POLL_INTERVAL)),
                 }
             }
         }
@@ -183,18 +186,19 @@ mod tests {
     use futures_util::{FutureExt, future::BoxFuture};
 
     use super::*;
+    use crate::credentials::client_ids;
 
-    /// Remembers what it was asked for.
-    struct Remembering(Arc<Mutex<Vec<Wanted>>>);
+    /// A source that records the client IDs of each read.
+    struct RecordingSource(Arc<Mutex<Vec<ClientIds>>>);
 
-    impl Source for Remembering {
+    impl Source for RecordingSource {
         fn name(&self) -> &'static str {
-            "remembering"
+            "recording"
         }
 
-        fn read<'a>(&'a self, wanted: &'a Wanted) -> BoxFuture<'a, Azure> {
-            self.0.lock().unwrap().push(wanted.clone());
-            async { Azure::default() }.boxed()
+        fn read<'a>(&'a self, client_ids: &'a ClientIds) -> BoxFuture<'a, ManagedIdentities> {
+            self.0.lock().unwrap().push(client_ids.clone());
+            async { ManagedIdentities::default() }.boxed()
         }
     }
 
@@ -205,47 +209,47 @@ mod tests {
         account
     }
 
-    fn wanted(client_id: &str) -> Wanted {
-        crate::credentials::wanted([&account(client_id)].into_iter())
+    fn ids(client_id: &str) -> ClientIds {
+        client_ids([&account(client_id)].into_iter())
     }
 
-    /// Credentials of these sources and without custom resources.
-    fn of(sources: Sources) -> Credentials {
-        let (wanted, asked) = watch::channel(None);
-        let (tell_outside, outside) = watch::channel(None);
-        let (_, inside) = watch::channel(Some(None));
+    /// A reader of these sources, without custom resources.
+    fn reader(configured: Sources) -> CredentialReader {
+        let (client_ids, needed) = watch::channel(None);
+        let (publish_sources, sources) = watch::channel(None);
+        let (_, custom_resources) = watch::channel(Some(None));
         let mut tasks = JoinSet::new();
-        tasks.spawn(async move { follow_sources(&sources, asked, &tell_outside).await });
-        Credentials { wanted, outside, inside, _tasks: tasks }
+        tasks.spawn(async move { read_sources(&configured, needed, &publish_sources).await });
+        CredentialReader { client_ids, sources, custom_resources, _tasks: tasks }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_is_one_to_what_was_asked_and_to_nothing_else() {
-        let asked = Arc::default();
-        let mut credentials = of(Sources::new(vec![Box::new(Remembering(Arc::clone(&asked)))]));
-        time::sleep(PERIOD * 2).await;
-        assert!(!credentials.is_complete() && asked.lock().unwrap().is_empty(), "nobody knows what is wanted");
-        let known = credentials.known();
-        assert!(known.azure.is_none() && !known.was_asked_for(&account("one")));
+    async fn a_result_covers_the_client_ids_it_was_read_for() {
+        let reads = Arc::default();
+        let mut reader = reader(Sources::new(vec![Box::new(RecordingSource(Arc::clone(&reads)))]));
+        time::sleep(POLL_INTERVAL * 2).await;
+        assert!(!reader.is_complete() && reads.lock().unwrap().is_empty(), "no client IDs are known");
+        let snapshot = reader.snapshot();
+        assert!(snapshot.identities.is_none() && !snapshot.covers(&account("one")));
 
-        credentials.want(wanted("one"));
-        credentials.outside.changed().await.unwrap();
-        let known = credentials.known();
-        assert!(known.is_complete && known.azure.is_some());
-        assert!(known.was_asked_for(&account("ONE")) && !known.was_asked_for(&account("two")));
-        credentials.want(wanted("two"));
-        assert!(!credentials.known().was_asked_for(&account("two")), "not yet");
-        credentials.outside.changed().await.unwrap();
-        assert!(credentials.known().was_asked_for(&account("two")));
-        assert_eq!(*asked.lock().unwrap(), [wanted("one"), wanted("two")]);
+        reader.set_client_ids(ids("one"));
+        reader.sources.changed().await.unwrap();
+        let snapshot = reader.snapshot();
+        assert!(snapshot.is_complete && snapshot.identities.is_some());
+        assert!(snapshot.covers(&account("ONE")) && !snapshot.covers(&account("two")));
+        reader.set_client_ids(ids("two"));
+        assert!(!reader.snapshot().covers(&account("two")), "not yet");
+        reader.sources.changed().await.unwrap();
+        assert!(reader.snapshot().covers(&account("two")));
+        assert_eq!(*reads.lock().unwrap(), [ids("one"), ids("two")]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_sources_there_is_nothing_to_wait_for() {
-        let mut credentials = of(Sources::default());
-        credentials.want(wanted("one"));
-        credentials.outside.changed().await.unwrap();
-        let known = credentials.known();
-        assert!(known.is_complete && known.azure.is_none() && known.was_asked_for(&account("anything")));
+    async fn without_sources_every_account_is_covered() {
+        let mut reader = reader(Sources::default());
+        reader.set_client_ids(ids("one"));
+        reader.sources.changed().await.unwrap();
+        let snapshot = reader.snapshot();
+        assert!(snapshot.is_complete && snapshot.identities.is_none() && snapshot.covers(&account("anything")));
     }
 }

@@ -1,16 +1,18 @@
-//! Keeps an eye on workload identity: every link from pods to federated credentials is checked when something changes, and all of them
-//! every five minutes. It writes events, metrics and ConfigMap `spillway-identity-report`, and nothing in Azure.
+//! Checks workload identity when something changes, and every five minutes. The reconciler writes Events, metrics and ConfigMap
+//! `spillway-identity-report`, and nothing in Azure.
 //!
-//! A round is observe (watches, the issuer, the sources of credentials), check and plan (both pure), apply (events) and report. After
-//! each there is a pause, so that a change in every second costs no more than 5 % of a CPU.
+//! A pass has five steps: observe (watches, the issuer, the sources of credentials), check and plan (both pure), write Events, write the
+//! report. A pause follows each pass, so that a change in every second uses at most 5 % of a CPU.
 
+mod coverage;
 mod credentials;
 mod plan;
 mod report;
 
 use std::time::Duration;
 
-use credentials::Credentials;
+use coverage::{Coverage, InputStatus};
+use credentials::CredentialReader;
 use k8s_openapi::{
     api::core::v1::{ConfigMap, ObjectReference},
     jiff::Timestamp,
@@ -20,9 +22,15 @@ use kube::{
     api::{ObjectMeta, Patch, PatchParams, PostParams},
     runtime::events::EventType,
 };
-use plan::{Basis, Grounds, Plan, Planned, plan};
-use report::{Memory, Sources};
+use plan::{Plan, PlannedEvent, plan};
+use report::{InputSummary, REPORT_NAME, ReportedFindings};
 use serde_json::json;
+use spillway_core::config::Identity;
+use spillway_identity::{
+    self as identity, AccountName, Observation,
+    managed_identity::{ManagedIdentities, ReadFailure},
+    observation::ServiceAccount,
+};
 use tokio::{
     task::JoinError,
     time::{Instant, sleep, sleep_until, timeout},
@@ -31,156 +39,153 @@ use tokio::{
 use super::{CONFIG_MAP, Context, FIELD_MANAGER};
 use crate::{
     cluster::{Inventory, identity::IdentityInputs},
-    config::Identity,
     credentials::{
-        Wanted, custom_resources,
-        issuer::{self, Issuers},
-    },
-    identity::{
-        self, AccountName, Seen,
-        azure::{Azure, Unread},
-        seen::ServiceAccount,
+        self as sources, ClientIds, custom_resources,
+        issuer::{IssuerReader, IssuerStatus},
     },
     kubernetes::object_reference,
     reload::configuration::until,
     telemetry::Causes,
 };
 
-/// The ConfigMap with the report.
-const REPORT: &str = "spillway-identity-report";
-
 const RECONCILER: &str = "identity";
 
-/// How often everything is looked at, whether or not something has changed: the issuer, credentials that are no longer fresh, the
-/// report itself.
-const FULL_PASS: Duration = Duration::from_secs(300);
+/// The time between two full passes, which also read what no watch reports: the issuer, the age of credentials, the report itself.
+const FULL_PASS_INTERVAL: Duration = Duration::from_secs(300);
 
-/// The least time between two passes, by how much a pause is longer than the work before it, and how long it is at the most.
-const PAUSE: Duration = Duration::from_secs(1);
-const REST: u32 = 20;
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The least and the most time between two passes.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// How long the first pass waits for the sources of credentials: without them it would call nothing wrong that is.
-const FIRST_ANSWERS: Duration = Duration::from_secs(15);
+/// How many times as long as the work of a pass the pause after it is.
+const PAUSE_FACTOR: u32 = 20;
 
-/// How long the API server may take for one answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the first pass waits for the sources of credentials. Without them it could not report wrong credentials.
+const INITIAL_READ_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long the API server may take for a response.
+const API_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The time between a failure and the next attempt.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why a pass failed.
 #[derive(Debug, thiserror::Error)]
 enum PassError {
     #[error("cannot {0}")]
     Api(&'static str, #[source] kube::Error),
-    #[error("no answer from the API server within {PATIENCE:?}")]
+    #[error("no answer from the API server within {API_TIMEOUT:?}")]
     Timeout,
     #[error("the checks panicked")]
     Check(#[source] JoinError),
 }
 
-/// Checks for as long as the configuration says so.
+/// Runs while the configuration enables the checks.
 pub(super) async fn run(context: &Context, inventory: &Inventory) {
     loop {
         let settings = context.configuration.borrow().identity.clone();
-        let another = until(&context.configuration, |now| now.identity != settings);
+        let changed = until(&context.configuration, |now| now.identity != settings);
         if settings.enabled {
             tokio::select! {
-                () = Box::pin(follow(context, inventory, &settings)) => {}
-                () = another => tracing::info!("identity is checked by other settings now, beginning anew"),
+                () = Box::pin(reconcile(context, inventory, &settings)) => {}
+                () = changed => tracing::info!("settings of identity checks changed, starting over"),
             }
         } else {
-            tracing::info!("identity is not checked: it is switched off");
-            another.await;
+            tracing::info!("identity checks are disabled");
+            changed.await;
         }
         context.metrics.identity.reset();
     }
 }
 
-/// What passes rest on, and what they remember.
-struct Watch<'c> {
+/// The inputs of passes, and their state.
+struct Reconciler<'c> {
     context: &'c Context,
     settings: &'c Identity,
     cluster: IdentityInputs<'c>,
-    credentials: Credentials,
-    issuers: Issuers,
-    issuer: issuer::Read,
-    told: Memory,
-    /// The report as it is in the cluster.
+    credentials: CredentialReader,
+    issuer_reader: IssuerReader,
+    issuer: IssuerStatus,
+    reported: ReportedFindings,
+    /// The report in the cluster.
     written: Option<String>,
-    /// What the last pass took without waiting for the API server.
-    worked: Duration,
+    /// The duration of the last pass without the requests to the API server.
+    work: Duration,
 }
 
-async fn follow(context: &Context, inventory: &Inventory, settings: &Identity) {
-    // Until the first pass says otherwise, or there is none.
+async fn reconcile(context: &Context, inventory: &Inventory, settings: &Identity) {
+    // The first pass may never come.
     context.metrics.identity.source("cluster", false);
-    let written = known_report(context).await;
-    let told = written.as_deref().map(report::told).unwrap_or_default();
-    let mut watch = Watch {
+    let written = previous_report(context).await;
+    let reported = written.as_deref().map(report::reported_findings).unwrap_or_default();
+    let mut reconciler = Reconciler {
         context,
         settings,
         cluster: IdentityInputs::start(inventory, settings),
-        credentials: Credentials::follow(&context.client, settings),
-        issuers: Issuers::new(context.client.clone()),
-        issuer: issuer::Read::default(),
-        told,
+        credentials: CredentialReader::start(&context.client, settings),
+        issuer_reader: IssuerReader::new(context.client.clone()),
+        issuer: IssuerStatus::default(),
+        reported,
         written,
-        worked: Duration::ZERO,
+        work: Duration::ZERO,
     };
-    watch.first_answers().await;
+    reconciler.wait_for_inputs().await;
     let mut next_full = Instant::now();
     loop {
         let began = Instant::now();
         let is_full = next_full <= began;
         if is_full {
-            watch.look_again().await;
+            reconciler.read_unwatched().await;
         }
-        let result = match watch.pass().await {
+        let result = match reconciler.pass().await {
             Ok(()) => {
                 if is_full {
-                    next_full = began + FULL_PASS;
+                    next_full = began + FULL_PASS_INTERVAL;
                 }
                 context.metrics.identity.passed(began.elapsed(), is_full);
                 "success"
             }
             Err(error) => {
                 tracing::warn!(reconciler = RECONCILER, error = %Causes(&error), "reconciler failed, trying again");
-                sleep(PATIENCE).await;
+                sleep(RETRY_INTERVAL).await;
                 "failure"
             }
         };
         context.metrics.reconciled(RECONCILER, result);
-        sleep(pause(watch.worked)).await;
+        sleep(pause(reconciler.work)).await;
         if result == "success" {
-            let next = next_full.min(watch.next_mended());
+            let next = next_full.min(reconciler.next_resolution());
             tokio::select! {
-                () = watch.cluster.changed() => {}
-                () = watch.credentials.changed() => {}
+                () = reconciler.cluster.changed() => {}
+                () = reconciler.credentials.changed() => {}
                 () = sleep_until(next) => {}
             }
         }
     }
 }
 
-/// How long nothing is done after so much work.
-fn pause(worked: Duration) -> Duration {
-    (worked * REST).clamp(PAUSE, LONGEST_PAUSE)
+/// Returns the pause after a pass with so much work.
+fn pause(work: Duration) -> Duration {
+    (work * PAUSE_FACTOR).clamp(MIN_PAUSE, MAX_PAUSE)
 }
 
-/// The report that a leader before has written. Without an answer there is no beginning: everything would be told once more.
-async fn known_report(context: &Context) -> Option<String> {
+/// Reads the report of the previous leader. It waits for a response: without the report, all findings would get Events again.
+async fn previous_report(context: &Context) -> Option<String> {
     loop {
-        match timeout(PATIENCE, maps(context).get_opt(REPORT)).await {
+        match timeout(API_TIMEOUT, maps(context).get_opt(REPORT_NAME)).await {
             Ok(Ok(map)) => return map.and_then(content),
-            Ok(Err(error)) => tracing::warn!(error = %Causes(&error), "cannot read ConfigMap {REPORT}, trying again"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %Causes(&error), "cannot read ConfigMap {REPORT_NAME}, trying again");
+            }
             Err(_elapsed) => {
-                tracing::warn!("cannot read ConfigMap {REPORT}: no answer within {PATIENCE:?}, trying again");
+                tracing::warn!("cannot read ConfigMap {REPORT_NAME}: no answer within {API_TIMEOUT:?}, trying again");
             }
         }
-        sleep(PATIENCE).await;
+        sleep(RETRY_INTERVAL).await;
     }
 }
 
-/// Where the report is.
+/// Returns the API of the report.
 fn maps(context: &Context) -> Api<ConfigMap> {
     Api::namespaced(context.client.clone(), &context.namespace)
 }
@@ -189,115 +194,115 @@ fn content(map: ConfigMap) -> Option<String> {
     map.data?.remove(report::KEY)
 }
 
-impl Watch<'_> {
-    /// Waits until everything in the cluster has arrived, and a while for what is known of Azure.
-    async fn first_answers(&mut self) {
+impl Reconciler<'_> {
+    /// Waits until the watches have listed everything, and for a limited time until the sources of credentials have been read.
+    async fn wait_for_inputs(&mut self) {
         while !self.cluster.pending().is_empty() {
-            if timeout(PATIENCE, self.cluster.changed()).await.is_err() {
-                tracing::warn!(waiting_for = ?self.cluster.pending(), "identity is not checked before these have arrived");
+            if timeout(API_TIMEOUT, self.cluster.changed()).await.is_err() {
+                tracing::warn!(waiting_for = ?self.cluster.pending(), "waiting for the first lists before identities are checked");
             }
         }
-        self.credentials.want(wanted(&self.cluster.cluster().service_accounts, self.settings));
+        self.credentials.set_client_ids(client_ids(&self.cluster.cluster().service_accounts, self.settings));
         let complete = async {
             while !self.credentials.is_complete() {
                 self.credentials.changed().await;
             }
         };
-        if timeout(FIRST_ANSWERS, complete).await.is_err() {
-            tracing::warn!("not all sources of credentials have answered yet, checking what is known");
+        if timeout(INITIAL_READ_TIMEOUT, complete).await.is_err() {
+            tracing::warn!("not all sources of credentials have been read yet, checking without them");
         }
     }
 
-    /// What no watch brings.
-    async fn look_again(&mut self) {
-        if let Ok(read) = timeout(PATIENCE, self.issuers.read()).await {
-            self.issuer = read;
+    /// Reads what no watch reports.
+    async fn read_unwatched(&mut self) {
+        if let Ok(status) = timeout(API_TIMEOUT, self.issuer_reader.read()).await {
+            self.issuer = status;
         }
-        // Somebody may have changed or removed the report.
-        if let Ok(Ok(map)) = timeout(PATIENCE, maps(self.context).get_opt(REPORT)).await {
+        // A user may have changed or deleted the report.
+        if let Ok(Ok(map)) = timeout(API_TIMEOUT, maps(self.context).get_opt(REPORT_NAME)).await {
             self.written = map.and_then(content);
         }
     }
 
-    /// When there will be news without any change.
-    fn next_mended(&self) -> Instant {
-        let next = plan::next_mended(&self.told).map(|at| at.duration_since(Timestamp::now()));
-        let wait = next.map_or(FULL_PASS, |wait| Duration::try_from(wait).unwrap_or_default());
-        Instant::now() + wait.min(FULL_PASS)
+    /// Returns when the next finding counts as resolved without any change.
+    fn next_resolution(&self) -> Instant {
+        let next = plan::next_resolution(&self.reported).map(|at| at.duration_since(Timestamp::now()));
+        let wait = next.map_or(FULL_PASS_INTERVAL, |wait| Duration::try_from(wait).unwrap_or_default());
+        Instant::now() + wait.min(FULL_PASS_INTERVAL)
     }
 
-    /// One round.
+    /// Makes one pass.
     async fn pass(&mut self) -> Result<(), PassError> {
         let began = Instant::now();
-        let (seen, sources, basis) = self.observe();
-        let (settings, told) = (self.settings.clone(), self.told.clone());
-        // Tens of thousands of pods take a while: not on the threads that serve.
-        let decided = tokio::task::spawn_blocking(move || {
+        let (observation, inputs, status) = self.observe();
+        let (settings, reported) = (self.settings.clone(), self.reported.clone());
+        // Tens of thousands of pods would block a thread of the runtime for too long.
+        let plan = tokio::task::spawn_blocking(move || {
             let covers = |namespace: &str| settings.covers(namespace);
-            let mut findings = identity::check(&seen);
+            let mut findings = identity::check(&observation);
             findings.retain(|finding| plan::namespace(finding).is_none_or(covers));
-            findings.retain(|finding| !plan::is_premature(finding, &basis));
-            plan(&told, &findings, &Grounds::of(&seen, basis, covers), &sources)
+            findings.retain(|finding| !coverage::is_premature(finding, &status));
+            plan(&reported, &findings, &Coverage::of(&observation, status, covers), &inputs)
         });
-        let decided = decided.await;
-        self.worked = began.elapsed();
-        let Plan { events, told, counts, report } = decided.map_err(PassError::Check)?;
+        let plan = plan.await;
+        self.work = began.elapsed();
+        let Plan { events, reported, counts, report } = plan.map_err(PassError::Check)?;
         self.context.metrics.identity.found(counts);
         for event in events {
-            self.tell(event).await;
+            self.publish(event).await;
         }
-        // What was told is told, even if the report cannot be written.
-        self.told = told;
+        // The Events exist even if the report cannot be written.
+        self.reported = reported;
         self.write(report).await
     }
 
-    fn observe(&self) -> (Seen, Sources, Basis) {
+    fn observe(&self) -> (Observation, InputSummary, InputStatus) {
         let cluster = self.cluster.cluster();
-        let wanted = wanted(&cluster.service_accounts, self.settings);
-        let known = self.credentials.known();
-        let unasked = cluster.service_accounts.iter().filter(|account| !known.was_asked_for(account));
-        let basis = Basis {
-            has_credentials: known.is_complete,
+        let client_ids = client_ids(&cluster.service_accounts, self.settings);
+        let credentials = self.credentials.snapshot();
+        let pending = cluster.service_accounts.iter().filter(|account| !credentials.covers(account));
+        let status = InputStatus {
+            has_credentials: credentials.is_complete,
             has_discovery: self.issuer.is_discovered,
             has_nodes: self.cluster.has_nodes(),
-            unasked: unasked.map(|account| account.name.clone()).collect(),
+            pending_accounts: pending.map(|account| account.name.clone()).collect(),
         };
-        let seen = Seen {
+        let observation = Observation {
             cluster,
             issuers: self.issuer.issuers.clone(),
-            cloud: self.settings.cloud.into(),
-            azure: known.azure,
+            cloud: self.settings.cloud,
+            managed_identities: credentials.identities,
             at: Timestamp::now(),
         };
         let refused = self.cluster.refused();
-        let of_azure = unread(seen.azure.as_ref(), &wanted);
+        let of_azure = credential_failure(observation.managed_identities.as_ref(), &client_ids);
         let metrics = &self.context.metrics.identity;
         metrics.source("cluster", refused.is_empty() && self.cluster.pending().is_empty());
-        metrics.source("issuer", !seen.issuers.is_empty());
-        metrics.source("credentials", of_azure.is_none() && known.is_complete);
-        self.credentials.want(wanted);
-        let of_cluster = refused.into_iter().map(|unread| ("cluster", unread));
-        let of_issuer = self.issuer.unread.clone().map(|unread| ("issuer", unread));
-        let unread = of_cluster.chain(of_issuer).chain(of_azure.map(|unread| ("credentials", unread)));
-        let issuer = seen.issuers.first().map(|issuer| issuer.url.clone());
-        let sources = Sources { unread: unread.collect(), issuer };
-        (seen, sources, basis)
+        metrics.source("issuer", !observation.issuers.is_empty());
+        metrics.source("credentials", of_azure.is_none() && credentials.is_complete);
+        self.credentials.set_client_ids(client_ids);
+        let of_cluster = refused.into_iter().map(|failure| ("cluster", failure));
+        let of_issuer = self.issuer.failure.clone().map(|failure| ("issuer", failure));
+        let failures = of_cluster.chain(of_issuer).chain(of_azure.map(|failure| ("credentials", failure)));
+        let issuer = observation.issuers.first().map(|issuer| issuer.url.clone());
+        let inputs = InputSummary { failures: failures.collect(), issuer };
+        (observation, inputs, status)
     }
 
-    async fn tell(&self, Planned { about, uid, is_warning, reason, note }: Planned) {
-        let (kind, namespace, name) = match about {
+    async fn publish(&self, PlannedEvent { account, uid, is_warning, reason, note }: PlannedEvent) {
+        let (kind, namespace, name) = match account {
             Some(AccountName { namespace, name }) => ("ServiceAccount", namespace, name),
             None => ("ConfigMap", self.context.namespace.clone(), CONFIG_MAP.to_owned()),
         };
         let about = ObjectReference { uid, ..object_reference("v1", kind, Some(&namespace), &name) };
         let type_ = if is_warning { EventType::Warning } else { EventType::Normal };
-        // An event is worth no more than that: it is in the report too.
-        if timeout(PATIENCE, self.context.events.publish(&about, type_, &reason, note)).await.is_err() {
-            tracing::warn!(reason, "cannot write an event: no answer within {PATIENCE:?}");
+        // One attempt is enough: the finding is in the report too.
+        if timeout(API_TIMEOUT, self.context.events.publish(&about, type_, &reason, note)).await.is_err() {
+            tracing::warn!(reason, "cannot write an event: no answer within {API_TIMEOUT:?}");
         }
     }
 
-    /// Writes the report if it says something else than the one that is there.
+    /// Writes the report if it has changed.
     async fn write(&mut self, report: String) -> Result<(), PassError> {
         if self.written.as_ref() == Some(&report) {
             return Ok(());
@@ -305,15 +310,15 @@ impl Watch<'_> {
         let maps = maps(self.context);
         let patch = Patch::Merge(json!({"data": {report::KEY: report}}));
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        let written = match timeout(PATIENCE, maps.patch(REPORT, &params, &patch)).await {
+        let written = match timeout(API_TIMEOUT, maps.patch(REPORT_NAME, &params, &patch)).await {
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
                 let map = ConfigMap {
-                    metadata: ObjectMeta { name: Some(REPORT.to_owned()), ..ObjectMeta::default() },
+                    metadata: ObjectMeta { name: Some(REPORT_NAME.to_owned()), ..ObjectMeta::default() },
                     data: Some([(report::KEY.to_owned(), report.clone())].into()),
                     ..ConfigMap::default()
                 };
                 let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-                timeout(PATIENCE, maps.create(&params, &map)).await
+                timeout(API_TIMEOUT, maps.create(&params, &map)).await
             }
             written => written,
         };
@@ -325,61 +330,65 @@ impl Watch<'_> {
     }
 }
 
-/// What service accounts name, as far as they are checked.
-fn wanted(accounts: &[ServiceAccount], settings: &Identity) -> Wanted {
-    crate::credentials::wanted(accounts.iter().filter(|account| settings.covers(&account.name.namespace)))
+/// Returns the client IDs of the service accounts that are checked.
+fn client_ids(accounts: &[ServiceAccount], settings: &Identity) -> ClientIds {
+    sources::client_ids(accounts.iter().filter(|account| settings.covers(&account.name.namespace)))
 }
 
-/// Why something of Azure could not be read that matters: not of identities that no service account names, and not that it is in the
-/// nature of custom resources to show a part.
-fn unread(azure: Option<&Azure>, wanted: &Wanted) -> Option<Unread> {
-    let azure = azure?;
-    let named = azure.identities.iter().filter(|one| wanted.contains_key(&one.client_id.to_ascii_lowercase()));
+/// Returns why credentials could not be read. Identities that no service account names do not count, nor that custom resources never show all.
+fn credential_failure(all: Option<&ManagedIdentities>, client_ids: &ClientIds) -> Option<ReadFailure> {
+    let all = all?;
+    let named = all.identities.iter().filter(|one| client_ids.contains_key(&one.client_id.to_ascii_lowercase()));
     let of_identities = named.filter_map(|one| one.credentials.as_ref().err());
-    let of_all = azure.unseen.iter().filter(|unread| !custom_resources::is_by_nature(unread));
-    of_all.chain(of_identities).next().cloned()
+    let of_list = all.incomplete.iter().filter(|failure| !custom_resources::is_incomplete_by_design(failure));
+    of_list.chain(of_identities).next().cloned()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::identity::azure::{Extent, Identity as Managed};
+    use spillway_identity::managed_identity::{Completeness, FederatedCredential, ManagedIdentity};
 
-    fn failed(action: &str) -> Unread {
-        Unread { because: "it failed".to_owned(), action: action.to_owned(), scope: "s".to_owned() }
+    use super::*;
+
+    fn failed(action: &str) -> ReadFailure {
+        ReadFailure { reason: "it failed".to_owned(), action: action.to_owned(), scope: "s".to_owned() }
     }
 
-    fn managed(client_id: &str, credentials: Result<Vec<identity::azure::Credential>, Unread>) -> Managed {
-        Managed {
+    fn managed(client_id: &str, credentials: Result<Vec<FederatedCredential>, ReadFailure>) -> ManagedIdentity {
+        ManagedIdentity {
             client_id: client_id.to_owned(),
             principal_id: None,
             tenant_id: None,
             id: None,
             credentials,
-            extent: Extent::Whole,
+            completeness: Completeness::Complete,
             source: String::new(),
         }
     }
 
     #[test]
-    fn what_azure_does_not_answer_counts_with_and_without_a_missing_permission() {
-        let wanted: Wanted = [("named".to_owned(), [].into())].into();
+    fn a_read_failure_counts_with_and_without_a_missing_permission() {
+        let client_ids: ClientIds = [("named".to_owned(), [].into())].into();
         for action in ["", "some/read"] {
-            let down = Azure { unseen: Some(failed(action)), ..Azure::default() };
-            assert_eq!(unread(Some(&down), &wanted), Some(failed(action)));
-            let half = Azure { identities: vec![managed("NAMED", Err(failed(action)))], ..Azure::default() };
-            assert_eq!(unread(Some(&half), &wanted), Some(failed(action)));
-            assert_eq!(unread(Some(&half), &Wanted::new()), None, "no service account names it");
+            let down = ManagedIdentities { incomplete: Some(failed(action)), ..ManagedIdentities::default() };
+            assert_eq!(credential_failure(Some(&down), &client_ids), Some(failed(action)));
+            let half = ManagedIdentities {
+                identities: vec![managed("NAMED", Err(failed(action)))],
+                ..ManagedIdentities::default()
+            };
+            assert_eq!(credential_failure(Some(&half), &client_ids), Some(failed(action)));
+            assert_eq!(credential_failure(Some(&half), &ClientIds::new()), None, "no service account names it");
         }
-        let all = Azure { identities: vec![managed("named", Ok(Vec::new()))], ..Azure::default() };
-        assert_eq!(unread(Some(&all), &wanted), None);
-        assert_eq!(unread(None, &wanted), None);
+        let all =
+            ManagedIdentities { identities: vec![managed("named", Ok(Vec::new()))], ..ManagedIdentities::default() };
+        assert_eq!(credential_failure(Some(&all), &client_ids), None);
+        assert_eq!(credential_failure(None, &client_ids), None);
     }
 
     #[test]
-    fn a_pause_rests_on_the_work_and_has_an_end() {
-        assert_eq!(pause(Duration::ZERO), PAUSE);
+    fn a_pause_depends_on_the_work_and_is_bounded() {
+        assert_eq!(pause(Duration::ZERO), MIN_PAUSE);
         assert_eq!(pause(Duration::from_millis(100)), Duration::from_secs(2));
-        assert_eq!(pause(Duration::from_secs(60)), LONGEST_PAUSE);
+        assert_eq!(pause(Duration::from_secs(60)), MAX_PAUSE);
     }
 }

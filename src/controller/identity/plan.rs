@@ -1,283 +1,187 @@
-//! What follows from what was found: pure. The findings that people were told of before, and those of now, make the events to write,
-//! the metrics and the report.
+//! The plan of a pass: pure. From the findings of now and those that have Events, it makes the Events to write, the metrics and the report.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use spillway_identity::{AccountName, Finding, Object, Severity, check_of};
 
-use super::report::{self, Memory, Sources, State, Told};
-use crate::{
-    identity::{AccountName, Finding, Object, Seen, Severity, azure::Identity as Managed, seen::Pod},
-    telemetry::FindingLabels,
+use super::{
+    coverage::{Coverage, Resolution, account_name},
+    report::{self, FindingKey, InputSummary, ReportedFindings, ReportedState},
 };
+use crate::telemetry::FindingLabels;
 
-/// Events that one pass writes at the most; what there is beyond is said in one more.
-pub(super) const MOST_EVENTS: usize = 20;
+/// The number of Events of one pass. One more says how many findings have none.
+pub(super) const MAX_EVENTS: usize = 20;
 
-/// How long what comes and goes by itself must be absent before it is called mended.
-const HEAL_AFTER: SignedDuration = SignedDuration::from_mins(1);
+/// How long a transient finding has to be absent before it counts as resolved.
+const MIN_ABSENCE: SignedDuration = SignedDuration::from_mins(1);
 
-/// An event to write.
+/// An Event to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Planned {
-    /// The service account; nothing for what concerns the cluster as a whole.
-    pub(super) about: Option<AccountName>,
-    /// Of the service account, if it is there: `kubectl describe` finds events by it.
+pub(super) struct PlannedEvent {
+    /// The service account; `None` for an Event about the whole cluster.
+    pub(super) account: Option<AccountName>,
+    /// The UID of the service account, if it exists: `kubectl describe` finds Events by UID.
     pub(super) uid: Option<String>,
     pub(super) is_warning: bool,
     pub(super) reason: String,
     pub(super) note: String,
 }
 
-/// What is to be written.
+/// Everything that a pass writes.
 #[derive(Debug)]
 pub(super) struct Plan {
-    pub(super) events: Vec<Planned>,
-    pub(super) told: Memory,
+    pub(super) events: Vec<PlannedEvent>,
+    pub(super) reported: ReportedFindings,
     pub(super) counts: BTreeMap<FindingLabels, i64>,
     pub(super) report: String,
 }
 
-/// What is known of what was read, beside what it says.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Basis {
-    /// All sources of credentials have answered.
-    pub(super) has_credentials: bool,
-    /// The API server has said what it takes for its issuer.
-    pub(super) has_discovery: bool,
-    /// The virtual nodes are known.
-    pub(super) has_nodes: bool,
-    /// The service accounts whose client ids the sources have not been asked for yet: of their credentials nothing can be told.
-    pub(super) unasked: HashSet<AccountName>,
-}
-
-/// What can be told from what was seen: where something could not be read, an absent finding is no mended one.
-pub(super) struct Grounds {
-    /// With their uids.
-    accounts: HashMap<AccountName, Option<String>>,
-    unasked: HashSet<AccountName>,
-    /// The names of the identities whose credentials are known; of those that share a name, all must be.
-    identities: HashSet<String>,
-    known: HashSet<Ground>,
-    /// Nobody has to be asked for credentials.
-    has_no_sources: bool,
-    at: Timestamp,
-}
-
-/// Something that was read in full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Ground {
-    Cluster,
-    /// There are sources of credentials, and all have answered.
-    Credentials,
-    AllIdentities,
-    Webhooks,
-    Grants,
-    Nodes,
-    Issuer,
-    Discovery,
-}
-
-/// What has become of a finding that is there no more.
-enum Fate {
-    Mended,
-    /// What it was about is gone, or is nobody's business any more.
-    Gone,
-    CannotTell,
-}
-
-impl Grounds {
-    /// Those that checks were made on; `covers` says which namespaces are checked.
-    pub(super) fn of(seen: &Seen, basis: Basis, covers: impl Fn(&str) -> bool) -> Self {
-        let Basis { has_credentials, has_discovery, has_nodes, unasked } = basis;
-        let cluster = &seen.cluster;
-        let accounts = cluster.service_accounts.iter().filter(|account| covers(&account.name.namespace));
-        let identities = || seen.azure.iter().flat_map(|azure| &azure.identities);
-        let unread: HashSet<_> =
-            identities().filter(|one| one.credentials.is_err()).map(Managed::display_name).collect();
-        let read = identities().map(Managed::display_name).filter(|name| !unread.contains(name));
-        let known = [
-            (Ground::Cluster, cluster.is_whole),
-            (Ground::Credentials, has_credentials && seen.azure.is_some()),
-            (Ground::AllIdentities, seen.azure.as_ref().is_some_and(|azure| azure.unseen.is_none())),
-            (Ground::Webhooks, cluster.webhooks.is_some() && cluster.endpoints.is_some()),
-            // They are read once something uses a binding.
-            (Ground::Grants, cluster.grants.is_some() || !cluster.pods.iter().any(Pod::uses_binding)),
-            (Ground::Nodes, has_nodes),
-            (Ground::Issuer, !seen.issuers.is_empty()),
-            (Ground::Discovery, has_discovery),
-        ];
-        Self {
-            accounts: accounts.map(|account| (account.name.clone(), account.uid.clone())).collect(),
-            unasked,
-            identities: read.map(str::to_owned).collect(),
-            known: known.into_iter().filter_map(|(ground, is_known)| is_known.then_some(ground)).collect(),
-            has_no_sources: has_credentials && seen.azure.is_none(),
-            at: seen.at,
-        }
-    }
-
-    fn knows(&self, grounds: &[Ground]) -> bool {
-        grounds.iter().all(|ground| self.known.contains(ground))
-    }
-
-    fn fate(&self, told: &Told, in_doubt: &HashSet<&AccountName>) -> Fate {
-        let can_tell = match (told.object.kind.as_str(), told.id.as_str(), told.id.get(..1)) {
-            ("ServiceAccount", id, family) => {
-                let Some(name) = account(&told.object).filter(|name| self.accounts.contains_key(name)) else {
-                    return if self.knows(&[Ground::Cluster]) { Fate::Gone } else { Fate::CannotTell };
-                };
-                let is_in_doubt = in_doubt.contains(&name) || self.unasked.contains(&name);
-                let needed: &[Ground] = match (id, family) {
-                    (_, Some("F")) | ("S5" | "S6", _) if is_in_doubt => return Fate::CannotTell,
-                    (_, Some("F")) => &[Ground::Cluster, Ground::Credentials, Ground::Issuer],
-                    // In part they are of the account alone; whether it was that part is not known.
-                    ("S5" | "S6", _) if self.has_no_sources => return Fate::Gone,
-                    ("S5" | "S6", _) => &[Ground::Cluster, Ground::Credentials],
-                    (_, Some("B")) => &[Ground::Cluster, Ground::Grants],
-                    (_, Some("W")) => &[Ground::Cluster, Ground::Webhooks],
-                    ("P6", _) => &[Ground::Cluster, Ground::Nodes],
-                    _ => &[Ground::Cluster],
-                };
-                self.knows(needed)
-            }
-            ("ManagedIdentity", ..) if !self.identities.contains(&told.object.name) => {
-                let is_gone = self.knows(&[Ground::Credentials, Ground::AllIdentities]);
-                return if is_gone { Fate::Gone } else { Fate::CannotTell };
-            }
-            ("ManagedIdentity", ..) => self.knows(&[Ground::Cluster, Ground::Credentials, Ground::Issuer]),
-            (_, _, Some("I")) => self.knows(&[Ground::Issuer, Ground::Discovery]),
-            _ => self.knows(&[Ground::Cluster, Ground::Webhooks]),
-        };
-        if can_tell { Fate::Mended } else { Fate::CannotTell }
-    }
-}
-
-/// Whether a finding says something of credentials that were not asked for yet.
-pub(super) fn is_premature(finding: &Finding, basis: &Basis) -> bool {
-    finding.check.id.starts_with('F')
-        && finding.service_account.as_ref().is_some_and(|name| basis.unasked.contains(name))
-}
-
-/// Whether a finding rests on pods or webhooks: those of a CronJob come and go, and so do endpoints in a rollout.
-fn comes_and_goes(told: &Told) -> bool {
-    !matches!(told.id.get(..1), Some("F" | "I"))
-}
-
-fn account(object: &Object) -> Option<AccountName> {
-    Some(AccountName { namespace: object.namespace.clone()?, name: object.name.clone() })
-}
-
-/// What an event is about: the service account, if there is one.
-fn subject(finding: &Finding) -> Object {
+/// Returns the object of the Event about a finding: the service account, if there is one.
+fn event_object(finding: &Finding) -> Object {
     match &finding.service_account {
         Some(AccountName { namespace, name }) => Object::namespaced("ServiceAccount", namespace, name),
         None => finding.object.clone(),
     }
 }
 
-/// Findings that are told as one.
-struct Same<'f> {
-    /// The first of the gravest.
+/// Findings of one check about one object, which have one Event.
+struct FindingGroup<'f> {
+    /// The first of the highest severity.
     worst: &'f Finding,
     count: usize,
 }
 
-/// When the next of what is absent will have stayed so for long enough to be called mended.
-pub(super) fn next_mended(told: &Memory) -> Option<Timestamp> {
-    told.values().filter_map(|state| state.absent_since?.checked_add(HEAL_AFTER).ok()).min()
+/// Returns when the next absent finding will count as resolved.
+pub(super) fn next_resolution(reported: &ReportedFindings) -> Option<Timestamp> {
+    reported.values().filter_map(|state| state.absent_since?.checked_add(MIN_ABSENCE).ok()).min()
 }
 
 /// Makes the plan.
-pub(super) fn plan(before: &Memory, findings: &[Finding], grounds: &Grounds, sources: &Sources) -> Plan {
-    let mut now: BTreeMap<Told, Same<'_>> = BTreeMap::new();
-    for finding in findings.iter().filter(|one| matches!(one.severity, Severity::Error | Severity::Warning)) {
-        let told = Told { id: finding.check.id.to_owned(), object: subject(finding) };
-        let same = now.entry(told).or_insert(Same { worst: finding, count: 0 });
-        same.count += 1;
-        if finding.severity < same.worst.severity {
-            same.worst = finding;
-        }
-    }
-    // What has become worse is news.
-    let is_known = |told: &Told, same: &Same<'_>| {
-        before.get(told).is_some_and(|state| state.severity.is_none_or(|before| before <= same.worst.severity))
-    };
-    let mut new: Vec<_> = now.iter().filter(|(told, same)| !is_known(told, same)).collect();
-    new.sort_by_key(|(_, same)| same.worst.severity);
-    let mut events: Vec<_> = new.into_iter().map(|(told, same)| broken(told, same)).collect();
+pub(super) fn plan(
+    before: &ReportedFindings,
+    findings: &[Finding],
+    coverage: &Coverage,
+    inputs: &InputSummary,
+) -> Plan {
+    let groups = group(findings);
+    let mut events = events_of_new_findings(before, &groups);
+    let present = |severity| ReportedState { severity: Some(severity), absent_since: None };
+    let mut reported: ReportedFindings =
+        groups.into_iter().map(|(key, group)| (key, present(group.worst.severity))).collect();
 
     let unknown = findings.iter().filter(|finding| finding.severity == Severity::Unknown);
     let in_doubt: HashSet<_> = unknown.filter_map(|finding| finding.service_account.as_ref()).collect();
-    let present = |severity| State { severity: Some(severity), absent_since: None };
-    let mut told: Memory = now.into_iter().map(|(told, same)| (told, present(same.worst.severity))).collect();
-    for (gone, state) in before {
-        if told.contains_key(gone) {
+    for (absent, state) in before {
+        if reported.contains_key(absent) {
             continue;
         }
-        let remembered = |absent_since| State { absent_since, ..state.clone() };
-        match grounds.fate(gone, &in_doubt) {
-            Fate::Mended => {
-                let since = state.absent_since.unwrap_or(grounds.at);
-                if comes_and_goes(gone) && grounds.at.duration_since(since) < HEAL_AFTER {
-                    told.insert(gone.clone(), remembered(Some(since)));
+        let keep = |absent_since| ReportedState { absent_since, ..state.clone() };
+        match coverage.resolution(absent, &in_doubt) {
+            Resolution::Resolved => {
+                let since = state.absent_since.unwrap_or(coverage.at);
+                if is_transient(absent) && coverage.at.duration_since(since) < MIN_ABSENCE {
+                    reported.insert(absent.clone(), keep(Some(since)));
                 } else {
-                    events.push(mended(gone));
+                    events.push(resolved_event(absent));
                 }
             }
-            Fate::Gone => {}
-            Fate::CannotTell => {
-                told.insert(gone.clone(), remembered(None));
+            Resolution::Gone => {}
+            Resolution::Unknown => {
+                reported.insert(absent.clone(), keep(None));
             }
         }
     }
     for event in &mut events {
-        event.uid = event.about.as_ref().and_then(|name| grounds.accounts.get(name).cloned().flatten());
+        event.uid = event.account.as_ref().and_then(|name| coverage.uid(name));
     }
-    let report = report::report(findings, &told, sources);
-    Plan { events: bounded(events), told, counts: counts(findings), report }
+    let report = report::report(findings, &reported, inputs);
+    Plan { events: limit(events), reported, counts: counts(findings), report }
 }
 
-fn broken(told: &Told, Same { worst, count }: &Same<'_>) -> Planned {
-    // Of a pod, it must be said whose it is; of the service account, it is clear.
-    let is_clear = worst.object == told.object && told.object.kind == "ServiceAccount";
-    let of = if is_clear { String::new() } else { format!("{}: ", worst.object) };
+/// Groups the errors and warnings by check and object.
+fn group(findings: &[Finding]) -> BTreeMap<FindingKey, FindingGroup<'_>> {
+    let mut groups: BTreeMap<FindingKey, FindingGroup<'_>> = BTreeMap::new();
+    for finding in findings.iter().filter(|one| matches!(one.severity, Severity::Error | Severity::Warning)) {
+        let key = FindingKey { id: finding.check.id.to_owned(), object: event_object(finding) };
+        let group = groups.entry(key).or_insert(FindingGroup { worst: finding, count: 0 });
+        group.count += 1;
+        if finding.severity < group.worst.severity {
+            group.worst = finding;
+        }
+    }
+    groups
+}
+
+/// Returns the Events of findings that are new or have a higher severity than before, errors first.
+fn events_of_new_findings(
+    before: &ReportedFindings,
+    groups: &BTreeMap<FindingKey, FindingGroup<'_>>,
+) -> Vec<PlannedEvent> {
+    let is_known = |key: &FindingKey, group: &FindingGroup<'_>| {
+        before.get(key).is_some_and(|state| state.severity.is_none_or(|before| before <= group.worst.severity))
+    };
+    let mut new: Vec<_> = groups.iter().filter(|(key, group)| !is_known(key, group)).collect();
+    new.sort_by_key(|(_, group)| group.worst.severity);
+    new.into_iter().map(|(key, group)| finding_event(key, group)).collect()
+}
+
+fn is_transient(key: &FindingKey) -> bool {
+    check_of(&key.id).is_some_and(|check| check.transient)
+}
+
+fn finding_event(key: &FindingKey, FindingGroup { worst, count }: &FindingGroup<'_>) -> PlannedEvent {
+    // The Event is about the service account, so another object has to be named.
+    let is_named = worst.object == key.object && key.object.kind == "ServiceAccount";
+    let object = if is_named { String::new() } else { format!("{}: ", worst.object) };
     let more = if *count > 1 { format!(" (and {} more of this kind)", count - 1) } else { String::new() };
-    let mut note = format!("{of}{}{more}", worst.message);
+    let mut note = format!("{object}{}{more}", worst.message);
     let fix = format!(". Mend it with: {}", worst.fix);
-    // The API server takes 1,024 bytes.
+    // The API server accepts 1,024 bytes.
     if !worst.fix.is_empty() && note.len() + fix.len() <= 1024 {
         note += &fix;
     }
-    Planned { about: about(told), uid: None, is_warning: true, reason: format!("Identity{}", told.id), note }
+    PlannedEvent {
+        account: event_account(key),
+        uid: None,
+        is_warning: true,
+        reason: format!("Identity{}", key.id),
+        note,
+    }
 }
 
-fn mended(told: &Told) -> Planned {
-    let check = crate::identity::check_of(&told.id);
-    let title = check.map(|check| format!(", {}", check.title)).unwrap_or_default();
-    let of = if told.object.kind == "ServiceAccount" { String::new() } else { format!("{}: ", told.object) };
-    let note = format!("{of}{}{title}: not so any more", told.id);
-    Planned { about: about(told), uid: None, is_warning: false, reason: "IdentityHealed".to_owned(), note }
+fn resolved_event(key: &FindingKey) -> PlannedEvent {
+    let title = check_of(&key.id).map(|check| format!(", {}", check.title)).unwrap_or_default();
+    let object = if key.object.kind == "ServiceAccount" { String::new() } else { format!("{}: ", key.object) };
+    let note = format!("{object}{}{title}: not so any more", key.id);
+    PlannedEvent {
+        account: event_account(key),
+        uid: None,
+        is_warning: false,
+        reason: "IdentityHealed".to_owned(),
+        note,
+    }
 }
 
-fn about(told: &Told) -> Option<AccountName> {
-    account(&told.object).filter(|_| told.object.kind == "ServiceAccount")
+fn event_account(key: &FindingKey) -> Option<AccountName> {
+    account_name(&key.object).filter(|_| key.object.kind == "ServiceAccount")
 }
 
-/// The first of these, and one that says how many there are beyond.
-fn bounded(mut events: Vec<Planned>) -> Vec<Planned> {
-    let more = events.split_off(events.len().min(MOST_EVENTS));
-    if !more.is_empty() {
-        let broken = more.iter().filter(|event| event.is_warning).count();
+/// Keeps the first Events, and adds one that says how many others there are.
+fn limit(mut events: Vec<PlannedEvent>) -> Vec<PlannedEvent> {
+    let others = events.split_off(events.len().min(MAX_EVENTS));
+    if !others.is_empty() {
+        let warnings = others.iter().filter(|event| event.is_warning).count();
         let note = format!(
-            "{broken} more findings and {} more that are mended, without an event of their own: see ConfigMap {}",
-            more.len() - broken,
-            super::REPORT
+            "{warnings} more findings and {} more that are mended, without an event of their own: see ConfigMap {}",
+            others.len() - warnings,
+            report::REPORT_NAME
         );
-        events.push(Planned {
-            about: None,
+        events.push(PlannedEvent {
+            account: None,
             uid: None,
-            is_warning: broken > 0,
+            is_warning: warnings > 0,
             reason: "IdentityManyFindings".to_owned(),
             note,
         });
@@ -298,7 +202,7 @@ fn counts(findings: &[Finding]) -> BTreeMap<FindingLabels, i64> {
     counts
 }
 
-/// Where a finding belongs; nothing for the cluster as a whole.
+/// Returns the namespace of a finding; `None` for the whole cluster.
 pub(super) fn namespace(finding: &Finding) -> Option<&str> {
     let of_account = finding.service_account.as_ref().map(|account| account.namespace.as_str());
     of_account.or(finding.object.namespace.as_deref())
@@ -307,13 +211,14 @@ pub(super) fn namespace(finding: &Finding) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
+    use spillway_identity::{
+        Observation,
+        managed_identity::{ManagedIdentities, ReadFailure},
+        observation::{Cluster, Issuer, Pod, ServiceAccount},
+    };
 
     use super::*;
-    use crate::identity::{
-        azure::{Azure, Unread},
-        check_of,
-        seen::{Cluster, Issuer, ServiceAccount},
-    };
+    use crate::controller::identity::coverage::{InputStatus, is_premature};
 
     fn finding(id: &str, severity: Severity, name: &str) -> Finding {
         Finding {
@@ -329,221 +234,228 @@ mod tests {
 
     const NOW: &str = "2026-01-01T12:00:00Z";
 
-    /// Everything was read, and these service accounts are there.
-    fn seen(names: &[&str]) -> Seen {
+    /// A complete observation with these service accounts.
+    fn observation(names: &[&str]) -> Observation {
         let account = |name: &&str| ServiceAccount {
             name: AccountName { namespace: "shop".to_owned(), name: (*name).to_owned() },
             uid: Some(format!("uid of {name}")),
             ..ServiceAccount::default()
         };
-        Seen {
+        Observation {
             cluster: Cluster {
                 service_accounts: names.iter().map(account).collect(),
-                is_whole: true,
+                is_complete: true,
                 webhooks: Some(Vec::new()),
                 endpoints: Some(BTreeMap::new()),
                 ..Cluster::default()
             },
             issuers: vec![Issuer { url: "https://issuer".to_owned(), source: String::new(), algorithms: None }],
-            azure: Some(Azure::default()),
+            managed_identities: Some(ManagedIdentities::default()),
             at: NOW.parse().unwrap(),
-            ..Seen::default()
+            ..Observation::default()
         }
     }
 
-    fn basis() -> Basis {
-        Basis { has_credentials: true, has_discovery: true, has_nodes: true, unasked: HashSet::new() }
+    fn status() -> InputStatus {
+        InputStatus { has_credentials: true, has_discovery: true, has_nodes: true, pending_accounts: HashSet::new() }
     }
 
-    fn grounds(seen: &Seen) -> Grounds {
-        Grounds::of(seen, basis(), |_| true)
+    fn coverage(observation: &Observation) -> Coverage {
+        Coverage::of(observation, status(), |_| true)
     }
 
-    fn pass(before: &Memory, findings: &[Finding], grounds: &Grounds) -> (Vec<String>, Memory) {
-        let Plan { events, told, report, .. } = plan(before, findings, grounds, &Sources::default());
-        assert_eq!(report::told(&report), told, "the next leader knows the same");
-        let said = events.into_iter().map(|event| {
-            let name = event.about.map(|about| about.name).unwrap_or_default();
+    fn pass(before: &ReportedFindings, findings: &[Finding], coverage: &Coverage) -> (Vec<String>, ReportedFindings) {
+        let Plan { events, reported, report, .. } = plan(before, findings, coverage, &InputSummary::default());
+        assert_eq!(report::reported_findings(&report), reported, "the next leader knows the same");
+        let events = events.into_iter().map(|event| {
+            let name = event.account.map(|account| account.name).unwrap_or_default();
             format!("{} {name}", event.reason)
         });
-        (said.collect(), told)
+        (events.collect(), reported)
     }
 
-    /// Told of as errors, and absent for long.
-    fn remembered<const N: usize>(told: [Told; N]) -> Memory {
-        let state = State { severity: Some(Severity::Error), absent_since: Some(Timestamp::UNIX_EPOCH) };
-        told.into_iter().map(|told| (told, state.clone())).collect()
+    /// Reported as errors, and absent for a long time.
+    fn reported<const N: usize>(keys: [FindingKey; N]) -> ReportedFindings {
+        let state = ReportedState { severity: Some(Severity::Error), absent_since: Some(Timestamp::UNIX_EPOCH) };
+        keys.into_iter().map(|key| (key, state.clone())).collect()
     }
 
-    fn told(id: &str, object: Object) -> Told {
-        Told { id: id.to_owned(), object }
+    fn key(id: &str, object: Object) -> FindingKey {
+        FindingKey { id: id.to_owned(), object }
     }
 
-    fn of_account(id: &str) -> Told {
-        told(id, Object::namespaced("ServiceAccount", "shop", "web"))
+    fn account_key(id: &str) -> FindingKey {
+        key(id, Object::namespaced("ServiceAccount", "shop", "web"))
     }
 
-    /// Those of these that are still remembered once none of them is found, and what is said.
-    fn left<const N: usize>(ids: [&str; N], grounds: &Grounds) -> (Vec<String>, Vec<String>) {
-        let (events, rest) = pass(&remembered(ids.map(of_account)), &[], grounds);
-        (rest.into_keys().map(|told| told.id).collect(), events)
+    /// Returns which of these findings are still remembered when they are absent, and the Events.
+    fn left<const N: usize>(ids: [&str; N], coverage: &Coverage) -> (Vec<String>, Vec<String>) {
+        let (events, rest) = pass(&reported(ids.map(account_key)), &[], coverage);
+        (rest.into_keys().map(|key| key.id).collect(), events)
     }
 
     #[test]
-    fn a_finding_is_told_once_and_so_is_that_it_is_mended() {
-        let grounds = grounds(&seen(&["web"]));
+    fn a_finding_and_its_resolution_have_one_event_each() {
+        let coverage = coverage(&observation(&["web"]));
         let wrong = [finding("F3", Severity::Error, "web"), finding("F3", Severity::Error, "web")];
-        let (events, told) = pass(&Memory::new(), &wrong, &grounds);
+        let (events, reported) = pass(&ReportedFindings::new(), &wrong, &coverage);
         assert_eq!(events, ["IdentityF3 web"]);
-        let (events, told) = pass(&told, &wrong, &grounds);
+        let (events, reported) = pass(&reported, &wrong, &coverage);
         assert!(events.is_empty(), "{events:?}");
-        let (events, told) = pass(&told, &[], &grounds);
+        let (events, reported) = pass(&reported, &[], &coverage);
         assert_eq!(events, ["IdentityHealed web"]);
-        assert!(told.is_empty() && pass(&told, &[], &grounds).0.is_empty());
+        assert!(reported.is_empty() && pass(&reported, &[], &coverage).0.is_empty());
     }
 
     #[test]
-    fn what_becomes_worse_is_told_again_and_what_becomes_better_is_not() {
-        let grounds = grounds(&seen(&["web"]));
+    fn a_higher_severity_has_an_event_and_a_lower_one_has_not() {
+        let coverage = coverage(&observation(&["web"]));
         let [warning, error] = [Severity::Warning, Severity::Error].map(|severity| [finding("F3", severity, "web")]);
-        let (_, told) = pass(&Memory::new(), &warning, &grounds);
-        let (events, told) = pass(&told, &error, &grounds);
+        let (_, reported) = pass(&ReportedFindings::new(), &warning, &coverage);
+        let (events, reported) = pass(&reported, &error, &coverage);
         assert_eq!(events, ["IdentityF3 web"]);
-        let (events, told) = pass(&told, &warning, &grounds);
+        let (events, reported) = pass(&reported, &warning, &coverage);
         assert!(events.is_empty(), "{events:?}");
-        assert_eq!(pass(&told, &error, &grounds).0, ["IdentityF3 web"]);
+        assert_eq!(pass(&reported, &error, &coverage).0, ["IdentityF3 web"]);
     }
 
     #[test]
-    fn pods_that_come_and_go_are_told_of_once_and_are_mended_when_they_stay_away() {
-        let now = seen(&["web"]);
-        let at = |seconds: i64| Seen { at: now.at + SignedDuration::from_secs(seconds), ..now.clone() };
+    fn a_transient_finding_is_resolved_after_a_minute_of_absence() {
+        let now = observation(&["web"]);
+        let at = |seconds: i64| Observation { at: now.at + SignedDuration::from_secs(seconds), ..now.clone() };
         let wrong = [finding("S1", Severity::Warning, "web")];
-        let (_, mut told) = pass(&Memory::new(), &wrong, &grounds(&now));
+        let (_, mut reported) = pass(&ReportedFindings::new(), &wrong, &coverage(&now));
         for seconds in [0, 59, 100, 159] {
             let is_there = seconds == 100;
             let findings: &[Finding] = if is_there { &wrong } else { &[] };
-            let (events, rest) = pass(&told, findings, &grounds(&at(seconds)));
+            let (events, rest) = pass(&reported, findings, &coverage(&at(seconds)));
             assert!(events.is_empty() && rest.len() == 1, "{seconds}: {events:?}");
-            assert_eq!(rest[&of_account("S1")].absent_since.is_none(), is_there, "{seconds}");
-            told = rest;
+            assert_eq!(rest[&account_key("S1")].absent_since.is_none(), is_there, "{seconds}");
+            reported = rest;
         }
-        assert!(pass(&told, &[], &grounds(&at(218))).0.is_empty());
-        let (events, told) = pass(&told, &[], &grounds(&at(219)));
+        assert!(pass(&reported, &[], &coverage(&at(218))).0.is_empty());
+        let (events, reported) = pass(&reported, &[], &coverage(&at(219)));
         assert_eq!(events, ["IdentityHealed web"]);
-        assert!(told.is_empty());
+        assert!(reported.is_empty());
     }
 
     #[test]
-    fn an_event_carries_the_uid_of_its_service_account_and_a_healed_one_says_what_is_mended() {
-        let before = remembered(["F3", "F5"].map(of_account));
-        let plan = plan(&before, &[], &grounds(&seen(&["web"])), &Sources::default());
+    fn an_event_has_the_uid_of_its_account_and_names_the_finding() {
+        let before = reported(["F3", "F5"].map(account_key));
+        let plan = plan(&before, &[], &coverage(&observation(&["web"])), &InputSummary::default());
         let [one, other] = plan.events.as_slice() else { panic!("{:?}", plan.events) };
         assert_eq!(one.uid.as_deref(), Some("uid of web"));
         assert!(one.note.starts_with("F3, ") && other.note.starts_with("F5, "), "{one:?} {other:?}");
     }
 
     #[test]
-    fn what_is_good_to_know_or_cannot_be_told_is_no_event() {
+    fn info_and_unknown_have_no_events() {
         let findings = [finding("F10", Severity::Info, "web"), finding("F0", Severity::Unknown, "web")];
-        let (events, told) = pass(&Memory::new(), &findings, &grounds(&seen(&["web"])));
-        assert!(events.is_empty() && told.is_empty(), "{events:?}");
+        let (events, reported) = pass(&ReportedFindings::new(), &findings, &coverage(&observation(&["web"])));
+        assert!(events.is_empty() && reported.is_empty(), "{events:?}");
     }
 
     #[test]
-    fn what_cannot_be_seen_any_more_is_not_mended_and_what_is_gone_is_forgotten() {
-        let of_identity = told("F7", Object::global("ManagedIdentity", "id"));
-        let of_webhook = told("W3", Object::global("MutatingWebhookConfiguration", "azure-wi"));
-        let before = remembered([of_account("F3"), of_account("P1"), of_identity.clone(), of_webhook.clone()]);
-        let keys = |memory: Memory| memory.into_keys().collect::<Vec<_>>();
+    fn an_unread_input_resolves_nothing_and_a_gone_object_is_forgotten() {
+        let of_identity = key("F7", Object::global("ManagedIdentity", "id"));
+        let of_webhook = key("W3", Object::global("MutatingWebhookConfiguration", "azure-wi"));
+        let before = reported([account_key("F3"), account_key("P1"), of_identity.clone(), of_webhook.clone()]);
+        let keys = |reported: ReportedFindings| reported.into_keys().collect::<Vec<_>>();
 
-        let all = seen(&["web"]);
-        let (events, rest) = pass(&before, &[finding("F0", Severity::Unknown, "web")], &grounds(&all));
+        let all = observation(&["web"]);
+        let (events, rest) = pass(&before, &[finding("F0", Severity::Unknown, "web")], &coverage(&all));
         assert_eq!(events, ["IdentityHealed web", "IdentityHealed "], "of the pods and of the webhook");
-        assert_eq!(keys(rest), [of_account("F3")]);
+        assert_eq!(keys(rest), [account_key("F3")]);
 
-        let unseen = Unread { because: String::new(), action: String::new(), scope: String::new() };
-        let azure = Some(Azure { unseen: Some(unseen), ..Azure::default() });
+        let failure = ReadFailure { reason: String::new(), action: String::new(), scope: String::new() };
+        let managed_identities = Some(ManagedIdentities { incomplete: Some(failure), ..ManagedIdentities::default() });
         let cluster = Cluster { webhooks: None, ..all.cluster.clone() };
-        let partly = Seen { cluster, azure, ..all.clone() };
-        let (_, rest) = pass(&before, &[], &grounds(&partly));
+        let partly = Observation { cluster, managed_identities, ..all.clone() };
+        let (_, rest) = pass(&before, &[], &coverage(&partly));
         assert_eq!(keys(rest), [of_identity, of_webhook]);
-        let unanswered = Basis { has_credentials: false, ..basis() };
-        let (events, rest) = pass(&before, &[], &Grounds::of(&all, unanswered, |_| true));
-        assert!(rest.contains_key(&of_account("F3")), "the sources have not answered yet");
+        let unanswered = InputStatus { has_credentials: false, ..status() };
+        let (events, rest) = pass(&before, &[], &Coverage::of(&all, unanswered, |_| true));
+        assert!(rest.contains_key(&account_key("F3")), "the sources have not been read yet");
         assert_eq!(events.len(), 2, "{events:?}");
 
-        let (events, rest) = pass(&remembered([of_account("F3")]), &[], &grounds(&seen(&[])));
-        assert!(events.is_empty() && rest.is_empty(), "a service account that is gone is not mended");
+        let (events, rest) = pass(&reported([account_key("F3")]), &[], &coverage(&observation(&[])));
+        assert!(events.is_empty() && rest.is_empty(), "a deleted service account has no resolution");
     }
 
     #[test]
-    fn without_sources_of_credentials_nothing_is_called_mended_that_rests_on_them() {
-        let all = seen(&["web"]);
-        let without = Seen { azure: None, ..all.clone() };
-        let (rest, events) = left(["F3", "S1", "S5"], &grounds(&without));
+    fn a_finding_of_an_unknown_check_is_forgotten_without_an_event() {
+        let (rest, events) = left(["X1"], &coverage(&observation(&["web"])));
+        assert!(rest.is_empty() && events.is_empty(), "{rest:?} {events:?}");
+    }
+
+    #[test]
+    fn without_sources_no_finding_about_credentials_is_resolved() {
+        let all = observation(&["web"]);
+        let without = Observation { managed_identities: None, ..all.clone() };
+        let (rest, events) = left(["F3", "S1", "S5"], &coverage(&without));
         assert_eq!((rest, events), (vec!["F3".to_owned()], vec!["IdentityHealed web".to_owned()]), "S1 alone");
-        let of_identity = told("F7", Object::global("ManagedIdentity", "id"));
-        let (events, rest) = pass(&remembered([of_identity]), &[], &grounds(&without));
+        let of_identity = key("F7", Object::global("ManagedIdentity", "id"));
+        let (events, rest) = pass(&reported([of_identity]), &[], &coverage(&without));
         assert!(events.is_empty() && rest.len() == 1, "{events:?}");
-        let (rest, events) = left(["F3", "S1", "S5"], &grounds(&all));
+        let (rest, events) = left(["F3", "S1", "S5"], &coverage(&all));
         assert!(rest.is_empty() && events.len() == 3, "{rest:?} {events:?}");
     }
 
     #[test]
-    fn each_finding_is_mended_only_on_what_it_rests_on() {
-        let all = seen(&["web"]);
-        let no_nodes = Basis { has_nodes: false, ..basis() };
-        assert_eq!(left(["P1", "P6"], &Grounds::of(&all, no_nodes, |_| true)).0, ["P6"]);
+    fn a_finding_is_resolved_only_if_its_inputs_were_read() {
+        let all = observation(&["web"]);
+        let no_nodes = InputStatus { has_nodes: false, ..status() };
+        assert_eq!(left(["P1", "P6"], &Coverage::of(&all, no_nodes, |_| true)).0, ["P6"]);
         let cluster = Cluster { webhooks: None, ..all.cluster.clone() };
-        assert_eq!(left(["P1", "W2"], &grounds(&Seen { cluster, ..all.clone() })).0, ["W2"]);
-        assert!(left(["B1"], &grounds(&all)).0.is_empty(), "nothing uses a binding");
+        assert_eq!(left(["P1", "W2"], &coverage(&Observation { cluster, ..all.clone() })).0, ["W2"]);
+        assert!(left(["B1"], &coverage(&all)).0.is_empty(), "no pod uses a binding");
         let bound = Pod {
             annotations: [("azure.workload.identity/use-identity-binding".to_owned(), "true".to_owned())].into(),
             ..Pod::default()
         };
         assert!(bound.uses_binding());
         let cluster = Cluster { pods: vec![bound], ..all.cluster.clone() };
-        assert_eq!(left(["B1"], &grounds(&Seen { cluster, ..all.clone() })).0, ["B1"]);
-        let of_issuer = || remembered([told("I1", Object::global("Issuer", "https://issuer"))]);
-        let undiscovered = Basis { has_discovery: false, ..basis() };
-        assert_eq!(pass(&of_issuer(), &[], &Grounds::of(&all, undiscovered, |_| true)).1.len(), 1);
-        assert!(pass(&of_issuer(), &[], &grounds(&all)).1.is_empty());
+        assert_eq!(left(["B1"], &coverage(&Observation { cluster, ..all.clone() })).0, ["B1"]);
+        let of_issuer = || reported([key("I1", Object::global("Issuer", "https://issuer"))]);
+        let undiscovered = InputStatus { has_discovery: false, ..status() };
+        assert_eq!(pass(&of_issuer(), &[], &Coverage::of(&all, undiscovered, |_| true)).1.len(), 1);
+        assert!(pass(&of_issuer(), &[], &coverage(&all)).1.is_empty());
     }
 
     #[test]
-    fn of_a_client_id_that_was_not_asked_for_yet_nothing_is_told_and_nothing_is_mended() {
+    fn a_pending_client_id_has_no_events_and_no_resolutions() {
         let name = AccountName { namespace: "shop".to_owned(), name: "web".to_owned() };
-        let unasked = || Basis { unasked: [name.clone()].into(), ..basis() };
-        for (id, is_premature) in [("F1", true), ("F0", true), ("S1", false)] {
-            assert_eq!(super::is_premature(&finding(id, Severity::Warning, "web"), &unasked()), is_premature, "{id}");
-            assert!(!super::is_premature(&finding(id, Severity::Warning, "other"), &unasked()), "{id}");
+        let pending = || InputStatus { pending_accounts: [name.clone()].into(), ..status() };
+        for (id, expected) in [("F1", true), ("F0", true), ("S1", false)] {
+            assert_eq!(is_premature(&finding(id, Severity::Warning, "web"), &pending()), expected, "{id}");
+            assert!(!is_premature(&finding(id, Severity::Warning, "other"), &pending()), "{id}");
         }
-        let (rest, events) = left(["F1", "S1", "S5"], &Grounds::of(&seen(&["web"]), unasked(), |_| true));
+        let (rest, events) = left(["F1", "S1", "S5"], &Coverage::of(&observation(&["web"]), pending(), |_| true));
         assert_eq!((rest.concat().as_str(), events.len()), ("F1S5", 1), "{events:?}");
     }
 
     #[test]
-    fn a_pass_writes_a_bounded_number_of_events_the_worst_first_and_says_how_many_more_there_are() {
+    fn a_pass_writes_a_bounded_number_of_events_errors_first() {
         let names: Vec<_> = (0..100).map(|number| format!("sa-{number:03}")).collect();
         let of = |severity| names.iter().map(move |name| finding("F3", severity, name));
         let worst = finding("F2", Severity::Error, "sa-099");
         let findings: Vec<_> = of(Severity::Warning).chain([worst]).collect();
-        let grounds = grounds(&seen(&names.iter().map(String::as_str).collect::<Vec<_>>()));
-        let (events, told) = pass(&Memory::new(), &findings, &grounds);
-        assert_eq!((events.len(), events[0].as_str()), (MOST_EVENTS + 1, "IdentityF2 sa-099"));
+        let coverage = coverage(&observation(&names.iter().map(String::as_str).collect::<Vec<_>>()));
+        let (events, reported) = pass(&ReportedFindings::new(), &findings, &coverage);
+        assert_eq!((events.len(), events[0].as_str()), (MAX_EVENTS + 1, "IdentityF2 sa-099"));
         assert_eq!(events.last().unwrap(), "IdentityManyFindings ");
-        assert_eq!(told.len(), 101);
-        let (events, _) = pass(&told, &findings, &grounds);
-        assert!(events.is_empty(), "told all together");
-        assert_eq!(pass(&told, &[], &grounds).0.len(), MOST_EVENTS + 1);
+        assert_eq!(reported.len(), 101);
+        let (events, _) = pass(&reported, &findings, &coverage);
+        assert!(events.is_empty(), "one event for the others");
+        assert_eq!(pass(&reported, &[], &coverage).0.len(), MAX_EVENTS + 1);
     }
 
     #[test]
-    fn an_event_has_the_command_that_mends_it_if_the_api_server_takes_so_much() {
+    fn an_event_has_the_remedy_if_it_fits() {
         let note = |fix: String, message: String| {
             let finding = Finding { message, fix, ..finding("F3", Severity::Error, "web") };
-            let plan = plan(&Memory::new(), &[finding], &grounds(&seen(&["web"])), &Sources::default());
+            let plan =
+                plan(&ReportedFindings::new(), &[finding], &coverage(&observation(&["web"])), &InputSummary::default());
             plan.events.into_iter().next().unwrap().note
         };
         assert_eq!(note("az mend".to_owned(), "it is wrong".to_owned()), "it is wrong. Mend it with: az mend");
@@ -551,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn the_report_fits_into_a_config_map_and_says_what_it_leaves_out() {
+    fn the_report_fits_into_a_config_map_and_counts_omitted_findings() {
         let long = "m".repeat(2_000);
         let of = |number: usize| Finding {
             message: long.clone(),
@@ -559,15 +471,15 @@ mod tests {
         };
         let mut findings: Vec<_> = (0..1_000).map(of).collect();
         findings.push(finding("F2", Severity::Error, "worst"));
-        let plan = plan(&Memory::new(), &findings, &grounds(&seen(&[])), &Sources::default());
+        let plan = plan(&ReportedFindings::new(), &findings, &coverage(&observation(&[])), &InputSummary::default());
         assert!(plan.report.len() <= 900_000 && plan.report.len() > 800_000, "{}", plan.report.len());
         let report: Value = serde_json::from_str(&plan.report).unwrap();
         let shown = report["findings"].as_array().unwrap();
         assert_eq!(shown[0]["id"], "F2");
         assert_eq!(shown.len() + usize::try_from(report["omitted"].as_u64().unwrap()).unwrap(), 1_001);
         assert_eq!(report["summary"], serde_json::json!({"error": 1, "warning": 1_000}));
-        assert_eq!(report::told(&plan.report).len(), 1_001);
-        assert_eq!(report::told("{}").len() + report::told("broken").len(), 0);
+        assert_eq!(report::reported_findings(&plan.report).len(), 1_001);
+        assert_eq!(report::reported_findings("{}").len() + report::reported_findings("broken").len(), 0);
         let labels = FindingLabels { id: "F3", severity: "warning", namespace: "shop".to_owned() };
         assert_eq!(plan.counts[&labels], 1_000);
     }

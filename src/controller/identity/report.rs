@@ -1,108 +1,110 @@
-//! ConfigMap `spillway-identity-report`: what was found, for other tools, and which findings were told of, for the next leader.
+//! ConfigMap `spillway-identity-report`: the findings, for other tools, and the findings that have Events, for the next leader.
 //!
-//! Its schema stands in `docs/identity.md`.
+//! `docs/identity.md` describes its schema.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use spillway_identity::{Finding, Object, Severity, managed_identity::ReadFailure};
 
-use crate::identity::{Finding, Object, Severity, azure::Unread};
+/// The name of the ConfigMap.
+pub(super) const REPORT_NAME: &str = "spillway-identity-report";
 
 /// The key of the ConfigMap.
 pub(super) const KEY: &str = "report.json";
 
-/// A ConfigMap holds 1 MiB (kubernetes.io/docs/concepts/configuration/configmap); this leaves room for its metadata.
-const LARGEST: usize = 900_000;
+/// The size of the report. A ConfigMap holds 1 MiB (kubernetes.io/docs/concepts/configuration/configmap) with its metadata.
+const MAX_REPORT_BYTES: usize = 900_000;
 
-/// The part of it for what was told.
-const LARGEST_TOLD: usize = 300_000;
+/// The part of the report for findings that have Events.
+const MAX_REPORTED_BYTES: usize = 300_000;
 
-/// The part of it for what could not be read.
-const LARGEST_UNREAD: usize = 50_000;
+/// The part of the report for read failures.
+const MAX_FAILURES_BYTES: usize = 50_000;
 
-/// A finding that people were told of.
+/// Identifies a finding that has an Event.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) struct Told {
-    /// The check.
+pub(super) struct FindingKey {
+    /// The ID of the check.
     pub(super) id: String,
-    /// The service account, or what else it is about.
+    /// The service account, or another object that the finding is about.
     #[serde(flatten)]
     pub(super) object: Object,
 }
 
-/// How it was told, and what has become of it.
+/// The state of a finding that has an Event.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct State {
-    /// How bad it was.
+pub(super) struct ReportedState {
+    /// The severity in the Event.
     pub(super) severity: Option<Severity>,
-    /// Since when it is there no more, if nobody was told of that yet.
+    /// Since when the finding is absent, if there is no Event about that yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) absent_since: Option<Timestamp>,
 }
 
-/// All that people were told of.
-pub(super) type Memory = BTreeMap<Told, State>;
+/// The findings that have Events.
+pub(super) type ReportedFindings = BTreeMap<FindingKey, ReportedState>;
 
 #[derive(Serialize, Deserialize)]
 struct Entry {
     #[serde(flatten)]
-    told: Told,
+    key: FindingKey,
     #[serde(flatten)]
-    state: State,
+    state: ReportedState,
 }
 
-/// What was told, by a report. What cannot be read says nothing.
-pub(super) fn told(report: &str) -> Memory {
+/// Returns the findings in a report that have Events; none if the report cannot be read.
+pub(super) fn reported_findings(report: &str) -> ReportedFindings {
     #[derive(Deserialize)]
-    struct Known {
+    struct OwnReport {
         told: Vec<Entry>,
     }
-    let known = serde_json::from_str(report).map(|Known { told }| told).unwrap_or_default();
-    known.into_iter().map(|Entry { told, state }| (told, state)).collect()
+    let entries = serde_json::from_str(report).map(|OwnReport { told }| told).unwrap_or_default();
+    entries.into_iter().map(|Entry { key, state }| (key, state)).collect()
 }
 
-/// What a report says beside its findings.
+/// The part of a report about the inputs of the checks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Sources {
+pub(super) struct InputSummary {
     /// What could not be read, by source.
-    pub(super) unread: Vec<(&'static str, Unread)>,
+    pub(super) failures: Vec<(&'static str, ReadFailure)>,
     /// The issuer of the cluster's tokens.
     pub(super) issuer: Option<String>,
 }
 
-/// The report, the worst findings first. Of those that do not fit in, it says how many there are.
-pub(super) fn report(findings: &[Finding], told: &Memory, sources: &Sources) -> String {
+/// Returns the report, with the findings of the highest severity first. It says how many findings do not fit in.
+pub(super) fn report(findings: &[Finding], reported: &ReportedFindings, inputs: &InputSummary) -> String {
     let mut summary: BTreeMap<&'static str, usize> = BTreeMap::new();
     for finding in findings {
         *summary.entry(finding.severity.as_str()).or_default() += 1;
     }
-    let unread = sources.unread.iter().map(|(source, Unread { because, action, scope })| {
-        json!({"source": source, "because": because, "missingPermission": action, "scope": scope})
+    let failures = inputs.failures.iter().map(|(source, ReadFailure { reason, action, scope })| {
+        json!({"source": source, "because": reason, "missingPermission": action, "scope": scope})
     });
     let mut report = Report {
         api_version: "spillway.dev/v1alpha1",
         kind: "IdentityReport",
-        issuer: sources.issuer.as_deref(),
+        issuer: inputs.issuer.as_deref(),
         summary,
-        unread: fitting(unread, LARGEST_UNREAD),
+        failures: fitting(failures, MAX_FAILURES_BYTES),
         findings: Vec::new(),
         omitted: findings.len(),
-        told: fitting(told.iter().map(entry), LARGEST_TOLD),
+        reported: fitting(reported.iter().map(entry), MAX_REPORTED_BYTES),
     };
-    let mut worst_first: Vec<_> = findings.iter().collect();
-    worst_first.sort_by_key(|finding| finding.severity);
+    let mut by_severity: Vec<_> = findings.iter().collect();
+    by_severity.sort_by_key(|finding| finding.severity);
     let titled = |finding| json!(Titled { finding, title: finding.check.title });
-    let room = LARGEST.saturating_sub(json!(report).to_string().len());
-    report.findings = fitting(worst_first.into_iter().map(titled), room);
+    let left = MAX_REPORT_BYTES.saturating_sub(json!(report).to_string().len());
+    report.findings = fitting(by_severity.into_iter().map(titled), left);
     report.omitted -= report.findings.len();
     json!(report).to_string()
 }
 
-fn entry((told, state): (&Told, &State)) -> Value {
-    json!(Entry { told: told.clone(), state: state.clone() })
+fn entry((key, state): (&FindingKey, &ReportedState)) -> Value {
+    json!(Entry { key: key.clone(), state: state.clone() })
 }
 
 #[derive(Serialize)]
@@ -111,12 +113,14 @@ struct Report<'r> {
     api_version: &'static str,
     kind: &'static str,
     issuer: Option<&'r str>,
-    /// How many findings there are, by severity.
+    /// The number of findings by severity.
     summary: BTreeMap<&'static str, usize>,
-    unread: Vec<Value>,
+    #[serde(rename = "unread")]
+    failures: Vec<Value>,
     findings: Vec<Value>,
     omitted: usize,
-    told: Vec<Value>,
+    #[serde(rename = "told")]
+    reported: Vec<Value>,
 }
 
 #[derive(Serialize)]
@@ -126,12 +130,12 @@ struct Titled<'f> {
     title: &'static str,
 }
 
-/// The first of these, as many as fit into so many bytes.
-fn fitting(values: impl Iterator<Item = Value>, room: usize) -> Vec<Value> {
+/// Returns the first of these values that fit into so many bytes.
+fn fitting(values: impl Iterator<Item = Value>, max_bytes: usize) -> Vec<Value> {
     let mut used = 0;
     let fits = |value: &Value| {
         used += value.to_string().len() + 1;
-        used <= room
+        used <= max_bytes
     };
     values.take_while(fits).collect()
 }

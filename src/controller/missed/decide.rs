@@ -106,7 +106,10 @@ impl Decider<'_> {
                 }
             }
         }
-        failure.map_or(Ok(is_all), |error| Err(error.into()))
+        match failure {
+            None => Ok(is_all),
+            Some(error) => Err(error.into()),
+        }
     }
 
     /// Assesses one pod. The result is `unknown` if the pod cannot be decided on: reading it again would not change that.

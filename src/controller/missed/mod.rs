@@ -19,7 +19,7 @@ use super::{
     reconcile::{Outcome, run_rounds},
 };
 use crate::{
-    certs::self_managed::CONFIGURATION,
+    certs::self_managed::WEBHOOK_CONFIGURATION_NAME,
     cluster::{Inventory, PodMeta},
     kubernetes::{Backoff, object_reference},
 };
@@ -98,8 +98,12 @@ fn report_unknown(context: &Context, condition: &str) {
     let note = format!(
         "missed pods are unknown: matchCondition {condition} is not the one of the manifests, and only the API server evaluates it"
     );
-    let about =
-        object_reference("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration", None, CONFIGURATION);
+    let about = object_reference(
+        "admissionregistration.k8s.io/v1",
+        "MutatingWebhookConfiguration",
+        None,
+        WEBHOOK_CONFIGURATION_NAME,
+    );
     context.event_aggregator.record(about, UNKNOWN, note);
 }
 

@@ -1,15 +1,16 @@
 //! Azure Service Operator, version 2.
 //!
-//! Fields: Azure/azure-service-operator `v2/api/managedidentity/v1api20230131/storage/structure.txt`. `status` says what Azure has,
-//! `spec` what it is to have; `issuerFromConfig` and `subjectFromConfig` show in `status` alone.
+//! Fields: Azure/azure-service-operator `v2/api/managedidentity/v1api20230131/storage/structure.txt`. `status` is the actual
+//! state in Azure, `spec` the desired one. Values from `issuerFromConfig` and `subjectFromConfig` are in `status` only.
 
 use futures_util::FutureExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt, core::Object};
 use serde::{Deserialize, Serialize};
+use spillway_identity::managed_identity::FederatedCredential;
 
-use super::{IdentityFields, ManagedCredential, ManagedIdentity, Operator, id, list, source};
-use crate::{identity::azure::Credential, kubernetes::ObjectKey};
+use super::resource::{CredentialResource, IdentityFields, IdentityResource, Operator, id, list, source};
+use crate::kubernetes::ObjectKey;
 
 const NAME: &str = "Azure Service Operator";
 
@@ -33,7 +34,7 @@ struct CredentialSpec {
     audiences: Option<Vec<String>>,
 }
 
-/// By name in the same namespace, or by resource id.
+/// A reference by name in the same namespace, or by resource ID.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Owner {
@@ -58,27 +59,27 @@ struct SystemData {
     last_modified_at: Option<String>,
 }
 
-fn identity(object: Object<IdentitySpec, IdentityFields>) -> ManagedIdentity {
-    ManagedIdentity { key: ObjectKey::of(&object), fields: object.status.unwrap_or_default() }
+fn identity(object: Object<IdentitySpec, IdentityFields>) -> IdentityResource {
+    IdentityResource { key: ObjectKey::of(&object), fields: object.status.unwrap_or_default() }
 }
 
-fn credential(object: Object<CredentialSpec, CredentialStatus>) -> ManagedCredential {
+fn credential(object: Object<CredentialSpec, CredentialStatus>) -> CredentialResource {
     let key = ObjectKey::of(&object);
-    let made = object.creation_timestamp().map(|time| time.0);
+    let created = object.creation_timestamp().map(|time| time.0);
     let CredentialSpec { azure_name, owner, issuer, subject, audiences } = object.spec;
     let Owner { name: owner, arm_id } = owner.unwrap_or_default();
     let status = object.status.unwrap_or_default();
     let modified = status.system_data.and_then(|data| data.last_modified_at?.parse::<Timestamp>().ok());
-    ManagedCredential {
-        owner: owner.map(|owner| ObjectKey::new(&key.namespace, owner)),
+    CredentialResource {
+        owner: owner.map(|name| ObjectKey::new(&key.namespace, name)),
         parent: id(arm_id.as_ref()).or_else(|| id(status.id.as_ref())),
-        credential: Credential {
+        credential: FederatedCredential {
             name: status.name.or(azure_name).unwrap_or_else(|| key.name.clone()),
             issuer: status.issuer.or(issuer).unwrap_or_default(),
             subject: status.subject.or(subject),
             audiences: status.audiences.or(audiences).unwrap_or_default(),
             expression: None,
-            since: modified.or(made),
+            since: modified.or(created),
             source: source(NAME, &key),
         },
     }

@@ -1,19 +1,20 @@
-//! Crossplane's provider for Azure, cluster-scoped or in namespaces.
+//! Crossplane's provider for Azure, cluster-scoped or namespaced.
 //!
 //! Fields: crossplane-contrib/provider-upjet-azure `apis/cluster/managedidentity/v1beta1` and
 //! `apis/namespaced/managedidentity/v1beta1`, `zz_federatedidentitycredential_types.go` and `zz_userassignedidentity_types.go`.
-//! `status.atProvider` says what Azure has, `spec` what it is to have.
+//! `status.atProvider` is the actual state in Azure, `spec` the desired one.
 
 use futures_util::FutureExt;
 use kube::{ResourceExt, core::Object};
 use serde::{Deserialize, Serialize};
+use spillway_identity::managed_identity::FederatedCredential;
 
-use super::{IdentityFields, ManagedCredential, ManagedIdentity, Operator, id, list, source};
-use crate::{identity::azure::Credential, kubernetes::ObjectKey};
+use super::resource::{CredentialResource, IdentityFields, IdentityResource, Operator, id, list, source};
+use crate::kubernetes::ObjectKey;
 
 const NAME: &str = "Crossplane";
 
-/// What the resource is called in Azure (docs.crossplane.io, managed resources, `crossplane.io/external-name`).
+/// The name of the resource in Azure (docs.crossplane.io, managed resources, `crossplane.io/external-name`).
 const EXTERNAL_NAME: &str = "crossplane.io/external-name";
 
 pub(super) const fn operator(group: &'static str) -> Operator {
@@ -58,14 +59,14 @@ struct CredentialFields {
     user_assigned_identity_id_ref: Option<Reference>,
 }
 
-/// Of an object in the same namespace, or in none.
+/// A reference to an object in the same namespace, or to a cluster-scoped object.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Reference {
     name: String,
 }
 
 impl CredentialFields {
-    /// These, and where nothing is said, others.
+    /// Takes missing fields from `other`.
     fn or(self, other: Self) -> Self {
         Self {
             id: self.id.or(other.id),
@@ -80,14 +81,14 @@ impl CredentialFields {
     }
 }
 
-fn identity(object: Object<NoSpec, Status<IdentityFields>>) -> ManagedIdentity {
-    ManagedIdentity {
+fn identity(object: Object<NoSpec, Status<IdentityFields>>) -> IdentityResource {
+    IdentityResource {
         key: ObjectKey::of(&object),
         fields: object.status.map(|status| status.at_provider).unwrap_or_default(),
     }
 }
 
-fn credential(object: Object<CredentialSpec, Status<CredentialFields>>) -> ManagedCredential {
+fn credential(object: Object<CredentialSpec, Status<CredentialFields>>) -> CredentialResource {
     let key = ObjectKey::of(&object);
     let since = object.creation_timestamp().map(|time| time.0);
     let external = object.annotations().get(EXTERNAL_NAME).and_then(|name| name.rsplit('/').next()).map(str::to_owned);
@@ -95,10 +96,10 @@ fn credential(object: Object<CredentialSpec, Status<CredentialFields>>) -> Manag
     let fields = observed.or(object.spec.for_provider).or(object.spec.init_provider);
     let owner = fields.user_assigned_identity_id_ref.or(fields.parent_id_ref).map(|reference| reference.name);
     let parent = [&fields.user_assigned_identity_id, &fields.parent_id, &fields.id];
-    ManagedCredential {
-        owner: owner.map(|owner| ObjectKey::new(&key.namespace, owner)),
+    CredentialResource {
+        owner: owner.map(|name| ObjectKey::new(&key.namespace, name)),
         parent: parent.into_iter().find_map(|text| id(text.as_ref())),
-        credential: Credential {
+        credential: FederatedCredential {
             name: external.filter(|name| !name.is_empty()).unwrap_or_else(|| key.name.clone()),
             issuer: fields.issuer.unwrap_or_default(),
             subject: fields.subject,

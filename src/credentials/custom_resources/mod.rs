@@ -1,52 +1,36 @@
-//! Managed identities and credentials that operators keep as custom resources: what Azure has of them can be read without any
-//! permission in Azure. Others may exist, so that an absent credential proves nothing.
+//! Managed identities and credentials that operators manage as custom resources. They can be read without a permission in Azure. Azure may
+//! have others, so an absent credential proves nothing.
 
 mod azure_service_operator;
 mod crossplane;
+mod resource;
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::{
-    FutureExt, Stream, StreamExt, TryStreamExt,
+    FutureExt,
     future::{BoxFuture, join_all},
-    stream,
 };
 use kube::{
-    Api, Client, Resource,
-    api::{ApiResource, DynamicObject, ListParams, PartialObjectMeta},
+    Api, Client,
+    api::{ApiResource, DynamicObject, PartialObjectMeta},
     core::Version,
-    runtime::{
-        WatchStreamExt,
-        watcher::{Config, Error as WatchError, watcher},
-    },
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use spillway_core::azure::ResourceId;
+use spillway_identity::managed_identity::{Completeness, ManagedIdentities, ManagedIdentity, ReadFailure};
+use tokio::{sync::watch, task::JoinSet};
 
-use super::{Source, Wanted};
-use crate::{
-    azure::ResourceId,
-    identity::azure::{Azure, Credential, Extent, Identity, Unread},
-    kubernetes::{self, ObjectKey},
-    telemetry::Causes,
-};
+use self::resource::{CredentialResource, IdentityFields, IdentityResource, Operator, id};
+use super::source::{ClientIds, Source};
+use crate::{kubernetes::Watch, telemetry::Causes};
 
-/// Why others may exist, although everything was read.
-const OTHERS: &str = "custom resources show those that they manage, and no others";
+/// Why the list of identities is incomplete, although everything was read.
+const INCOMPLETE_BY_DESIGN: &str = "custom resources show those that they manage, and no others";
 
-/// Whether this is in the nature of custom resources, and nothing that failed.
-pub fn is_by_nature(unread: &Unread) -> bool {
-    unread.because == OTHERS
+/// Returns whether the list is incomplete because custom resources never show all identities, not because of an error.
+pub fn is_incomplete_by_design(failure: &ReadFailure) -> bool {
+    failure.reason == INCOMPLETE_BY_DESIGN
 }
-
-/// An operator: its API group, and how its objects are read.
-struct Operator {
-    name: &'static str,
-    group: &'static str,
-    identities: Lister<ManagedIdentity>,
-    credentials: Lister<ManagedCredential>,
-}
-
-type Lister<T> = for<'a> fn(&'a Client, &'a ApiResource) -> BoxFuture<'a, kube::Result<Vec<T>>>;
 
 const OPERATORS: &[Operator] = &[
     azure_service_operator::OPERATOR,
@@ -55,59 +39,34 @@ const OPERATORS: &[Operator] = &[
     crossplane::operator("managedidentity.azure.m.upbound.io"),
 ];
 
-/// A `UserAssignedIdentity`.
-struct ManagedIdentity {
-    key: ObjectKey,
-    fields: IdentityFields,
-}
-
-/// What Azure says of a managed identity; both operators call it the same.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct IdentityFields {
-    id: Option<String>,
-    client_id: Option<String>,
-    principal_id: Option<String>,
-    tenant_id: Option<String>,
-}
-
-/// A `FederatedIdentityCredential`.
-struct ManagedCredential {
-    /// The `UserAssignedIdentity` that it names.
-    owner: Option<ObjectKey>,
-    /// The managed identity that it is of, if that is known without its owner.
-    parent: Option<ResourceId>,
-    credential: Credential,
-}
-
 /// The custom resources of the operators that are installed.
 pub struct CustomResources {
     client: Client,
-    found: Vec<Found>,
+    installed: Vec<InstalledOperator>,
 }
 
-/// An operator with the versions of its kinds that are served.
-struct Found {
+/// An operator with the versions of its kinds that the API server serves.
+struct InstalledOperator {
     operator: &'static Operator,
     identities: Option<ApiResource>,
     credentials: Option<ApiResource>,
 }
 
 impl CustomResources {
-    /// Those that there are; nothing if there are none. Operators that are installed later are found when this is asked again.
+    /// Finds the installed operators; `None` if there are none. Call it again to find operators that are installed later.
     ///
     /// # Errors
     ///
-    /// When the API server does not say what it serves.
-    pub async fn find(client: &Client) -> kube::Result<Option<Self>> {
+    /// When the API server does not list what it serves.
+    pub async fn discover(client: &Client) -> kube::Result<Option<Self>> {
         let groups = client.list_api_groups().await?.groups;
-        let mut found = Vec::new();
+        let mut installed = Vec::new();
         for operator in OPERATORS {
             let Some(group) = groups.iter().find(|group| group.name == operator.group) else { continue };
             let (mut identities, mut credentials) = (Vec::new(), Vec::new());
             for version in &group.versions {
                 let kinds = client.list_api_group_resources(&version.group_version).await?.resources;
-                let kind = |wanted: &str| kinds.iter().find(|kind| kind.kind == wanted && !kind.name.contains('/'));
+                let kind = |name: &str| kinds.iter().find(|kind| kind.kind == name && !kind.name.contains('/'));
                 let resource = |kind: &k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResource| ApiResource {
                     group: operator.group.to_owned(),
                     version: version.version.clone(),
@@ -118,35 +77,41 @@ impl CustomResources {
                 identities.extend(kind("UserAssignedIdentity").map(resource));
                 credentials.extend(kind("FederatedIdentityCredential").map(resource));
             }
-            found.push(Found { operator, identities: newest(identities), credentials: newest(credentials) });
+            installed.push(InstalledOperator {
+                operator,
+                identities: newest(identities),
+                credentials: newest(credentials),
+            });
         }
-        let found: Vec<_> = found.into_iter().filter(|one| one.credentials.is_some()).collect();
-        Ok((!found.is_empty()).then(|| Self { client: client.clone(), found }))
+        installed.retain(|one| one.credentials.is_some());
+        Ok((!installed.is_empty()).then(|| Self { client: client.clone(), installed }))
     }
 
-    /// An item whenever one of them comes, changes or goes, for each that is there already, and for each interruption.
-    pub fn watch(&self) -> impl Stream<Item = Result<(), WatchError>> + Send + use<> {
-        let resources = self.found.iter().flat_map(|one| [&one.identities, &one.credentials]).flatten();
-        stream::select_all(resources.map(|resource| {
+    /// Signals when the resources are listed, and at each change of one. Must be called within a tokio runtime.
+    pub(crate) fn watch(&self) -> (watch::Receiver<()>, JoinSet<()>) {
+        let (signal, changes) = watch::channel(());
+        let (signal, mut tasks) = (Arc::new(signal), JoinSet::new());
+        for resource in self.installed.iter().flat_map(|one| [&one.identities, &one.credentials]).flatten() {
             let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.client.clone(), resource);
-            watcher(api, Config::default().page_size(kubernetes::PAGE)).default_backoff().map_ok(drop).boxed()
-        }))
+            Watch::of(api, "custom resources", None).spawn(&mut tasks, |_| Some(()), signal.clone());
+        }
+        (changes, tasks)
     }
 
-    async fn azure(&self) -> Azure {
-        let mut azure = Azure::default();
-        for answer in join_all(self.found.iter().map(|one| one.read(&self.client))).await {
-            match answer {
-                Ok(identities) => azure.identities.extend(identities),
-                Err(unread) => azure.unseen = Some(unread),
+    async fn read_all(&self) -> ManagedIdentities {
+        let mut all = ManagedIdentities::default();
+        for result in join_all(self.installed.iter().map(|one| one.read(&self.client))).await {
+            match result {
+                Ok(identities) => all.identities.extend(identities),
+                Err(failure) => all.incomplete = Some(failure),
             }
         }
-        azure.unseen.get_or_insert_with(|| Unread {
-            because: OTHERS.to_owned(),
+        all.incomplete.get_or_insert_with(|| ReadFailure {
+            reason: INCOMPLETE_BY_DESIGN.to_owned(),
             action: String::new(),
-            scope: self.found.iter().map(|one| one.operator.group).collect::<Vec<_>>().join(", "),
+            scope: self.installed.iter().map(|one| one.operator.group).collect::<Vec<_>>().join(", "),
         });
-        azure
+        all
     }
 }
 
@@ -155,17 +120,17 @@ impl Source for CustomResources {
         "custom resources"
     }
 
-    fn read<'a>(&'a self, _wanted: &'a Wanted) -> BoxFuture<'a, Azure> {
-        self.azure().boxed()
+    fn read<'a>(&'a self, _client_ids: &'a ClientIds) -> BoxFuture<'a, ManagedIdentities> {
+        self.read_all().boxed()
     }
 }
 
-impl Found {
-    async fn read(&self, client: &Client) -> Result<Vec<Identity>, Unread> {
-        let unread = |error: kube::Error, resource: &ApiResource| {
+impl InstalledOperator {
+    async fn read(&self, client: &Client) -> Result<Vec<ManagedIdentity>, ReadFailure> {
+        let failure = |error: kube::Error, resource: &ApiResource| {
             tracing::warn!(group = resource.group, kind = resource.kind, error = %Causes(&error), "cannot list custom resources");
-            Unread {
-                because: match &error {
+            ReadFailure {
+                reason: match &error {
                     kube::Error::Api(status) => format!("{} {}", status.code, status.reason),
                     other => Causes(other).to_string(),
                 },
@@ -180,51 +145,56 @@ impl Found {
         };
         let identities = match &self.identities {
             Some(resource) => {
-                (self.operator.identities)(client, resource).await.map_err(|error| unread(error, resource))?
+                (self.operator.identities)(client, resource).await.map_err(|error| failure(error, resource))?
             }
             None => Vec::new(),
         };
         let Some(resource) = &self.credentials else { return Ok(Vec::new()) };
         let credentials =
-            (self.operator.credentials)(client, resource).await.map_err(|error| unread(error, resource))?;
-        Ok(together(self.operator.name, identities, credentials))
+            (self.operator.credentials)(client, resource).await.map_err(|error| failure(error, resource))?;
+        Ok(attach_credentials(self.operator.name, identities, credentials))
     }
 }
 
-/// Each managed identity with the credentials that are known to be its own.
-fn together(operator: &str, identities: Vec<ManagedIdentity>, credentials: Vec<ManagedCredential>) -> Vec<Identity> {
-    let unknown = |id: Option<ResourceId>| Identity {
+/// Returns each managed identity with its credentials.
+fn attach_credentials(
+    operator: &str,
+    identities: Vec<IdentityResource>,
+    credentials: Vec<CredentialResource>,
+) -> Vec<ManagedIdentity> {
+    let unknown = |id: Option<ResourceId>| ManagedIdentity {
         client_id: String::new(),
         principal_id: None,
         tenant_id: None,
         id,
         credentials: Ok(Vec::new()),
-        extent: Extent::Part,
+        completeness: Completeness::Partial,
         source: operator.to_owned(),
     };
-    let mut all: Vec<Identity> = Vec::new();
+    let mut all: Vec<ManagedIdentity> = Vec::new();
     let (mut by_key, mut by_id) = (BTreeMap::new(), BTreeMap::new());
-    for ManagedIdentity { key, fields } in identities {
+    for IdentityResource { key, fields } in identities {
         let IdentityFields { id: text, client_id, principal_id, tenant_id } = fields;
         let id = id(text.as_ref());
         by_key.insert(key, all.len());
         by_id.extend(id.as_ref().map(|id| (id.key(), all.len())));
         let client_id = client_id.unwrap_or_default();
-        all.push(Identity { client_id, principal_id, tenant_id, ..unknown(id) });
+        all.push(ManagedIdentity { client_id, principal_id, tenant_id, ..unknown(id) });
     }
-    // What neither Azure has nor the specification says, such as an issuer that is still to be read from a ConfigMap, is no credential yet.
-    let known = credentials.into_iter().filter(|managed| !managed.credential.issuer.is_empty());
-    for ManagedCredential { owner, parent, credential } in known {
+    // Without an issuer, which may still have to be read from a ConfigMap, it is not a credential yet.
+    let complete = credentials.into_iter().filter(|managed| !managed.credential.issuer.is_empty());
+    for CredentialResource { owner, parent, credential } in complete {
         let of_owner = owner.and_then(|owner| by_key.get(&owner).copied());
-        let place = of_owner.or_else(|| by_id.get(&parent.as_ref()?.key()).copied());
-        // Of an identity that somebody else manages, the resource id is all that is known; another source may know its client id.
-        let place = place.or_else(|| {
+        let position = of_owner.or_else(|| by_id.get(&parent.as_ref()?.key()).copied());
+        // Of an identity that the operator does not manage, only the resource ID is known. Another source may know its client ID.
+        let position = position.or_else(|| {
             let parent = parent?;
             by_id.insert(parent.key(), all.len());
             all.push(unknown(Some(parent)));
             Some(all.len() - 1)
         });
-        if let Some(Identity { credentials: Ok(own), .. }) = place.and_then(|place| all.get_mut(place)) {
+        if let Some(ManagedIdentity { credentials: Ok(own), .. }) = position.and_then(|position| all.get_mut(position))
+        {
             own.push(credential);
         }
     }
@@ -232,31 +202,13 @@ fn together(operator: &str, identities: Vec<ManagedIdentity>, credentials: Vec<M
     all
 }
 
-/// The newest of several versions. Those of Azure Service Operator carry the day of Azure's API, such as `v1api20230131`.
+/// Returns the newest version. Versions of Azure Service Operator contain the date of Azure's API, such as `v1api20230131`.
 fn newest(versions: Vec<ApiResource>) -> Option<ApiResource> {
     let day = |version: &str| {
         let runs = version.split(|c: char| !c.is_ascii_digit());
         runs.filter(|run| run.len() == 8).filter_map(|run| run.parse::<u32>().ok()).max()
     };
     versions.into_iter().max_by_key(|one| (day(&one.version), Version::parse(&one.version).priority()))
-}
-
-/// All objects of a kind, as far as they are read.
-async fn list<O, T>(client: &Client, resource: &ApiResource, read: fn(O) -> T) -> kube::Result<Vec<T>>
-where
-    O: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned,
-{
-    let api: Api<O> = Api::all_with(client.clone(), resource);
-    kubernetes::list(&api, ListParams::default(), |object| Some(read(object))).await
-}
-
-/// Where a credential was read, for people.
-fn source(operator: &str, credential: &ObjectKey) -> String {
-    format!("{operator}, FederatedIdentityCredential {credential}")
-}
-
-fn id(text: Option<&String>) -> Option<ResourceId> {
-    ResourceId::parse(text?)
 }
 
 #[cfg(test)]
@@ -280,7 +232,7 @@ mod tests {
     /// A list by the end of its path.
     type List = (&'static str, fn() -> Value);
 
-    /// An API server that serves these groups in these versions, and what stands at these paths; it forbids all other lists.
+    /// An API server that serves these groups in these versions, and these lists. It forbids all other lists.
     fn server(groups: &'static [Group], objects: &'static [List]) -> Client {
         let answer = tower::service_fn(move |request: http::Request<Body>| async move {
             let (status, body) = answer(request.uri().path(), groups, objects);
@@ -318,24 +270,24 @@ mod tests {
         }
     }
 
-    async fn read(client: &Client) -> Azure {
-        CustomResources::find(client).await.unwrap().unwrap().azure().await
+    async fn read(client: &Client) -> ManagedIdentities {
+        CustomResources::discover(client).await.unwrap().unwrap().read_all().await
     }
 
-    fn credentials(identity: &Identity) -> Vec<(&str, &str, Option<&str>)> {
+    fn credentials(identity: &ManagedIdentity) -> Vec<(&str, &str, Option<&str>)> {
         let own = identity.credentials.as_ref().unwrap().iter();
         own.map(|one| (one.name.as_str(), one.issuer.as_str(), one.subject.as_deref())).collect()
     }
 
     #[tokio::test]
-    async fn without_the_operators_there_is_no_source() {
-        assert!(CustomResources::find(&server(&[("apps", &["v1"])], &[])).await.unwrap().is_none());
+    async fn without_operators_there_is_no_source() {
+        assert!(CustomResources::discover(&server(&[("apps", &["v1"])], &[])).await.unwrap().is_none());
         let only_identities = server(&[(ASO, &["v1api20181130"])], &[]);
-        assert!(CustomResources::find(&only_identities).await.unwrap().is_none());
+        assert!(CustomResources::discover(&only_identities).await.unwrap().is_none());
     }
 
     #[tokio::test]
-    async fn of_azure_service_operator_the_newest_version_is_read_and_the_status_before_the_specification() {
+    async fn azure_service_operator_is_read_in_its_newest_version_status_first() {
         let client = server(
             &[(ASO, &["v1api20181130", "v1api20220131preview", "v1api20230131"])],
             &[
@@ -376,18 +328,21 @@ mod tests {
                 }),
             ],
         );
-        let azure = read(&client).await;
-        let [own, foreign] = azure.identities.as_slice() else { panic!("{azure:?}") };
-        assert_eq!((own.client_id.as_str(), own.principal_id.as_deref(), own.extent), ("C", Some("P"), Extent::Part));
+        let all = read(&client).await;
+        let [own, foreign] = all.identities.as_slice() else { panic!("{all:?}") };
+        assert_eq!(
+            (own.client_id.as_str(), own.principal_id.as_deref(), own.completeness),
+            ("C", Some("P"), Completeness::Partial)
+        );
         assert_eq!(credentials(own), [("c1", "status", Some("b")), ("c2", "spec", Some("a"))]);
         let since = own.credentials.as_ref().unwrap().iter().map(|one| one.since.unwrap().to_string());
         assert_eq!(since.collect::<Vec<_>>(), ["2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z"]);
         assert_eq!((foreign.client_id.as_str(), foreign.id.as_ref().unwrap().name.as_str()), ("", "foreign"));
-        assert!(azure.unseen.is_some(), "others may exist");
+        assert!(all.incomplete.is_some(), "others may exist");
     }
 
     #[tokio::test]
-    async fn of_crossplane_both_scopes_are_read_and_a_parent_is_found_by_reference_or_by_id() {
+    async fn crossplane_is_read_in_both_scopes_with_parents_by_name_or_id() {
         let client = server(
             &[(UPBOUND, &["v1beta1"]), (NAMESPACED, &["v1beta1"])],
             &[
@@ -406,11 +361,11 @@ mod tests {
                 }),
             ],
         );
-        let azure = read(&client).await;
-        let [identity] = azure.identities.as_slice() else { panic!("{azure:?}") };
+        let all = read(&client).await;
+        let [identity] = all.identities.as_slice() else { panic!("{all:?}") };
         assert_eq!(credentials(identity), [("c1", "status", Some("a")), ("by-reference", "i", Some("s"))]);
-        let unseen = azure.unseen.unwrap();
-        assert_eq!(unseen.action, format!("list userassignedidentities.{NAMESPACED}"), "the other may not be read");
-        assert_eq!(unseen.because, "403 Forbidden");
+        let failure = all.incomplete.unwrap();
+        assert_eq!(failure.action, format!("list userassignedidentities.{NAMESPACED}"), "the other may not be read");
+        assert_eq!(failure.reason, "403 Forbidden");
     }
 }

@@ -1,16 +1,16 @@
-//! What can go wrong between here and Azure Resource Manager, and what it means.
+//! Failed requests to Azure Resource Manager, and what they mean.
 
 use std::{error::Error, time::Duration};
 
 use reqwest::StatusCode;
+use spillway_identity::managed_identity::ReadFailure;
 
 use super::{
     model::CloudError,
-    token::{TokenError, in_one_line},
+    token::{TokenError, single_line},
 };
-use crate::identity::azure::Unread;
 
-/// Why something could not be read.
+/// Why a read failed. The messages are part of findings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Failure {
     #[error("no token for Azure: {0}")]
@@ -18,25 +18,25 @@ pub(super) enum Failure {
     #[error("{} {code}{}", .status.as_u16(), after_colon(.message))]
     Status { status: StatusCode, code: String, message: String, retry_after: Option<Duration> },
     #[error("no answer within {} s", .0.as_secs())]
-    Slow(Duration),
+    Timeout(Duration),
     #[error("cannot connect: {0}")]
     Unreachable(String),
     #[error("the answer was cut short: {0}")]
-    Cut(String),
+    Truncated(String),
     #[error("the answer is not what the API describes: {0}")]
     Malformed(String),
     #[error("the answer has more than {0} bytes")]
     TooLarge(usize),
     #[error("the list goes on at {0}, where the token is not sent")]
-    Elsewhere(String),
+    ForeignNextLink(String),
     #[error("the list does not end")]
-    Endless,
+    UnboundedList,
     #[error("there was no time to ask: few requests are made at a time")]
-    OutOfTime,
+    DeadlineExceeded,
     #[error("it is only just being made")]
-    Unfinished,
+    BeingCreated,
     #[error("what was read is older than the service account that names it, and is soon read again")]
-    Older,
+    Outdated,
 }
 
 fn after_colon(message: &str) -> String {
@@ -47,74 +47,74 @@ impl Failure {
     pub(super) fn of_answer(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Self {
         let CloudError { error } = serde_json::from_slice(body).unwrap_or_default();
         let known = status.canonical_reason().unwrap_or("(unknown)");
-        let code = if error.code.is_empty() { known.to_owned() } else { in_one_line(&error.code) };
+        let code = if error.code.is_empty() { known.to_owned() } else { single_line(&error.code) };
         let message = match status {
-            // The action and the scope are told; the rest is advice and who asked.
+            // The finding names action and scope; the rest of the message is advice.
             StatusCode::FORBIDDEN => String::new(),
             StatusCode::METHOD_NOT_ALLOWED => {
                 "federated credentials are not to be had in the identity's region".to_owned()
             }
-            _ => in_one_line(&error.message),
+            _ => single_line(&error.message),
         };
         Self::Status { status, code, message, retry_after }
     }
 
-    pub(super) fn of_request(error: &reqwest::Error, patience: Duration) -> Self {
+    pub(super) fn of_request(error: &reqwest::Error, timeout: Duration) -> Self {
         if error.is_timeout() {
-            Self::Slow(patience)
+            Self::Timeout(timeout)
         } else if error.is_connect() {
             Self::Unreachable(innermost(error))
         } else {
-            Self::Cut(innermost(error))
+            Self::Truncated(innermost(error))
         }
     }
 
-    /// Whether it says nothing of what was asked for, so that what was known before may still hold.
-    pub(super) fn is_passing(&self) -> bool {
+    /// Returns whether the failure says nothing about the resource, so that an older result may still be right.
+    pub(super) fn is_transient(&self) -> bool {
         match self {
-            Self::Status { status, .. } => is_passing(*status) || self.is_about_the_token(),
-            Self::Malformed(_) | Self::TooLarge(_) | Self::Elsewhere(_) | Self::Endless => false,
+            Self::Status { status, .. } => is_transient(*status) || self.is_unauthorized(),
+            Self::Malformed(_) | Self::TooLarge(_) | Self::ForeignNextLink(_) | Self::UnboundedList => false,
             _ => true,
         }
     }
 
-    /// Whether it is worth asking again soon.
-    pub(super) fn is_worth_another_try(&self) -> bool {
+    /// Returns whether another attempt soon may succeed.
+    pub(super) fn is_retryable(&self) -> bool {
         match self {
-            Self::Status { status, .. } => is_passing(*status),
-            Self::Unreachable(_) | Self::Cut(_) => true,
+            Self::Status { status, .. } => is_transient(*status),
+            Self::Unreachable(_) | Self::Truncated(_) => true,
             _ => false,
         }
     }
 
-    /// Whether the token was refused, so that another one may do.
-    pub(super) fn is_about_the_token(&self) -> bool {
+    /// Returns whether the token was refused, so that another token may be accepted.
+    pub(super) fn is_unauthorized(&self) -> bool {
         matches!(self, Self::Status { status: StatusCode::UNAUTHORIZED, .. })
     }
 
-    /// Whether what was asked for does not exist. That a subscription is not found is often that of another tenant.
-    pub(super) fn is_absence(&self) -> bool {
+    /// Returns whether the resource does not exist. A subscription that is not found often belongs to another tenant.
+    pub(super) fn is_not_found(&self) -> bool {
         matches!(self, Self::Status { status: StatusCode::NOT_FOUND, code, .. } if code != "SubscriptionNotFound")
     }
 
-    /// The same for those who look for a permission: it is missing only where Azure says so.
-    pub(super) fn unread(&self, action: &str, scope: String) -> Unread {
+    /// Converts to the input of the checks. A permission is missing only if Azure answers 403.
+    pub(super) fn to_read_failure(&self, action: &str, scope: String) -> ReadFailure {
         let is_forbidden = matches!(self, Self::Status { status: StatusCode::FORBIDDEN, .. });
         let action = if is_forbidden { action.to_owned() } else { String::new() };
-        Unread { because: self.to_string(), action, scope }
+        ReadFailure { reason: self.to_string(), action, scope }
     }
 }
 
-fn is_passing(status: StatusCode) -> bool {
+fn is_transient(status: StatusCode) -> bool {
     matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS)
         || status.is_server_error()
 }
 
-/// The outer ones name the URL and the library.
+/// Returns the innermost cause. The outer errors name the URL and the library.
 fn innermost(error: &reqwest::Error) -> String {
     let mut inner: &dyn Error = error;
     while let Some(source) = inner.source() {
         inner = source;
     }
-    in_one_line(&inner.to_string())
+    single_line(&inner.to_string())
 }

@@ -1,10 +1,12 @@
-//! What Azure Resource Manager answers, as far as it is read
+//! Responses of Azure Resource Manager, with the fields that are read
 //! (Azure/azure-rest-api-specs specification/msi, Microsoft.ManagedIdentity; learn.microsoft.com/rest/api/managedidentity).
 
 use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
+use spillway_identity::managed_identity;
 
-use crate::identity::azure;
+/// The name of the source in findings.
+pub(super) const SOURCE_NAME: &str = "Azure Resource Manager";
 
 /// A page of a list.
 #[derive(Debug, Deserialize)]
@@ -31,7 +33,7 @@ pub(super) struct IdentityProperties {
     pub(super) tenant: Option<String>,
 }
 
-/// `FederatedIdentityCredential`. The stable versions require a subject; flexible credentials exist all the same.
+/// `FederatedIdentityCredential`. Stable API versions require a subject, but flexible credentials have none.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Credential {
@@ -63,23 +65,23 @@ struct SystemData {
 }
 
 impl Credential {
-    /// A credential that was changed is as new to Entra as one that was made.
-    pub(super) fn into_seen(self) -> azure::Credential {
+    /// Converts to the input of the checks. To Entra, a changed credential is as new as a created one.
+    pub(super) fn into_federated_credential(self) -> managed_identity::FederatedCredential {
         let Self { name, properties, system_data } = self;
         let CredentialProperties { issuer, subject, audiences, claims_matching_expression } = properties;
-        azure::Credential {
+        managed_identity::FederatedCredential {
             name,
             issuer,
             subject,
             audiences: audiences.unwrap_or_default(),
             expression: claims_matching_expression.and_then(|expression| expression.value),
             since: system_data.and_then(|data| data.last_modified_at.or(data.created_at)),
-            source: super::NAME.to_owned(),
+            source: SOURCE_NAME.to_owned(),
         }
     }
 }
 
-/// `CloudError`, which every failure has
+/// `CloudError`, the body of every error
 /// (github.com/microsoft/api-guidelines, azure/Guidelines.md, error condition responses).
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct CloudError {

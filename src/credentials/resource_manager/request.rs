@@ -1,6 +1,14 @@
-//! Requests to Azure Resource Manager: few, patient, and bounded in every way.
+//! Requests to Azure Resource Manager, with limits on their rate, number, duration and size.
+//!
+//! `governor` limits the rate. The retries are Spillway's own, because those of `azure_core::http::Pipeline` (1.1) cannot hold these limits:
+//!
+//! * `Pipeline::send` reads a body of any size into memory. `Pipeline::stream` does not, but then does not retry a body that breaks off.
+//! * The retry policy waits as long as `Retry-After` says, up to any time. `RetryPolicy::is_expired` does not get that time and
+//!   `RetryPolicy::wait` does not get the deadline, so a pass could not end before it.
+//! * A `Retry-After` delays the one request that got it; Azure means all requests for the subscription or tenant.
+//! * A refused token (401) is not replaced.
 
-use std::{mem, time::Duration};
+use std::{mem, num::NonZeroU32, time::Duration};
 
 use azure_core::credentials::Secret;
 use k8s_openapi::jiff::{Timestamp, fmt::rfc2822};
@@ -11,42 +19,48 @@ use reqwest::{
 use serde::de::DeserializeOwned;
 use tokio::time::{self, Instant};
 
-use super::{failure::Failure, model::Page, pace::Pace, token::Kept};
+use super::{
+    failure::Failure,
+    model::Page,
+    rate_limit::RateLimiter,
+    token::{TokenCache, TokenError},
+};
 
-/// What a pass may cost. Azure documents, per second, 15 lists of federated credentials for a tenant, 5 for a subscription and 0.25
+/// The limits of requests. Azure documents, per second, 15 lists of federated credentials for a tenant, 5 for a subscription and 0.25
 /// for an identity (learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations), and 25 reads for a
 /// subscription (learn.microsoft.com/azure/azure-resource-manager/management/request-limits-and-throttling).
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
-    /// A request every so often,
-    pub(super) every: Duration,
-    /// of which so many at once.
-    pub(super) at_once: u32,
-    /// How often a request is made that fails in passing.
-    pub(super) tries: u32,
-    /// How long to wait before the second try; twice as long before the third.
-    pub(super) wait: Duration,
-    /// How long an answer may take.
-    pub(super) answer: Duration,
-    /// How many bytes it may have. A list of identities has some 100 entries on a page.
-    pub(super) bytes: usize,
-    /// How many pages a list may have,
-    pub(super) pages: usize,
-    /// and how many entries.
-    pub(super) entries: usize,
+    /// One request is allowed for each interval.
+    pub(super) request_interval: Duration,
+    /// Number of requests that may be made at once.
+    pub(super) burst: NonZeroU32,
+    /// Number of attempts for a request with transient failures.
+    pub(super) max_attempts: u32,
+    /// Time before the second attempt. It doubles for each further one.
+    pub(super) initial_backoff: Duration,
+    /// How long a response may take.
+    pub(super) response_timeout: Duration,
+    /// Size of a response in bytes. A page of a list of identities has about 100 entries.
+    pub(super) max_response_bytes: usize,
+    /// Number of pages of a list.
+    pub(super) max_pages: usize,
+    /// Number of entries of a list.
+    pub(super) max_entries: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
+        const BURST: NonZeroU32 = NonZeroU32::new(4).unwrap();
         Self {
-            every: Duration::from_millis(500),
-            at_once: 4,
-            tries: 3,
-            wait: Duration::from_secs(1),
-            answer: Duration::from_secs(30),
-            bytes: 8 * 1024 * 1024,
-            pages: 1_000,
-            entries: 50_000,
+            request_interval: Duration::from_millis(500),
+            burst: BURST,
+            max_attempts: 3,
+            initial_backoff: Duration::from_secs(1),
+            response_timeout: Duration::from_secs(30),
+            max_response_bytes: 8 * 1024 * 1024,
+            max_pages: 1_000,
+            max_entries: 50_000,
         }
     }
 }
@@ -55,54 +69,61 @@ pub(super) struct Client {
     http: reqwest::Client,
     endpoint: Url,
     api_version: String,
-    token: Kept,
-    pace: Pace,
+    token: TokenCache,
+    rate_limiter: RateLimiter,
     limits: Limits,
 }
 
 impl Client {
-    pub(super) fn new(http: reqwest::Client, endpoint: Url, api_version: String, token: Kept, limits: Limits) -> Self {
-        Self { http, endpoint, api_version, token, pace: Pace::new(limits.every, limits.at_once), limits }
+    pub(super) fn new(
+        http: reqwest::Client,
+        endpoint: Url,
+        api_version: String,
+        token: TokenCache,
+        limits: Limits,
+    ) -> Self {
+        let rate_limiter = RateLimiter::new(limits.request_interval, limits.burst);
+        Self { http, endpoint, api_version, token, rate_limiter, limits }
     }
 
-    /// How many requests may be under way.
-    pub(super) fn at_once(&self) -> usize {
-        self.limits.at_once as usize
+    /// Returns how many requests may be in flight.
+    pub(super) fn max_concurrent(&self) -> usize {
+        self.limits.burst.get() as usize
     }
 
-    /// A resource.
-    pub(super) async fn one<T: DeserializeOwned>(&self, path: &str, deadline: Instant) -> Result<T, Failure> {
-        self.get(&self.url(path), deadline).await
+    /// Reads a resource.
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str, deadline: Instant) -> Result<T, Failure> {
+        self.get_url(&self.url(path), deadline).await
     }
 
-    /// A list, from its first page to its last; each page is kept as `keep` makes it.
-    pub(super) async fn all<T: DeserializeOwned, K>(
+    /// Reads all pages of a list, and keeps what `read` returns for each entry.
+    pub(super) async fn list<T: DeserializeOwned, V>(
         &self,
         path: &str,
         deadline: Instant,
-        keep: impl Fn(T) -> K,
-    ) -> Result<Vec<K>, Failure> {
+        read: impl Fn(T) -> V,
+    ) -> Result<Vec<V>, Failure> {
         let mut all = Vec::new();
         let mut url = self.url(path);
-        for _ in 0..self.limits.pages {
-            let page: Page<T> = self.get(&url, deadline).await?;
-            all.extend(page.value.into_iter().map(&keep));
-            if all.len() > self.limits.entries {
+        for _ in 0..self.limits.max_pages {
+            let page: Page<T> = self.get_url(&url, deadline).await?;
+            all.extend(page.value.into_iter().map(&read));
+            if all.len() > self.limits.max_entries {
                 break;
             }
             let Some(next) = page.next_link.filter(|next| !next.is_empty()) else { return Ok(all) };
-            let next = self.own(&next)?;
+            let next = self.next_url(&next)?;
             if next == url {
                 break;
             }
             url = next;
         }
-        Err(Failure::Endless)
+        Err(Failure::UnboundedList)
     }
 
     fn url(&self, path: &str) -> Url {
         let mut url = self.endpoint.clone();
-        // Not set_path alone: a name may hold what means something in a URL.
+        // Not set_path alone: a name may contain characters that have a meaning in URLs.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path.split('/').filter(|segment| !segment.is_empty()));
         }
@@ -110,16 +131,16 @@ impl Client {
         url
     }
 
-    /// Where a list goes on. The token is sent there, so it must be where it was sent before.
-    fn own(&self, next: &str) -> Result<Url, Failure> {
-        let elsewhere = |place: &str| Failure::Elsewhere(place.chars().take(100).collect());
-        let url = self.endpoint.join(next).map_err(|_| elsewhere(next))?;
+    /// Returns the URL of the next page. It gets the token, so it must have the same origin as the endpoint.
+    fn next_url(&self, next: &str) -> Result<Url, Failure> {
+        let foreign = |place: &str| Failure::ForeignNextLink(place.chars().take(100).collect());
+        let url = self.endpoint.join(next).map_err(|_| foreign(next))?;
         let is_own = url.origin() == self.endpoint.origin() && url.username().is_empty() && url.password().is_none();
-        if is_own { Ok(url) } else { Err(elsewhere(&url.origin().ascii_serialization())) }
+        if is_own { Ok(url) } else { Err(foreign(&url.origin().ascii_serialization())) }
     }
 
-    async fn get<T: DeserializeOwned>(&self, url: &Url, deadline: Instant) -> Result<T, Failure> {
-        let body = self.patiently(url, deadline).await?;
+    async fn get_url<T: DeserializeOwned>(&self, url: &Url, deadline: Instant) -> Result<T, Failure> {
+        let body = self.send_with_retries(url, deadline).await?;
         let mut reader = serde_json::Deserializer::from_slice(&body);
         serde_path_to_error::deserialize(&mut reader).map_err(|error| {
             let (path, inner) = (error.path().to_string(), error.inner());
@@ -127,54 +148,55 @@ impl Client {
         })
     }
 
-    async fn patiently(&self, url: &Url, deadline: Instant) -> Result<Vec<u8>, Failure> {
-        let mut wait = self.limits.wait;
-        let mut last = Failure::OutOfTime;
+    async fn send_with_retries(&self, url: &Url, deadline: Instant) -> Result<Vec<u8>, Failure> {
+        let mut backoff = self.limits.initial_backoff;
+        let mut last = Failure::DeadlineExceeded;
         let mut is_refused = false;
-        for left in (0..self.limits.tries).rev() {
+        for left in (0..self.limits.max_attempts).rev() {
             let secret = self.token.get().await.map_err(Failure::Token)?;
-            if !self.pace.turn(deadline).await {
+            if !self.rate_limiter.acquire(deadline).await {
                 break;
             }
-            let failure = match self.once(url, &secret, deadline).await {
+            let failure = match self.send(url, &secret, deadline).await {
                 Ok(body) => return Ok(body),
                 Err(failure) => failure,
             };
-            if failure.is_about_the_token() && !mem::replace(&mut is_refused, true) && self.token.forget(&secret).await
+            if failure.is_unauthorized() && !mem::replace(&mut is_refused, true) && self.token.invalidate(&secret).await
             {
                 last = failure;
                 continue;
             }
-            let asked = if let Failure::Status { retry_after, .. } = &failure { *retry_after } else { None };
-            if let Some(pause) = asked {
-                self.pace.pause(pause);
+            let retry_after = if let Failure::Status { retry_after, .. } = &failure { *retry_after } else { None };
+            if let Some(pause) = retry_after {
+                self.rate_limiter.pause(pause);
             }
-            if !failure.is_worth_another_try() || left == 0 {
+            if !failure.is_retryable() || left == 0 {
                 return Err(failure);
             }
-            tracing::debug!(%url, %failure, "asking again");
+            tracing::debug!(%url, %failure, "retrying a request");
             last = failure;
-            let until = Instant::now() + if asked.is_some() { Duration::ZERO } else { wait };
+            // The rate limiter already waits for Retry-After.
+            let until = Instant::now() + if retry_after.is_some() { Duration::ZERO } else { backoff };
             if until > deadline {
                 break;
             }
             time::sleep_until(until).await;
-            wait *= 2;
+            backoff *= 2;
         }
         Err(last)
     }
 
-    async fn once(&self, url: &Url, secret: &Secret, deadline: Instant) -> Result<Vec<u8>, Failure> {
-        let patience = self.limits.answer.min(deadline.saturating_duration_since(Instant::now()));
-        let failed = |error: reqwest::Error| Failure::of_request(&error, patience);
+    async fn send(&self, url: &Url, secret: &Secret, deadline: Instant) -> Result<Vec<u8>, Failure> {
+        let timeout = self.limits.response_timeout.min(deadline.saturating_duration_since(Instant::now()));
+        let failed = |error: reqwest::Error| Failure::of_request(&error, timeout);
         let request = self.http.get(url.clone()).header(AUTHORIZATION, authorization(secret)?);
-        let request = request.header(ACCEPT, "application/json").timeout(patience);
+        let request = request.header(ACCEPT, "application/json").timeout(timeout);
         let mut response = request.send().await.map_err(failed)?;
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if body.len() + chunk.len() > self.limits.bytes {
-                return Err(Failure::TooLarge(self.limits.bytes));
+            if body.len() + chunk.len() > self.limits.max_response_bytes {
+                return Err(Failure::TooLarge(self.limits.max_response_bytes));
             }
             body.extend_from_slice(&chunk);
         }
@@ -182,27 +204,27 @@ impl Client {
     }
 }
 
-/// Sensitive: neither Debug nor a log of headers shows it.
+/// Returns the header, marked as sensitive: neither `Debug` nor a log of headers prints it.
 fn authorization(secret: &Secret) -> Result<HeaderValue, Failure> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", secret.secret()))
-        .map_err(|_| Failure::Token(super::TokenError("it cannot stand in a header".to_owned())))?;
+        .map_err(|_| Failure::Token(TokenError("it cannot stand in a header".to_owned())))?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-/// Nobody is taken at a word that is longer than this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
+/// The longest `Retry-After` that is obeyed.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
 
-/// Seconds, or a time (RFC 9110, section 10.2.3).
+/// Returns the time to wait, from a number of seconds or a date (RFC 9110, section 10.2.3).
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let pause = if let Ok(seconds) = text.parse() {
+    let wait = if let Ok(seconds) = text.parse() {
         Duration::from_secs(seconds)
     } else {
         let at = rfc2822::parse(text).ok()?.timestamp();
         Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
     };
-    Some(pause.min(LONGEST_PAUSE))
+    Some(wait.min(MAX_RETRY_AFTER))
 }
 
 #[cfg(test)]
@@ -210,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pause_is_understood_in_seconds_and_as_a_time() {
+    fn retry_after_may_be_seconds_or_a_date() {
         let of = |text: &str| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_str(text).unwrap())]);
             retry_after(&headers).map(|wait| wait.as_secs())

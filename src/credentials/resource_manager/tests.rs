@@ -1,7 +1,8 @@
-//! The source against a server on this machine that answers as Azure Resource Manager documents it, or worse.
+//! The source against a local server that answers as Azure Resource Manager documents it, or worse.
 
 use std::{
     io,
+    num::NonZeroU32,
     sync::{
         Arc, LazyLock, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -15,27 +16,36 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use azure_core::credentials::Secret;
+use k8s_openapi::jiff::Timestamp;
+use spillway_identity::{
+    AccountName,
+    managed_identity::{ManagedIdentity, ReadFailure},
+};
 use tokio::{
     net::{TcpListener, TcpSocket},
     time,
 };
 use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt};
 
-use super::{held::FLOOR, *};
+use super::{
+    entry::MIN_REFRESH_INTERVAL,
+    result::{READ_CREDENTIALS, READ_IDENTITIES},
+    *,
+};
 
-/// What is logged, to the last detail.
+/// The log at the most detailed level.
 #[derive(Clone, Default)]
-pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
+pub(super) struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
-/// Who hears nothing. As long as there is one listener only, the thread that first comes to an event decides for all whether anybody
-/// listens (tokio-rs/tracing tracing-core/src/callsite.rs, has_just_one), and the other tests have threads of their own.
-static SECOND_LISTENER: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
+/// A subscriber that discards everything. With a single subscriber, the thread that first reaches an event decides for all threads whether it is
+/// enabled (tokio-rs/tracing tracing-core/src/callsite.rs, has_just_one), and other tests run in other threads.
+static SECOND_SUBSCRIBER: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
     tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(io::sink).finish().into()
 });
 
-impl Log {
-    pub(super) fn listen(&self) -> tracing::subscriber::DefaultGuard {
-        LazyLock::force(&SECOND_LISTENER);
+impl CapturedLog {
+    pub(super) fn capture(&self) -> tracing::subscriber::DefaultGuard {
+        LazyLock::force(&SECOND_SUBSCRIBER);
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(self.clone()).set_default()
     }
 
@@ -44,7 +54,7 @@ impl Log {
     }
 }
 
-impl io::Write for Log {
+impl io::Write for CapturedLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -55,7 +65,7 @@ impl io::Write for Log {
     }
 }
 
-impl<'w> MakeWriter<'w> for Log {
+impl<'w> MakeWriter<'w> for CapturedLog {
     type Writer = Self;
 
     fn make_writer(&'w self) -> Self {
@@ -68,43 +78,44 @@ const SUBSCRIPTION: &str = "99999999-8888-4777-8666-555555555555";
 
 struct FixedTokens;
 
-impl Tokens for FixedTokens {
+impl TokenProvider for FixedTokens {
     fn token(&self) -> BoxFuture<'_, Result<Token, TokenError>> {
         std::future::ready(Ok(Token { secret: Secret::new(TOKEN), expires: Timestamp::MAX })).boxed()
     }
 }
 
-/// Azure Resource Manager, as far as it is asked; paths are in small letters, and come with what is after the api-version.
+/// A local Azure Resource Manager. Paths are in lower case, without the api-version but with the query parameters after it.
 #[derive(Clone)]
 struct Arm {
     endpoint: String,
-    asked: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Arm {
     async fn new(answer: impl Fn(&str) -> Response + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let arm = Self { endpoint, asked: Arc::default() };
-        let (asked, answer) = (Arc::clone(&arm.asked), Arc::new(answer));
+        let arm = Self { endpoint, requests: Arc::default() };
+        let (requests, answer) = (Arc::clone(&arm.requests), Arc::new(answer));
         let handler = move |request: Request| {
             assert_eq!(request.method(), "GET");
             let is_ours = request.headers()["authorization"] == format!("Bearer {TOKEN}");
             let uri = request.uri().to_string().to_ascii_lowercase();
             let path = uri.replace("?api-version=2024-11-30", "");
             assert!(is_ours && path != uri, "{uri}");
-            asked.lock().unwrap().push(path.clone());
+            requests.lock().unwrap().push(path.clone());
             std::future::ready(answer(&path))
         };
         tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
         arm
     }
 
-    fn asked(&self) -> Vec<String> {
-        std::mem::take(&mut *self.asked.lock().unwrap())
+    /// Takes the paths of the requests since the last call.
+    fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut *self.requests.lock().unwrap())
     }
 
-    /// The source that asks this server; `set` may change its settings and limits.
+    /// Returns a source that reads from this server. `set` may change its settings and limits.
     fn source(&self, set: impl FnOnce(&mut Settings, &mut Limits)) -> ResourceManager {
         source(&self.endpoint, set)
     }
@@ -118,12 +129,12 @@ fn source(endpoint: &str, set: impl FnOnce(&mut Settings, &mut Limits)) -> Resou
         subscriptions: [SUBSCRIPTION.to_owned()].into(),
         identities: BTreeMap::new(),
         refresh: Duration::from_secs(600),
-        patience: Duration::from_secs(10),
+        pass_timeout: Duration::from_secs(10),
     };
     let mut limits = Limits {
-        every: Duration::from_millis(1),
-        wait: Duration::from_millis(5),
-        answer: Duration::from_secs(5),
+        request_interval: Duration::from_millis(1),
+        initial_backoff: Duration::from_millis(5),
+        response_timeout: Duration::from_secs(5),
         ..Limits::default()
     };
     set(&mut settings, &mut limits);
@@ -141,13 +152,13 @@ fn id(number: usize) -> String {
     )
 }
 
-/// The first service accounts of a namespace.
+/// Names of service accounts.
 fn accounts(count: usize) -> BTreeSet<AccountName> {
     let account = |i| AccountName { namespace: "shop".to_owned(), name: format!("web-{i}") };
     (0..count).map(account).collect()
 }
 
-fn wanted(numbers: impl IntoIterator<Item = usize>) -> Wanted {
+fn client_ids(numbers: impl IntoIterator<Item = usize>) -> ClientIds {
     numbers.into_iter().map(|number| (client_id(number), accounts(1))).collect()
 }
 
@@ -178,17 +189,17 @@ fn is_credentials(path: &str) -> bool {
     path.ends_with("/federatedidentitycredentials")
 }
 
-fn of(azure: &Azure, number: usize) -> &Identity {
-    let mut all = azure.identities.iter();
-    all.find(|one| one.client_id.eq_ignore_ascii_case(&client_id(number))).unwrap_or_else(|| panic!("{azure:?}"))
+fn identity_of(read: &ManagedIdentities, number: usize) -> &ManagedIdentity {
+    let mut all = read.identities.iter();
+    all.find(|one| one.client_id.eq_ignore_ascii_case(&client_id(number))).unwrap_or_else(|| panic!("{read:?}"))
 }
 
-fn names(azure: &Azure, number: usize) -> Vec<&str> {
-    of(azure, number).credentials.as_ref().unwrap().iter().map(|one| one.name.as_str()).collect()
+fn names(read: &ManagedIdentities, number: usize) -> Vec<&str> {
+    identity_of(read, number).credentials.as_ref().unwrap().iter().map(|one| one.name.as_str()).collect()
 }
 
 #[tokio::test]
-async fn lists_are_read_to_their_last_page_and_credentials_only_of_identities_that_are_wanted() {
+async fn all_pages_are_read_and_credentials_of_named_identities_only() {
     let endpoint = Arc::new(Mutex::new(String::new()));
     let own = Arc::clone(&endpoint);
     let arm = Arm::new(move |path| {
@@ -209,28 +220,31 @@ async fn lists_are_read_to_their_last_page_and_credentials_only_of_identities_th
     .await;
     endpoint.lock().unwrap().clone_from(&arm.endpoint);
     let source = arm.source(|_, _| {});
-    let mut wanted = wanted([1]);
-    // What stands where the client id should be, by mistake: a principal id, a resource id, a name.
+    let mut client_ids = client_ids([1]);
+    // By mistake, the annotation may also contain a principal ID, a resource ID or a name.
     let others = ["ffffffff-aaaa-4000-8000-000000000002".to_owned(), id(5).to_ascii_lowercase(), "id-3".to_owned()];
-    wanted.extend(others.map(|name| (name, accounts(1))));
-    let azure = source.read(&wanted).await;
-    assert_eq!(azure.unseen, None);
-    assert_eq!(azure.identities.len(), 5);
-    assert_eq!(names(&azure, 1), ["a", "b"]);
+    client_ids.extend(others.map(|name| (name, accounts(1))));
+    let read = source.read(&client_ids).await;
+    assert_eq!(read.incomplete, None);
+    assert_eq!(read.identities.len(), 5);
+    assert_eq!(names(&read, 1), ["a", "b"]);
     for number in [2, 3, 5] {
-        assert_eq!(names(&azure, number), ["c"]);
+        assert_eq!(names(&read, number), ["c"]);
     }
-    assert_eq!(of(&azure, 4).credentials.as_ref().unwrap_err().because, "no service account names it");
-    let first = &of(&azure, 1).credentials.as_ref().unwrap()[0];
+    assert_eq!(identity_of(&read, 4).credentials.as_ref().unwrap_err().reason, "no service account names it");
+    let first = &identity_of(&read, 1).credentials.as_ref().unwrap()[0];
     assert_eq!((first.subject.as_deref(), first.issuer.as_str()), (Some("system:serviceaccount:ns:a"), "https://i/"));
-    assert_eq!(arm.asked().len(), 3 + 2 + 3);
-    let again = source.read(&wanted).await;
-    assert_eq!((again.identities.len(), arm.asked().len()), (5, 0), "answers are kept");
-    assert!(source.read(&Wanted::new()).await.identities.len() == 5 && arm.asked().is_empty(), "nobody wants to know");
+    assert_eq!(arm.requests().len(), 3 + 2 + 3);
+    let again = source.read(&client_ids).await;
+    assert_eq!((again.identities.len(), arm.requests().len()), (5, 0), "results are cached");
+    assert!(
+        source.read(&ClientIds::new()).await.identities.len() == 5 && arm.requests().is_empty(),
+        "no service account names a client ID"
+    );
 }
 
 #[tokio::test]
-async fn of_identities_that_are_set_by_resource_id_nothing_else_is_asked() {
+async fn identities_configured_by_resource_id_need_no_list() {
     let arm = Arm::new(|path| match path {
         _ if is_credentials(path) => list(&[credential("a", "")], None),
         _ if path.ends_with("/id-1") => identity(1).into_response(),
@@ -246,28 +260,28 @@ async fn of_identities_that_are_set_by_resource_id_nothing_else_is_asked() {
             (1..8).map(|number| (client_id(number).to_ascii_uppercase(), ResourceId::parse(&id(number)).unwrap()));
         settings.identities = all.collect();
     });
-    let azure = source.read(&wanted([1, 2, 3, 4, 6, 9])).await;
-    assert_eq!(names(&azure, 1), ["a"]);
-    let absent: Vec<_> = azure.absent.iter().cloned().collect();
+    let read = source.read(&client_ids([1, 2, 3, 4, 6, 9])).await;
+    assert_eq!(names(&read, 1), ["a"]);
+    let absent: Vec<_> = read.absent.iter().cloned().collect();
     assert_eq!(absent, [client_id(2), client_id(4)], "deleted, or made again under the same name");
     assert_eq!(
-        of(&azure, 3).credentials,
-        Err(Unread {
-            because: "403 AuthorizationFailed".to_owned(),
+        identity_of(&read, 3).credentials,
+        Err(ReadFailure {
+            reason: "403 AuthorizationFailed".to_owned(),
             action: READ_IDENTITIES.to_owned(),
             scope: ResourceId::parse(&id(3)).unwrap().to_string(),
         })
     );
-    let unread = of(&azure, 6).credentials.as_ref().unwrap_err();
-    assert_eq!(unread.because, "404 SubscriptionNotFound: The subscription 's' could not be found.");
-    assert!(azure.unseen.is_some(), "of others nothing is known");
-    let asked = arm.asked();
-    assert!(asked.len() == 6 && asked.iter().all(|path| path.contains("/resourcegroups/rg/")), "{asked:?}");
+    let failure = identity_of(&read, 6).credentials.as_ref().unwrap_err();
+    assert_eq!(failure.reason, "404 SubscriptionNotFound: The subscription 's' could not be found.");
+    assert!(read.incomplete.is_some(), "other identities are unknown");
+    let requests = arm.requests();
+    assert!(requests.len() == 6 && requests.iter().all(|path| path.contains("/resourcegroups/rg/")), "{requests:?}");
 }
 
-/// Every error that is documented, and what becomes of it.
+/// All documented errors, and the failures that they become.
 #[tokio::test]
-async fn every_failure_becomes_what_it_means_and_none_is_taken_for_an_empty_list() {
+async fn every_error_becomes_a_failure_and_never_an_empty_list() {
     type Answer = fn() -> Response;
     let cases: [(&str, bool, usize, Answer); 14] = [
         ("401 InvalidAuthenticationTokenTenant: The access token is from the wrong issuer", false, 2, || {
@@ -318,21 +332,21 @@ async fn every_failure_becomes_what_it_means_and_none_is_taken_for_an_empty_list
         _ => list(&[identity(1)], None),
     })
     .await;
-    for (number, (because, is_permission, tries, _)) in cases.iter().enumerate() {
+    for (number, (reason, is_permission, attempts, _)) in cases.iter().enumerate() {
         nth.store(number, Ordering::SeqCst);
-        let source = arm.source(|_, limits| limits.bytes = 1_000);
-        let azure = source.read(&wanted([1])).await;
-        let unread = of(&azure, 1).credentials.as_ref().unwrap_err();
-        assert!(unread.because.starts_with(because), "{because}: {unread:?}");
-        assert_eq!(unread.action, if *is_permission { READ_CREDENTIALS } else { "" }, "{because}");
-        assert!(unread.scope.eq_ignore_ascii_case(&id(1)), "{unread:?}");
-        assert_eq!(arm.asked().len() - 1, *tries, "{because}");
-        assert_eq!(azure.unseen, None);
+        let source = arm.source(|_, limits| limits.max_response_bytes = 1_000);
+        let read = source.read(&client_ids([1])).await;
+        let failure = identity_of(&read, 1).credentials.as_ref().unwrap_err();
+        assert!(failure.reason.starts_with(reason), "{reason}: {failure:?}");
+        assert_eq!(failure.action, if *is_permission { READ_CREDENTIALS } else { "" }, "{reason}");
+        assert!(failure.scope.eq_ignore_ascii_case(&id(1)), "{failure:?}");
+        assert_eq!(arm.requests().len() - 1, *attempts, "{reason}");
+        assert_eq!(read.incomplete, None);
     }
 }
 
 #[tokio::test]
-async fn a_subscription_that_may_not_be_listed_is_named_with_the_permission_that_is_missing() {
+async fn a_forbidden_list_names_subscription_and_permission() {
     let other = "88888888-8888-4777-8666-555555555555";
     let arm = Arm::new(move |path| match path {
         _ if path.contains(other) => refusal(403, "AuthorizationFailed", "no"),
@@ -343,27 +357,27 @@ async fn a_subscription_that_may_not_be_listed_is_named_with_the_permission_that
     let source = arm.source(|settings, _| {
         settings.subscriptions.insert(other.to_owned());
     });
-    let azure = source.read(&wanted([1, 2])).await;
-    assert_eq!(names(&azure, 1), [""; 0]);
+    let read = source.read(&client_ids([1, 2])).await;
+    assert_eq!(names(&read, 1), [""; 0]);
     let scope = format!("/subscriptions/{other}");
     let action = READ_IDENTITIES.to_owned();
-    assert_eq!(azure.unseen, Some(Unread { because: "403 AuthorizationFailed".to_owned(), action, scope }));
+    assert_eq!(read.incomplete, Some(ReadFailure { reason: "403 AuthorizationFailed".to_owned(), action, scope }));
 }
 
 #[tokio::test]
-async fn who_cannot_be_reached_or_does_not_answer_in_time_is_said_to() {
-    // A port that is taken, and where nobody listens.
+async fn an_unreachable_or_slow_server_is_reported() {
+    // A bound port without a listener.
     let closed = TcpSocket::new_v4().unwrap();
     closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let closed_source = source(&format!("http://{}", closed.local_addr().unwrap()), |_, _| {});
-    let azure = closed_source.read(&wanted([1])).await;
-    assert_eq!(azure.unseen.unwrap().because, "cannot connect: Connection refused (os error 111)");
+    let read = closed_source.read(&client_ids([1])).await;
+    assert_eq!(read.incomplete.unwrap().reason, "cannot connect: Connection refused (os error 111)");
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent_source = source(&format!("http://{}", silent.local_addr().unwrap()), |_, limits| {
-        limits.answer = Duration::from_secs(1);
+        limits.response_timeout = Duration::from_secs(1);
     });
-    let azure = silent_source.read(&wanted([1])).await;
-    assert_eq!(azure.unseen.unwrap().because, "no answer within 1 s");
+    let read = silent_source.read(&client_ids([1])).await;
+    assert_eq!(read.incomplete.unwrap().reason, "no answer within 1 s");
     let arm = Arm::new(|_| {
         let drip = stream::unfold((), |()| async {
             time::sleep(Duration::from_millis(50)).await;
@@ -372,12 +386,12 @@ async fn who_cannot_be_reached_or_does_not_answer_in_time_is_said_to() {
         Body::from_stream(drip).into_response()
     })
     .await;
-    let slow = arm.source(|_, limits| limits.answer = Duration::from_secs(1));
-    assert_eq!(slow.read(&wanted([1])).await.unseen.unwrap().because, "no answer within 1 s");
+    let slow = arm.source(|_, limits| limits.response_timeout = Duration::from_secs(1));
+    assert_eq!(slow.read(&client_ids([1])).await.incomplete.unwrap().reason, "no answer within 1 s");
 }
 
 #[tokio::test]
-async fn while_azure_asks_for_a_pause_nothing_is_asked_and_then_it_goes_on() {
+async fn retry_after_stops_all_requests_for_that_time() {
     let count = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&count);
     let arm = Arm::new(move |path| match path {
@@ -389,38 +403,40 @@ async fn while_azure_asks_for_a_pause_nothing_is_asked_and_then_it_goes_on() {
         _ => list(&[], None),
     })
     .await;
-    let source = arm.source(|_, limits| (limits.every, limits.at_once) = (Duration::from_millis(20), 1));
+    let source =
+        arm.source(|_, limits| (limits.request_interval, limits.burst) = (Duration::from_millis(20), NonZeroU32::MIN));
     let start = Instant::now();
-    let azure = source.read(&wanted(0..8)).await;
+    let read = source.read(&client_ids(0..8)).await;
     assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
     assert_eq!(count.load(Ordering::SeqCst), 9);
     for number in 0..8 {
-        assert_eq!(names(&azure, number), [""; 0]);
+        assert_eq!(names(&read, number), [""; 0]);
     }
 }
 
 #[tokio::test]
-async fn a_pause_that_is_longer_than_a_pass_ends_it_and_what_was_not_asked_is_unread() {
+async fn a_retry_after_beyond_the_deadline_ends_the_pass() {
     let arm = Arm::new(|path| match path {
         _ if is_credentials(path) => (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "3600")], "").into_response(),
         _ => list(&(0..3).map(identity).collect::<Vec<_>>(), None),
     })
     .await;
-    let source = arm.source(|settings, limits| (settings.patience, limits.at_once) = (Duration::from_secs(60), 1));
+    let source = arm
+        .source(|settings, limits| (settings.pass_timeout, limits.burst) = (Duration::from_secs(60), NonZeroU32::MIN));
     let start = Instant::now();
-    let azure = source.read(&wanted(0..3)).await;
+    let read = source.read(&client_ids(0..3)).await;
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
-    assert_eq!(arm.asked().len(), 2);
-    let unread: BTreeSet<_> =
-        (0..3).map(|number| of(&azure, number).credentials.as_ref().unwrap_err().because.clone()).collect();
+    assert_eq!(arm.requests().len(), 2);
+    let reasons: BTreeSet<_> =
+        (0..3).map(|number| identity_of(&read, number).credentials.as_ref().unwrap_err().reason.clone()).collect();
     let expected = ["429 Too Many Requests", "there was no time to ask: few requests are made at a time"];
-    assert!(unread.iter().eq(expected), "{unread:?}");
-    source.read(&wanted(0..3)).await;
-    assert_eq!(arm.asked().len(), 0, "the next pass keeps to it");
+    assert!(reasons.iter().eq(expected), "{reasons:?}");
+    source.read(&client_ids(0..3)).await;
+    assert_eq!(arm.requests().len(), 0, "the next pass obeys it too");
 }
 
 #[tokio::test]
-async fn the_token_goes_nowhere_else_and_no_list_is_endless() {
+async fn the_token_stays_at_its_origin_and_lists_are_bounded() {
     let next = Arc::new(Mutex::new(String::new()));
     let link = Arc::clone(&next);
     let arm = Arm::new(move |_| list(&[identity(1)], Some(&link.lock().unwrap()))).await;
@@ -435,31 +451,31 @@ async fn the_token_goes_nowhere_else_and_no_list_is_endless() {
         ("data:,x".to_owned(), "null".to_owned()),
     ] {
         next.lock().unwrap().clone_from(&link);
-        let azure = arm.source(|_, _| {}).read(&wanted([1])).await;
-        let because = azure.unseen.unwrap().because;
-        assert_eq!(because, format!("the list goes on at {place}, where the token is not sent"), "{link}");
-        assert_eq!(arm.asked().len(), 1);
+        let read = arm.source(|_, _| {}).read(&client_ids([1])).await;
+        let reason = read.incomplete.unwrap().reason;
+        assert_eq!(reason, format!("the list goes on at {place}, where the token is not sent"), "{link}");
+        assert_eq!(arm.requests().len(), 1);
     }
-    assert_eq!(thief.asked().len(), 0);
+    assert_eq!(thief.requests().len(), 0);
     *next.lock().unwrap() = "/again?api-version=2024-11-30".to_owned();
-    let azure = arm.source(|_, _| {}).read(&wanted([1])).await;
-    assert_eq!((azure.unseen.unwrap().because.as_str(), arm.asked().len()), ("the list does not end", 2));
+    let read = arm.source(|_, _| {}).read(&client_ids([1])).await;
+    assert_eq!((read.incomplete.unwrap().reason.as_str(), arm.requests().len()), ("the list does not end", 2));
     let count = AtomicUsize::new(0);
     let endless = Arm::new(move |_| {
         let next = format!("/x?api-version=2024-11-30&p={}", count.fetch_add(1, Ordering::SeqCst));
         list(&[identity(1), identity(2)], Some(&next))
     })
     .await;
-    let azure = endless.source(|_, limits| limits.pages = 7).read(&wanted([1])).await;
-    assert_eq!((azure.unseen.unwrap().because.as_str(), endless.asked().len()), ("the list does not end", 7));
-    let azure = endless.source(|_, limits| limits.entries = 9).read(&wanted([1])).await;
-    assert_eq!((azure.unseen.unwrap().because.as_str(), endless.asked().len()), ("the list does not end", 5));
+    let read = endless.source(|_, limits| limits.max_pages = 7).read(&client_ids([1])).await;
+    assert_eq!((read.incomplete.unwrap().reason.as_str(), endless.requests().len()), ("the list does not end", 7));
+    let read = endless.source(|_, limits| limits.max_entries = 9).read(&client_ids([1])).await;
+    assert_eq!((read.incomplete.unwrap().reason.as_str(), endless.requests().len()), ("the list does not end", 5));
 }
 
 #[tokio::test]
-async fn the_token_is_in_no_log_no_error_and_no_debug_output_whatever_happens() {
-    let log = Log::default();
-    let _guard = log.listen();
+async fn the_token_is_in_no_log_error_or_debug_output() {
+    let log = CapturedLog::default();
+    let _guard = log.capture();
     let count = AtomicUsize::new(0);
     let arm = Arm::new(move |path| match path {
         _ if !is_credentials(path) => list(&(0..8).map(identity).collect::<Vec<_>>(), None),
@@ -475,17 +491,17 @@ async fn the_token_is_in_no_log_no_error_and_no_debug_output_whatever_happens() 
     })
     .await;
     let source = arm.source(|_, _| {});
-    let azure = source.read(&wanted(0..8)).await;
+    let read = source.read(&client_ids(0..8)).await;
     let closed = self::source("http://127.0.0.1:1", |_, _| {});
-    let nobody = closed.read(&wanted([1])).await;
-    let all = format!("{azure:?} {nobody:?} {source:?} {}", log.text());
-    assert!(all.contains("cannot read all that was asked of Azure Resource Manager"), "{all}");
-    assert!(all.contains("hyper"), "the libraries are heard too");
+    let unreachable = closed.read(&client_ids([1])).await;
+    let all = format!("{read:?} {unreachable:?} {source:?} {}", log.text());
+    assert!(all.contains("cannot read everything from Azure Resource Manager"), "{all}");
+    assert!(all.contains("hyper"), "the log has lines of the libraries");
     assert!(!all.contains(TOKEN), "{all}");
 }
 
 #[tokio::test]
-async fn a_credential_is_new_when_it_was_not_there_before_but_at_first_none_is() {
+async fn a_credential_that_appears_later_is_new() {
     let step = Arc::new(AtomicUsize::new(0));
     let at = Arc::clone(&step);
     let dated = r#", "systemData": {"createdAt": "2026-01-01T00:00:00Z", "lastModifiedAt": "2026-01-02T00:00:00Z"}"#;
@@ -499,23 +515,23 @@ async fn a_credential_is_new_when_it_was_not_there_before_but_at_first_none_is()
     })
     .await;
     let source = arm.source(|settings, _| settings.refresh = Duration::ZERO);
-    let since = |azure: &Azure| {
-        let credentials = of(azure, 1).credentials.as_ref().unwrap().iter();
+    let since = |read: &ManagedIdentities| {
+        let credentials = identity_of(read, 1).credentials.as_ref().unwrap().iter();
         credentials.map(|one| (one.name.clone(), one.since)).collect::<BTreeMap<_, _>>()
     };
     let (start, changed_at) = (Timestamp::now(), "2026-01-02T00:00:00Z".parse().unwrap());
-    let first = since(&source.read(&wanted([1])).await);
+    let first = since(&source.read(&client_ids([1])).await);
     assert_eq!((first["old"], first["changed"], first["dated"]), (None, None, Some(changed_at)));
     step.store(1, Ordering::SeqCst);
-    let second = since(&source.read(&wanted([1])).await);
+    let second = since(&source.read(&client_ids([1])).await);
     assert_eq!((second["old"], second["dated"]), (None, Some(changed_at)));
     assert!(second["new"] >= Some(start) && second["changed"] >= Some(start), "{second:?}");
-    let third = since(&source.read(&wanted([1])).await);
-    assert_eq!(third, second, "it does not stay new for ever");
+    let third = since(&source.read(&client_ids([1])).await);
+    assert_eq!(third, second, "the time does not change again");
 }
 
 #[tokio::test]
-async fn credentials_are_read_again_for_a_service_account_that_names_a_known_identity() {
+async fn credentials_are_read_again_for_a_new_service_account() {
     let fails = Arc::new(AtomicBool::new(false));
     let does_fail = Arc::clone(&fails);
     let arm = Arm::new(move |path| match path {
@@ -525,51 +541,51 @@ async fn credentials_are_read_again_for_a_service_account_that_names_a_known_ide
     })
     .await;
     let source = arm.source(|_, _| {});
-    let wanted_by = |count| [(client_id(1), accounts(count))].into();
-    source.read(&wanted_by(2)).await;
-    assert_eq!(arm.asked().len(), 2);
-    source.read(&wanted_by(1)).await;
-    assert_eq!(arm.asked().len(), 0, "one less changes nothing");
-    source.read(&wanted_by(2)).await;
-    assert_eq!(arm.asked().len(), 1, "its credential may have been made with it");
+    let named_by = |count| [(client_id(1), accounts(count))].into();
+    source.read(&named_by(2)).await;
+    assert_eq!(arm.requests().len(), 2);
+    source.read(&named_by(1)).await;
+    assert_eq!(arm.requests().len(), 0, "a removed service account needs no request");
+    source.read(&named_by(2)).await;
+    assert_eq!(arm.requests().len(), 1, "its credential may be new too");
     fails.store(true, Ordering::SeqCst);
-    source.read(&wanted_by(3)).await;
-    let tries = arm.asked().len();
+    source.read(&named_by(3)).await;
+    let tries = arm.requests().len();
     assert!(tries >= 1);
-    source.read(&wanted_by(4)).await;
-    assert_eq!(arm.asked().len(), 0, "what failed is not asked for so soon");
+    source.read(&named_by(4)).await;
+    assert_eq!(arm.requests().len(), 0, "a failed read is not repeated so soon");
 }
 
 #[tokio::test]
-async fn a_new_client_id_is_looked_for_at_once_but_lists_are_not_read_again_and_again() {
+async fn a_new_client_id_is_looked_up_at_a_limited_rate() {
     let arm = Arm::new(|path| match path {
         _ if is_credentials(path) => list(&[], None),
         _ => list(&[identity(1), identity(2)], None),
     })
     .await;
     let source = arm.source(|_, _| {});
-    source.read(&wanted([1])).await;
-    assert_eq!(arm.asked().len(), 2);
-    source.read(&wanted([1, 2])).await;
-    assert_eq!(arm.asked().len(), 1, "it is in the list that is known");
-    let azure = source.read(&wanted([1, 2, 3])).await;
-    assert_eq!(arm.asked().len(), 0, "too soon");
-    assert_eq!(azure.unseen.unwrap().because, Failure::Older.to_string(), "it may have been made since");
-    source.known.lock().await.lists.values_mut().for_each(|held| held.asked -= FLOOR);
-    let azure = source.read(&wanted([1, 2, 3])).await;
-    assert_eq!((arm.asked().len(), azure.unseen), (1, None), "it does not exist");
-    let azure = source.read(&wanted([1, 2, 3, 4])).await;
-    assert!(azure.unseen.is_some(), "of another that is not known yet");
-    assert!(azure.absent.iter().eq([&client_id(3)]), "{azure:?}");
-    let azure = source.read(&wanted([1, 2, 3])).await;
-    assert_eq!((arm.asked().len(), azure.unseen), (0, None));
-    source.known.lock().await.lists.values_mut().for_each(|held| held.asked -= FLOOR);
-    source.read(&wanted([1, 2, 3])).await;
-    assert_eq!(arm.asked().len(), 0, "it does not exist; the list is read again when it is old");
+    source.read(&client_ids([1])).await;
+    assert_eq!(arm.requests().len(), 2);
+    source.read(&client_ids([1, 2])).await;
+    assert_eq!(arm.requests().len(), 1, "it is in the cached list");
+    let read = source.read(&client_ids([1, 2, 3])).await;
+    assert_eq!(arm.requests().len(), 0, "too soon");
+    assert_eq!(read.incomplete.unwrap().reason, Failure::Outdated.to_string(), "it may have been created since");
+    source.cache.lock().await.lists.values_mut().for_each(|entry| entry.attempted_at -= MIN_REFRESH_INTERVAL);
+    let read = source.read(&client_ids([1, 2, 3])).await;
+    assert_eq!((arm.requests().len(), read.incomplete), (1, None), "it does not exist");
+    let read = source.read(&client_ids([1, 2, 3, 4])).await;
+    assert!(read.incomplete.is_some(), "the list is too old for another client ID");
+    assert!(read.absent.iter().eq([&client_id(3)]), "{read:?}");
+    let read = source.read(&client_ids([1, 2, 3])).await;
+    assert_eq!((arm.requests().len(), read.incomplete), (0, None));
+    source.cache.lock().await.lists.values_mut().for_each(|entry| entry.attempted_at -= MIN_REFRESH_INTERVAL);
+    source.read(&client_ids([1, 2, 3])).await;
+    assert_eq!(arm.requests().len(), 0, "it does not exist; the list is read again when it is old");
 }
 
 #[tokio::test]
-async fn what_nobody_wants_is_not_asked_for_and_forgotten_once_it_is_old() {
+async fn unneeded_credentials_are_not_read_and_expire() {
     let arm = Arm::new(|path| match path {
         _ if is_credentials(path) => list(&[credential("a", "")], None),
         _ if path.ends_with("/id-2") => identity(2).into_response(),
@@ -579,31 +595,31 @@ async fn what_nobody_wants_is_not_asked_for_and_forgotten_once_it_is_old() {
     let source = arm.source(|settings, _| {
         settings.identities.insert(client_id(2), ResourceId::parse(&id(2)).unwrap());
     });
-    source.read(&wanted([1, 2])).await;
-    assert_eq!(arm.asked().len(), 4);
-    let nobody = source.read(&Wanted::new()).await;
-    assert_eq!(of(&nobody, 1).credentials.as_ref().unwrap_err().because, "no service account names it");
-    let azure = source.read(&wanted([1, 2])).await;
-    assert_eq!((names(&azure, 1), names(&azure, 2)), (vec!["a"], vec!["a"]));
-    assert_eq!(arm.asked().len(), 2, "service accounts came after the answer: their credentials alone are asked for");
-    source.known.lock().await.credentials.values_mut().for_each(|held| held.due = Instant::now());
-    source.read(&wanted([1])).await;
-    assert_eq!(arm.asked().len(), 1, "what nobody wants is not asked for");
-    assert_eq!(source.known.lock().await.credentials.len(), 1, "nor kept for ever");
+    source.read(&client_ids([1, 2])).await;
+    assert_eq!(arm.requests().len(), 4);
+    let unneeded = source.read(&ClientIds::new()).await;
+    assert_eq!(identity_of(&unneeded, 1).credentials.as_ref().unwrap_err().reason, "no service account names it");
+    let read = source.read(&client_ids([1, 2])).await;
+    assert_eq!((names(&read, 1), names(&read, 2)), (vec!["a"], vec!["a"]));
+    assert_eq!(arm.requests().len(), 2, "service accounts are newer than the result: only their credentials are read");
+    source.cache.lock().await.credentials.values_mut().for_each(|entry| entry.refresh_at = Instant::now());
+    source.read(&client_ids([1])).await;
+    assert_eq!(arm.requests().len(), 1, "unneeded credentials are not read");
+    assert_eq!(source.cache.lock().await.credentials.len(), 1, "and they expire");
 }
 
 #[tokio::test]
-async fn of_an_identity_that_is_only_just_being_made_it_cannot_be_told_whether_it_exists() {
+async fn an_identity_in_creation_is_unknown() {
     let arm = Arm::new(|_| format!(r#"{{"id": "{}", "properties": {{}}}}"#, id(1)).into_response()).await;
     let source = arm.source(|settings, _| {
         settings.subscriptions.clear();
         settings.identities.insert(client_id(1), ResourceId::parse(&id(1)).unwrap());
     });
-    let azure = source.read(&wanted([1])).await;
-    assert_eq!(azure.absent.len(), 0);
-    assert_eq!(of(&azure, 1).credentials.as_ref().unwrap_err().because, "it is only just being made");
-    let due = source.known.lock().await.named[&client_id(1)].due;
-    assert!(due <= Instant::now() + FLOOR, "it is soon looked for again");
+    let read = source.read(&client_ids([1])).await;
+    assert_eq!(read.absent.len(), 0);
+    assert_eq!(identity_of(&read, 1).credentials.as_ref().unwrap_err().reason, "it is only just being made");
+    let refresh_at = source.cache.lock().await.configured[&client_id(1)].refresh_at;
+    assert!(refresh_at <= Instant::now() + MIN_REFRESH_INTERVAL, "it is read again soon");
 }
 
 #[tokio::test]
@@ -615,12 +631,12 @@ async fn a_token_that_is_refused_is_replaced_at_once() {
         _ => list(&[identity(1)], None),
     })
     .await;
-    let azure = arm.source(|_, _| {}).read(&wanted([1])).await;
-    assert_eq!((names(&azure, 1), azure.unseen.clone(), arm.asked().len()), (vec!["a"], None, 3));
+    let read = arm.source(|_, _| {}).read(&client_ids([1])).await;
+    assert_eq!((names(&read, 1), read.incomplete.clone(), arm.requests().len()), (vec!["a"], None, 3));
 }
 
 #[tokio::test]
-async fn what_is_known_outlasts_an_outage_of_azure() {
+async fn results_outlast_an_outage_of_azure() {
     let is_down = Arc::new(AtomicUsize::new(0));
     let down = Arc::clone(&is_down);
     let arm = Arm::new(move |path| match path {
@@ -632,39 +648,42 @@ async fn what_is_known_outlasts_an_outage_of_azure() {
     })
     .await;
     let source = arm.source(|_, _| {});
-    let make_old = || async {
-        let mut known = source.known.lock().await;
-        known.lists.values_mut().for_each(|held| held.due = Instant::now());
-        known.credentials.values_mut().for_each(|held| held.due = Instant::now());
+    let expire = || async {
+        let mut cache = source.cache.lock().await;
+        cache.lists.values_mut().for_each(|entry| entry.refresh_at = Instant::now());
+        cache.credentials.values_mut().for_each(|entry| entry.refresh_at = Instant::now());
     };
-    source.read(&wanted([1])).await;
+    source.read(&client_ids([1])).await;
     is_down.store(1, Ordering::SeqCst);
-    make_old().await;
-    let azure = source.read(&wanted([1])).await;
-    assert_eq!((names(&azure, 1), azure.unseen.clone()), (vec!["a"], None));
-    assert_eq!(arm.asked().len(), 2 + 2 * 3);
-    source.read(&wanted([1])).await;
-    assert_eq!(arm.asked().len(), 0, "not again within the floor");
+    expire().await;
+    let read = source.read(&client_ids([1])).await;
+    assert_eq!((names(&read, 1), read.incomplete.clone()), (vec!["a"], None));
+    assert_eq!(arm.requests().len(), 2 + 2 * 3);
+    source.read(&client_ids([1])).await;
+    assert_eq!(arm.requests().len(), 0, "not again within the least interval");
     is_down.store(2, Ordering::SeqCst);
-    make_old().await;
-    let azure = source.read(&wanted([1])).await;
-    assert_eq!((names(&azure, 1), azure.unseen.clone()), (vec!["a"], None), "that is nothing about identities");
-    assert_eq!(arm.asked().len(), 3, "once more with a new token, which is not asked for again and again");
-    source.read(&wanted([1])).await;
-    assert_eq!(arm.asked().len(), 0, "not again within the floor");
+    expire().await;
+    let read = source.read(&client_ids([1])).await;
+    assert_eq!((names(&read, 1), read.incomplete.clone()), (vec!["a"], None), "that says nothing about identities");
+    assert_eq!(arm.requests().len(), 3, "one retry with a new token, which is not replaced again");
+    source.read(&client_ids([1])).await;
+    assert_eq!(arm.requests().len(), 0, "not again within the least interval");
     is_down.store(3, Ordering::SeqCst);
-    make_old().await;
-    let azure = source.read(&wanted([1])).await;
-    assert!(azure.unseen.is_some_and(|unread| unread.because == "403 AuthorizationFailed"), "that is an answer");
+    expire().await;
+    let read = source.read(&client_ids([1])).await;
+    assert!(
+        read.incomplete.is_some_and(|failure| failure.reason == "403 AuthorizationFailed"),
+        "that is a definite answer"
+    );
 }
 
-/// In optimised builds it takes some tenths of a second; the bounds are wide for slow machines.
+/// An optimised build takes less than a second; the bounds are wide for slow machines.
 #[test]
-fn ten_thousand_identities_are_read_in_bounded_time_memory_and_number_of_requests() {
+fn ten_thousand_identities_need_bounded_time_memory_and_requests() {
     const ALL: usize = 10_000;
     const PAGE: usize = 100;
-    let (most, under_way) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let most_at_once = Arc::clone(&most);
+    let (most, in_flight) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let most_in_flight = Arc::clone(&most);
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -676,12 +695,12 @@ fn ten_thousand_identities_are_read_in_bounded_time_memory_and_number_of_request
                     let items: Vec<_> = (page * PAGE..(page + 1) * PAGE).map(identity).collect();
                     return list(&items, Some(next.as_str()).filter(|_| (page + 1) * PAGE < ALL));
                 }
-                let now = under_way.fetch_add(1, Ordering::SeqCst) + 1;
+                let now = in_flight.fetch_add(1, Ordering::SeqCst) + 1;
                 most.fetch_max(now, Ordering::SeqCst);
-                let under_way = Arc::clone(&under_way);
+                let in_flight = Arc::clone(&in_flight);
                 let body = stream::once(async move {
                     time::sleep(Duration::from_millis(2)).await;
-                    under_way.fetch_sub(1, Ordering::SeqCst);
+                    in_flight.fetch_sub(1, Ordering::SeqCst);
                     Ok::<_, io::Error>(Bytes::from(format!(r#"{{"value": [{}]}}"#, credential("a", ""))))
                 });
                 Body::from_stream(body).into_response()
@@ -694,18 +713,18 @@ fn ten_thousand_identities_are_read_in_bounded_time_memory_and_number_of_request
     let arm = receive.recv().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let source = arm.source(|settings, limits| {
-        limits.every = Duration::from_micros(10);
-        settings.patience = Duration::from_secs(120);
+        limits.request_interval = Duration::from_micros(10);
+        settings.pass_timeout = Duration::from_secs(120);
     });
-    let wanted = wanted((0..ALL).step_by(50));
+    let client_ids = client_ids((0..ALL).step_by(50));
     let start = std::time::Instant::now();
-    let mut azure = None;
-    let used = allocation_counter::measure(|| azure = Some(runtime.block_on(source.read(&wanted))));
-    let (azure, took) = (azure.unwrap(), start.elapsed());
-    assert_eq!(azure.identities.len(), ALL);
-    assert_eq!(azure.identities.iter().filter(|one| one.credentials.is_ok()).count(), wanted.len());
-    assert_eq!(arm.asked().len(), ALL / PAGE + wanted.len());
-    assert!(most_at_once.load(Ordering::SeqCst) <= 4, "{most_at_once:?}");
+    let mut read = None;
+    let used = allocation_counter::measure(|| read = Some(runtime.block_on(source.read(&client_ids))));
+    let (read, took) = (read.unwrap(), start.elapsed());
+    assert_eq!(read.identities.len(), ALL);
+    assert_eq!(read.identities.iter().filter(|one| one.credentials.is_ok()).count(), client_ids.len());
+    assert_eq!(arm.requests().len(), ALL / PAGE + client_ids.len());
+    assert!(most_in_flight.load(Ordering::SeqCst) <= 4, "{most_in_flight:?}");
     assert!(took < Duration::from_secs(60), "{took:?}");
     assert!(used.bytes_max < 40 * 1024 * 1024, "{} bytes", used.bytes_max);
     println!("{took:?}, at most {} KiB", used.bytes_max / 1024);

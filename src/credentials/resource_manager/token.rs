@@ -1,4 +1,4 @@
-//! Tokens for Azure Resource Manager: asked for rarely, kept in memory only, and shown to nobody.
+//! Tokens for Azure Resource Manager. They are requested rarely, kept in memory only, and never printed.
 
 use std::{env, sync::Arc, time::Duration};
 
@@ -13,28 +13,27 @@ use azure_identity::{
 };
 use futures_util::{FutureExt, future::BoxFuture};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use spillway_core::azure::Cloud;
 use tokio::{
     sync::Mutex,
     time::{self, Instant},
 };
 
-use crate::azure::Cloud;
+/// A token that expires sooner is not used: a request takes time, and clocks differ.
+const MIN_REMAINING_LIFETIME: SignedDuration = SignedDuration::from_mins(5);
+/// How long Entra or the Azure CLI may take for a token.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long no token is requested after a failure: all requests of a pass would fail in the same way.
+const FAILURE_BACKOFF: Duration = Duration::from_secs(30);
+/// The longest message of Entra or the Azure CLI that is shown.
+const MAX_MESSAGE_CHARS: usize = 400;
 
-/// A token that ends this soon is not used any more: a request takes its time, and clocks differ.
-const SPARE: SignedDuration = SignedDuration::from_mins(5);
-/// Who gives no token within this time gives none.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// After a failure nobody is asked again for this long: all requests of a pass would fail alike.
-const PAUSE: Duration = Duration::from_secs(30);
-/// As long as a message of Entra or the Azure CLI may be.
-const LONGEST: usize = 400;
-
-/// A token, which Debug does not show.
+/// A token. `Debug` does not print it.
 #[derive(Debug, Clone)]
 pub struct Token {
-    /// What proves who asks.
+    /// The bearer token.
     pub secret: Secret,
-    /// Until when it holds.
+    /// When the token expires.
     pub expires: Timestamp,
 }
 
@@ -43,24 +42,24 @@ pub struct Token {
 #[error("{0}")]
 pub struct TokenError(pub String);
 
-/// Who gives tokens.
-pub trait Tokens: Send + Sync {
-    /// A new one.
+/// A source of tokens.
+pub trait TokenProvider: Send + Sync {
+    /// Requests a new token.
     fn token(&self) -> BoxFuture<'_, Result<Token, TokenError>>;
 }
 
-/// Tokens of Entra: by workload identity where that is injected, else by what developers have logged in to, such as `az login`.
-pub struct Entra {
+/// Tokens of Entra, by workload identity if it is injected, else by a developer's login such as `az login`.
+pub struct EntraTokens {
     cloud: Cloud,
     http: reqwest::Client,
 }
 
-impl Entra {
+impl EntraTokens {
     pub(super) fn new(cloud: Cloud, http: reqwest::Client) -> Self {
         Self { cloud, http }
     }
 
-    /// Made anew each time: it would give the same token again until shortly before that ends, even one that was refused
+    /// Creates a new credential each time: it would return the same token until shortly before that expires, even a refused one
     /// (Azure/azure-sdk-for-rust sdk/identity/azure_identity/src/cache.rs).
     fn credential(&self) -> azure_core::Result<Arc<dyn TokenCredential>> {
         Ok(if env::var_os("AZURE_FEDERATED_TOKEN_FILE").is_some() {
@@ -74,24 +73,24 @@ impl Entra {
     }
 }
 
-impl Tokens for Entra {
+impl TokenProvider for EntraTokens {
     fn token(&self) -> BoxFuture<'_, Result<Token, TokenError>> {
-        ask(self.cloud, self.credential()).boxed()
+        request(self.cloud, self.credential()).boxed()
     }
 }
 
-async fn ask(cloud: Cloud, credential: azure_core::Result<Arc<dyn TokenCredential>>) -> Result<Token, TokenError> {
-    let answer = async { credential?.get_token(&[scope(cloud)], None).await };
-    let Ok(answer) = time::timeout(PATIENCE, answer).await else {
-        return Err(TokenError(format!("no answer within {} s", PATIENCE.as_secs())));
+async fn request(cloud: Cloud, credential: azure_core::Result<Arc<dyn TokenCredential>>) -> Result<Token, TokenError> {
+    let response = async { credential?.get_token(&[scope(cloud)], None).await };
+    let Ok(response) = time::timeout(TOKEN_TIMEOUT, response).await else {
+        return Err(TokenError(format!("no answer within {} s", TOKEN_TIMEOUT.as_secs())));
     };
-    let token = answer.map_err(|error| TokenError(in_short(&error.to_string())))?;
-    // A time out of all range is that of a token that does not end.
+    let token = response.map_err(|error| TokenError(short_message(&error.to_string())))?;
+    // A time out of range belongs to a token that does not expire.
     let expires = Timestamp::from_second(token.expires_on.unix_timestamp()).unwrap_or(Timestamp::MAX);
     Ok(Token { secret: token.token, expires })
 }
 
-/// Each cloud's resource (Azure/azure-sdk-for-go sdk/azcore/arm/runtime/runtime.go; for the public one also
+/// Returns the scope of the cloud (Azure/azure-sdk-for-go sdk/azcore/arm/runtime/runtime.go; for the public one also
 /// learn.microsoft.com/rest/api/azure).
 const fn scope(cloud: Cloud) -> &'static str {
     match cloud {
@@ -103,7 +102,7 @@ const fn scope(cloud: Cloud) -> &'static str {
 
 fn options(cloud: Cloud, transport: Transport) -> ClientAssertionCredentialOptions {
     let cloud = match cloud {
-        // Then AZURE_AUTHORITY_HOST counts, which azure-workload-identity sets.
+        // azure-workload-identity sets AZURE_AUTHORITY_HOST.
         Cloud::Public => None,
         Cloud::UsGovernment => Some(CloudConfiguration::AzureGovernment),
         Cloud::China => Some(CloudConfiguration::AzureChina),
@@ -119,78 +118,78 @@ fn options(cloud: Cloud, transport: Transport) -> ClientAssertionCredentialOptio
     }
 }
 
-/// What Entra says, without what azure_identity says about it, the numbers of the request and advice. Of Entra's errors azure_identity
-/// 1.0 often cannot read the description, for the line breaks in it, and quotes it.
-fn in_short(text: &str) -> String {
+/// Returns Entra's error without trace IDs, advice and the context that azure_identity adds. azure_identity 1.0 often cannot parse the
+/// description because of line breaks in it, and quotes it.
+fn short_message(text: &str) -> String {
     let from_code = text.find("AADSTS").and_then(|start| text.get(start..)).unwrap_or(text);
     let ends = ["Trace ID", "To troubleshoot"].iter().filter_map(|end| from_code.find(end));
     let short = ends.min().and_then(|end| from_code.get(..end)).unwrap_or(from_code);
-    in_one_line(&short.replace("\\r\\n", " "))
+    single_line(&short.replace("\\r\\n", " "))
 }
 
-pub(super) fn in_one_line(text: &str) -> String {
+pub(super) fn single_line(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() <= LONGEST {
+    if line.chars().count() <= MAX_MESSAGE_CHARS {
         return line;
     }
-    line.chars().take(LONGEST).chain("...".chars()).collect()
+    line.chars().take(MAX_MESSAGE_CHARS).chain("...".chars()).collect()
 }
 
-/// The token in use, until shortly before its end.
-pub(super) struct Kept {
-    tokens: Box<dyn Tokens>,
-    last: Mutex<Last>,
+/// The current token, until shortly before it expires.
+pub(super) struct TokenCache {
+    provider: Box<dyn TokenProvider>,
+    state: Mutex<TokenState>,
 }
 
 #[derive(Default)]
-struct Last {
+struct TokenState {
     token: Option<Token>,
     failure: Option<(TokenError, Instant)>,
-    /// When a token was forgotten because it was refused.
-    refused: Option<Instant>,
+    /// When a token was dropped because Azure refused it.
+    refused_at: Option<Instant>,
 }
 
-impl Kept {
-    pub(super) fn new(tokens: Box<dyn Tokens>) -> Self {
-        Self { tokens, last: Mutex::default() }
+impl TokenCache {
+    pub(super) fn new(provider: Box<dyn TokenProvider>) -> Self {
+        Self { provider, state: Mutex::default() }
     }
 
-    /// One that still holds for a while.
+    /// Returns a token that is valid for some minutes.
     pub(super) async fn get(&self) -> Result<Secret, TokenError> {
-        let mut last = self.last.lock().await;
-        if let Some(token) = &last.token
-            && token.expires.duration_since(Timestamp::now()) > SPARE
+        let mut state = self.state.lock().await;
+        if let Some(token) = &state.token
+            && token.expires.duration_since(Timestamp::now()) > MIN_REMAINING_LIFETIME
         {
             return Ok(token.secret.clone());
         }
-        if let Some((error, at)) = &last.failure
-            && at.elapsed() < PAUSE
+        if let Some((error, at)) = &state.failure
+            && at.elapsed() < FAILURE_BACKOFF
         {
             return Err(error.clone());
         }
-        match self.tokens.token().await {
+        match self.provider.token().await {
             Ok(token) => {
                 let secret = token.secret.clone();
-                (last.token, last.failure) = (Some(token), None);
+                (state.token, state.failure) = (Some(token), None);
                 Ok(secret)
             }
             Err(error) => {
-                (last.token, last.failure) = (None, Some((error.clone(), Instant::now())));
+                (state.token, state.failure) = (None, Some((error.clone(), Instant::now())));
                 Err(error)
             }
         }
     }
 
-    /// Forgets this one, which was refused. Whether it is worth asking with another one: not if the one before was refused just now.
-    pub(super) async fn forget(&self, refused: &Secret) -> bool {
-        let mut last = self.last.lock().await;
-        if last.token.as_ref().is_none_or(|token| token.secret != *refused) {
+    /// Drops a refused token. Returns whether the request may succeed with another token: not if the previous one was refused just now.
+    pub(super) async fn invalidate(&self, refused: &Secret) -> bool {
+        let mut state = self.state.lock().await;
+        if state.token.as_ref().is_none_or(|token| token.secret != *refused) {
             return true;
         }
-        if last.refused.is_some_and(|at| at.elapsed() < PAUSE) {
+        if state.refused_at.is_some_and(|at| at.elapsed() < FAILURE_BACKOFF) {
             return false;
         }
-        (last.token, last.refused) = (None, Some(Instant::now()));
+        (state.token, state.refused_at) = (None, Some(Instant::now()));
         true
     }
 }
@@ -208,12 +207,12 @@ mod tests {
     };
 
     use super::*;
-    use crate::credentials::resource_manager::tests::Log;
+    use crate::credentials::resource_manager::tests::CapturedLog;
 
     const ASSERTION: &str = "assertion-of-the-service-account";
     const TOKEN: &str = "token-of-entra";
 
-    /// Entra, as far as a token goes.
+    /// The token endpoint of Entra.
     #[derive(Debug)]
     struct FakeEntra {
         status: StatusCode,
@@ -249,7 +248,7 @@ mod tests {
             tenant_id: Some("11111111-2222-4333-8444-555555555555".to_owned()),
             token_file_path: Some(file.path().to_owned()),
         }));
-        let answer = ask(cloud, Ok(credential.unwrap())).await;
+        let answer = request(cloud, Ok(credential.unwrap())).await;
         let asked = fake.asked.lock().unwrap().pop().unwrap();
         (answer, asked)
     }
@@ -274,9 +273,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_that_is_secret_is_shown_whatever_entra_answers() {
-        let log = Log::default();
-        let _guard = log.listen();
+    async fn no_secret_is_printed_whatever_entra_answers() {
+        let log = CapturedLog::default();
+        let _guard = log.capture();
         let right = format!(r#"{{"token_type": "Bearer", "expires_in": 3600, "access_token": "{TOKEN}"}}"#);
         let refused = r#"{"error": "invalid_client", "error_description": "AADSTS700213: No matching federated identity record found.\r\nTrace ID: 1", "error_codes": [700213]}"#;
         let wrong = format!(r#"{{"access_token": "{TOKEN}", "expires_in": "soon"}}"#);
@@ -302,7 +301,7 @@ mod tests {
         answer: Result<SignedDuration, TokenError>,
     }
 
-    impl Tokens for Counted {
+    impl TokenProvider for Counted {
         fn token(&self) -> BoxFuture<'_, Result<Token, TokenError>> {
             let count = self.asked.fetch_add(1, Ordering::SeqCst);
             let token = |left| Token { secret: Secret::new(format!("{count}")), expires: Timestamp::now() + left };
@@ -310,45 +309,45 @@ mod tests {
         }
     }
 
-    fn counted(answer: Result<SignedDuration, TokenError>) -> (Kept, Arc<AtomicUsize>) {
+    fn counted(answer: Result<SignedDuration, TokenError>) -> (TokenCache, Arc<AtomicUsize>) {
         let asked = Arc::new(AtomicUsize::new(0));
-        (Kept::new(Box::new(Counted { asked: Arc::clone(&asked), answer })), asked)
+        (TokenCache::new(Box::new(Counted { asked: Arc::clone(&asked), answer })), asked)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_token_is_kept_until_shortly_before_its_end_unless_it_is_refused() {
-        let (kept, asked) = counted(Ok(SignedDuration::from_mins(6)));
-        let first = kept.get().await.unwrap();
-        kept.get().await.unwrap();
+    async fn a_token_is_reused_until_it_nearly_expires_or_is_refused() {
+        let (cache, asked) = counted(Ok(SignedDuration::from_mins(6)));
+        let first = cache.get().await.unwrap();
+        cache.get().await.unwrap();
         assert_eq!(asked.load(Ordering::SeqCst), 1);
-        assert!(kept.forget(&Secret::new("another")).await);
-        kept.get().await.unwrap();
+        assert!(cache.invalidate(&Secret::new("another")).await);
+        cache.get().await.unwrap();
         assert_eq!(asked.load(Ordering::SeqCst), 1);
-        assert!(kept.forget(&first).await);
-        let second = kept.get().await.unwrap();
+        assert!(cache.invalidate(&first).await);
+        let second = cache.get().await.unwrap();
         assert_eq!(asked.load(Ordering::SeqCst), 2);
-        assert!(!kept.forget(&second).await, "a new one is refused too");
-        kept.get().await.unwrap();
+        assert!(!cache.invalidate(&second).await, "a new one is refused too");
+        cache.get().await.unwrap();
         assert_eq!(asked.load(Ordering::SeqCst), 2);
-        time::advance(PAUSE).await;
-        assert!(kept.forget(&second).await);
-        kept.get().await.unwrap();
+        time::advance(FAILURE_BACKOFF).await;
+        assert!(cache.invalidate(&second).await);
+        cache.get().await.unwrap();
         assert_eq!(asked.load(Ordering::SeqCst), 3);
-        let (kept, asked) = counted(Ok(SignedDuration::from_mins(4)));
-        kept.get().await.unwrap();
-        kept.get().await.unwrap();
+        let (cache, asked) = counted(Ok(SignedDuration::from_mins(4)));
+        cache.get().await.unwrap();
+        cache.get().await.unwrap();
         assert_eq!(asked.load(Ordering::SeqCst), 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_a_failure_nobody_is_asked_for_a_while() {
-        let (kept, asked) = counted(Err(TokenError("no".to_owned())));
+    async fn after_a_failure_no_token_is_requested_for_a_while() {
+        let (cache, asked) = counted(Err(TokenError("no".to_owned())));
         for _ in 0..3 {
-            assert_eq!(kept.get().await.unwrap_err().to_string(), "no");
+            assert_eq!(cache.get().await.unwrap_err().to_string(), "no");
         }
         assert_eq!(asked.load(Ordering::SeqCst), 1);
-        time::advance(PAUSE).await;
-        kept.get().await.unwrap_err();
+        time::advance(FAILURE_BACKOFF).await;
+        cache.get().await.unwrap_err();
         assert_eq!(asked.load(Ordering::SeqCst), 2);
     }
 }

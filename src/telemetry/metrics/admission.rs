@@ -103,25 +103,25 @@ impl AdmissionMetrics {
             "Admission requests by resource and decision; dry runs and second rounds count too",
             metrics.requests.clone(),
         );
-        r.register("notes", "What the owners of pods that may overflow should know, by reason", metrics.notes.clone());
+        r.register("notes", "Notes for the owners of pods that may overflow, by reason", metrics.notes.clone());
         r.register(
             "ignored_overrides",
-            "Override annotations that were not understood or not permitted",
+            "Override annotations that were invalid or not permitted",
             metrics.ignored_overrides.clone(),
         );
         r.register("stay_reasons", "Reasons for which pods were kept on VMs", metrics.stay_reasons.clone());
         r.register(
             "unusable_requests",
-            "Requests to the webhook that were no usable AdmissionReview, by reason",
+            "Requests to the webhook without a usable AdmissionReview, by reason",
             metrics.unusable.clone(),
         );
         r.register_with_unit(
             "admission_duration",
-            "Time from the end of a request's head to its answer",
+            "Time from the end of a request's head to its response",
             Unit::Seconds,
             metrics.duration.clone(),
         );
-        r.register("admission_in_flight", "Requests that have not been answered yet", metrics.in_flight.clone());
+        r.register("admission_in_flight", "Requests in flight", metrics.in_flight.clone());
         r.register_with_unit("admission_patch", "Size of the JSON patches", Unit::Bytes, metrics.patch.clone());
         r.register(
             "service_account_lookups",
@@ -130,7 +130,7 @@ impl AdmissionMetrics {
         );
         r.register(
             "pod_lookups",
-            "Reads of a pod that is being bound to a virtual node, by result",
+            "Reads of a pod whose Binding is to a virtual node, by result",
             metrics.pod_lookups.clone(),
         );
         r.register(

@@ -29,10 +29,10 @@ impl Caches {
     /// Registers the metrics, without any cache.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
-        r.register("cache_synced", "Whether a cache has been filled", metrics.synced.clone());
+        r.register("cache_synced", "1 if the initial list of a cache is complete", metrics.synced.clone());
         r.register_with_unit(
             "cache_last_event_timestamp",
-            "When a cache last heard of an object",
+            "Time of the last event of a cache",
             Unit::Seconds,
             metrics.last_event.clone(),
         );

@@ -24,18 +24,14 @@ impl CertificateMetrics {
         let metrics = Self::default();
         r.register_with_unit(
             "certificate_expiry_timestamp",
-            "When the certificate expires that is being served; 0 while there is none",
+            "Expiry of the served certificate; 0 without a certificate",
             Unit::Seconds,
             metrics.expiry.clone(),
         );
-        r.register(
-            "certificate_reloads",
-            "Certificates that were put in force, or could not be, by result",
-            metrics.reloads.clone(),
-        );
+        r.register("certificate_reloads", "Loads of a new certificate, by result", metrics.reloads.clone());
         r.register(
             "certificate_last_reload_failed",
-            "Whether the last certificate could not be put in force, so that an older one is served",
+            "1 if the last certificate could not be loaded and an older one is served",
             metrics.last_reload_failed.clone(),
         );
         metrics
@@ -62,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_expiry_is_that_of_the_certificate_in_force() {
+    fn the_expiry_is_that_of_the_served_certificate() {
         let mut registry = crate::telemetry::registry();
         let metrics = CertificateMetrics::new(&mut registry);
         metrics.loaded(datetime!(2026-01-02 00:00 UTC));

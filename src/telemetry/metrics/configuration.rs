@@ -28,19 +28,19 @@ impl ConfigurationMetrics {
         }
         r.register(
             "configuration_generation",
-            "Configurations that have been in force since the start",
+            "Number of different configurations since the start",
             generation.clone(),
         );
         r.register_with_unit(
             "configuration_last_success_timestamp",
-            "When the configuration file was last found to be good",
+            "Time when the configuration file was last valid",
             Unit::Seconds,
             last_success.clone(),
         );
         r.register("configuration_reloads", "Changes of the configuration file, by result", reloads.clone());
         r.register(
             "configuration_last_reload_failed",
-            "Whether the configuration file, as it is now, cannot be used",
+            "1 if the current configuration file is invalid",
             last_reload_failed.clone(),
         );
         Self { generation, last_success, reloads, last_reload_failed }

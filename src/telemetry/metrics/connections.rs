@@ -53,8 +53,8 @@ impl ConnectionMetrics {
         for why in ConnectionError::ALL {
             let _ = metrics.errors.get_or_create(&ReasonLabels { reason: why.as_str() });
         }
-        r.register("connections", "Connections that are open, those in their handshake included", metrics.open.clone());
-        r.register("connection_errors", "Connections that came to nothing, by reason", metrics.errors.clone());
+        r.register("connections", "Open connections, including those in their handshake", metrics.open.clone());
+        r.register("connection_errors", "Failed connections, by reason", metrics.errors.clone());
         metrics
     }
 

@@ -39,27 +39,27 @@ impl ControllerMetrics {
     pub fn new(r: &mut Registry) -> Self {
         let (identity, overflow, caches) = (IdentityMetrics::new(r), OverflowMetrics::new(r), Caches::new(r));
         let metrics = Self { identity, overflow, caches, ..Self::default() };
-        r.register("leader", "Whether this replica is the one that acts", metrics.leader.clone());
+        r.register("leader", "1 if this replica is the leader", metrics.leader.clone());
         r.register(
             "reconciles",
-            "Rounds of the reconcilers, by result: success, conflict (somebody else wrote meanwhile), early (not everything that it rests on has arrived), failure",
+            "Rounds of the reconcilers, by result: success, conflict (another client wrote at the same time), early (its inputs are not complete yet), failure",
             metrics.reconciles.clone(),
         );
         r.register_with_unit(
             "reconcile_last_success_timestamp",
-            "When a reconciler last found or made everything right",
+            "Time of the last successful round of a reconciler",
             Unit::Seconds,
             metrics.last_success.clone(),
         );
         r.register_with_unit(
             "ca_expiry_timestamp",
-            "When the certificate authority expires that signs now; known to the leader",
+            "Expiry of the current CA; only on the leader",
             Unit::Seconds,
             metrics.ca_expiry.clone(),
         );
         r.register(
             "ca_certificates",
-            "Certificates in the caBundle, by what becomes of them: current, next, old",
+            "CA certificates in the caBundle, by state: current, next, old",
             metrics.ca_certificates.clone(),
         );
         r.register("ca_bundle_writes", "Writes of the caBundle, by result", metrics.ca_bundle_writes.clone());
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_round_is_no_success() {
+    fn a_failed_round_does_not_count_as_success() {
         let mut registry = crate::telemetry::registry();
         let metrics = ControllerMetrics::new(&mut registry);
         metrics.leads(true);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_caches_of_a_former_leader_are_not_told_of() {
+    fn a_former_leader_reports_no_caches() {
         let mut registry = crate::telemetry::registry();
         let metrics = ControllerMetrics::new(&mut registry);
         metrics.leads(true);

@@ -64,24 +64,24 @@ impl IdentityMetrics {
         let metrics = Self::default();
         r.register(
             "identity_findings",
-            "Findings of the identity checks, by check, severity and namespace; known to the leader",
+            "Findings of the identity checks, by check, severity and namespace; only on the leader",
             metrics.findings.clone(),
         );
         r.register_with_unit(
             "identity_last_full_pass_timestamp",
-            "When the issuer, the cluster and what is known of Azure were last checked as a whole; known to the leader",
+            "Time of the last full pass over the issuer, the cluster and Azure; only on the leader",
             Unit::Seconds,
             metrics.last_full_pass.clone(),
         );
         r.register_with_unit(
             "identity_pass_duration",
-            "How long a pass of the identity checks took",
+            "Duration of a pass of the identity checks",
             Unit::Seconds,
             metrics.pass.clone(),
         );
         r.register(
             "identity_source_up",
-            "Whether what the identity checks rest on could be read in full: cluster, issuer, credentials; known to the leader",
+            "1 if an input of the identity checks could be read completely: cluster, issuer, credentials; only on the leader",
             metrics.sources.clone(),
         );
         metrics
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_mended_is_gone_and_a_replica_that_does_not_lead_knows_nothing() {
+    fn fixed_findings_and_former_leaders_have_no_samples() {
         let mut registry = crate::telemetry::registry();
         let metrics = IdentityMetrics::new(&mut registry);
         let labels = |id| FindingLabels { id, severity: "error", namespace: "shop".to_owned() };

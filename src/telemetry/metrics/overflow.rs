@@ -76,35 +76,35 @@ impl OverflowMetrics {
     /// Registers the metrics, all at zero.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
-        r.register("actions", "What the controller has done to nodes and pods, by result", metrics.actions.clone());
+        r.register("actions", "Actions of the controller on nodes and pods, by result", metrics.actions.clone());
         r.register(
             "late_pods",
-            "Unschedulable pods of mode late, by state: waiting, coming (a VM is on its way), closed, capped, paced, refused",
+            "Unschedulable pods of mode late, by state: waiting, coming (the node autoscaler adds a VM), closed, capped, paced, refused",
             metrics.late.clone(),
         );
         r.register(
             "virtual_nodes_closed",
-            "Whether virtual nodes are closed to new pods, by cause: cap, breaker",
+            "1 if virtual nodes are closed to new pods, by cause: cap, breaker",
             metrics.closed.clone(),
         );
         r.register(
             "virtual_pods_failing",
-            "Pods bound to virtual nodes of late that have failed to start",
+            "Pods that were recently bound to virtual nodes and failed to start",
             metrics.failing.clone(),
         );
         r.register(
             "missed_pods",
-            "Scheduled pods that the webhook should have seen and has not, by what would be decided on them",
+            "Scheduled pods that the webhook missed, by the decision that it would make",
             metrics.missed.clone(),
         );
         r.register(
             "virtual_node_problems",
-            "Virtual nodes that are not as they should be, by what is wrong: ghost, taint_not_tolerated, nearly_full",
+            "Virtual nodes with a problem, by problem: ghost, taint_not_tolerated, nearly_full",
             metrics.problems.clone(),
         );
         r.register(
             "virtual_pods_with_kube_proxy",
-            "Pods on virtual nodes that run a kube-proxy each",
+            "Pods on virtual nodes that run a kube-proxy",
             metrics.with_kube_proxy.clone(),
         );
         r.register(
@@ -114,7 +114,7 @@ impl OverflowMetrics {
         );
         r.register(
             "virtual_pods_while_vms_have_room",
-            "Pods of Spillway on virtual nodes that the VMs, as they are now, have room for",
+            "Pods of Spillway on virtual nodes that would fit on the current VMs",
             metrics.while_vms_have_room.clone(),
         );
         for (actions, results) in ACTIONS {
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_sample_is_there_before_anything_has_happened_and_again_when_a_leader_stands_by() {
+    fn every_sample_exists_from_the_start_and_after_a_reset() {
         let mut registry = crate::telemetry::registry();
         let metrics = OverflowMetrics::new(&mut registry);
         let fresh = crate::telemetry::encode(&registry);

@@ -36,7 +36,7 @@ impl Stub {
         F: Future<Output = Response> + Send + 'static,
     {
         let made = certs::generate(&[], OffsetDateTime::now_utc()).unwrap();
-        let pair = certs::from_pem(made.certificate.as_bytes(), made.key.as_bytes()).unwrap();
+        let pair = certs::parse_key_pair(made.certificate.as_bytes(), made.key.as_bytes()).unwrap();
         let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()

@@ -1,7 +1,7 @@
-//! The wire between the API server and Spillway: a borrowed AdmissionReview in, an AdmissionReview response out.
+//! The wire format between the API server and Spillway: AdmissionReview requests and responses.
 //!
-//! The types are those of `admission.k8s.io/v1`. `kube`'s own are not used here: they build the whole pod, and write the
-//! patch as an array of numbers (kube-rs/kube#1781).
+//! The types are those of `admission.k8s.io/v1`. Spillway does not use the types of `kube`. They build the whole pod,
+//! and write the patch as an array of numbers (kube-rs/kube#1781).
 
 mod response;
 mod review;

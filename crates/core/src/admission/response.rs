@@ -1,19 +1,20 @@
-//! Writing the answer to an AdmissionReview.
+//! Responses to an AdmissionReview.
 
 use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 use json_patch::Patch;
 use serde::{Serialize, Serializer};
 
-/// What an answer says beside yes: to the person who asked, and to the audit log.
+/// Warnings and audit annotations of a response.
 #[derive(Debug, Default)]
 pub struct ResponseExtras {
-    /// Shown by kubectl; under 120 characters each, at most three (the API server cuts and drops what is more and longer).
+    /// Warnings that kubectl shows: at most three, each under 120 characters. The API server cuts long ones and drops
+    /// excess ones.
     pub warnings: Vec<String>,
-    /// Names and values; in the audit log the name follows the webhook's own and a slash.
+    /// Names and values of audit annotations. In the audit log, the webhook's name and a slash precede each name.
     pub audit_annotations: Vec<(&'static str, String)>,
 }
 
-/// Returns the JSON text of a patch, as it travels in an answer.
+/// Returns a patch as JSON text, as in a response.
 pub fn encode(patch: &Patch) -> Vec<u8> {
     // Writing to memory fails only for maps with keys that are not strings. A patch has none.
     serde_json::to_vec(patch).unwrap_or_default()
@@ -43,15 +44,7 @@ struct WireResponse<'a> {
     audit_annotations: &'a [(&'static str, String)],
 }
 
-struct Base64<'a>(&'a [u8]);
-
-impl Serialize for Base64<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&Base64Display::new(self.0, &STANDARD))
-    }
-}
-
-/// Returns the answer that admits the object, with a JSON patch (RFC 6902) or without one.
+/// Returns the response that admits the object, with or without a JSON patch (RFC 6902).
 pub fn allow(uid: &str, patch: Option<&[u8]>, extras: &ResponseExtras) -> Vec<u8> {
     const ENVELOPE: usize = 640; // the text around uid and patch, and the usual audit annotations
     let mut out = Vec::with_capacity(ENVELOPE + patch.map_or(0, |patch| patch.len().div_ceil(3) * 4));
@@ -70,6 +63,15 @@ pub fn allow(uid: &str, patch: Option<&[u8]>, extras: &ResponseExtras) -> Vec<u8
     // Writing to memory cannot fail, and all keys are strings.
     let _ = serde_json::to_writer(&mut out, &review);
     out
+}
+
+/// Bytes that travel as base64.
+struct Base64<'a>(&'a [u8]);
+
+impl Serialize for Base64<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Base64Display::new(self.0, &STANDARD))
+    }
 }
 
 fn map<S: Serializer>(entries: &[(&'static str, String)], serializer: S) -> Result<S::Ok, S::Error> {
@@ -99,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn remarks_arrive_whatever_they_hold() {
+    fn warnings_and_audit_annotations_are_escaped() {
         let extras = ResponseExtras {
             warnings: vec!["a \"b\" \\ c".to_owned(), "ünïcödé".to_owned()],
             audit_annotations: vec![("decision", "prefer".to_owned()), ("reasons", "x\ny".to_owned())],

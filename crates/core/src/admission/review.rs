@@ -1,4 +1,4 @@
-//! Reading an AdmissionReview.
+//! Requests in an AdmissionReview.
 
 use std::{borrow::Cow, fmt};
 
@@ -9,49 +9,49 @@ use serde::{
 
 use crate::pod::{Binding, Pod, Text};
 
-/// A request to admit a pod.
+/// Request to admit a pod.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// What the answer must repeat. Never empty.
+    /// UID that the response must repeat. Never empty.
     pub uid: Text<'a>,
-    /// The namespace the pod is created in; the pod's own `metadata.namespace` may be absent.
+    /// Namespace of the new pod. The pod's own `metadata.namespace` may be absent.
     pub namespace: Text<'a>,
-    /// Whether nothing will be stored, as with `kubectl apply --dry-run=server`.
+    /// `true` if the API server stores nothing, as with `kubectl apply --dry-run=server`.
     pub dry_run: bool,
-    /// Who asks: a user, a service account or a node.
+    /// Client that sent the request: a user, a service account or a node.
     pub username: Text<'a>,
-    /// The pod as it stands when this webhook's turn comes.
+    /// The pod, after the changes of earlier webhooks.
     pub pod: Box<Pod<'a>>,
-    /// The pod before the change; nothing when it is being created.
+    /// The pod before the update. `None` for a creation.
     pub old: Option<Box<Pod<'a>>>,
 }
 
-/// A request to bind a pod to a node.
+/// Request to bind a pod to a node.
 #[derive(Debug)]
 pub struct BindingRequest<'a> {
-    /// What the answer must repeat. Never empty.
+    /// UID that the response must repeat. Never empty.
     pub uid: Text<'a>,
-    /// The pod's namespace.
+    /// Namespace of the pod.
     pub namespace: Text<'a>,
-    /// The pod's name.
+    /// Name of the pod.
     pub pod: Text<'a>,
-    /// Whether nothing will be stored.
+    /// `true` if the API server stores nothing.
     pub dry_run: bool,
-    /// The binding as it stands when this webhook's turn comes.
+    /// The binding, after the changes of earlier webhooks.
     pub binding: Binding<'a>,
 }
 
-/// Why a body is not a request that can be decided on.
+/// Reason why Spillway cannot use a request body.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReviewError {
-    /// Not UTF-8.
+    /// The body is not UTF-8.
     #[error("the body is not UTF-8")]
     Utf8(#[from] std::str::Utf8Error),
-    /// Not JSON, or a field of a type that the API does not give it.
-    #[error("the body is not an AdmissionReview of the kind that is served here")]
+    /// The body is not JSON, or a field has a type that the API does not give it.
+    #[error("the body is not a valid AdmissionReview for this webhook")]
     Json(#[from] serde_json::Error),
-    /// JSON, but of another kind or version.
+    /// The body is JSON, but of another kind or version.
     #[error("expected kind AdmissionReview of admission.k8s.io/v1, got {kind:?} of {api_version:?}")]
     NotAReview {
         /// `apiVersion` of the body
@@ -59,10 +59,10 @@ pub enum ReviewError {
         /// `kind` of the body
         kind: String,
     },
-    /// A review without a request or without a UID.
+    /// The review has no request or no UID.
     #[error("the review has no request with a uid")]
     NoRequest,
-    /// A review of something else than the creation or the update of a v1 Pod.
+    /// The request is neither the creation nor the update of a v1 Pod.
     #[error("expected the creation or update of a v1 Pod, got {operation:?} of {kind:?}")]
     NotAPod {
         /// `request.operation`
@@ -70,7 +70,7 @@ pub enum ReviewError {
         /// `request.kind.kind`
         kind: String,
     },
-    /// A review of something else than the binding of a pod.
+    /// The request is not the binding of a v1 Pod.
     #[error("expected the binding of a v1 Pod, got {operation:?} of {kind:?}")]
     NotABinding {
         /// `request.operation`
@@ -78,13 +78,13 @@ pub enum ReviewError {
         /// `request.kind.kind`
         kind: String,
     },
-    /// A review whose `request.object`, or the old one of an update, is absent or null.
-    #[error("the review carries no object")]
+    /// `request.object` is absent or null, or `request.oldObject` of an update.
+    #[error("the review has no object")]
     NoObject,
 }
 
 impl ReviewError {
-    /// A metric label; a closed set.
+    /// Returns the metric label, from a closed set.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Utf8(_) => "utf8",
@@ -98,7 +98,7 @@ impl ReviewError {
     }
 }
 
-/// The review of an object of some kind.
+/// AdmissionReview of an object.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct WireReview<'a, O> {
@@ -152,7 +152,8 @@ struct GroupVersionKind<'a> {
 ///
 /// # Errors
 ///
-/// [`ReviewError`] for everything that is not the creation of a pod. The caller then looks for the UID with [`recover_uid`].
+/// Returns [`ReviewError`] if the request is neither the creation nor the update of a pod. The caller then looks for the
+/// UID with [`recover_uid`].
 pub fn parse(body: &[u8]) -> Result<Request<'_>, ReviewError> {
     let request: WireRequest<'_, Box<Pod<'_>>> = request(body)?;
     let (uid, operation) = (request.uid()?, text_or_empty(&request.operation).to_owned());
@@ -176,7 +177,7 @@ pub fn parse(body: &[u8]) -> Result<Request<'_>, ReviewError> {
 ///
 /// # Errors
 ///
-/// [`ReviewError`] for everything that is not the binding of a pod, as with [`parse`].
+/// Returns [`ReviewError`] if the request is not the binding of a pod, as [`parse`] does.
 pub fn parse_binding(body: &[u8]) -> Result<BindingRequest<'_>, ReviewError> {
     let request: WireRequest<'_, Binding<'_>> = request(body)?;
     let (uid, operation) = (request.uid()?, text_or_empty(&request.operation).to_owned());
@@ -187,12 +188,12 @@ pub fn parse_binding(body: &[u8]) -> Result<BindingRequest<'_>, ReviewError> {
     let (Some(binding), Some(namespace)) = (object, namespace) else {
         return Err(ReviewError::NoObject);
     };
-    // The API server takes the pod's name from the path, and the binding's own may be empty.
+    // The API server takes the pod's name from the path. The binding's own name may be empty.
     let pod = name.or_else(|| binding.metadata.as_ref()?.name.clone()).ok_or(ReviewError::NoObject)?;
     Ok(BindingRequest { uid, namespace, pod, dry_run: dry_run.unwrap_or(false), binding })
 }
 
-/// The request of a review of some kind of object.
+/// Returns the request of a review.
 fn request<'a, O: Deserialize<'a>>(body: &'a [u8]) -> Result<WireRequest<'a, O>, ReviewError> {
     // One UTF-8 check for the whole body is cheaper than one for each string (`from_slice`).
     let text = std::str::from_utf8(body)?;
@@ -209,7 +210,7 @@ impl<'a, O> WireRequest<'a, O> {
         self.uid.clone().filter(|uid| !uid.is_empty()).ok_or(ReviewError::NoRequest)
     }
 
-    /// Whether it is about a v1 object of the core group, and this subresource.
+    /// Returns whether the request is about this v1 kind of the core group, and this subresource.
     fn is_about(&self, kind: &str, sub_resource: &str) -> bool {
         let is_kind = self.kind.as_ref().is_some_and(|about| {
             text_or_empty(&about.group).is_empty()
@@ -228,19 +229,19 @@ fn text_or_empty<'t>(text: &'t Option<Text<'_>>) -> &'t str {
     text.as_deref().unwrap_or_default()
 }
 
-/// The UID of a review that [`parse`] could not use, if it can be read at all.
+/// Returns the UID of a review that [`parse`] could not use, or `None` if the UID is unreadable.
 ///
-/// An answer without the UID counts as a failed call at the API server. The walk keeps what it has found when the text
-/// behind it turns out to be broken, because `uid` is the first field of a request as Go writes it.
+/// For the API server, an answer without the UID is a failed call (decision 10). Go writes `uid` as the first field of
+/// a request. So this function returns the UID even if the text behind it is broken.
 pub fn recover_uid(body: &[u8]) -> Option<Cow<'_, str>> {
     let mut found = None;
     let mut json = serde_json::Deserializer::from_slice(body);
-    // The result says whether the rest was sound, which is known already: it was not.
+    // The result does not matter. The caller already knows that the body is broken.
     let _ = Field { path: &["request", "uid"], found: &mut found }.deserialize(&mut json);
     found.filter(|uid| !uid.is_empty())
 }
 
-/// Walks down a path of map keys, skips what lies beside it, and notes the string at its end.
+/// Follows a path of map keys, skips other fields, and keeps the string at the end.
 struct Field<'p, 'f, 'a> {
     path: &'p [&'static str],
     found: &'f mut Option<Cow<'a, str>>,
@@ -295,7 +296,7 @@ mod tests {
     const POD: &str = r#""kind":{"group":"","version":"v1","kind":"Pod"},"operation":"CREATE","namespace":"shop""#;
 
     #[test]
-    fn a_creation_of_a_pod_is_read() {
+    fn the_creation_of_a_pod_is_read() {
         let body = review(&format!(
             r#"{{"uid":"u-1",{POD},"dryRun":true,"object":{{"metadata":{{"name":"web","managedFields":[{{}}]}},"spec":{{"containers":[{{"name":"c"}}]}}}}}}"#
         ));
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_creation_of_a_pod_gets_no_decision() {
+    fn other_requests_are_refused() {
         let object = r#""object":{"metadata":{},"spec":{}}"#;
         for (body, reason) in [
             (review(&format!(r#"{{"uid":"u",{POD},{object}}}"#)).replace("admission.k8s.io/v1", "v2"), "not_a_review"),
@@ -348,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn the_uid_survives_what_breaks_the_rest() {
+    fn the_uid_is_read_from_a_broken_body() {
         let whole = review(r#"{"uid":"u-1","object":{"spec":{"x":[1,2,3]}}}"#);
         for cut in whole.find("object").unwrap()..whole.len() {
             assert_eq!(recover_uid(&whole.as_bytes()[..cut]).as_deref(), Some("u-1"), "cut at {cut}");

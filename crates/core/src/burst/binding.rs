@@ -1,26 +1,27 @@
-//! What the binding of a pod to a virtual node carries, so that a ReplicaSet that scales in removes that pod first.
+//! Annotations on the binding of a pod to a virtual node. They make a ReplicaSet that scales in remove that pod first.
 //!
-//! The API server merges a Binding's annotations into the pod in the write that binds it, and overwrites those of the same name
-//! (kubernetes `pkg/registry/core/pod/storage/storage.go`, `setPodNodeAndMetadata`): no second write, and no moment in which a
-//! pod on a virtual node is without them. The deletion cost orders the pods of ReplicaSets only: nothing else reads it.
+//! The API server merges a Binding's annotations into the pod in the write that binds it, and overwrites existing ones
+//! (kubernetes `pkg/registry/core/pod/storage/storage.go`, `setPodNodeAndMetadata`). So Spillway needs no second write,
+//! and a pod on a virtual node never lacks them. Only ReplicaSets use the deletion cost (decision 36).
 
 use json_patch::Patch as JsonPatch;
 
 use super::patch::PatchBuilder;
 use crate::{keys::PLACED_ON, pod::Binding};
 
-/// Annotation: pods of the lowest cost go first (Kubernetes, "ReplicaSet", pod deletion cost).
+/// Annotation with the deletion cost. A ReplicaSet removes pods with the lowest cost first (Kubernetes, "ReplicaSet",
+/// pod deletion cost).
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
-/// The JSON patch of a Binding to a virtual node; nothing if it carries all that already.
+/// Returns the JSON patch of a Binding to a virtual node, or `None` if it already has all annotations.
 ///
-/// A cost of 0 is none. A pod or a Binding that has a deletion cost keeps it.
+/// A cost of 0 sets no deletion cost. Spillway keeps the deletion cost that a pod or a Binding already has.
 pub fn binding_patch(binding: &Binding<'_>, pod_has_cost: bool, cost: i32) -> Option<JsonPatch> {
     let is_ours = cost != 0 && !pod_has_cost && binding.annotation(DELETION_COST).is_none();
     let text = cost.to_string();
     let entries = [is_ours.then_some((DELETION_COST, text.as_str())), Some((PLACED_ON, "virtual"))];
     let mut patch = PatchBuilder::new();
-    // A binding without metadata names no pod; the API server sends none.
+    // A binding without metadata names no pod. The API server sends no such binding.
     let annotations = binding.metadata.as_ref()?.annotations.as_ref();
     patch.set_entries("/metadata/annotations", annotations, entries.into_iter().flatten());
     patch.finish()
@@ -44,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_on_a_virtual_node_gets_the_lowest_cost_unless_it_has_one() {
+    fn bound_pods_get_the_deletion_cost_unless_they_have_one() {
         let bare = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "v"}});
         let annotations = |binding: Value| binding["metadata"]["annotations"].clone();
         assert_eq!(annotations(after(&bare, false, -100)), json!({DELETION_COST: "-100", PLACED_ON: "virtual"}));

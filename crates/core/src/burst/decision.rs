@@ -1,4 +1,4 @@
-//! What was decided, in a form that the patch, the log, the metrics and a person can all read.
+//! The decision on a pod, in a form for the patch, the log, the metrics and people.
 
 use std::fmt;
 
@@ -9,54 +9,54 @@ use crate::{
     pod::Pod,
 };
 
-/// The decision on one pod.
+/// Decision on one pod.
 #[derive(Debug, Clone)]
 pub struct Decision<'a> {
-    /// Whether the pod may overflow.
+    /// Verdict on overflow.
     pub verdict: Verdict,
-    /// What became of each part that Spillway can add, in the order of [`Part`].
+    /// Outcome of each part that Spillway can add, in the order of [`Part`].
     pub steps: [Step; Part::ALL.len()],
-    /// What the owner should know, without consequence for the verdict.
+    /// Findings that the owner should know. They do not change the verdict.
     pub notes: Vec<Finding>,
-    /// What would have kept the pod on VMs, had its owner not accepted it.
+    /// Refusals that the pod's owner has accepted.
     pub accepted: Vec<Finding>,
-    /// What toleration and affinity are made of; nothing when neither is touched.
+    /// Settings for toleration and affinity. `None` if Spillway changes neither.
     pub(super) virtual_nodes: Option<&'a VirtualNodes>,
-    /// Which affinity the pod is to have from Spillway.
+    /// Form of the affinity from Spillway.
     pub(super) form: Form,
 }
 
-/// Whether a pod may overflow.
+/// Verdict on overflow of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may, in this mode.
+    /// The pod may overflow, in this mode.
     Burst(Mode),
-    /// It stays on VMs, for these reasons; never empty.
+    /// The pod stays on VMs, for these reasons. Never empty.
     Stay(Vec<Finding>),
-    /// The pod's owner wants nothing from Spillway; nothing is written, not even the decision.
+    /// The pod is opted out. Spillway writes nothing, not even the decision.
     OptedOut,
 }
 
-/// A part of a pod that Spillway can add. The names are the words of the annotation `spillway.dev/added`.
+/// Part of a pod that Spillway can add. `spillway.dev/added` uses the same names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// The toleration of the virtual nodes' taint.
+    /// Toleration of the virtual nodes' taint.
     Toleration,
-    /// The node affinity: preferred against virtual nodes, or required towards them in mode `require`.
+    /// Node affinity, which prefers other nodes, or requires virtual nodes in mode `require`.
     Affinity,
-    /// The annotation that opts out of kube-proxy.
+    /// Annotation that opts out of kube-proxy.
     KubeProxy,
-    /// The annotation that opts out of cluster DNS.
+    /// Annotation that opts out of cluster DNS.
     Dns,
-    /// The label of Azure Workload Identity.
+    /// Label of Azure Workload Identity.
     IdentityLabel,
 }
 
 impl Part {
-    /// All of them, in the order they are written.
+    /// All parts, in the order in which Spillway writes them.
     pub const ALL: [Self; 5] = [Self::Toleration, Self::Affinity, Self::KubeProxy, Self::Dns, Self::IdentityLabel];
 
-    /// The name of the part.
+    /// Returns the name of the part.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Toleration => "toleration",
@@ -68,18 +68,18 @@ impl Part {
     }
 }
 
-/// The parts that a pod's annotation says Spillway added earlier.
+/// Parts that Spillway added earlier, according to the pod's annotation.
 ///
-/// Whoever forges it gains nothing but the removal of exactly such an entry from his own pod.
+/// If a user forges the annotation, Spillway only removes exactly such an entry from the user's own pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Added {
     parts: [bool; Part::ALL.len()],
-    /// The required terms that got an expression, where not all did: `affinity:0+2`.
+    /// Indexes of the required terms that got an expression, as in `affinity:0+2`. `None` if all terms got one.
     pub(super) terms: Option<Vec<usize>>,
 }
 
 impl Added {
-    /// Reads the annotation; words that are no parts are skipped.
+    /// Reads the annotation. Skips words that are not parts.
     pub fn read(pod: &Pod<'_>) -> Self {
         let mut added = Self::default();
         for word in pod.annotation(ADDED).unwrap_or_default().split(',') {
@@ -94,98 +94,98 @@ impl Added {
         added
     }
 
-    /// Whether this part was added.
+    /// Returns whether Spillway added this part.
     pub fn has(&self, part: Part) -> bool {
         Part::ALL.iter().zip(self.parts).any(|(other, is_added)| *other == part && is_added)
     }
 }
 
-/// What became of one part.
+/// Part with its outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    /// Which part.
+    /// The part.
     pub part: Part,
-    /// Added, withdrawn or left.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
-/// Added or not, and why not.
+/// Outcome of a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is added.
+    /// Spillway adds the part.
     Added,
-    /// It was added earlier, is there, and stays.
+    /// Spillway added the part earlier, and keeps it.
     Kept,
-    /// It was added earlier and no longer fits: it is taken away again.
+    /// Spillway added the part earlier, and removes it because it no longer fits.
     Withdrawn,
-    /// The pod is left as it is in this respect.
+    /// Spillway does not change this part of the pod.
     Left(Why),
 }
 
-/// Why a part is not added.
+/// Reason why Spillway does not add a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
     /// The pod does not overflow.
     NotBursting,
-    /// One of its tolerations covers the taint already.
+    /// A toleration of the pod already covers the taint.
     Tolerated,
-    /// The controller adds it when the pod has found no VM.
+    /// The controller adds it later if the pod gets no VM.
     NotAtAdmission,
-    /// One of its terms says the same already.
+    /// A term of the pod already says the same.
     SaysTheSame,
-    /// Its own constraints leave it no other place than virtual nodes.
+    /// The pod's own constraints allow only virtual nodes.
     Pinned,
     /// The settings keep kube-proxy.
     KubeProxyKept,
-    /// The pod carries one of the two network annotations, so both are its owner's.
+    /// The pod has one of the two network annotations, so Spillway changes neither.
     NetworkSetOnPod,
-    /// The pod's own DNS policy does without cluster DNS.
+    /// The pod's DNS policy does not use cluster DNS.
     DnsPolicy,
     /// The settings say that cluster DNS needs no kube-proxy.
     DnsKept,
-    /// The settings switch the identity label off.
+    /// The settings disable the identity label.
     IdentityOff,
-    /// The pod carries the label already, with whatever value.
+    /// The pod already has the label, with any value.
     LabelSetOnPod,
-    /// Its service account has no client ID.
+    /// The service account has no client ID.
     NoClientId,
-    /// Its service account could not be looked up.
+    /// Spillway could not read the service account.
     ServiceAccountUnknown,
-    /// Azure Workload Identity would refuse the pod.
+    /// With the label, Azure Workload Identity would refuse the pod.
     WouldBeRefused,
     /// A mirror pod has no service account.
     MirrorPod,
-    /// What the label brings would break a confidential pod's policy.
+    /// The label leads to changes that would break a confidential pod's policy.
     ConfidentialPod,
-    /// The pod exists already, and this can no longer be changed, or would no longer have an effect.
+    /// The pod already exists, so the change is impossible or has no effect.
     TooLate,
-    /// Nothing is known of what the namespace wants: its profile does not exist.
+    /// The namespace's profile does not exist, so its settings are unknown.
     UnknownProfile,
     /// The pod is opted out.
     OptedOut,
 }
 
 impl Why {
-    /// For output, in one clause.
+    /// Returns the reason as one clause, for output.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NotBursting => "the pod stays on VMs",
-            Self::Tolerated => "the pod tolerates the taint already",
-            Self::NotAtAdmission => "in this mode the controller adds it to a pod that has found no VM",
-            Self::SaysTheSame => "the pod has an equivalent term already",
-            Self::Pinned => "the pod's own constraints leave it no other place than virtual nodes",
-            Self::KubeProxyKept => "kube-proxy is kept by the settings",
-            Self::NetworkSetOnPod => "the pod sets one of injectkubeproxy and injectdns itself, so both are left alone",
-            Self::DnsPolicy => "the pod's DNS policy does without cluster DNS",
-            Self::DnsKept => "cluster DNS is kept by the settings",
-            Self::IdentityOff => "switched off by the settings",
-            Self::LabelSetOnPod => "the pod carries the label already",
+            Self::Tolerated => "the pod already tolerates the taint",
+            Self::NotAtAdmission => "in this mode, the controller adds it if the pod gets no VM",
+            Self::SaysTheSame => "the pod already has an equivalent term",
+            Self::Pinned => "the pod's own constraints allow only virtual nodes",
+            Self::KubeProxyKept => "the settings keep kube-proxy",
+            Self::NetworkSetOnPod => "the pod sets injectkubeproxy or injectdns itself, so Spillway changes neither",
+            Self::DnsPolicy => "the pod's DNS policy does not use cluster DNS",
+            Self::DnsKept => "the settings keep cluster DNS",
+            Self::IdentityOff => "the settings disable it",
+            Self::LabelSetOnPod => "the pod already has the label",
             Self::NoClientId => "the service account has no azure.workload.identity/client-id",
-            Self::ServiceAccountUnknown => "the service account is not known",
+            Self::ServiceAccountUnknown => "the service account is unknown",
             Self::WouldBeRefused => "with it, Azure Workload Identity would refuse the pod",
             Self::MirrorPod => "a mirror pod has no service account",
-            Self::ConfidentialPod => "what the label brings would break the confidential pod's policy",
-            Self::TooLate => "the pod exists already",
+            Self::ConfidentialPod => "the label leads to changes that would break the confidential pod's policy",
+            Self::TooLate => "the pod already exists",
             Self::UnknownProfile => "the namespace's profile does not exist",
             Self::OptedOut => "the pod is opted out",
         }
@@ -193,12 +193,12 @@ impl Why {
 }
 
 impl Decision<'_> {
-    /// Nothing is wanted of Spillway, so nothing is written.
+    /// Returns the decision on an opted-out pod: Spillway writes nothing.
     pub fn opted_out() -> Self {
         Self::left(Verdict::OptedOut, Why::OptedOut)
     }
 
-    /// Nobody knows what is wanted, so nothing is added; what was added earlier stays, for the same reason.
+    /// Returns the decision for an unknown profile: Spillway adds nothing, and keeps earlier additions (decision 7).
     pub(super) fn unknown_profile(added: &Added) -> Self {
         let verdict = Verdict::Stay(vec![Finding::plain(&reasons::UNKNOWN_PROFILE)]);
         let mut decision = Self::left(verdict, Why::UnknownProfile);
@@ -215,12 +215,12 @@ impl Decision<'_> {
         Self { verdict, steps, notes: Vec::new(), accepted: Vec::new(), virtual_nodes: None, form: Form::None }
     }
 
-    /// The parts with this outcome, in order.
+    /// Returns the parts with this outcome, in order.
     pub fn parts(&self, outcome: Outcome) -> impl Iterator<Item = Part> {
         self.steps.iter().filter(move |step| step.outcome == outcome).map(|step| step.part)
     }
 
-    /// What became of a part.
+    /// Returns the outcome of a part.
     pub fn outcome(&self, part: Part) -> Outcome {
         let step = self.steps.iter().find(|step| step.part == part);
         step.map_or(Outcome::Left(Why::NotBursting), |step| step.outcome)
@@ -228,13 +228,13 @@ impl Decision<'_> {
 }
 
 impl Verdict {
-    /// What keeps the pod on VMs; nothing when it may overflow or is opted out.
+    /// Returns the reasons that keep the pod on VMs. Empty if the pod may overflow or is opted out.
     pub fn refusals(&self) -> &[Finding] {
         if let Self::Stay(findings) = self { findings } else { &[] }
     }
 }
 
-/// The text of the annotation `spillway.dev/decision`.
+/// Formats the value of the annotation `spillway.dev/decision`.
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,4 +1,4 @@
-//! What the decision can still do for a pod that exists, and that no node has been found for.
+//! Patch for an existing pod that has no node yet.
 
 use json_patch::Patch as JsonPatch;
 
@@ -8,11 +8,12 @@ use super::{
 };
 use crate::pod::Pod;
 
-/// The JSON patch that carries out a decision on a pod that was created without it; nothing for one that is opted out.
+/// Returns the JSON patch that carries out a decision on an existing pod, or `None` if the pod is opted out.
 ///
-/// Of an existing pod, tolerations can be added and annotations changed (kubernetes `pkg/apis/core/validation/validation.go`,
-/// `ValidatePodUpdate`). Its affinity cannot. The identity label could be, but nothing is injected any more: the label alone would
-/// say of a pod without an identity that it has one.
+/// The API server lets clients add tolerations and change annotations of an existing pod (kubernetes
+/// `pkg/apis/core/validation/validation.go`, `ValidatePodUpdate`). It lets no client change the affinity. Clients can
+/// change the identity label, but Azure Workload Identity injects only at creation. With the label alone, the pod would
+/// seem to have an identity.
 pub fn existing_pod_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<JsonPatch> {
     if decision.verdict == Verdict::OptedOut {
         return None;
@@ -63,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn an_existing_pod_gets_only_what_can_still_change() {
+    fn existing_pods_get_only_the_toleration_and_annotations() {
         let ours = json!({"key": "virtual-kubelet.io/provider", "operator": "Exists", "effect": "NoSchedule"});
         let own = json!({"key": "x", "operator": "Exists"});
         let pod = json!({

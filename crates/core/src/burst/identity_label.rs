@@ -1,4 +1,4 @@
-//! The label without which Azure Workload Identity injects nothing.
+//! The label that makes Azure Workload Identity inject a token.
 
 use super::{Added, Outcome, Part, Step, Why};
 use crate::{
@@ -9,13 +9,15 @@ use crate::{
     workload_identity::{EXPIRATION, PROXY, PROXY_PORT, ServiceAccount, USE, USE_VALUE, is_valid_expiration},
 };
 
-/// Whether the decision on this pod depends on its service account.
+/// Returns whether the decision on this pod depends on its service account.
 pub fn needs_service_account(pod: &Pod<'_>, settings: &Settings<'_>) -> bool {
     left_regardless(pod, settings).is_none()
 }
 
-/// The label is added when the service account carries a client ID and the pod's owner has not set the label. It does not
-/// depend on whether the pod overflows, and it is never withdrawn: what came with it could not be taken back.
+/// Decides on the identity label.
+///
+/// Spillway adds the label if the service account has a client ID and the pod does not set the label. This does not
+/// depend on overflow. Spillway never withdraws the label, because it cannot withdraw the injected parts.
 pub(super) fn step(pod: &Pod<'_>, settings: &Settings<'_>, service_account: ServiceAccount, added: &Added) -> Step {
     let outcome = match (left_regardless(pod, settings), service_account) {
         (Some(why), _) => Outcome::Left(why),
@@ -28,7 +30,7 @@ pub(super) fn step(pod: &Pod<'_>, settings: &Settings<'_>, service_account: Serv
     Step { part: Part::IdentityLabel, outcome: if was_added { Outcome::Kept } else { outcome } }
 }
 
-/// Why the label is not added, whatever the service account.
+/// Returns the reason against the label that holds for every service account, or `None`.
 fn left_regardless(pod: &Pod<'_>, settings: &Settings<'_>) -> Option<Why> {
     if settings.identity_label.value == IdentityLabel::Off {
         Some(Why::IdentityOff)
@@ -45,9 +47,11 @@ fn left_regardless(pod: &Pod<'_>, settings: &Settings<'_>) -> Option<Why> {
     }
 }
 
-/// Azure Workload Identity refuses a labelled pod, whatever its failurePolicy, for a token expiration that is no number from
-/// 3600 to 86400 (the pod's beats its service account's), and for a proxy sidecar, whose annotation counts by its mere presence, on
-/// the host's network or with a port that is no number. (Azure/azure-workload-identity `pkg/webhook/webhook.go`)
+/// Returns whether Azure Workload Identity would refuse the labeled pod, whatever its `failurePolicy`.
+///
+/// It refuses a token expiration that is not a number from 3600 to 86400. The pod's value takes precedence over the
+/// service account's. It also refuses a proxy sidecar on the host network or with an invalid port. The annotation of
+/// the sidecar counts with any value. (Azure/azure-workload-identity `pkg/webhook/webhook.go`)
 fn would_be_refused(pod: &Pod<'_>, account: ServiceAccount) -> bool {
     let bad_expiration = match pod.annotation(EXPIRATION) {
         Some(own) => !is_valid_expiration(own),

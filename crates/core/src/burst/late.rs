@@ -1,14 +1,14 @@
-//! What a pod gets that the webhook marked `late` and that has waited for a VM in vain.
+//! Patch for a pod of mode `late` that no VM has taken in time.
 
 use json_patch::Patch as JsonPatch;
 
 use super::{ADDED, Part, patch::PatchBuilder, placement};
 use crate::{config::VirtualNodes, pod::Pod};
 
-/// The JSON patch that lets a living pod onto virtual nodes; nothing if it tolerates them already.
+/// Returns the JSON patch that lets an existing pod run on virtual nodes, or `None` if it already tolerates them.
 ///
-/// Tolerations are the one constraint that can be loosened on a pod that exists, by adding some (kubernetes
-/// `pkg/apis/core/validation/validation.go`, `ValidatePodUpdate`); the scheduler then looks at the pod again.
+/// Tolerations are the only constraint that clients can loosen on an existing pod (kubernetes
+/// `pkg/apis/core/validation/validation.go`, `ValidatePodUpdate`). After the change, the scheduler tries the pod again.
 pub fn late_toleration(pod: &Pod<'_>, nodes: &VirtualNodes) -> Option<JsonPatch> {
     if placement::is_tolerated(pod, nodes) {
         return None;
@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_pod_gets_the_toleration_once_and_it_is_recorded_as_ours() {
+    fn late_pods_get_the_toleration_once_and_it_is_recorded() {
         let ours = json!({"key": "virtual-kubelet.io/provider", "operator": "Exists", "effect": "NoSchedule"});
         let own = json!({"key": "x", "operator": "Exists"});
         for (pod, added, tolerations) in [
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_tolerates_virtual_nodes_by_itself_is_left_alone() {
+    fn pods_that_already_tolerate_virtual_nodes_get_no_patch() {
         let own = json!({"key": "virtual-kubelet.io/provider", "operator": "Exists"});
         assert_eq!(after(&json!({"metadata": {}, "spec": {"tolerations": [own]}})), None);
     }

@@ -1,7 +1,7 @@
-//! The decision: may this pod overflow to virtual nodes, and what has to change for it?
+//! Decides which pods may overflow to virtual nodes, and which changes they need.
 //!
-//! Pure: no clock, no files, no network. The webhook, the controller and `spillway explain` call the same [`decide`], so
-//! what a person sees offline is what the cluster does.
+//! The module is pure: it uses no clock, files or network. The webhook, the controller and `spillway explain` call the
+//! same [`decide`]. So an offline decision is the same as in the cluster.
 
 mod binding;
 mod decision;
@@ -25,18 +25,19 @@ pub use restore::restore;
 use self::placement::Form;
 use crate::{
     config::{Mode, PodSettings, Settings},
-    eligibility::{self, ClusterContext, Finding, Overflow, Severity},
+    eligibility::{self, Finding, Overflow, Severity},
     keys::{BURST_LABEL, DISABLED},
     pod::Pod,
 };
 
 pub use crate::keys::{ADDED, DECISION, PLACED_ON, UNSCHEDULABLE_SINCE};
-pub use crate::{eligibility::ClusterContext as Facts, workload_identity::ServiceAccount};
+pub use crate::{eligibility::ClusterContext, workload_identity::ServiceAccount};
 
 /// Decides on a pod.
 ///
-/// A pod whose namespace names an unknown profile stays, and gets nothing but the decision. Deciding on a pod that already carries the result changes nothing; deciding on one that has changed since
-/// withdraws what no longer fits.
+/// - If the namespace names an unknown profile, the pod stays on VMs and gets only the decision.
+/// - If the pod already has the result, another decision changes nothing.
+/// - If the pod has changed since, another decision withdraws the additions that no longer fit.
 pub fn decide<'a>(pod: &Pod<'_>, settings: &PodSettings<'a>, cluster: &ClusterContext<'_>) -> Decision<'a> {
     if pod.label(BURST_LABEL) == Some(DISABLED) {
         return Decision::opted_out();
@@ -77,7 +78,7 @@ pub fn decide<'a>(pod: &Pod<'_>, settings: &PodSettings<'a>, cluster: &ClusterCo
     Decision { verdict, steps, notes, accepted, virtual_nodes: Some(virtual_nodes), form }
 }
 
-/// What keeps the pod on VMs, what its owner should know, and what its owner has accepted.
+/// Returns the refusals, the notes, and the refusals that the owner has accepted.
 fn judge(
     pod: &Pod<'_>,
     settings: &Settings<'_>,

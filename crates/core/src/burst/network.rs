@@ -1,7 +1,7 @@
-//! The opt-out from kube-proxy on a virtual node, and from the cluster DNS that cannot be reached without it.
+//! The opt-outs from kube-proxy and from cluster DNS on a virtual node.
 //!
-//! Cluster DNS is a ClusterIP, and ClusterIPs are what kube-proxy makes reachable. So one opt-out brings the other, unless the
-//! pod's DNS policy or the configuration says that DNS does not depend on it.
+//! Cluster DNS is a ClusterIP, and pods reach ClusterIPs through kube-proxy. So the opt-out from kube-proxy includes
+//! cluster DNS (decision 2). The exceptions are pods and configurations whose DNS does not need kube-proxy.
 //! (microsoft/virtualnodesOnAzureContainerInstances, Docs/PodCustomizations.md and Docs/Troubleshooting.md.)
 
 use super::{Added, Outcome, Part, Step, Why};
@@ -10,13 +10,13 @@ use crate::{
     pod::Pod,
 };
 
-/// `"false"` leaves kube-proxy out of the container group.
+/// `"false"` keeps kube-proxy out of the container group.
 pub(super) const KUBE_PROXY: &str = "microsoft.containerinstance.virtualnode.injectkubeproxy";
-/// `"false"` gives the container group Azure's DNS in place of the cluster's.
+/// `"false"` gives the container group Azure's DNS instead of cluster DNS.
 pub(super) const DNS: &str = "microsoft.containerinstance.virtualnode.injectdns";
 pub(super) const OPT_OUT: &str = "false";
 
-/// For a pod that may overflow.
+/// Returns the steps for a pod that may overflow.
 pub(super) fn steps(pod: &Pod<'_>, settings: &Settings<'_>, added: &Added) -> [Step; 2] {
     let kube_proxy = match unwanted(pod, settings, added) {
         Some(why) => unless_ours(pod, added, Part::KubeProxy, why),
@@ -32,13 +32,13 @@ pub(super) fn steps(pod: &Pod<'_>, settings: &Settings<'_>, added: &Added) -> [S
     [Step { part: Part::KubeProxy, outcome: kube_proxy }, Step { part: Part::Dns, outcome: dns }]
 }
 
-/// For a pod that stays: nothing is added, and what was added earlier is withdrawn.
+/// Returns the steps for a pod that stays on VMs: Spillway adds nothing, and withdraws earlier additions.
 pub(super) fn none(pod: &Pod<'_>, added: &Added) -> [Step; 2] {
     [Part::KubeProxy, Part::Dns].map(|part| Step { part, outcome: unless_ours(pod, added, part, Why::NotBursting) })
 }
 
 fn unwanted(pod: &Pod<'_>, settings: &Settings<'_>, added: &Added) -> Option<Why> {
-    // Either annotation that is not ours makes both its owner's.
+    // If a user set either annotation, Spillway changes neither.
     let is_theirs = |part| pod.annotation(key(part)).is_some() && !is_ours(pod, added, part);
     if settings.kube_proxy.value == KubeProxy::Keep {
         Some(Why::KubeProxyKept)
@@ -71,7 +71,7 @@ fn is_ours(pod: &Pod<'_>, added: &Added, part: Part) -> bool {
     added.has(part) && pod.annotation(key(part)) == Some(OPT_OUT)
 }
 
-/// The annotation that a part is about.
+/// Returns the annotation of a part.
 pub(super) const fn key(part: Part) -> &'static str {
     match part {
         Part::Dns => DNS,

@@ -1,9 +1,11 @@
-//! A decision as a JSON patch (RFC 6902).
+//! The JSON patch (RFC 6902) of a decision.
 //!
-//! `failurePolicy: Ignore` does not protect a pod from a patch that does not apply (kubernetes/kubernetes#129459), so every
-//! operation is an `add` below a parent that the view has seen, or a `remove` of what the view has seen: a missing parent is added
-//! whole, with its content; a list is appended to with `/-`; an existing value is replaced only where it is one of Spillway's
-//! own annotations.
+//! `failurePolicy: Ignore` does not protect a pod from a patch that does not apply (kubernetes/kubernetes#129459,
+//! decision 4). So each operation is an `add` below a parent in the view, or a `remove` of a value in the view:
+//!
+//! - Spillway adds a missing parent together with its content.
+//! - Spillway appends to lists with `/-`.
+//! - Spillway replaces existing values only in its own annotations.
 
 mod operations;
 
@@ -25,7 +27,7 @@ use crate::{
 pub(super) const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 pub(super) const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 
-/// The patch that carries out a decision on the very pod it was made for; nothing when there is nothing to change.
+/// Returns the patch that carries out a decision on this same pod, or `None` if the pod needs no change.
 pub fn json_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<JsonPatch> {
     if decision.verdict == Verdict::OptedOut {
         return None;
@@ -64,7 +66,7 @@ pub(super) fn set_annotations(patch: &mut PatchBuilder, pod: &Pod<'_>, decision:
     }
 }
 
-/// The value of `spillway.dev/added` that is true once this decision is carried out; empty when nothing is ours.
+/// Returns the value of `spillway.dev/added` after this decision. Empty if no part is from Spillway.
 fn added_value(pod: &Pod<'_>, decision: &Decision<'_>, record: &Added) -> String {
     let mut list = String::with_capacity(56); // all five names, and a term or two
     for step in decision.steps.iter().filter(|step| matches!(step.outcome, Outcome::Added | Outcome::Kept)) {
@@ -83,7 +85,7 @@ fn added_value(pod: &Pod<'_>, decision: &Decision<'_>, record: &Added) -> String
     list
 }
 
-/// The required terms that are ours to withdraw from once this is carried out, where these are not all.
+/// Returns the required terms that have Spillway's expression after this decision, or `None` if all have it.
 fn our_terms(pod: &Pod<'_>, decision: &Decision<'_>, outcome: Outcome, record: &Added) -> Option<Vec<usize>> {
     let nodes = decision.virtual_nodes.filter(|_| decision.form == Form::Required)?;
     let all = pod.required_node_affinity()?.terms().len();
@@ -114,7 +116,7 @@ fn change_toleration(
     }
 }
 
-/// Takes away the form that is not wanted, then adds the one that is.
+/// Removes an affinity of the wrong form, then adds one of the right form.
 fn change_affinity(
     patch: &mut PatchBuilder,
     pod: &Pod<'_>,
@@ -149,7 +151,7 @@ fn require_virtual_nodes(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &Virtua
     }
 }
 
-/// Adds a required node affinity to a pod that has none.
+/// Adds a required node affinity to a pod without one.
 pub(super) fn add_required_term(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &VirtualNodes) {
     let term = Preference { match_expressions: [Expression::new(nodes, "In")] };
     add_node_affinity_field(patch, pod, REQUIRED, &NodeSelector { node_selector_terms: [term] });
@@ -161,7 +163,8 @@ fn withdraw_preferred_term(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &Virt
     }
 }
 
-/// A term that would be left empty matches no node at all, so its list goes with it.
+/// Removes Spillway's expressions. If the only term would become empty, the whole affinity is removed, because an empty
+/// term matches no node.
 fn withdraw_expressions(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
     const PATH: &str = "/spec/affinity/nodeAffinity";
     let is_ours_alone = |term: &NodeSelectorTerm<'_>| term.is_exactly(&nodes.selector.key, "In", &nodes.selector.value);
@@ -173,7 +176,7 @@ fn withdraw_expressions(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &Virtual
     }
 }
 
-/// Appends to a list of the node affinity, with as many parents as are missing.
+/// Appends to a list of the node affinity. Adds missing parents.
 fn add_node_affinity(patch: &mut PatchBuilder, pod: &Pod<'_>, field: &str, exists: bool, entry: &impl Serialize) {
     if exists {
         patch.append(format_args!("/spec/affinity/nodeAffinity/{field}"), true, entry);
@@ -182,7 +185,7 @@ fn add_node_affinity(patch: &mut PatchBuilder, pod: &Pod<'_>, field: &str, exist
     }
 }
 
-/// Adds a field of the node affinity, with as many parents as are missing.
+/// Adds a field of the node affinity. Adds missing parents.
 pub(super) fn add_node_affinity_field(patch: &mut PatchBuilder, pod: &Pod<'_>, field: &str, value: &impl Serialize) {
     let affinity = pod.spec.affinity.as_ref();
     let field_only = Field::of(field, value);
@@ -224,7 +227,7 @@ impl<'t> Expression<'t> {
     }
 }
 
-/// The preference for every other node than virtual ones.
+/// Returns the preferred term for nodes that are not virtual.
 pub(super) fn preferred_term(nodes: &VirtualNodes) -> Term<'_> {
     let preference = Preference { match_expressions: [Expression::new(nodes, "NotIn")] };
     Term { weight: placement::WEIGHT, preference }

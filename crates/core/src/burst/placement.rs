@@ -1,4 +1,4 @@
-//! The toleration that lets a pod onto virtual nodes, and the affinity that says how much it wants to be there.
+//! The toleration that lets a pod run on virtual nodes, and the affinity that avoids or requires them.
 
 use super::{Added, Outcome, Part, Step, Why};
 use crate::{
@@ -7,26 +7,27 @@ use crate::{
     pod::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint},
 };
 
-/// The value that Azure's virtual nodes give their taint, in both generations, unless they are told otherwise
-/// (virtual-kubelet/azure-aci chart, `taint.value`).
+/// Default value of the taint of Azure's virtual nodes, in both generations (virtual-kubelet/azure-aci chart,
+/// `taint.value`).
 const TAINT_VALUE: &str = "azure";
 
-/// The weight that survives beside other preferred terms. Alone, every weight is the same: the scheduler normalises it away.
+/// Weight that counts beside other preferred terms. For a single term the weight is irrelevant, because the scheduler
+/// normalizes it.
 pub(super) const WEIGHT: u8 = 100;
 
-/// Which of the two forms of node affinity a pod is to have from Spillway.
+/// Form of the node affinity from Spillway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// Neither.
+    /// No affinity.
     None,
-    /// A preferred term against virtual nodes.
+    /// A preferred term that avoids virtual nodes.
     Preferred,
-    /// An expression for virtual nodes in every required term.
+    /// An expression in every required term that requires virtual nodes.
     Required,
 }
 
 impl Form {
-    /// What a mode wants. `pinned` is a pod whose own constraints leave it no other place than virtual nodes.
+    /// Returns the form for a mode. `pinned` means that the pod's own constraints allow only virtual nodes.
     pub(super) fn of(mode: Mode, pinned: bool) -> Self {
         match mode {
             Mode::Off => Self::None,
@@ -37,7 +38,7 @@ impl Form {
     }
 }
 
-/// For a pod that may overflow.
+/// Returns the steps for a pod that may overflow.
 pub(super) fn steps(pod: &Pod<'_>, nodes: &VirtualNodes, mode: Mode, pinned: bool, added: &Added) -> [Step; 2] {
     [
         Step { part: Part::Toleration, outcome: toleration(pod, nodes, mode, pinned, added) },
@@ -45,7 +46,7 @@ pub(super) fn steps(pod: &Pod<'_>, nodes: &VirtualNodes, mode: Mode, pinned: boo
     ]
 }
 
-/// For a pod that stays: nothing is added, and what was added earlier is withdrawn.
+/// Returns the steps for a pod that stays on VMs: Spillway adds nothing, and withdraws earlier additions.
 pub(super) fn none(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> [Step; 2] {
     let is_ours = our_toleration(pod, nodes, added).is_some();
     let toleration = if is_ours { Outcome::Withdrawn } else { Outcome::Left(Why::NotBursting) };
@@ -55,7 +56,7 @@ pub(super) fn none(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> [Step;
     ]
 }
 
-/// Whether one of the pod's tolerations covers the taint of virtual nodes.
+/// Returns whether a toleration of the pod covers the taint of virtual nodes.
 pub(super) fn is_tolerated(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
     let toleration = &nodes.toleration;
     let taint = Taint {
@@ -67,7 +68,7 @@ pub(super) fn is_tolerated(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
 }
 
 fn toleration(pod: &Pod<'_>, nodes: &VirtualNodes, mode: Mode, pinned: bool, added: &Added) -> Outcome {
-    // A pod that gets a VM must never carry it: a cluster autoscaler would drain the VM onto the virtual node.
+    // In the other modes, pods on VMs must not have it. A cluster autoscaler would drain their VM onto the virtual node.
     let is_wanted = pinned || matches!(mode, Mode::Prefer | Mode::Require);
     match (is_wanted, our_toleration(pod, nodes, added).is_some()) {
         (true, true) => Outcome::Kept,
@@ -103,14 +104,14 @@ fn prefers_others(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
     pod.preferred_node_terms().iter().any(|term| term.preference.as_ref().is_some_and(says_so))
 }
 
-/// Whether one of several required terms of the pod's own forbids virtual nodes.
+/// Returns whether any required term of the pod itself excludes virtual nodes.
 pub(super) fn forbids_in_a_term(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
     let selector = &nodes.selector;
     let terms = pod.required_node_affinity().map(|required| required.terms()).unwrap_or_default();
     terms.iter().any(|term| term.expressions().iter().any(|e| e.equals(&selector.key, "NotIn", &selector.value)))
 }
 
-/// Whether the pod's owner has left it no other place than virtual nodes. What Spillway required itself does not count.
+/// Returns whether the pod's own constraints allow only virtual nodes. Constraints from Spillway do not count.
 pub(super) fn is_pinned(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> bool {
     let selector = &nodes.selector;
     let chosen = |key, value| pod.spec.node_selector.as_ref().is_some_and(|s| s.get(key) == Some(value));
@@ -127,13 +128,13 @@ pub(super) fn is_pinned(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> b
     !terms.is_empty() && terms.iter().all(|term| term.expressions().iter().any(forces))
 }
 
-/// The index of the toleration that Spillway added: the last one that says exactly this.
+/// Returns the index of the toleration that Spillway added: the last one with exactly these fields.
 pub(super) fn our_toleration(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> Option<usize> {
     let ours = nodes.toleration_fields();
     added.has(Part::Toleration).then(|| pod.tolerations().iter().rposition(|t| t.equals(ours)))?
 }
 
-/// The index of the preferred term that Spillway added: the last one that says exactly this.
+/// Returns the index of the preferred term that Spillway added: the last one with exactly this content.
 pub(super) fn our_preferred_term(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> Option<usize> {
     let selector = &nodes.selector;
     let is_ours = |term: &crate::pod::PreferredSchedulingTerm<'_>| {
@@ -143,7 +144,7 @@ pub(super) fn our_preferred_term(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Ad
     added.has(Part::Affinity).then(|| pod.preferred_node_terms().iter().rposition(is_ours))?
 }
 
-/// The expressions that Spillway added to required terms, as index of the term and of the expression in it.
+/// Returns the expressions that Spillway added to required terms, as indexes of the term and of its expression.
 pub(super) fn our_expressions<'p>(
     pod: &'p Pod<'_>,
     nodes: &'p VirtualNodes,
@@ -158,7 +159,7 @@ pub(super) fn our_expressions<'p>(
     })
 }
 
-/// The required terms that do not ask for a virtual node yet. One that matches no node at all is left so.
+/// Returns the required terms that do not require a virtual node yet. Skips empty terms, which match no node.
 pub(super) fn missing_terms<'p>(
     pod: &'p Pod<'_>,
     nodes: &'p VirtualNodes,

@@ -1,8 +1,8 @@
-//! The reasons that do not come from a rule about pods, and the catalogue of all.
+//! Reasons that do not come from an eligibility rule, and the list of all reasons.
 
 use crate::eligibility::{self, Applies, Reason, Severity};
 
-const HERE: &str = "docs/design.md";
+const DESIGN: &str = "docs/design.md";
 
 /// `mode: off` applies to the pod.
 pub static MODE_OFF: Reason = Reason {
@@ -10,10 +10,10 @@ pub static MODE_OFF: Reason = Reason {
     severity: Severity::Refusal,
     applies: Applies::Any,
     meaning: "mode \"off\" applies to this pod",
-    on_virtual_node: "nothing: the pod is not to go there",
-    fix: "nothing to mend; another mode can be set in the configuration, its profile, or the annotation spillway.dev/mode",
+    on_virtual_node: "no effect: the pod stays on VMs",
+    fix: "no fix is needed; to change the mode, set it in the configuration, its profile or the annotation spillway.dev/mode",
     can_be_allowed: false,
-    source: HERE,
+    source: DESIGN,
 };
 
 /// The namespace names a profile that does not exist.
@@ -22,22 +22,22 @@ pub static UNKNOWN_PROFILE: Reason = Reason {
     severity: Severity::Refusal,
     applies: Applies::Any,
     meaning: "the namespace's label spillway.dev/burst names a profile that does not exist",
-    on_virtual_node: "nothing: nobody knows what was meant",
-    fix: "name a profile of the configuration (spillway config show), or disabled",
+    on_virtual_node: "no effect: the pod stays on VMs, because its settings are unknown",
+    fix: "set the label to a profile of the configuration (spillway config show), or to disabled",
     can_be_allowed: false,
-    source: HERE,
+    source: "docs/decisions/0007-an-unknown-profile-adds-only-the-decision.md",
 };
 
-/// The pod's own constraints leave it no other place than virtual nodes.
+/// The pod's own constraints allow only virtual nodes.
 pub static ALREADY_PINNED: Reason = Reason {
     code: "AlreadyPinned",
     severity: Severity::Note,
     applies: Applies::Any,
-    meaning: "the pod's own constraints leave it no other place than virtual nodes, so no preference is added",
-    on_virtual_node: "it runs there, and nowhere else; if all are gone or full it waits",
-    fix: "drop the selector or affinity if the pod may run on VMs as well",
+    meaning: "the pod's own constraints allow only virtual nodes, so Spillway adds no preference",
+    on_virtual_node: "the pod runs only there, and waits if all virtual nodes are gone or full",
+    fix: "drop the selector or affinity if the pod may also run on VMs",
     can_be_allowed: false,
-    source: HERE,
+    source: "docs/decisions/0014-a-pinned-pod-gets-the-toleration-immediately.md",
 };
 
 /// The identity label would make Azure Workload Identity refuse the pod.
@@ -45,41 +45,41 @@ pub static IDENTITY_WOULD_BE_REFUSED: Reason = Reason {
     code: "IdentityWouldBeRefused",
     severity: Severity::Warning,
     applies: Applies::Any,
-    meaning: "with the identity label, Azure Workload Identity would refuse this pod, so the label is not added",
-    on_virtual_node: "no difference: the pod would not be created at all",
-    fix: "mend the annotation azure.workload.identity/service-account-token-expiration (3600 to 86400), or drop the proxy sidecar or hostNetwork",
+    meaning: "with the identity label, Azure Workload Identity would refuse this pod, so Spillway does not add the label",
+    on_virtual_node: "no difference: the API server would not create the pod at all",
+    fix: "fix the annotation azure.workload.identity/service-account-token-expiration (3600 to 86400), or drop the proxy sidecar or hostNetwork",
     can_be_allowed: false,
     source: "Azure/azure-workload-identity pkg/webhook/webhook.go",
 };
 
-/// The pod stays, as far as Spillway is concerned, but its owner has let it onto virtual nodes.
+/// Spillway keeps the pod on VMs, but the pod's own toleration allows virtual nodes.
 pub static TOLERATES_BY_ITSELF: Reason = Reason {
     code: "ToleratesByItself",
     severity: Severity::Warning,
     applies: Applies::Any,
-    meaning: "the pod is not fit for virtual nodes, but tolerates their taint by itself and can land there",
-    on_virtual_node: "whatever the reasons say for which Spillway would have kept it on VMs",
-    fix: "narrow the toleration, which has no key or names virtual-kubelet.io/provider",
+    meaning: "the pod is not eligible, but its own toleration lets it run on virtual nodes",
+    on_virtual_node: "the pod may fail there, as the reasons that keep it on VMs describe",
+    fix: "narrow the pod's toleration, which has no key or names virtual-kubelet.io/provider",
     can_be_allowed: false,
     source: "kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration",
 };
 
-/// In mode `require`, a term of the pod's own that forbids virtual nodes.
+/// In mode `require`, one of the pod's own terms excludes virtual nodes.
 pub static TERM_NEVER_MET: Reason = Reason {
     code: "TermNeverMet",
     severity: Severity::Warning,
     applies: Applies::Any,
-    meaning: "mode require asks for virtual nodes in every required term, and one of the pod's own terms forbids them",
-    on_virtual_node: "the pod runs there by its other terms; the one that forbids virtual nodes can never be met",
+    meaning: "mode require adds virtual nodes to every required term, but one of the pod's own terms excludes them",
+    on_virtual_node: "the pod runs there by its other terms; no node can match the term that excludes virtual nodes",
     fix: "drop the term, or choose another mode for the pod",
     can_be_allowed: false,
-    source: HERE,
+    source: DESIGN,
 };
 
 const OWN: &[&Reason] =
     &[&UNKNOWN_PROFILE, &MODE_OFF, &ALREADY_PINNED, &TOLERATES_BY_ITSELF, &TERM_NEVER_MET, &IDENTITY_WOULD_BE_REFUSED];
 
-/// Every reason there is, in the order of the documentation.
+/// Returns all reasons, in the order of the documentation.
 pub fn all() -> impl Iterator<Item = &'static Reason> {
     OWN.iter().copied().chain(eligibility::rules().map(|rule| &rule.reason))
 }

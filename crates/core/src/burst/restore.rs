@@ -1,8 +1,8 @@
-//! Putting back what a re-applied pod has dropped.
+//! Restores the additions that a reapplied pod lacks.
 //!
-//! A manifest that is applied a second time names its own tolerations and preferred terms, and `kubectl apply` sends those lists
-//! whole: what Spillway added to them at creation is gone, and the API server refuses the update, since a pod's tolerations can only
-//! grow and its affinity cannot change.
+//! `kubectl apply` sends a manifest's tolerations and preferred terms as whole lists. If a user applies a manifest
+//! again, Spillway's additions are missing. The API server then refuses the update, because a pod's tolerations can
+//! only grow and its affinity cannot change (decision 13).
 
 use json_patch::Patch as JsonPatch;
 
@@ -19,7 +19,8 @@ use crate::{
     workload_identity::{USE, USE_VALUE},
 };
 
-/// The patch that puts back into `new` what `spillway.dev/added` names and `old` has; nothing when it is all there.
+/// Returns the patch that restores in `new` the parts that `spillway.dev/added` names and `old` has, or `None` if `new`
+/// lacks none.
 pub fn restore(new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes) -> Option<JsonPatch> {
     let added = Added::read(old);
     let mut patch = PatchBuilder::new();
@@ -33,7 +34,7 @@ pub fn restore(new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes) -> Option<Jso
     let lost = [ADDED, DECISION].into_iter().chain(network).filter_map(lost);
     patch.set_entries("/metadata/annotations", new.metadata.annotations.as_ref(), lost);
 
-    // Whatever the new pod says of itself, it is the old one that says what is ours.
+    // The old pod's annotation decides which parts are from Spillway, whatever the new pod says.
     let is_gone = placement::our_toleration(new, nodes, &added).is_none();
     if placement::our_toleration(old, nodes, &added).is_some() && is_gone {
         patch.append(format_args!("/spec/tolerations"), new.spec.tolerations.is_some(), &nodes.toleration);
@@ -43,7 +44,7 @@ pub fn restore(new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes) -> Option<Jso
     patch.finish()
 }
 
-/// In its old place, for an affinity that differs only in its order is a change too.
+/// Restores the term at its old index, because a different order also counts as a change of the affinity.
 fn restore_preferred_term(patch: &mut PatchBuilder, new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
     let Some(place) = placement::our_preferred_term(old, nodes, added) else { return };
     if placement::our_preferred_term(new, nodes, added).is_some() {
@@ -61,7 +62,7 @@ fn restore_preferred_term(patch: &mut PatchBuilder, new: &Pod<'_>, old: &Pod<'_>
 
 fn restore_expressions(patch: &mut PatchBuilder, new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
     let Some(required) = new.required_node_affinity() else {
-        // The whole of it was ours.
+        // The whole affinity was from Spillway.
         if placement::our_expressions(old, nodes, added).next().is_some() {
             add_required_term(patch, new, nodes);
         }

@@ -1,7 +1,7 @@
-//! The shape of the SpillwayConfiguration file.
+//! Model of the SpillwayConfiguration file.
 //!
-//! Doc comments here are the descriptions in the JSON schema (`spillway config schema`). Values are checked while they are
-//! read, so that an error knows its line.
+//! Doc comments here are the descriptions in the JSON schema (`spillway config schema`). Values are checked while they
+//! are read, so that an error has a line.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,43 +31,45 @@ pub struct SpillwayConfiguration {
     pub api_version: ApiVersion,
     /// Always `SpillwayConfiguration`.
     pub kind: Kind,
-    /// What happens to pods of namespaces that opted in. Default: `prefer`.
+    /// Mode of pods in opted-in namespaces. Default: `prefer`.
     pub mode: Option<Mode>,
-    /// Which nodes are virtual nodes and how pods get onto them.
+    /// Virtual nodes, and the access of pods to them.
     pub virtual_nodes: Option<VirtualNodes>,
-    /// The network of pods on virtual nodes.
+    /// Network of pods on virtual nodes.
     pub network: Option<Network>,
     /// Workload identity.
     pub identity: Option<Identity>,
-    /// Mode `late`.
+    /// Settings of mode `late`.
     pub late: Option<Late>,
-    /// How many pods of one namespace may be on virtual nodes. At the cap, modes `late` and `bridge` let no more of them overflow; pods
-    /// that tolerate virtual nodes by themselves, or from their creation on as in mode `prefer`, are not held back. Default: no cap.
+    /// Maximum number of pods of one namespace on virtual nodes. At the cap, no more pods of modes `late` and `bridge`
+    /// overflow. The cap does not stop other pods that tolerate virtual nodes, such as pods of mode `prefer`. Default:
+    /// no cap.
     pub max_pods: Option<u32>,
-    /// Which pods are fit for virtual nodes.
+    /// Eligibility of pods for virtual nodes.
     pub eligibility: Option<Eligibility>,
-    /// How fast pods are let onto virtual nodes that have waited for a VM in vain.
+    /// Rate limit for late overflow.
     pub late_rate: Option<LateRate>,
-    /// When a ReplicaSet scales in.
+    /// Scale-in of ReplicaSets.
     pub scale_in: Option<ScaleIn>,
-    /// What closes virtual nodes when pods do not start there.
+    /// Breaker, which closes virtual nodes if pods fail to start there.
     pub breaker: Option<Breaker>,
-    /// Pods that the webhook should have seen and has not.
+    /// Missed pods, which were created without Spillway although the webhook applies to them.
     pub missed: Option<Missed>,
-    /// Who may override what by annotation.
+    /// Permissions for overrides by annotation.
     pub overrides: Option<OverridePolicy>,
-    /// The webhook's serving certificate.
+    /// Serving certificate of the webhook.
     pub certificates: Option<Certificates>,
-    /// What is logged.
+    /// Logging.
     pub logging: Option<Logging>,
-    /// What a namespace names in its label `spillway.dev/burst`. Each overrides the defaults above. `enabled`,
-    /// `high-scale`, which opts out of kube-proxy, and `autoscaled`, of mode `late`, exist even if they are not listed; what is
-    /// listed under their names is laid over them, field by field. None can be named `disabled`: that is the label's word for a namespace that is out.
+    /// Profiles. A namespace names one in its label `spillway.dev/burst`. A profile overrides the settings above. The
+    /// profiles `enabled`, `high-scale` (opts out of kube-proxy) and `autoscaled` (mode `late`) always exist. If the
+    /// file lists one of them, its fields override the built-in ones. No profile can have the name `disabled`, because
+    /// this label value opts a namespace out.
     #[schemars(extend("propertyNames" = {"not": {"const": super::DISABLED}}))]
     pub profiles: Option<BTreeMap<ProfileName, Option<Overridable>>>,
 }
 
-/// Version of the file's format.
+/// Version of the file format.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ApiVersion {
     /// The only version so far.
@@ -84,33 +86,33 @@ pub enum Kind {
     SpillwayConfiguration,
 }
 
-/// The settings that a profile can override.
+/// Settings that a profile can override.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct Overridable {
-    /// What happens to pods of namespaces with this profile.
+    /// Mode of pods in namespaces with this profile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
-    /// The network of pods on virtual nodes.
+    /// Network of pods on virtual nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
     /// Workload identity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<ProfileIdentity>,
-    /// Mode `late`.
+    /// Settings of mode `late`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub late: Option<Late>,
-    /// How many pods of one namespace may be on virtual nodes; see above.
+    /// Maximum number of pods of one namespace on virtual nodes. Overrides `maxPods` of the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_pods: Option<u32>,
-    /// Which pods are fit for virtual nodes.
+    /// Eligibility of pods for virtual nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eligibility: Option<Eligibility>,
 }
 
 impl Overridable {
-    /// These settings laid over others, field by field: what is not said here is as it was below.
+    /// Merges these settings with the settings below them. Fields of `self` take precedence.
     pub(super) fn over(self, below: Self) -> Self {
         let Self { mode, network, identity, late, max_pods, eligibility } = self;
         Self {
@@ -141,186 +143,190 @@ fn merged<T>(above: Option<T>, below: Option<T>, merge: impl FnOnce(T, T) -> T) 
     }
 }
 
-/// Mode `late`.
+/// Settings of mode `late`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct Late {
-    /// How long a pod must stay unschedulable before it may overflow, such as `90s`, `3m` or `1h30m`. Default: `180s`.
+    /// Time that a pod must be unschedulable before it may overflow, such as `90s`, `3m` or `1h30m`. Default: `180s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<Wait>,
-    /// How long it waits at the most while a VM seems to be on its way: while it has a nominated node, or an autoscaler has said that it
-    /// adds one. Less than `after` means no more than `after`. Default: `600s`.
+    /// Maximum wait while a VM seems to be on its way. This is the case if the pod has a nominated node, or if an
+    /// autoscaler has announced a VM for it. A value less than `after` counts as `after`. Default: `600s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<Wait>,
 }
 
-/// How fast pods are let onto virtual nodes that have waited for a VM in vain, in pods a second.
+/// Rate limit for late overflow, in pods per second.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct LateRate {
-    /// In all. Default: 20.
+    /// Limit for the cluster. Default: 20.
     pub total: Option<NonZeroU32>,
-    /// Of one namespace. Default: 10.
+    /// Limit for one namespace. Default: 10.
     pub per_namespace: Option<NonZeroU32>,
 }
 
-/// When a ReplicaSet scales in.
+/// Scale-in of ReplicaSets.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct ScaleIn {
-    /// The annotation `controller.kubernetes.io/pod-deletion-cost` of pods on virtual nodes that have none of their own: those of the
-    /// lowest cost go first. Orders the pods of ReplicaSets, and so of Deployments, only. 0 leaves them alone. Default: -100.
+    /// Annotation `controller.kubernetes.io/pod-deletion-cost` for pods on virtual nodes that do not set it themselves.
+    /// A ReplicaSet removes the pods with the lowest cost first. The cost affects only pods of ReplicaSets, and so of
+    /// Deployments. 0 sets no annotation. Default: -100.
     pub deletion_cost: Option<i32>,
 }
 
-/// What closes virtual nodes when pods do not start there.
+/// Breaker, which closes virtual nodes if pods fail to start there.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct Breaker {
-    /// How many pods on virtual nodes must have failed to start at the same time. 0 switches it off. Default: 10.
+    /// Number of pods on virtual nodes that must fail to start at the same time. 0 disables the breaker. Default: 10.
     pub failures: Option<u32>,
 }
 
-/// Pods that the webhook should have seen and has not.
+/// Missed pods, which were created without Spillway although the webhook applies to them.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct Missed {
-    /// Whether those that run already are evicted, one per owner and hour, to be created anew. Default: `false`.
+    /// `true` if the controller evicts missed pods that already run, one per owner and hour, so that their owners
+    /// recreate them. Default: `false`.
     pub evict: Option<bool>,
 }
 
-/// Which pods are fit for virtual nodes.
+/// Eligibility of pods for virtual nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct Eligibility {
-    /// Reasons, by name, that do not keep a pod on VMs.
+    /// Names of reasons that do not keep a pod on VMs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow: Option<Vec<AllowedReason>>,
 }
 
-/// Who may override what by annotation. Whatever is not listed is ignored and reported.
+/// Permissions for overrides by annotation. Spillway ignores and reports overrides that are not listed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct OverridePolicy {
-    /// What namespaces may override. Default: everything.
+    /// Overrides that namespaces may set. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<Vec<Override>>,
-    /// What pods may override. Default: everything but `require` and `allow`.
+    /// Overrides that pods may set. Default: all except `require` and `allow`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<Vec<Override>>,
 }
 
-/// Which nodes are virtual nodes and how pods get onto them.
+/// Virtual nodes, and the access of pods to them.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct VirtualNodes {
-    /// The label that virtual nodes carry and no other node does, as `KEY=VALUE`. Default: `type=virtual-kubelet`.
+    /// Label that all virtual nodes have and no other node has, as `KEY=VALUE`. Default: `type=virtual-kubelet`.
     pub selector: Option<Selector>,
-    /// What a pod needs to be allowed onto them.
+    /// Toleration that lets a pod run on virtual nodes.
     pub toleration: Option<Toleration>,
-    /// Which virtual nodes a pod must be fit for, beside those that the cluster has and the pod could land on. Default: `auto`.
+    /// Generation that a pod must be eligible for. The pod must also be eligible for the virtual nodes in the cluster that
+    /// it could run on. Default: `auto`.
     pub generation: Option<GenerationSetting>,
-    /// Whether the controller keeps the taint `spillway.dev/last-resort:PreferNoSchedule` on them: without it, pods that prefer VMs
-    /// go to virtual nodes while VMs have room. Default: `true`.
+    /// `true` if the controller sets the taint `spillway.dev/last-resort:PreferNoSchedule` on virtual nodes. Without
+    /// it, pods that prefer VMs may run on virtual nodes while VMs have room. Default: `true`.
     pub last_resort_taint: Option<bool>,
-    /// How many pods may be on them in all. At the cap they get the taint `spillway.dev/full:NoSchedule`, which keeps away every pod that
-    /// does not tolerate it, whether or not it came through Spillway. Default: no cap.
+    /// Maximum number of pods on all virtual nodes. At the cap, virtual nodes get the taint
+    /// `spillway.dev/full:NoSchedule`. It keeps away all pods that do not tolerate it, also pods that Spillway has not
+    /// seen. Default: no cap.
     pub max_pods: Option<u32>,
-    /// Whether a virtual node is cordoned whose pod is gone that ran it: it still looks ready, and pods that go there never start.
-    /// Default: `false`.
+    /// `true` if the controller cordons a virtual node whose own pod is gone. Such a node still looks ready, but pods
+    /// never start there. Default: `false`.
     pub cordon_ghosts: Option<bool>,
 }
 
-/// The network of pods on virtual nodes.
+/// Network of pods on virtual nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct Network {
-    /// Whether pods on virtual nodes get a kube-proxy of their own. Default: `keep`.
+    /// kube-proxy of pods on virtual nodes. Default: `keep`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kube_proxy: Option<KubeProxy>,
-    /// What happens to cluster DNS when kube-proxy is opted out of. Default: `auto`.
+    /// Cluster DNS of pods that opt out of kube-proxy. Default: `auto`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns: Option<Dns>,
 }
 
-/// Workload identity, as a profile can set it.
+/// Workload identity settings of a profile.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct ProfileIdentity {
-    /// Whether pods get the label that Azure Workload Identity asks for. Default: `auto`.
+    /// Label that Azure Workload Identity requires on pods. Default: `auto`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<IdentityLabel>,
 }
 
-/// Workload identity: the label that pods get, and the checks that the controller makes. They only read: in the cluster, and, if
-/// `resourceManager` names anything, in Azure.
+/// Workload identity: the label on pods, and the checks by the controller. The checks only read the cluster and, if
+/// `resourceManager` has subscriptions or identities, Azure.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct Identity {
-    /// Whether pods get the label that Azure Workload Identity asks for. Default: `auto`.
+    /// Label that Azure Workload Identity requires on pods. Default: `auto`.
     pub label: Option<IdentityLabel>,
-    /// Whether the controller checks workload identity. Does not concern the label. Default: `true`.
+    /// `true` if the controller checks workload identity. Does not affect the label. Default: `true`.
     pub enabled: Option<bool>,
-    /// The namespaces whose service accounts and pods are checked. Default: all.
+    /// Namespaces whose service accounts and pods the controller checks. Default: all.
     pub namespaces: Option<BTreeSet<NamespaceName>>,
-    /// The cloud that the cluster is in. Default: `public`.
+    /// Azure cloud of the cluster. Default: `public`.
     pub cloud: Option<Cloud>,
-    /// Files of federated credentials as `az identity federated-credential list` prints them, in the controller's file system.
+    /// Files with federated credentials from `az identity federated-credential list`, in the controller's file system.
     pub credential_files: Option<Vec<PathBuf>>,
-    /// What is asked of Azure Resource Manager. Without `subscriptions` and `identities` it is not asked.
+    /// Access to Azure Resource Manager. Without `subscriptions` and `identities`, the controller does not call it.
     pub resource_manager: Option<ResourceManager>,
 }
 
-/// What is asked of Azure Resource Manager.
+/// Access to Azure Resource Manager.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct ResourceManager {
-    /// Subscriptions, by id, whose user-assigned managed identities are listed.
+    /// IDs of subscriptions whose user-assigned managed identities the controller lists.
     pub subscriptions: Option<BTreeSet<SubscriptionId>>,
-    /// Client id → resource id of a managed identity, so that nothing need be listed.
+    /// Resource IDs of managed identities by client ID. The controller need not list these identities.
     pub identities: Option<BTreeMap<ClientId, ResourceId>>,
-    /// The version of the API of Microsoft.ManagedIdentity. Default: `2024-11-30`.
+    /// API version of Microsoft.ManagedIdentity. Default: `2024-11-30`.
     pub api_version: Option<AzureApiVersion>,
-    /// Where it answers, with https. Default: that of the cloud, such as `https://management.azure.com`.
+    /// Endpoint, with https. Default: the endpoint of the cloud, such as `https://management.azure.com`.
     pub endpoint: Option<Endpoint>,
-    /// How often it is asked, from `5m` to `1h`. Default: `10m`.
+    /// Interval between reads, from `5m` to `1h`. Default: `10m`.
     pub refresh: Option<Refresh>,
 }
 
-/// The webhook's serving certificate.
+/// Serving certificate of the webhook.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct Certificates {
-    /// Where it comes from. Default: `self-managed`.
+    /// Source of the certificate. Default: `self-managed`.
     pub source: Option<CertificateSource>,
-    /// Where `tls.crt` and `tls.key` are, unless it is self-managed. Default: `/etc/spillway-tls`.
+    /// Directory of `tls.crt` and `tls.key`, unless the certificate is self-managed. Default: `/etc/spillway-tls`.
     pub directory: Option<PathBuf>,
 }
 
-/// What is logged.
+/// Logging.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct Logging {
-    /// The least severe messages that are logged. A change takes effect at once. Default: what `--log-level` says.
+    /// Minimum severity of log messages. A change takes effect immediately. Default: the value of `--log-level`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<LogLevel>,
 }
 
-/// The profiles that exist in every installation.
+/// Returns the profiles that exist in every installation.
 pub(super) fn shipped_profiles() -> BTreeMap<String, Overridable> {
     let opt_out = Network { kube_proxy: Some(KubeProxy::OptOut), dns: None };
     BTreeMap::from([

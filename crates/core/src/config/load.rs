@@ -1,4 +1,4 @@
-//! Reading the file strictly: an error names the line, what was expected, and the nearest right name.
+//! Strict loading of the file. An error has the line, the expected value and the nearest valid name.
 
 use std::fmt;
 
@@ -9,14 +9,14 @@ use serde_saphyr::{Error as Yaml, MessageFormatter, UserMessageFormatter};
 use super::{Configuration, file::SpillwayConfiguration};
 use crate::suggestions::{nearest, one_of};
 
-/// Why a configuration was refused.
+/// Error in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
-    /// Line and column, both from 1, where they are known.
+    /// Line and column, both from 1, if known.
     pub position: Option<(u64, u64)>,
-    /// What is wrong and what was expected.
+    /// The problem and the expected value.
     pub message: String,
-    /// The nearest right name.
+    /// The nearest valid name.
     pub hint: Option<String>,
 }
 
@@ -39,8 +39,7 @@ impl fmt::Display for ConfigError {
 ///
 /// # Errors
 ///
-/// [`ConfigError`] for anything that is not exactly a SpillwayConfiguration: unknown or repeated fields, wrong types, another
-/// `apiVersion`, values out of range.
+/// Returns [`ConfigError`] for unknown or repeated fields, wrong types, another `apiVersion`, and values out of range.
 pub fn parse(text: &str) -> Result<Configuration, ConfigError> {
     let mut track = Track::new();
     let file: Result<Option<SpillwayConfiguration>, Yaml> = serde_saphyr::with_deserializer_from_str(text, |yaml| {
@@ -52,7 +51,7 @@ pub fn parse(text: &str) -> Result<Configuration, ConfigError> {
 fn describe(error: &Yaml, path: &Path) -> ConfigError {
     let (position, message) = describe_yaml(error);
     let (message, hint) = match error.without_snippet() {
-        // These name the field themselves.
+        // These errors name the field themselves.
         Yaml::SerdeUnknownField { field, expected, .. } => {
             let message = format!("unknown field \"{field}\", expected {}", one_of(expected));
             return ConfigError { position, message, hint: nearest(field, expected) };
@@ -73,13 +72,13 @@ fn describe(error: &Yaml, path: &Path) -> ConfigError {
     ConfigError { position, message, hint }
 }
 
-/// The way to a field, such as `profiles.night.mode`; nothing for the file as a whole. What stands in the place of a name and is
-/// none is `?` in a path.
+/// Formats the path of a field, such as `profiles.night.mode`. Empty for the whole file. In a path, `?` stands for a
+/// key that is not a name.
 fn field(path: &Path) -> String {
     path.to_string().trim_end_matches('?').trim_end_matches('.').to_owned()
 }
 
-/// Where YAML could not be read, by line and column from 1, and why, in the words of who writes YAML.
+/// Returns the line and column of a YAML error, from 1, and a message in the terms of YAML.
 pub fn describe_yaml(error: &Yaml) -> (Option<(u64, u64)>, String) {
     let error = error.without_snippet();
     let position = error.location().filter(|at| at.line() > 0).map(|at| (at.line(), at.column()));
@@ -91,9 +90,9 @@ pub fn describe_yaml(error: &Yaml) -> (Option<(u64, u64)>, String) {
         Yaml::Unexpected { expected: "sequence start", .. } => "expected a list".to_owned(),
         Yaml::Unexpected { expected: "string scalar", .. } => "expected a string".to_owned(),
         Yaml::NullIntoString { .. } => "expected a string, got null".to_owned(),
-        Yaml::DuplicateMappingKey { key: Some(key), .. } => format!("field \"{key}\" stands here a second time"),
-        Yaml::DuplicateMappingKey { key: None, .. } => "a field stands here a second time".to_owned(),
-        Yaml::MultipleDocuments { .. } => "a second document begins here, expected one".to_owned(),
+        Yaml::DuplicateMappingKey { key: Some(key), .. } => format!("duplicate field \"{key}\""),
+        Yaml::DuplicateMappingKey { key: None, .. } => "duplicate field".to_owned(),
+        Yaml::MultipleDocuments { .. } => "expected one document, found a second one".to_owned(),
         other => UserMessageFormatter.format_message(other).into_owned(),
     };
     (position, message)
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_its_line_and_the_nearest_right_name() {
+    fn errors_have_a_line_and_the_nearest_valid_name() {
         for (text, expected) in [
             (
                 "network: {kubeproxy: keep}",
@@ -149,9 +148,12 @@ mod tests {
             ),
             (
                 "eligibility: {allow: [DaemonSet]}",
-                "DaemonSet can never be allowed: a DaemonSet runs one pod on each node",
+                "DaemonSet cannot be allowed: virtual nodes do not support DaemonSets",
             ),
-            ("eligibility: {allow: [SpreadOverHosts]}", "SpreadOverHosts is a warning"),
+            (
+                "eligibility: {allow: [SpreadOverHosts]}",
+                "SpreadOverHosts is a warning, and only refusals can be allowed",
+            ),
             ("overrides: {pod: [late_after]}", "unknown value \"late_after\""),
             ("virtualNodes: {generation: v3}", "unknown value \"v3\", expected \"auto\", \"v1\" or \"v2\""),
             ("profiles:\n  disabled: {}", "line 4, column "),
@@ -173,7 +175,7 @@ mod tests {
             ),
             (
                 "virtualNodes: {toleration: {key: a, value: b, effect: NoSchedule}}",
-                "invalid toleration: value goes with operator Equal",
+                "invalid toleration: value needs operator Equal",
             ),
             (
                 "virtualNodes: {toleration: {key: a, operator: Equal, effect: NoSchedule}}",
@@ -181,7 +183,7 @@ mod tests {
             ),
             (
                 "virtualNodes: {toleration: {key: spillway.dev/last-resort, effect: NoSchedule}}",
-                "invalid toleration: key \"spillway.dev/last-resort\" is Spillway's own",
+                "invalid toleration: key \"spillway.dev/last-resort\" is reserved for Spillway",
             ),
             (
                 "profiles: {night: {identity: {enabled: false}}}",
@@ -211,7 +213,7 @@ mod tests {
             ),
             ("identity: {resourceManager: {endpoint: 'https://management.azure.com/'}}", "without a path"),
             ("identity: {resourceManager: {refresh: 4m}}", "invalid duration \"4m\", expected from 5m to 1h"),
-            ("---\nmode: off", "a second document begins here"),
+            ("---\nmode: off", "expected one document, found a second one"),
             ("mode: {", "line "),
         ] {
             let error = parse(&format!("{HEAD}{text}")).unwrap_err().to_string();
@@ -246,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_with_its_defaults_says_the_same_when_it_is_read() {
+    fn a_configuration_with_defaults_shown_is_read_as_the_same() {
         let text =
             "identity: {label: \"off\", namespaces: [shop], cloud: us-government, credentialFiles: [/etc/c.json]}";
         let config = parse(&format!("{HEAD}{text}")).unwrap();

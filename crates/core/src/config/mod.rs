@@ -1,8 +1,8 @@
-//! The SpillwayConfiguration file, and how a pod's settings follow from it.
+//! The SpillwayConfiguration file, and the settings of a pod.
 //!
-//! Two stages: [`mod@file`] is what a person wrote, read strictly and with every value optional; [`Configuration`] is what the
-//! program needs, with the defaults filled in. [`Configuration::settings`] then applies the precedence
-//! pod > namespace > profile > file, and remembers where each value came from.
+//! Loading has two stages. [`mod@file`] has the values of the file, all of them optional. [`Configuration`] has all
+//! values, with the defaults filled in. [`Configuration::settings`] then applies the precedence pod > namespace >
+//! profile > file, and records the origin of each value.
 
 pub mod file;
 mod load;
@@ -33,42 +33,42 @@ pub use crate::{
 };
 use crate::{azure::ResourceId, eligibility::Generations, pod::TolerationFields};
 
-/// The configuration in force: the file's values over the built-in defaults.
+/// Configuration in force: the file's values over the built-in defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Configuration {
     api_version: file::ApiVersion,
     kind: file::Kind,
-    /// All but the label of workload identity, which stands with the rest of its section.
+    /// All settings except the label of workload identity, which is in `identity`.
     #[serde(flatten)]
     defaults: file::Overridable,
-    /// Which nodes are virtual nodes and how pods get onto them.
+    /// Virtual nodes, and the access of pods to them.
     pub virtual_nodes: VirtualNodes,
-    /// How fast pods are let onto virtual nodes late.
+    /// Rate limit for late overflow.
     pub late_rate: LateRate,
-    /// When a ReplicaSet scales in.
+    /// Scale-in of ReplicaSets.
     pub scale_in: ScaleIn,
-    /// What closes virtual nodes when pods do not start there.
+    /// Breaker, which closes virtual nodes if pods fail to start there.
     pub breaker: Breaker,
-    /// Pods that the webhook should have seen and has not.
+    /// Missed pods, which were created without Spillway although the webhook applies to them.
     pub missed: Missed,
     /// Workload identity.
     pub identity: Identity,
-    /// The webhook's serving certificate.
+    /// Serving certificate of the webhook.
     pub certificates: Certificates,
-    /// What is logged.
+    /// Logging.
     pub logging: file::Logging,
     overrides: OverridePolicy,
     profiles: BTreeMap<String, file::Overridable>,
 }
 
-/// How fast pods are let onto virtual nodes late, in pods a second.
+/// Rate limit for late overflow, in pods per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LateRate {
-    /// In all.
+    /// Limit for the cluster.
     pub total: NonZeroU32,
-    /// Of one namespace.
+    /// Limit for one namespace.
     pub per_namespace: NonZeroU32,
 }
 
@@ -80,36 +80,36 @@ impl From<file::LateRate> for LateRate {
     }
 }
 
-/// When a ReplicaSet scales in.
+/// Scale-in of ReplicaSets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScaleIn {
-    /// The deletion cost of pods on virtual nodes that have none of their own; 0 for none.
+    /// Deletion cost of pods on virtual nodes that do not set their own. 0 sets no cost.
     pub deletion_cost: i32,
 }
 
-/// What closes virtual nodes when pods do not start there.
+/// Breaker, which closes virtual nodes if pods fail to start there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Breaker {
-    /// How many pods must have failed to start at the same time; 0 for never.
+    /// Number of pods that must fail to start at the same time. 0 disables the breaker.
     pub failures: u32,
 }
 
-/// Pods that the webhook should have seen and has not.
+/// Missed pods, which were created without Spillway although the webhook applies to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Missed {
-    /// Whether those that run already are evicted.
+    /// `true` if the controller evicts missed pods that already run.
     pub evict: bool,
 }
 
-/// The webhook's serving certificate.
+/// Serving certificate of the webhook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Certificates {
-    /// Where it comes from.
+    /// Source of the certificate.
     pub source: CertificateSource,
-    /// Where `tls.crt` and `tls.key` are, unless it is self-managed.
+    /// Directory of `tls.crt` and `tls.key`, unless the certificate is self-managed.
     pub directory: PathBuf,
 }
 
@@ -126,23 +126,23 @@ impl From<file::Certificates> for Certificates {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Identity {
-    /// The file's own level of a setting that profiles, namespaces and pods can override.
+    /// The file's value of a setting that profiles, namespaces and pods can override.
     #[serde(skip_serializing_if = "Option::is_none")]
     label: Option<IdentityLabel>,
-    /// Whether the controller checks workload identity.
+    /// `true` if the controller checks workload identity.
     pub enabled: bool,
-    /// The namespaces that are checked; all if there are none.
+    /// Namespaces that the controller checks. Empty means all.
     pub namespaces: BTreeSet<String>,
-    /// The cloud that the cluster is in.
+    /// Azure cloud of the cluster.
     pub cloud: Cloud,
-    /// Files of federated credentials.
+    /// Files with federated credentials.
     pub credential_files: Vec<PathBuf>,
-    /// What is asked of Azure Resource Manager.
+    /// Access to Azure Resource Manager.
     pub resource_manager: ResourceManager,
 }
 
 impl Identity {
-    /// Whether what is in this namespace is checked.
+    /// Returns whether the controller checks this namespace.
     pub fn covers(&self, namespace: &str) -> bool {
         self.namespaces.is_empty() || self.namespaces.contains(namespace)
     }
@@ -163,17 +163,17 @@ impl From<file::Identity> for Identity {
     }
 }
 
-/// What is asked of Azure Resource Manager; nothing if it has neither subscriptions nor identities.
+/// Access to Azure Resource Manager. Without subscriptions and identities, the controller does not call it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceManager {
-    /// Subscriptions whose user-assigned managed identities are listed.
+    /// IDs of subscriptions whose user-assigned managed identities the controller lists.
     pub subscriptions: BTreeSet<String>,
-    /// Client id, in lower case, → resource id of a managed identity.
+    /// Resource IDs of managed identities by client ID in lower case.
     pub identities: BTreeMap<String, ResourceId>,
-    /// The version of the API of Microsoft.ManagedIdentity.
+    /// API version of Microsoft.ManagedIdentity.
     pub api_version: String,
-    /// Where it answers, without a slash at the end.
+    /// Endpoint, without a slash at the end.
     pub endpoint: String,
     refresh: values::Refresh,
 }
@@ -191,28 +191,28 @@ impl ResourceManager {
         }
     }
 
-    /// How often it is asked.
+    /// Returns the interval between reads.
     pub fn refresh(&self) -> Duration {
         self.refresh.0
     }
 }
 
-/// Which nodes are virtual nodes and how pods get onto them.
+/// Virtual nodes, and the access of pods to them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualNodes {
-    /// The label that virtual nodes carry and no other node does.
+    /// Label that all virtual nodes have and no other node has.
     pub selector: Selector,
-    /// What a pod needs to be allowed onto them.
+    /// Toleration that lets a pod run on virtual nodes.
     pub toleration: Toleration,
-    /// Which of them a pod must be fit for.
+    /// Generation that a pod must be eligible for.
     pub generation: GenerationSetting,
-    /// Whether the controller keeps the taint of the last resort on them.
+    /// `true` if the controller sets the last-resort taint on virtual nodes.
     pub last_resort_taint: bool,
-    /// How many pods may be on them in all.
+    /// Maximum number of pods on all virtual nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_pods: Option<u32>,
-    /// Whether those are cordoned whose own pod is gone.
+    /// `true` if the controller cordons virtual nodes whose own pod is gone.
     pub cordon_ghosts: bool,
 }
 
@@ -231,7 +231,7 @@ impl From<file::VirtualNodes> for VirtualNodes {
 }
 
 impl VirtualNodes {
-    /// The generations that a pod must be fit for where nothing is known of the cluster.
+    /// Returns the generations that a pod must be eligible for if no virtual node is known.
     pub fn generations(&self) -> Generations {
         use crate::eligibility::Generation::{V1, V2};
         match self.generation {
@@ -241,7 +241,7 @@ impl VirtualNodes {
         }
     }
 
-    /// The toleration, field by field as a pod carries it.
+    /// Returns the toleration's fields as in a pod.
     pub fn toleration_fields(&self) -> TolerationFields<'_> {
         let Toleration { key, operator, value, effect } = &self.toleration;
         TolerationFields {
@@ -253,7 +253,7 @@ impl VirtualNodes {
     }
 }
 
-/// Who may override what by annotation.
+/// Permissions for overrides by annotation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct OverridePolicy {
     namespace: Vec<Override>,
@@ -262,7 +262,7 @@ struct OverridePolicy {
 
 impl From<file::OverridePolicy> for OverridePolicy {
     fn from(file::OverridePolicy { namespace, pod }: file::OverridePolicy) -> Self {
-        // What a team decides about its own namespace is its own affair; that a pod reaches for more is for the team to say.
+        // A team decides for its own namespace. Its pods need the team's consent for `require` and `allow`.
         let of_pods = || Override::ALL.iter().copied().filter(|o| !matches!(o, Override::Require | Override::Allow));
         Self {
             namespace: namespace.unwrap_or_else(|| Override::ALL.to_vec()),
@@ -323,12 +323,12 @@ impl From<file::SpillwayConfiguration> for Configuration {
 }
 
 impl Configuration {
-    /// The names of all profiles, the shipped ones included, in order.
+    /// Returns the names of all profiles, in order, with the built-in ones.
     pub fn profile_names(&self) -> impl Iterator<Item = &str> {
         self.profiles.keys().map(String::as_str)
     }
 
-    /// The same configuration with every default written out, for people to read.
+    /// Returns the same configuration with all defaults written out, for people to read.
     #[must_use]
     pub fn with_defaults_shown(&self) -> Self {
         let settings = self.file_settings();

@@ -1,9 +1,9 @@
-//! The JSON schema of the configuration file, beyond what schemars derives.
+//! Changes to the JSON schema that schemars derives.
 
 /// Removes `null` from the types of optional properties.
 ///
-/// YAML may leave a section empty. But a schema with `null` reports every typo inside of a section as "not valid under any of the
-/// given schemas".
+/// YAML may leave a section empty. But a schema with `null` makes error messages useless. A validator then reports any
+/// typo in a section as "not valid under any of the given schemas".
 pub(super) fn without_null(schema: &mut schemars::Schema) {
     let Some(properties) = schema.get_mut("properties").and_then(|p| p.as_object_mut()) else { return };
     for property in properties.values_mut() {

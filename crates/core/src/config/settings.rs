@@ -1,4 +1,4 @@
-//! What applies to one pod: pod > namespace > profile > file, each value with its origin.
+//! Settings of one pod. The precedence is pod > namespace > profile > file, and each value has its origin.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::{
     suggestions::{nearest, read_word},
 };
 
-/// Where a value in force came from.
+/// Origin of a value in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// Built in.
+    /// Built-in default.
     Default,
-    /// The file's own level.
+    /// The file, outside of its profiles.
     File,
-    /// The profile that the namespace names.
+    /// The namespace's profile.
     Profile,
     /// An annotation of the namespace.
     Namespace,
@@ -29,7 +29,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// For output.
+    /// Returns the word for output.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Default => "default",
@@ -41,16 +41,16 @@ impl Origin {
     }
 }
 
-/// A value in force and where it came from.
+/// Value in force with its origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sourced<T> {
     /// The value.
     pub value: T,
-    /// Where it came from.
+    /// The origin.
     pub origin: Origin,
 }
 
-/// The settings for one pod, or why there are none.
+/// Settings of one pod, or the reason why it has none.
 #[derive(Debug, Clone)]
 pub enum PodSettings<'a> {
     /// The namespace names a profile that exists.
@@ -77,43 +77,43 @@ impl<'a> PodSettings<'a> {
     }
 }
 
-/// The settings that apply to one pod.
+/// Settings of one pod.
 #[derive(Debug, Clone)]
 pub struct Settings<'a> {
-    /// What happens to the pod.
+    /// Mode of the pod.
     pub mode: Sourced<Mode>,
-    /// How long it must be unschedulable first, in mode `late`.
+    /// Time that the pod must be unschedulable, in mode `late`.
     pub late_after: Sourced<Duration>,
-    /// How long it waits at the most while a VM seems to be on its way; no less than `late_after`.
+    /// Maximum wait while a VM seems to be on its way. At least `late_after`.
     pub late_max: Duration,
-    /// How many pods of its namespace may be on virtual nodes before no more of them overflow late.
+    /// Maximum number of pods of its namespace on virtual nodes. At the cap, no more pods overflow late.
     pub max_pods: Option<u32>,
-    /// Whether it keeps kube-proxy on a virtual node.
+    /// kube-proxy on a virtual node.
     pub kube_proxy: Sourced<KubeProxy>,
-    /// What then happens to cluster DNS.
+    /// Cluster DNS if the pod opts out of kube-proxy.
     pub dns: Sourced<Dns>,
-    /// Whether it gets the identity label.
+    /// Identity label.
     pub identity_label: Sourced<IdentityLabel>,
-    /// The reasons that do not keep it on VMs: those of all levels together.
+    /// Reasons that do not keep the pod on VMs, from all levels.
     pub allowed: Vec<Sourced<&'static Reason>>,
-    /// Which nodes are virtual nodes.
+    /// Settings of virtual nodes.
     pub virtual_nodes: &'a VirtualNodes,
-    /// The overrides that were not understood, or not permitted. The next level's value applies in their place.
+    /// Invalid or forbidden overrides. The value of the next level applies instead.
     pub ignored: Vec<IgnoredOverride>,
 }
 
-/// An override annotation without effect.
+/// Override annotation without effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IgnoredOverride {
-    /// The annotation's key.
+    /// Key of the annotation.
     pub key: String,
-    /// On whom it stands: namespace or pod.
+    /// Object with the annotation: namespace or pod.
     pub on: Origin,
-    /// Why it has no effect.
+    /// Reason why the annotation has no effect.
     pub message: String,
 }
 
-/// The overrides that stand in the annotations of a namespace or a pod.
+/// Overrides from the annotations of a namespace or a pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     mode: Option<Mode>,
@@ -121,15 +121,15 @@ pub struct Overrides {
     kube_proxy: Option<KubeProxy>,
     identity_label: Option<IdentityLabel>,
     allow: Vec<&'static Reason>,
-    /// Key and message of what was not understood.
+    /// Keys and messages of invalid annotations.
     rejected: Vec<(String, String)>,
 }
 
-/// `late.max` where nobody says otherwise: a VM of AKS takes two to four minutes, and a second attempt as long.
+/// Default of `late.max`. An AKS VM takes two to four minutes, and a second attempt takes the same time.
 const LATE_MAX: Duration = Duration::from_secs(600);
 
 impl Overrides {
-    /// Reads the annotations of a namespace or a pod. Keys outside of `spillway.dev/` are skipped.
+    /// Reads the annotations of a namespace or a pod. Skips keys outside of `spillway.dev/`.
     pub fn read<'k>(annotations: impl Iterator<Item = (&'k str, &'k str)>) -> Self {
         let mut overrides = Self::default();
         for (key, value) in annotations.filter(|(key, _)| key.starts_with(PREFIX)) {
@@ -155,7 +155,7 @@ impl Overrides {
         Ok(())
     }
 
-    /// The names that are understood count, whatever stands beside them.
+    /// Reads a list of reasons. Valid names count even if others are invalid.
     fn read_allow(&mut self, value: &str) -> Result<(), String> {
         let mut wrong = Vec::new();
         for code in value.split(',').map(str::trim).filter(|code| !code.is_empty()) {
@@ -167,7 +167,7 @@ impl Overrides {
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
     }
 
-    /// These without what the policy forbids; what was taken away or not understood is reported.
+    /// Returns the overrides that the policy permits. Reports forbidden and invalid ones.
     fn permitted(&self, on: Origin, permits: &[Override], ignored: &mut Vec<IgnoredOverride>) -> Self {
         let mut kept = self.clone();
         let mut forbid = |setting: Override, key: &str| {
@@ -202,7 +202,7 @@ impl Overrides {
     }
 }
 
-/// Compared without what all keys have in common, which would make any two of them alike.
+/// Returns a suggestion for a mistyped key. Compares without the common prefix, which would make all keys similar.
 fn did_you_mean_key(key: &str) -> String {
     let name = |key: &'static str| key.strip_prefix(PREFIX).unwrap_or(key);
     let names: Vec<_> = OVERRIDES.iter().copied().map(name).collect();
@@ -220,7 +220,7 @@ impl Configuration {
         PodSettings::Known(Settings { ignored, ..self.merge(Some(profile), &namespace, &pod) })
     }
 
-    /// The settings without any overrides of profile, namespace or pod.
+    /// Returns the settings without overrides by profile, namespace or pod.
     pub(super) fn file_settings(&self) -> Settings<'_> {
         let none = Overrides::default();
         self.merge(None, &none, &none)
@@ -274,7 +274,7 @@ impl Configuration {
 }
 
 impl Settings<'_> {
-    /// Whether this reason does not keep the pod on VMs.
+    /// Returns whether this reason does not keep the pod on VMs.
     pub fn allows(&self, reason: &Reason) -> bool {
         self.allowed.iter().any(|allowed| allowed.value.code == reason.code)
     }
@@ -306,7 +306,7 @@ impl Overridable {
     }
 }
 
-/// The first level that says something, else the built-in default.
+/// Returns the value of the first level that sets one, or the built-in default.
 fn pick<T: Copy + Default, const N: usize>(levels: [(Option<T>, Origin); N]) -> Sourced<T> {
     let said = levels.into_iter().find_map(|(value, origin)| Some(Sourced { value: value?, origin }));
     said.unwrap_or(Sourced { value: T::default(), origin: Origin::Default })
@@ -325,10 +325,10 @@ mod tests {
         parse(&format!("apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\n{text}\n")).unwrap()
     }
 
-    /// An annotation, the same setting in the file, its default, and two values.
+    /// Annotation, the same setting in the file, its default, and two values.
     type Setting = (&'static str, fn(&str) -> String, &'static str, [&'static str; 2]);
 
-    /// Settles one setting from the levels that say something: pod, namespace, profile and file, the strongest first.
+    /// Returns one setting in force. `says` has the values of pod, namespace, profile and file.
     fn settled(key: &str, field: fn(&str) -> String, says: [Option<&str>; 4]) -> (String, Origin) {
         let [pod, namespace, profile, defaults] = says;
         let annotations =
@@ -356,11 +356,11 @@ mod tests {
             (IDENTITY_LABEL, |value| format!("identity: {{label: {value}}}"), "auto", ["off", "auto"]),
         ];
         for (key, field, default, values) in settings {
-            let nobody = settled(key, field, [None; 4]);
-            assert_eq!(nobody, (default.to_owned(), Origin::Default), "{key}");
+            let unset = settled(key, field, [None; 4]);
+            assert_eq!(unset, (default.to_owned(), Origin::Default), "{key}");
             for stronger in 0..4 {
                 for weaker in stronger + 1..5 {
-                    // Both ways round, as one value may be the default.
+                    // In both directions, because one value may be the default.
                     for [wins, loses] in [values, [values[1], values[0]]] {
                         let mut says = [None; 4];
                         says[stronger] = Some(wins);
@@ -373,11 +373,15 @@ mod tests {
                 }
             }
         }
-        assert_eq!(OVERRIDES, [MODE, LATE_AFTER, KUBE_PROXY, IDENTITY_LABEL, ALLOW], "each is here; the last adds up");
+        assert_eq!(
+            OVERRIDES,
+            [MODE, LATE_AFTER, KUBE_PROXY, IDENTITY_LABEL, ALLOW],
+            "each has a row above, except the last, whose values add up"
+        );
     }
 
     #[test]
-    fn a_file_that_lists_a_shipped_profile_changes_only_what_it_says() {
+    fn a_listed_built_in_profile_changes_only_its_fields() {
         let none = Overrides::default();
         let on_profile = |value| Sourced { value, origin: Origin::Profile };
         let config = file("profiles: {high-scale: {identity: {label: off}, network: {dns: keep}}}");
@@ -404,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cap_of_a_namespace_is_its_profiles_or_the_files() {
+    fn the_cap_of_a_namespace_comes_from_its_profile_or_the_file() {
         let none = Overrides::default();
         let config = file("maxPods: 50\nprofiles: {small: {maxPods: 5}, same: {}}");
         let cap = |profile: &str| config.settings(profile, &none, &none).known().and_then(|settings| settings.max_pods);
@@ -423,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn an_override_that_is_not_understood_is_reported_and_falls_back() {
+    fn an_invalid_override_is_reported_and_falls_back() {
         let pod = overrides(&[
             ("spillway.dev/mode", "of"),
             ("spillway.dev/late-after", "soon"),
@@ -459,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn an_override_that_is_forbidden_is_ignored_and_reported() {
+    fn a_forbidden_override_is_ignored_and_reported() {
         let none = Overrides::default();
         let strict = file("overrides: {namespace: [mode], pod: []}");
         let default = Configuration::default();

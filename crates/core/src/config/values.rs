@@ -1,5 +1,4 @@
-//! The values of the SpillwayConfiguration file that are more than a word: each is checked while it is read, so that an error knows
-//! its line.
+//! Structured values of the SpillwayConfiguration file. Each is checked while it is read, so that an error has a line.
 
 use std::time::Duration;
 
@@ -16,17 +15,17 @@ use crate::{
     suggestions::did_you_mean,
 };
 
-/// A label that virtual nodes carry and no other node does.
+/// Label that all virtual nodes have and no other node has.
 ///
-/// One label, not a list: "prefer other nodes" has to be said in one preferred term, and the opposite of "this and that" is
-/// not one term.
+/// It is one label, not a list, because one preferred term must express "prefer other nodes". One term cannot express
+/// the opposite of two labels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String", extend("pattern" = "^[^=,!() ]+=[^=,!() ]+$"))]
 pub struct Selector {
-    /// The label's key.
+    /// Key of the label.
     pub key: String,
-    /// The label's value.
+    /// Value of the label.
     pub value: String,
 }
 
@@ -58,35 +57,35 @@ impl From<Selector> for String {
     }
 }
 
-/// The toleration that lets a pod onto virtual nodes.
+/// Toleration that lets a pod run on virtual nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "WrittenToleration")]
 #[schemars(with = "WrittenToleration")]
 pub struct Toleration {
-    /// The taint's key.
+    /// Key of the taint.
     pub key: String,
-    /// How the taint's value is compared.
+    /// Comparison with the value of the taint.
     pub operator: Operator,
-    /// The taint's value, with `Equal` only.
+    /// Value of the taint, only with `Equal`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// The taint's effect.
+    /// Effect of the taint.
     pub effect: Effect,
 }
 
-/// What a pod needs to be allowed onto virtual nodes. `key` and `effect` are required: a toleration of every key or every
-/// effect would also tolerate the taint that keeps virtual nodes the last resort.
+/// Toleration that lets a pod run on virtual nodes. `key` and `effect` are required, because a toleration of all keys
+/// or all effects would also tolerate the last-resort taint.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(rename = "Toleration", transform = without_null)]
 struct WrittenToleration {
-    /// The taint's key.
+    /// Key of the taint.
     key: String,
     /// `Exists` or `Equal`. Default: `Exists`.
     operator: Option<Operator>,
-    /// The taint's value, with `Equal` only.
+    /// Value of the taint, only with `Equal`.
     value: Option<String>,
-    /// The taint's effect.
+    /// Effect of the taint.
     #[schemars(with = "Effect")]
     effect: Option<Effect>,
 }
@@ -114,13 +113,11 @@ impl TryFrom<WrittenToleration> for Toleration {
         }
         if key.starts_with(super::PREFIX) {
             return Err(format!(
-                "invalid toleration: key \"{key}\" is Spillway's own, for a taint that no pod may tolerate"
+                "invalid toleration: key \"{key}\" is reserved for Spillway's taints, which pods must not tolerate"
             ));
         }
         match (operator, &value) {
-            (Operator::Exists, Some(_)) => {
-                Err("invalid toleration: value goes with operator Equal, not with Exists".to_owned())
-            }
+            (Operator::Exists, Some(_)) => Err("invalid toleration: value needs operator Equal, not Exists".to_owned()),
             (Operator::Equal, None) => Err("invalid toleration: operator Equal needs a value".to_owned()),
             (Operator::Equal, Some(value)) if !is_label_value(value) => {
                 Err(format!("invalid toleration: value \"{value}\" is not a label value"))
@@ -130,7 +127,7 @@ impl TryFrom<WrittenToleration> for Toleration {
     }
 }
 
-/// The name of a profile: what can stand in a label, except `disabled`.
+/// Name of a profile: any label value except `disabled`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
 #[schemars(with = "String")]
@@ -141,9 +138,9 @@ impl TryFrom<String> for ProfileName {
 
     fn try_from(name: String) -> Result<Self, String> {
         if name == super::DISABLED {
-            Err("invalid profile name \"disabled\": as a label value it means that the namespace is out".to_owned())
+            Err("invalid profile name \"disabled\": this label value opts a namespace out".to_owned())
         } else if name.is_empty() || !is_label_value(&name) {
-            Err(format!("invalid profile name \"{name}\", expected what can stand in a label value"))
+            Err(format!("invalid profile name \"{name}\", expected a label value"))
         } else {
             Ok(Self(name))
         }
@@ -156,14 +153,14 @@ impl From<ProfileName> for String {
     }
 }
 
-/// A length of time, such as `90s`, `3m` or `1h30m`.
+/// Duration, such as `90s`, `3m` or `1h30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
 pub struct Wait(pub Duration);
 
 impl Wait {
-    /// Longer than any autoscaler takes; a pod that waits for days has another trouble.
+    /// Maximum duration. It is longer than any autoscaler takes.
     const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 }
 
@@ -190,7 +187,7 @@ impl From<Wait> for String {
     }
 }
 
-/// A text of a certain form.
+/// Declares types for texts of a certain form.
 macro_rules! texts {
     ($($(#[$doc:meta])* $name:ident: $is_right:expr, $expected:literal;)+) => {$(
         $(#[$doc])*
@@ -217,25 +214,25 @@ macro_rules! texts {
 }
 
 texts! {
-    /// The name of a namespace.
+    /// Name of a namespace.
     NamespaceName: is_dns_label, "the name of a namespace: at most 63 of a-z, 0-9 and -";
-    /// The id of a subscription.
+    /// ID of a subscription.
     SubscriptionId: is_guid, "the id of a subscription, such as 00000000-1111-4222-8333-444444444444";
-    /// The client id of a managed identity.
+    /// Client ID of a managed identity.
     ClientId: is_guid, "a client id, such as 00000000-1111-4222-8333-444444444444";
-    /// A version of an Azure API.
+    /// Version of an Azure API.
     AzureApiVersion: is_api_version, "a version of an Azure API, such as 2024-11-30";
-    /// Where an API answers.
+    /// Endpoint of an API.
     Endpoint: is_endpoint, "a URL such as https://management.azure.com, without a path";
 }
 
-/// RFC 1123, section 2.1, as namespaces must keep to it.
+/// Returns whether the text is a DNS label (RFC 1123, section 2.1), which namespaces must have as their name.
 fn is_dns_label(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (1..=63).contains(&text.len()) && text.chars().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
-/// A day, and perhaps `-preview`.
+/// Returns whether the text is a date, with or without `-preview`.
 fn is_api_version(text: &str) -> bool {
     text.strip_suffix("-preview")
         .unwrap_or(text)
@@ -243,7 +240,8 @@ fn is_api_version(text: &str) -> bool {
         .is_ok_and(|day| text.starts_with(&day.to_string()))
 }
 
-/// Tokens are sent there. In plain text they may only go to this machine, as tests do it.
+/// Returns whether Spillway may send tokens to this endpoint. It permits plain HTTP only for the local host, as tests
+/// use it.
 fn is_endpoint(text: &str) -> bool {
     let is_host = |rest: &str| {
         !rest.is_empty() && rest.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':'))
@@ -253,7 +251,7 @@ fn is_endpoint(text: &str) -> bool {
         || text.strip_prefix("http://").is_some_and(|rest| is_host(rest) && is_here(rest))
 }
 
-/// How often Azure is asked.
+/// Interval between reads of Azure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
@@ -287,7 +285,7 @@ fn duration(text: &str) -> Option<Duration> {
     text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok())
 }
 
-/// A reason that can be accepted.
+/// Reason that a user can accept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
@@ -301,9 +299,9 @@ impl TryFrom<String> for AllowedReason {
         match eligibility::rule(code).map(|rule| &rule.reason) {
             Some(reason) if reason.can_be_allowed => Ok(Self(reason)),
             Some(reason) if reason.severity == Severity::Refusal => {
-                Err(format!("{code} can never be allowed: {}", reason.meaning))
+                Err(format!("{code} cannot be allowed: {}", reason.meaning))
             }
-            Some(_) => Err(format!("{code} is a warning: there is nothing to allow")),
+            Some(reason) => Err(format!("{code} is a {}, and only refusals can be allowed", reason.severity.as_str())),
             None => {
                 let codes: Vec<_> = eligibility::rules().map(|rule| rule.reason.code).collect();
                 let hint = did_you_mean(code, &codes);
@@ -319,8 +317,8 @@ impl From<AllowedReason> for String {
     }
 }
 
-/// A label value: at most 63 characters, alphanumeric at both ends, `-`, `_` and `.` between (Kubernetes, "Labels and
-/// Selectors", syntax and character set).
+/// Returns whether the text is a label value: at most 63 characters, alphanumeric at both ends, and `-`, `_` and `.` in
+/// between (Kubernetes, "Labels and Selectors", syntax and character set).
 fn is_label_value(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let end = |c: char| c.is_ascii_alphanumeric();
@@ -330,7 +328,7 @@ fn is_label_value(text: &str) -> bool {
         && text.chars().next_back().is_none_or(end)
 }
 
-/// A label or taint key: a name, or a DNS prefix, a slash and a name.
+/// Returns whether the text is a label or taint key: a name, or a DNS prefix, a slash and a name.
 fn is_label_key(text: &str) -> bool {
     let is_name = |name: &str| !name.is_empty() && is_label_value(name);
     match text.split_once('/') {

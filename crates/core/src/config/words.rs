@@ -1,67 +1,70 @@
-//! The words of the configuration: enumerations with one spelling for file, annotation and output.
+//! Enumerations of the configuration, with one spelling for file, annotation and output.
 
 use crate::words::words;
 
 words! {
-    /// What happens to a pod of a namespace that opted in.
+    /// Mode of pods in opted-in namespaces.
     Mode {
-        /// VMs first; the pod may go to a virtual node when no VM has room. For clusters without a node autoscaler.
+        /// VMs first. The pod may run on a virtual node if no VM has room. For clusters without a node autoscaler.
         Prefer = "prefer",
-        /// The pod gets everything but the toleration, which is added when it has waited for a VM for `late.after`.
+        /// VMs first. Spillway adds all parts except the toleration. The controller adds it after the pod has waited
+        /// for a VM for `late.after`.
         Late = "late",
-        /// The pod gets everything but the toleration, which is added as soon as no VM has room, while VMs are on their way.
+        /// Like `late`, but without the wait: the controller adds the toleration as soon as no VM has room. Not finished: the
+        /// controller does not add it yet, so the pod stays on VMs.
         Bridge = "bridge",
-        /// Only to virtual nodes.
+        /// The pod runs only on virtual nodes.
         Require = "require",
-        /// Never to a virtual node; the identity label is still added.
+        /// The pod does not overflow. Spillway still adds the identity label.
         Off = "off",
     } default Prefer
 }
 
 words! {
-    /// Whether a pod on a virtual node gets a kube-proxy of its own.
+    /// kube-proxy of pods on virtual nodes.
     KubeProxy {
-        /// Leave it as it is; ClusterIPs work.
+        /// Keeps kube-proxy. ClusterIPs work.
         Keep = "keep",
-        /// Opt out, as the high-scale guide advises from about 2,000 pods on; ClusterIPs are out of reach.
+        /// Opts out of kube-proxy, as the high-scale guide advises from about 2,000 pods. Pods cannot reach ClusterIPs.
         OptOut = "opt-out",
     } default Keep
 }
 
 words! {
-    /// What happens to cluster DNS, itself a ClusterIP, when kube-proxy is opted out of.
+    /// Cluster DNS of pods that opt out of kube-proxy. Cluster DNS itself is a ClusterIP.
     Dns {
-        /// Opt out of cluster DNS too, unless the pod's own DNS policy does without it.
+        /// Opts out of cluster DNS too, unless the pod's DNS policy does not use it.
         Auto = "auto",
-        /// Cluster DNS answers on an address that needs no kube-proxy: leave it as it is.
+        /// Keeps cluster DNS, because it answers on an address that needs no kube-proxy.
         Keep = "keep",
     } default Auto
 }
 
 words! {
-    /// Whether a pod gets the label `azure.workload.identity/use`.
+    /// Label `azure.workload.identity/use` on pods.
     IdentityLabel {
-        /// When its service account carries a client ID.
+        /// Adds the label if the service account has a client ID.
         Auto = "auto",
-        /// Never.
+        /// Does not add the label.
         Off = "off",
     } default Auto
 }
 
 words! {
-    /// Which virtual nodes a pod must be fit for. They carry the same taint, but what they can run differs widely.
+    /// Generation of virtual nodes that a pod must be eligible for. Both have the same taint, but they can run
+    /// different pods.
     GenerationSetting {
-        /// Those that the cluster has and the pod could land on; both while none is known.
+        /// The generations in the cluster that the pod could run on. Both if no virtual node is known.
         Auto = "auto",
-        /// The first: the AKS add-on and virtual-kubelet/azure-aci.
+        /// First generation: the AKS add-on and virtual-kubelet/azure-aci.
         V1 = "v1",
-        /// The second: microsoft/virtualnodesOnAzureContainerInstances and the AKS extension.
+        /// Second generation: microsoft/virtualnodesOnAzureContainerInstances and the AKS extension.
         V2 = "v2",
     } default Auto
 }
 
 words! {
-    /// A setting that namespaces or pods may override by annotation.
+    /// Setting that namespaces or pods may override by annotation.
     Override {
         /// `spillway.dev/mode`, except the value `require`.
         Mode = "mode",
@@ -79,7 +82,7 @@ words! {
 }
 
 words! {
-    /// How a toleration compares.
+    /// Operator of a toleration.
     Operator {
         /// Any value of the key.
         Exists = "Exists",
@@ -89,38 +92,38 @@ words! {
 }
 
 words! {
-    /// The effect that is tolerated. Never empty: a toleration of every effect would also tolerate the PreferNoSchedule
-    /// taint that keeps virtual nodes the last resort.
+    /// Effect of the tolerated taint. Never empty, because a toleration of all effects would also tolerate the
+    /// last-resort taint, whose effect is `PreferNoSchedule`.
     Effect {
-        /// Keeps pods away that do not tolerate it.
+        /// Keeps away pods that do not tolerate the taint.
         NoSchedule = "NoSchedule",
-        /// Evicts them as well.
+        /// Also evicts pods that do not tolerate the taint.
         NoExecute = "NoExecute",
     } default NoSchedule
 }
 
 words! {
-    /// Where the webhook's serving certificate comes from.
+    /// Source of the webhook's serving certificate.
     CertificateSource {
-        /// From an authority of our own, kept in a Secret and rotated by the controller, which also writes the `caBundle`.
+        /// An authority of Spillway in a Secret. The controller rotates it, and also writes the `caBundle`.
         SelfManaged = "self-managed",
-        /// From the files of a Secret that cert-manager keeps, which also writes the `caBundle`.
+        /// Files of a Secret from cert-manager, which also writes the `caBundle`.
         CertManager = "cert-manager",
-        /// From files that somebody else keeps, and the `caBundle` too.
+        /// Files from another source, which also writes the `caBundle`.
         Files = "files",
     } default SelfManaged
 }
 
 words! {
-    /// How much is logged.
+    /// Minimum severity of log messages.
     LogLevel {
-        /// Only what failed.
+        /// Failures.
         Error = "error",
-        /// What somebody should look at.
+        /// Problems that need attention.
         Warn = "warn",
-        /// A line for each decision.
+        /// One line for each decision.
         Info = "info",
-        /// What goes on behind the decisions.
+        /// Details behind the decisions.
         Debug = "debug",
         /// Everything.
         Trace = "trace",

@@ -1,4 +1,4 @@
-//! The cluster around a pod, as plain values.
+//! Facts about the cluster around a pod, as plain values.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +7,19 @@ use crate::{
     workload_identity::ServiceAccount,
 };
 
-/// A generation of Azure's virtual nodes. Both carry the same taint; what they can run differs widely.
+/// Generation of Azure virtual nodes. Both generations have the same taint, but they can run different pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Generation {
-    /// The AKS add-on and virtual-kubelet/azure-aci: a translation of pods into calls of Azure Container Instances.
+    /// The AKS add-on and virtual-kubelet/azure-aci, which translate pods into calls of Azure Container Instances.
     V1,
-    /// microsoft/virtualnodesOnAzureContainerInstances and the AKS extension: a real kubelet.
+    /// microsoft/virtualnodesOnAzureContainerInstances and the AKS extension, which run a real kubelet.
     V2,
 }
 
-/// The label that only nodes of the second generation carry (microsoft/virtualnodesOnAzureContainerInstances README).
+/// Label that only nodes of the second generation have (microsoft/virtualnodesOnAzureContainerInstances README).
 pub const V2_LABEL: (&str, &str) = ("virtualization", "virtualnode2");
 
-/// A set of generations.
+/// Set of generations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Generations {
     v1: bool,
@@ -27,10 +27,10 @@ pub struct Generations {
 }
 
 impl Generations {
-    /// Both.
+    /// Both generations.
     pub const BOTH: Self = Self { v1: true, v2: true };
 
-    /// This one alone.
+    /// Returns the set with only this generation.
     pub const fn only(generation: Generation) -> Self {
         match generation {
             Generation::V1 => Self { v1: true, v2: false },
@@ -38,7 +38,7 @@ impl Generations {
         }
     }
 
-    /// Whether this one is among them.
+    /// Returns whether the set contains this generation.
     pub const fn has(self, generation: Generation) -> bool {
         match generation {
             Generation::V1 => self.v1,
@@ -46,12 +46,12 @@ impl Generations {
         }
     }
 
-    /// Whether there is none.
+    /// Returns whether the set is empty.
     pub const fn is_empty(self) -> bool {
         !self.v1 && !self.v2
     }
 
-    /// These and that one.
+    /// Returns the set with this generation added.
     #[must_use]
     pub const fn with(self, generation: Generation) -> Self {
         match generation {
@@ -68,24 +68,24 @@ pub struct VirtualNode {
     pub name: String,
     /// `metadata.labels`
     pub labels: Vec<(String, String)>,
-    /// Which generation it is.
+    /// Generation of the node.
     pub generation: Generation,
 }
 
 impl VirtualNode {
-    /// A node that carries the label of virtual nodes.
+    /// Creates a virtual node. Its labels tell the generation.
     pub fn new(name: String, labels: Vec<(String, String)>) -> Self {
         let is_v2 = labels.iter().any(|(key, value)| (key.as_str(), value.as_str()) == V2_LABEL);
         Self { name, labels, generation: if is_v2 { Generation::V2 } else { Generation::V1 } }
     }
 
-    /// For matching.
+    /// Returns the view that selectors and node affinity are matched against.
     pub fn view(&self) -> NodeView<'_> {
         NodeView { name: &self.name, labels: &self.labels }
     }
 }
 
-/// A NetworkPolicy, by whom it selects.
+/// NetworkPolicy, reduced to its pod selector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkPolicy {
     /// `metadata.name`
@@ -94,7 +94,7 @@ pub struct NetworkPolicy {
     pub pod_selector: LabelSelector,
 }
 
-/// A label selector; empty, it selects everything.
+/// Label selector. An empty one selects everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LabelSelector {
     /// `matchLabels`
@@ -106,16 +106,16 @@ pub struct LabelSelector {
 /// An entry of `matchExpressions`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Requirement {
-    /// The label's key.
+    /// Key of the label.
     pub key: String,
     /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
     pub operator: String,
-    /// What the label is compared with.
+    /// Values that the label is compared with.
     pub values: Vec<String>,
 }
 
 impl LabelSelector {
-    /// Whether labels, looked up by their keys, meet every requirement.
+    /// Returns whether the labels meet all requirements. `label` returns the value of a key.
     pub fn selects<'l>(&self, label: impl Fn(&str) -> Option<&'l str>) -> bool {
         self.match_labels.iter().all(|(key, value)| label(key) == Some(value))
             && self.match_expressions.iter().all(|requirement| {
@@ -125,26 +125,26 @@ impl LabelSelector {
     }
 }
 
-/// The labels of a namespace that the rules read.
+/// Labels of a namespace that the rules read.
 pub const NAMESPACE_LABELS: &[&str] = &["istio-injection", "istio.io/dataplane-mode", "istio.io/rev"];
 
-/// The annotations of a namespace that the rules read.
+/// Annotations of a namespace that the rules read.
 pub const NAMESPACE_ANNOTATIONS: &[&str] = &["linkerd.io/inject", "scheduler.alpha.kubernetes.io/tolerationsWhitelist"];
 
-/// The cluster around one pod, as far as it is known.
+/// Known facts about the cluster around one pod.
 #[derive(Debug, Clone, Copy)]
 pub struct ClusterContext<'c> {
-    /// The service account that the pod runs as.
+    /// Service account of the pod.
     pub service_account: ServiceAccount,
-    /// The pod's namespace; empty when it is not known.
+    /// Namespace of the pod. Empty if unknown.
     pub namespace: &'c str,
-    /// The virtual nodes of the cluster; empty if none is known.
+    /// Virtual nodes of the cluster. Empty if none is known.
     pub virtual_nodes: &'c [VirtualNode],
-    /// Labels of the namespace: at least [`NAMESPACE_LABELS`].
+    /// Labels of the namespace, at least [`NAMESPACE_LABELS`].
     pub namespace_labels: &'c BTreeMap<String, String>,
-    /// Annotations of the namespace: at least [`NAMESPACE_ANNOTATIONS`].
+    /// Annotations of the namespace, at least [`NAMESPACE_ANNOTATIONS`].
     pub namespace_annotations: &'c BTreeMap<String, String>,
-    /// The NetworkPolicies of the pod's namespace.
+    /// NetworkPolicies of the namespace.
     pub network_policies: &'c [NetworkPolicy],
 }
 

@@ -1,4 +1,4 @@
-//! Containers and init containers: what the first generation's connector refuses to translate.
+//! Rules about containers and init containers. The connector of the first generation refuses some of their fields.
 
 use super::{Applies, NEVER_RUNS, Reason, Rule, Severity, Subject, at_fault};
 use crate::pod::{Container, ResourceList};
@@ -22,7 +22,7 @@ static ARGS_WITHOUT_COMMAND: Rule = Rule {
         applies: Applies::V1,
         meaning: "a container has args but no command",
         on_virtual_node: NEVER_RUNS,
-        fix: "add the command, which is the image's entry point",
+        fix: "set command to the image's entry point",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci.go (verifyContainer); virtual-kubelet/azure-aci#10",
     },
@@ -41,7 +41,7 @@ static LIFECYCLE_HOOK: Rule = Rule {
         applies: Applies::V1,
         meaning: "a container has a postStart or preStop hook",
         on_virtual_node: NEVER_RUNS,
-        fix: "do it in the container's own process: start in its entry point, stop on SIGTERM",
+        fix: "use the container's own process: initialize in its entry point, and shut down on SIGTERM",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci.go (hasLifecycleHook); MicrosoftDocs/azure-aks-docs articles/aks/virtual-nodes.md",
     },
@@ -60,8 +60,8 @@ static TOO_MANY: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::Any,
         meaning: "a container group has at most 60 containers",
-        on_virtual_node: "Azure Container Instances refuses to create the container group",
-        fix: "divide the pod",
+        on_virtual_node: "Azure Container Instances refuses the container group",
+        fix: "split the pod",
         can_be_allowed: false,
         source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-resource-and-quota-limits.md",
     },
@@ -79,7 +79,7 @@ static INIT_CONTAINER_PORTS: Rule = Rule {
         applies: Applies::V1,
         meaning: "an init container has ports",
         on_virtual_node: NEVER_RUNS,
-        fix: "drop the init container's ports; they only inform",
+        fix: "drop the ports of the init container, which are only informational",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci.go (getInitContainers)",
     },
@@ -94,7 +94,7 @@ static INIT_CONTAINER_RESOURCES: Rule = Rule {
         applies: Applies::V1,
         meaning: "an init container has resource requests or limits",
         on_virtual_node: NEVER_RUNS,
-        fix: "drop the init container's resources; where a LimitRange fills them in, there is no way but v2",
+        fix: "drop the resources of the init container; if a LimitRange adds them, the pod can run only on v2",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci.go (getInitContainers)",
     },
@@ -127,8 +127,8 @@ static NATIVE_SIDECAR: Rule = Rule {
         code: "NativeSidecar",
         severity: Severity::Refusal,
         applies: Applies::V1,
-        meaning: "an init container is a sidecar that never ends",
-        on_virtual_node: "restartPolicy is ignored: the sidecar runs as an init container, the others wait for its end, and the pod never starts",
+        meaning: "an init container is a native sidecar",
+        on_virtual_node: "the connector ignores restartPolicy, so the other containers wait for the sidecar to end, and the pod never starts",
         fix: "make the sidecar an ordinary container",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci.go (getInitContainers), which does not read the field",

@@ -1,4 +1,5 @@
-//! Environment variables that are filled in by the node: the first generation's connector knows few of them.
+//! Rules about environment variables with values from the node. The connector of the first generation supports few of
+//! them.
 
 use super::{Applies, Reason, Rule, Severity, Subject, at_fault};
 use crate::pod::{Container, EnvVarSource};
@@ -10,9 +11,9 @@ static POD_IP_FIELD_REF: Rule = Rule {
         code: "PodIPFieldRef",
         severity: Severity::Refusal,
         applies: Applies::V1,
-        meaning: "v1 knows neither the pod's nor the host's address",
-        on_virtual_node: "the pod stays Pending for ever, without a message",
-        fix: "let the application find its address by itself, such as by its hostname or its interfaces",
+        meaning: "v1 provides neither the pod's nor the host's address as a variable",
+        on_virtual_node: "the pod stays Pending forever, without a message",
+        fix: "make the application find its own address, such as by its hostname or its interfaces",
         can_be_allowed: true,
         source: "virtual-kubelet/virtual-kubelet internal/podutils/env.go; Azure/AKS#2427; dapr/dapr#2348; virtual-kubelet/azure-aci#51",
     },
@@ -25,8 +26,8 @@ static FIELD_REF: Rule = Rule {
         code: "FieldRef",
         severity: Severity::Refusal,
         applies: Applies::V1,
-        meaning: "v1 cannot read the field of the pod that a variable wants",
-        on_virtual_node: "the pod stays Pending for ever, without a message",
+        meaning: "v1 cannot read the pod field of an environment variable",
+        on_virtual_node: "the pod stays Pending forever, without a message",
         fix: "use metadata.name, namespace, uid, labels['x'] or annotations['x'], spec.nodeName or spec.serviceAccountName",
         can_be_allowed: true,
         source: "virtual-kubelet/virtual-kubelet internal/podutils/env.go",
@@ -42,9 +43,9 @@ static RESOURCE_FIELD_REF: Rule = Rule {
         code: "ResourceFieldRef",
         severity: Severity::Warning,
         applies: Applies::V1,
-        meaning: "v1 drops variables that want requests or limits",
-        on_virtual_node: "the variable is not there, and there is no message",
-        fix: "write the value out, or let the application do without",
+        meaning: "v1 drops environment variables with requests or limits",
+        on_virtual_node: "the variable is missing, without a message",
+        fix: "write the value into the manifest, or make the application work without the variable",
         can_be_allowed: false,
         source: "virtual-kubelet/virtual-kubelet internal/podutils/env.go; virtual-kubelet/azure-aci pkg/provider/aci.go (getContainers)",
     },

@@ -1,9 +1,15 @@
-//! Fields that the first generation drops without a message, and that seldom decide whether a pod runs: its owner is told.
+//! Rules about fields that the first generation ignores without a message. Pods seldom fail because of them, so these
+//! rules only inform the owner.
 //!
-//! Left out on purpose, as hardly a pod breaks for want of them: `medium` and `sizeLimit` of an emptyDir (Azure has limits of its
-//! own), `defaultMode` of secrets and configMaps (files are readable), empty environment variables, `activeDeadlineSeconds` (a Job's own
-//! deadline is the Job controller's), `hostname`, `subdomain` and `setHostnameAsFQDN`, `dnsConfig` beyond three servers and six
-//! domains. Resizing, ephemeral containers and updates in place come after admission.
+//! These fields have no rule, because pods hardly ever depend on them:
+//!
+//! - `medium` and `sizeLimit` of an emptyDir: Azure has its own limits.
+//! - `defaultMode` of secrets and configMaps: the files are readable.
+//! - `activeDeadlineSeconds`: the Job controller enforces the deadline of a Job.
+//! - Empty environment variables, `hostname`, `subdomain` and `setHostnameAsFQDN`.
+//! - `dnsConfig` beyond three servers and six domains.
+//!
+//! Resizes, ephemeral containers and in-place updates happen after admission.
 
 use super::{Applies, Reason, Rule, Severity, at_fault};
 use crate::pod::{Container, ContainerSecurityContext};
@@ -12,18 +18,19 @@ pub(super) const RULES: &[&Rule] =
     &[&SECURITY_CONTEXT, &TERMINATION_GRACE_PERIOD, &HOST_ALIASES, &SHARE_PROCESS_NAMESPACE, &READINESS_GATES];
 
 const SOURCE: &str = "virtual-kubelet/azure-aci pkg/provider/aci.go, which does not read the field";
-/// What the API server fills in: nobody asked for it.
+/// Default of the API server. It says nothing about the owner's intention.
 const DEFAULT_GRACE: i64 = 30;
 
-/// What only takes rights away (`readOnlyRootFilesystem`, dropped capabilities) is not mentioned: pods run without it.
+/// Fields that only remove rights do not count, such as `readOnlyRootFilesystem` and dropped capabilities. Pods run
+/// without them.
 static SECURITY_CONTEXT: Rule = Rule {
     reason: Reason {
         code: "SecurityContext",
         severity: Severity::Note,
         applies: Applies::V1,
         meaning: "v1 ignores user, group, added capabilities and sysctls",
-        on_virtual_node: "containers run as the image's user, volumes belong to root, and nothing is added to their capabilities",
-        fix: "set the user in the image (USER), or keep the pod on VMs if it depends on the rest",
+        on_virtual_node: "containers run as the image's user without added capabilities, and root owns the volumes",
+        fix: "set the user in the image (USER), or keep the pod on VMs if it depends on the other fields",
         can_be_allowed: false,
         source: SOURCE,
     },
@@ -47,8 +54,8 @@ static TERMINATION_GRACE_PERIOD: Rule = Rule {
         code: "TerminationGracePeriod",
         severity: Severity::Warning,
         applies: Applies::V1,
-        meaning: "v1 gives the pod no time to stop",
-        on_virtual_node: "the container group is deleted at once",
+        meaning: "v1 gives the pod no time to shut down",
+        on_virtual_node: "v1 deletes the container group immediately",
         fix: "make the work safe to interrupt, or keep the pod on VMs",
         can_be_allowed: false,
         source: "virtual-kubelet/azure-aci#28",
@@ -66,8 +73,8 @@ static HOST_ALIASES: Rule = Rule {
         severity: Severity::Warning,
         applies: Applies::V1,
         meaning: "v1 ignores host aliases",
-        on_virtual_node: "the names do not resolve",
-        fix: "put the names into DNS",
+        on_virtual_node: "the host names do not resolve",
+        fix: "add the names to DNS",
         can_be_allowed: false,
         source: "MicrosoftDocs/azure-aks-docs articles/aks/virtual-nodes.md (Limitations)",
     },
@@ -82,9 +89,9 @@ static SHARE_PROCESS_NAMESPACE: Rule = Rule {
         code: "ShareProcessNamespace",
         severity: Severity::Warning,
         applies: Applies::V1,
-        meaning: "v1 lets no container see another's processes",
-        on_virtual_node: "each container sees its own processes only",
-        fix: "keep the pod on VMs if a container signals or watches another's processes",
+        meaning: "v1 does not share the process namespace between containers",
+        on_virtual_node: "each container sees only its own processes",
+        fix: "keep the pod on VMs if a container signals or watches processes of another container",
         can_be_allowed: false,
         source: SOURCE,
     },
@@ -98,8 +105,8 @@ static READINESS_GATES: Rule = Rule {
         severity: Severity::Note,
         applies: Applies::V1,
         meaning: "v1 ignores readiness gates",
-        on_virtual_node: "the pod is ready as soon as its containers are, without waiting for the conditions",
-        fix: "keep the pod on VMs if traffic must wait for them",
+        on_virtual_node: "the pod is ready as soon as its containers are ready, without waiting for the conditions",
+        fix: "keep the pod on VMs if traffic must wait for the conditions",
         can_be_allowed: false,
         source: SOURCE,
     },

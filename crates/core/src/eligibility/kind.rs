@@ -1,19 +1,19 @@
-//! Kinds of pods that have no business on a virtual node, or that are there already by another way.
+//! Rules about pods that do not belong on virtual nodes, or that run there without Spillway.
 
 use super::{Applies, Reason, Rule, Severity};
 use crate::pod::Pod;
 
 pub(super) const RULES: &[&Rule] = &[&DAEMON_SET, &MIRROR_POD, &NODE_NAME, &CONFIDENTIAL, &IMAGE_CACHE, &COMPANION];
 
-/// Other operators' DaemonSets, such as OpenKruise's, carry the same kind and the same meaning.
+/// DaemonSets of other operators, such as OpenKruise, have the same kind and behavior.
 static DAEMON_SET: Rule = Rule {
     reason: Reason {
         code: "DaemonSet",
         severity: Severity::Refusal,
         applies: Applies::Any,
-        meaning: "a DaemonSet runs one pod on each node, and virtual nodes do not support them",
-        on_virtual_node: "the pod is made for one node and never runs on another; on virtual nodes DaemonSets are not supported",
-        fix: "nothing to mend; for a companion of every pod on a virtual node there is the VirtualDaemonSet of virtual nodes v2",
+        meaning: "virtual nodes do not support DaemonSets, which run one pod on each node",
+        on_virtual_node: "the controller of the DaemonSet creates the pod for one node, so it runs on no other node",
+        fix: "no fix is needed; to add a companion to each pod on v2, use its VirtualDaemonSet",
         can_be_allowed: false,
         source: "microsoft/virtualnodesOnAzureContainerInstances README.md; MicrosoftDocs/azure-aks-docs articles/aks/virtual-nodes.md",
     },
@@ -29,9 +29,9 @@ static MIRROR_POD: Rule = Rule {
         code: "MirrorPod",
         severity: Severity::Refusal,
         applies: Applies::Any,
-        meaning: "the pod only shows a static pod, which its node runs already",
-        on_virtual_node: "nothing: the pod is bound to the node that runs it",
-        fix: "nothing to mend",
+        meaning: "the pod mirrors a static pod, which already runs on its node",
+        on_virtual_node: "no effect: the pod is bound to the node that runs it",
+        fix: "no fix is needed",
         can_be_allowed: false,
         source: "kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror",
     },
@@ -44,9 +44,9 @@ static NODE_NAME: Rule = Rule {
         code: "NodeName",
         severity: Severity::Refusal,
         applies: Applies::Any,
-        meaning: "spec.nodeName is set, so the scheduler has no say",
-        on_virtual_node: "the pod runs on the node it names; neither toleration nor affinity is looked at",
-        fix: "remove spec.nodeName, and say where the pod belongs by nodeSelector or affinity",
+        meaning: "spec.nodeName is set, so the scheduler does not place the pod",
+        on_virtual_node: "the pod runs on the named node, without regard to tolerations and affinity",
+        fix: "replace spec.nodeName by a nodeSelector or affinity",
         can_be_allowed: false,
         source: "kubernetes.io/docs/concepts/scheduling-eviction/assign-pod-node/#nodename",
     },
@@ -62,9 +62,9 @@ static CONFIDENTIAL: Rule = Rule {
         code: "ConfidentialPod",
         severity: Severity::Refusal,
         applies: Applies::Any,
-        meaning: "a confidential pod is left as its policy was made for",
-        on_virtual_node: "a spec that changed after the policy was made is denied by it",
-        fix: "nothing to mend; write toleration and placement in the manifest before making the policy",
+        meaning: "Spillway does not change confidential pods, because their policy covers the spec",
+        on_virtual_node: "the policy denies a spec that changed after the policy was generated",
+        fix: "no fix by Spillway; add toleration and placement to the manifest before you generate the policy",
         can_be_allowed: false,
         source: "microsoft/virtualnodesOnAzureContainerInstances Docs/PodCustomizations.md (ccepolicy); virtual-kubelet/azure-aci pkg/provider/aci.go (container-sku)",
     },
@@ -77,9 +77,9 @@ static IMAGE_CACHE: Rule = Rule {
         code: "ImageCachePod",
         severity: Severity::Refusal,
         applies: Applies::Any,
-        meaning: "an image cache pod is not run; its images are cached on the standby pool",
-        on_virtual_node: "it belongs to the virtual node's own machinery",
-        fix: "nothing to mend",
+        meaning: "an image cache pod does not run; the standby pool caches its images",
+        on_virtual_node: "the pod is part of the virtual node's own infrastructure",
+        fix: "no fix is needed",
         can_be_allowed: false,
         source: "microsoft/virtualnodesOnAzureContainerInstances Docs/PodCustomizations.md (imagecachepod)",
     },
@@ -92,9 +92,9 @@ static COMPANION: Rule = Rule {
         code: "VirtualDaemonSetPod",
         severity: Severity::Refusal,
         applies: Applies::Any,
-        meaning: "a companion pod of a VirtualDaemonSet belongs to the pod it accompanies",
-        on_virtual_node: "it belongs to the virtual node's own machinery",
-        fix: "nothing to mend",
+        meaning: "a companion pod of a VirtualDaemonSet belongs to the pod that it accompanies",
+        on_virtual_node: "the pod is part of the virtual node's own infrastructure",
+        fix: "no fix is needed",
         can_be_allowed: false,
         source: "microsoft/virtualnodesOnAzureContainerInstances Docs/PodCustomizations.md (VirtualDaemonSet)",
     },
@@ -102,12 +102,12 @@ static COMPANION: Rule = Rule {
     check: |subject| is_companion(subject.pod).then(String::new),
 };
 
-/// Whether the pod is the mirror of a static pod.
+/// Returns whether the pod mirrors a static pod.
 pub fn is_mirror(pod: &Pod<'_>) -> bool {
     pod.annotation("kubernetes.io/config.mirror").is_some()
 }
 
-/// Whether the pod runs under a confidential computing policy, in either generation's words.
+/// Returns whether the pod has a confidential computing policy, by the annotations of either generation.
 pub fn is_confidential(pod: &Pod<'_>) -> bool {
     pod.annotation("microsoft.containerinstance.virtualnode.ccepolicy").is_some()
         || pod.annotation("virtual-kubelet.io/confidential-compute-cce-policy").is_some()
@@ -116,12 +116,12 @@ pub fn is_confidential(pod: &Pod<'_>) -> bool {
             .is_some_and(|sku| sku.eq_ignore_ascii_case("confidential"))
 }
 
-/// Whether the pod only names images for a standby pool.
+/// Returns whether the pod only lists images for a standby pool.
 pub fn is_image_cache(pod: &Pod<'_>) -> bool {
     pod.annotation("microsoft.containerinstance.virtualnode.imagecachepod").is_some_and(|value| value == "true")
 }
 
-/// Whether the pod is a companion of a VirtualDaemonSet.
+/// Returns whether the pod is a companion of a VirtualDaemonSet.
 pub fn is_companion(pod: &Pod<'_>) -> bool {
     pod.label("virtualdaemonset.kubernetes.io/virtualdaemonset").is_some()
 }

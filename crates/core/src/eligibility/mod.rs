@@ -1,11 +1,12 @@
-//! Which pods a virtual node can run, and how the others would fail there.
+//! Eligibility rules: which pods a virtual node can run, and how other pods fail there.
 //!
-//! One rule, one function, one file for each family of fields. A rule says which fields it reads, for which generation of
-//! virtual nodes it holds, what would happen there, how to mend the pod, and where that is written. `docs/reasons.md` is
-//! generated from the rules.
+//! Each rule is one function, and each file has the rules of one family of fields. A rule names the fields that it
+//! reads and the generation that it applies to. It describes the effect on a virtual node, the fix and the source.
+//! `docs/reasons.md` is generated from the rules.
 //!
-//! Wrongly "eligible" is an outage of that pod on the first generation, where it stays bound and nothing moves it back to a VM;
-//! wrongly "ineligible" is merely no overflow. So the rules are strict, and an owner can accept most of them by name.
+//! On the first generation, a wrong "eligible" is an outage of the pod. It stays bound, and nothing moves it back to a
+//! VM. A wrong "ineligible" only prevents overflow. So the rules are strict, and a pod's owner can accept most of them
+//! by name (decision 11).
 
 mod cluster_context;
 mod containers;
@@ -35,39 +36,39 @@ use crate::pod::{Pod, TolerationFields};
 /// A rule about pods.
 #[derive(Debug)]
 pub struct Rule {
-    /// What is said when the rule finds something.
+    /// Reason that the rule reports.
     pub reason: Reason,
-    /// The pod fields that it reads, as paths.
+    /// Pod fields that the rule reads, as paths.
     pub reads: &'static str,
-    /// What is at fault, such as a container's name; nothing if the pod is fine.
+    /// Returns the detail, such as a container's name, or `None` if the rule finds nothing.
     check: fn(&Subject<'_>) -> Option<String>,
 }
 
-/// How a pod would overflow.
+/// Planned overflow of a pod.
 #[derive(Debug, Clone, Copy)]
 pub struct Overflow<'s> {
-    /// The generations of virtual nodes that the configuration names; both for `auto`.
+    /// Generations that the configuration names. Both if it says `auto`.
     pub generations: Generations,
-    /// The toleration that Spillway would add.
+    /// Toleration that Spillway would add.
     pub toleration: TolerationFields<'s>,
     /// `true` if Spillway is about to add the identity label.
     pub gets_identity_label: bool,
 }
 
-/// A pod, the cluster around it, and how the pod would overflow.
+/// A pod, the cluster around it, and its planned overflow.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'s> {
     /// The pod.
     pub pod: &'s Pod<'s>,
     /// The cluster.
     pub cluster: &'s ClusterContext<'s>,
-    /// How the pod would overflow.
+    /// The planned overflow.
     pub overflow: Overflow<'s>,
-    /// The generations that the pod could land on.
+    /// Generations that the pod could run on.
     pub candidates: Generations,
 }
 
-/// The families of rules, in the order in which reasons are listed.
+/// Families of rules, in the order of the reasons.
 const FAMILIES: &[&[&Rule]] = &[
     kind::RULES,
     platform::RULES,
@@ -84,17 +85,17 @@ const FAMILIES: &[&[&Rule]] = &[
     ignored::RULES,
 ];
 
-/// Every rule, in the order in which reasons are listed.
+/// Returns all rules, in the order of the reasons.
 pub fn rules() -> impl Iterator<Item = &'static Rule> {
     FAMILIES.iter().flat_map(|family| family.iter().copied())
 }
 
-/// The rule with this code.
+/// Returns the rule with this code.
 pub fn rule(code: &str) -> Option<&'static Rule> {
     rules().find(|rule| rule.reason.code == code)
 }
 
-/// Everything that the rules find in this pod, for every generation of virtual nodes that it could land on.
+/// Returns the findings of all rules, for every generation that the pod could run on.
 pub fn findings(pod: &Pod<'_>, cluster: &ClusterContext<'_>, overflow: Overflow<'_>) -> Vec<Finding> {
     let candidates = placement::candidates(pod, cluster.virtual_nodes, overflow.generations);
     let subject = Subject { pod, cluster, overflow, candidates };
@@ -105,10 +106,10 @@ pub fn findings(pod: &Pod<'_>, cluster: &ClusterContext<'_>, overflow: Overflow<
         .collect()
 }
 
-/// What becomes of a pod that the first generation's connector fails to translate.
-const NEVER_RUNS: &str = "the connector refuses the pod, which stays bound without ever running";
+/// Effect on a pod that the connector of the first generation cannot translate.
+const NEVER_RUNS: &str = "the connector refuses the pod, which stays bound and never runs";
 
-/// `container a`, or `containers a, b`: who is at fault. Nothing if nobody is.
+/// Formats the names at fault: `container a`, or `containers a, b`. Returns `None` if there are no names.
 fn at_fault<'n>(what: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {
     let names: Vec<_> = names.collect();
     match names.as_slice() {
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_rule_says_all_it_has_to_say_under_a_name_of_its_own() {
+    fn every_reason_has_all_texts_and_a_unique_code() {
         let mut codes = BTreeSet::new();
         for Rule { reason, reads, .. } in rules() {
             let Reason { code, severity, applies: _, meaning, on_virtual_node, fix, can_be_allowed, source } = reason;

@@ -1,11 +1,11 @@
-//! Names that the first generation hands on to Azure.
+//! Rules about names that the first generation passes to Azure.
 
 use super::{Applies, Reason, Rule, Severity};
 
 pub(super) const RULES: &[&Rule] = &[&CONTAINER_GROUP_NAME];
 
 const LONGEST: usize = 63;
-/// The API server cuts the prefix so that the name it generates has at most 63 characters, and adds five of them.
+/// The API server cuts the prefix to 58 characters and adds five, so that a generated name has at most 63.
 const LONGEST_PREFIX: usize = 58;
 const GENERATED: usize = 5;
 
@@ -14,9 +14,9 @@ static CONTAINER_GROUP_NAME: Rule = Rule {
         code: "ContainerGroupName",
         severity: Severity::Refusal,
         applies: Applies::V1,
-        meaning: "Azure does not take this name for a container group",
-        on_virtual_node: "the group is to be called <namespace>-<name>; Azure Container Instances wants at most 63 small letters, digits and hyphens, no two of them in a row, and refuses it",
-        fix: "shorten the names to 62 characters together, without dots and double hyphens",
+        meaning: "Azure does not accept the name of the container group",
+        on_virtual_node: "Azure Container Instances refuses the name <namespace>-<name>; it allows at most 63 lower-case letters, digits and single hyphens",
+        fix: "shorten both names to 62 characters in total, without dots and double hyphens",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci.go (containerGroupName); learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules",
     },

@@ -1,4 +1,4 @@
-//! What stands between the pod and its network and does not reach as far as a virtual node, and the ports that Azure keeps.
+//! Rules about the pod's network: policies and meshes that do not cover virtual nodes, and ports that Azure reserves.
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
@@ -13,14 +13,14 @@ static NETWORK_POLICY: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::Any,
         meaning: "virtual nodes do not enforce the pod's NetworkPolicy",
-        on_virtual_node: "the pod accepts and opens every connection, as if the policy did not exist, and without a message",
-        fix: "exempt the pod from the policy, or allow it if the subnet's network security group says the same",
+        on_virtual_node: "the pod accepts and opens every connection, without a message, as if the policy did not exist",
+        fix: "exempt the pod from the policy, or allow it if the subnet's network security group has the same rules",
         can_be_allowed: true,
         source: "MicrosoftDocs/azure-aks-docs articles/aks/virtual-nodes.md (Limitations); microsoft/virtualnodesOnAzureContainerInstances README.md",
     },
-    reads: "metadata.labels, also the one that Spillway is about to add, the namespace's NetworkPolicies",
+    reads: "metadata.labels, with the label that Spillway is about to add, and the namespace's NetworkPolicies",
     check: |subject| {
-        // By the time a policy could be enforced, the pod has the label that Spillway is about to add.
+        // The pod has the label that Spillway is about to add before any policy could apply.
         let is_due = |key: &str| key == USE && subject.overflow.gets_identity_label;
         let label = |key: &str| if is_due(key) { Some("true") } else { subject.pod.label(key) };
         let policies = subject.cluster.network_policies.iter();
@@ -35,9 +35,9 @@ static SERVICE_MESH: Rule = Rule {
         code: "ServiceMesh",
         severity: Severity::Refusal,
         applies: Applies::Any,
-        meaning: "no service mesh reaches virtual nodes",
-        on_virtual_node: "the proxy cannot redirect the pod's connections, and a mesh that works by its nodes has no agent there: they fail, or go past encryption and authorization",
-        fix: "take the pod out of the mesh (sidecar.istio.io/inject: \"false\", istio.io/dataplane-mode: none, linkerd.io/inject: disabled)",
+        meaning: "service meshes do not cover virtual nodes",
+        on_virtual_node: "no sidecar can redirect connections there, and no node agent runs; connections fail, or bypass encryption and authorization",
+        fix: "exclude the pod from the mesh (sidecar.istio.io/inject: \"false\", istio.io/dataplane-mode: none, linkerd.io/inject: disabled)",
         can_be_allowed: true,
         source: "MicrosoftDocs/azure-aks-docs articles/aks/istio-about.md (Limitations); istio.io/latest/docs/setup/additional-setup/sidecar-injection; linkerd.io/2/features/proxy-injection",
     },
@@ -48,7 +48,7 @@ static SERVICE_MESH: Rule = Rule {
     },
 };
 
-/// What Azure Container Instances keeps for itself.
+/// Ports that Azure Container Instances reserves.
 const RESERVED: &[RangeInclusive<i64>] = &[
     22..=22,
     1025..=1027,
@@ -68,8 +68,8 @@ static RESERVED_PORT: Rule = Rule {
         code: "ReservedPort",
         severity: Severity::Warning,
         applies: Applies::V1,
-        meaning: "Azure Container Instances documents the port as its own",
-        on_virtual_node: "by its documentation Azure may refuse the container group, and the pod then stays bound without ever running; whether it does so in a virtual network is not written",
+        meaning: "Azure Container Instances documents the port as reserved",
+        on_virtual_node: "Azure may refuse the container group, so that the pod never runs; its documentation does not mention virtual networks",
         fix: "listen on another port",
         can_be_allowed: false,
         source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-troubleshooting.md",
@@ -87,9 +87,9 @@ static TOO_MANY_PORTS: Rule = Rule {
         code: "TooManyPorts",
         severity: Severity::Warning,
         applies: Applies::V1,
-        meaning: "Azure Container Instances documents at most 5 ports for a container group",
-        on_virtual_node: "by its documentation Azure may refuse the container group, and the pod then stays bound without ever running; whether it does so in a virtual network is not written",
-        fix: "leave out of the containers' ports what nobody connects to, or divide the pod",
+        meaning: "Azure Container Instances documents a limit of 5 ports for a container group",
+        on_virtual_node: "Azure may refuse the container group, so that the pod never runs; its documentation does not mention virtual networks",
+        fix: "drop unused ports from the containers, or split the pod",
         can_be_allowed: false,
         source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-resource-and-quota-limits.md",
     },
@@ -100,13 +100,15 @@ static TOO_MANY_PORTS: Rule = Rule {
     },
 };
 
-/// The ports of all containers, each once; those of init containers never run together with them.
+/// Returns the distinct ports of all containers. Init containers never run together with them, so their ports do not
+/// count.
 fn ports(subject: &Subject<'_>) -> BTreeSet<i64> {
     let ports = subject.pod.containers().iter().flat_map(|container| container.ports.iter().flatten());
     ports.filter_map(|port| port.container_port).collect()
 }
 
-/// Injected already, or to be: the pod's own word beats its namespace's, and a label beats the annotation of old.
+/// Returns whether the pod is in an Istio mesh, or will be. The pod takes precedence over its namespace, and a label
+/// takes precedence over the old annotation.
 fn is_in_istio(subject: &Subject<'_>) -> bool {
     let (pod, namespace) = (subject.pod, subject.cluster.namespace_labels);
     let of_namespace = |key: &str| namespace.get(key).map(String::as_str);

@@ -1,4 +1,4 @@
-//! The pod's own constraints on where it goes, held against the virtual nodes.
+//! Rules that compare the pod's scheduling constraints with the virtual nodes.
 
 use std::sync::LazyLock;
 
@@ -21,8 +21,8 @@ static NO_MATCHING_VIRTUAL_NODE: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::Any,
         meaning: "no virtual node has the labels that the pod requires",
-        on_virtual_node: "the scheduler never considers a virtual node for the pod",
-        fix: "drop the requirement that forbids virtual nodes, or say it as a preference; where it wants a label that they lack, give it to them (v2: chart value nodeLabels)",
+        on_virtual_node: "the scheduler never considers virtual nodes for the pod",
+        fix: "drop the requirement or make it a preference, or add the missing label to the virtual nodes (v2: chart value nodeLabels)",
         can_be_allowed: false,
         source: "kubernetes.io/docs/concepts/scheduling-eviction/assign-pod-node; labels: microsoft/virtualnodesOnAzureContainerInstances Docs, virtual-kubelet/azure-aci pkg/provider/vk_node.go",
     },
@@ -38,8 +38,8 @@ static TOLERATION_NOT_WHITELISTED: Rule = Rule {
         code: "TolerationNotWhitelisted",
         severity: Severity::Refusal,
         applies: Applies::Any,
-        meaning: "the namespace's toleration whitelist does not hold the toleration of virtual nodes",
-        on_virtual_node: "PodTolerationRestriction would refuse the pod as soon as the toleration is added",
+        meaning: "the namespace's toleration whitelist lacks the toleration of virtual nodes",
+        on_virtual_node: "PodTolerationRestriction would refuse the pod with the toleration",
         fix: "add the toleration to the namespace's annotation scheduler.alpha.kubernetes.io/tolerationsWhitelist",
         can_be_allowed: false,
         source: "kubernetes/kubernetes plugin/pkg/admission/podtolerationrestriction/admission.go",
@@ -48,7 +48,7 @@ static TOLERATION_NOT_WHITELISTED: Rule = Rule {
     check: |subject| {
         let whitelist =
             subject.cluster.namespace_annotations.get("scheduler.alpha.kubernetes.io/tolerationsWhitelist")?;
-        // What cannot be read, the plugin refuses whatever we do; an empty list restricts nothing.
+        // The plugin refuses pods with an invalid list in any case. An empty list restricts nothing.
         let whitelist: Vec<crate::pod::Toleration<'_>> = serde_json::from_str(whitelist).ok()?;
         let ours = subject.overflow.toleration;
         let permitted = whitelist.is_empty() || whitelist.iter().any(|entry| entry.permits(ours));
@@ -61,9 +61,9 @@ static SPREAD_OVER_ABSENT_TOPOLOGY: Rule = Rule {
         code: "SpreadOverAbsentTopology",
         severity: Severity::Warning,
         applies: Applies::Any,
-        meaning: "a hard topology spread uses a key that virtual nodes do not carry, so the pod never goes there",
-        on_virtual_node: "the scheduler filters nodes without the topology key",
-        fix: "use whenUnsatisfiable: ScheduleAnyway for that key, or give it to the virtual nodes (v2: chart value nodeLabels)",
+        meaning: "a hard topology spread uses a key that virtual nodes lack, so the pod never runs there",
+        on_virtual_node: "the scheduler filters out nodes without the topology key",
+        fix: "use whenUnsatisfiable: ScheduleAnyway for that key, or add it to the virtual nodes (v2: chart value nodeLabels)",
         can_be_allowed: false,
         source: "kubernetes/kubernetes pkg/scheduler/framework/plugins/podtopologyspread/filtering.go",
     },
@@ -79,9 +79,9 @@ static SPREAD_OVER_HOSTS: Rule = Rule {
         code: "SpreadOverHosts",
         severity: Severity::Warning,
         applies: Applies::Any,
-        meaning: "a hard spread over hosts counts a virtual node as one host: it caps the overflow, and an empty virtual node caps the VMs",
-        on_virtual_node: "about as many pods as on the emptiest VM, plus maxSkew; and without the toleration pods wait although VMs have room",
-        fix: "set nodeTaintsPolicy: Honor on the constraint, so that a tainted node counts only for pods that tolerate it; or ScheduleAnyway",
+        meaning: "a hard spread over hosts counts a virtual node as one host, which limits overflow and pods on VMs",
+        on_virtual_node: "the node gets about as many pods as the emptiest VM, plus maxSkew; pods without the toleration wait although VMs have room",
+        fix: "use ScheduleAnyway, or set nodeTaintsPolicy: Honor, so that a tainted node counts only for pods that tolerate it",
         can_be_allowed: false,
         source: "kubernetes/kubernetes pkg/scheduler/framework/plugins/podtopologyspread/common.go; kubernetes.io/docs/concepts/scheduling-eviction/topology-spread-constraints",
     },
@@ -97,9 +97,9 @@ static APART_FROM_ITSELF: Rule = Rule {
         code: "AntiAffinityOverHosts",
         severity: Severity::Warning,
         applies: Applies::Any,
-        meaning: "required anti-affinity over hosts lets a virtual node, which is one host, take at most one such pod",
-        on_virtual_node: "one pod for each virtual node, however much room it has",
-        fix: "say it as a preference (preferredDuringSchedulingIgnoredDuringExecution)",
+        meaning: "required anti-affinity over hosts allows at most one such pod on each virtual node",
+        on_virtual_node: "each virtual node runs one such pod, whatever its capacity",
+        fix: "use preferredDuringSchedulingIgnoredDuringExecution instead",
         can_be_allowed: false,
         source: "kubernetes.io/docs/concepts/scheduling-eviction/assign-pod-node/#inter-pod-affinity-and-anti-affinity",
     },
@@ -110,10 +110,12 @@ static APART_FROM_ITSELF: Rule = Rule {
     },
 };
 
-/// The generations that this pod could land on. Only nodes that were seen leave one out: what is documented may be out of date, and
-/// where none is known any may come. One toleration opens both generations, so a node of the generation that the configuration
-/// does not name counts as well if it is there. Where the pod's constraints accept none, all that exist, so that every reason is
-/// listed.
+/// Returns the generations that the pod could run on.
+///
+/// Only existing nodes can exclude a generation, because documented labels may be out of date. If no node is known,
+/// nodes of any generation may appear. One toleration opens both generations, so existing nodes of a generation count
+/// even if the configuration does not name it. If the pod's constraints accept no node, all existing generations count,
+/// so that the list of reasons is complete.
 pub(super) fn candidates(pod: &Pod<'_>, virtual_nodes: &[VirtualNode], configured: Generations) -> Generations {
     let add = |all: Generations, node: &VirtualNode| all.with(node.generation);
     let accepting = virtual_nodes.iter().filter(|node| accepts(pod, node.view()));
@@ -132,7 +134,7 @@ pub(super) fn candidates(pod: &Pod<'_>, virtual_nodes: &[VirtualNode], configure
     }
 }
 
-/// Whether the pod requires the label by which the second generation is told from the first.
+/// Returns whether the pod requires the label that distinguishes the second generation from the first.
 fn asks_for_v2(pod: &Pod<'_>) -> bool {
     let (key, value) = V2_LABEL;
     let by_selector = pod.spec.node_selector.as_ref().is_some_and(|selector| selector.get(key) == Some(value));
@@ -143,7 +145,7 @@ fn asks_for_v2(pod: &Pod<'_>) -> bool {
     by_selector || by_affinity
 }
 
-/// The virtual nodes of the generations that the configuration speaks of, or the documented ones where none is known.
+/// Returns the virtual nodes of the configured generations, or the documented ones if none is known.
 fn nodes<'s>(subject: &Subject<'s>) -> impl Iterator<Item = &'s VirtualNode> + use<'s> {
     let (virtual_nodes, generations) = (subject.cluster.virtual_nodes, subject.overflow.generations);
     let is_meant = move |node: &&VirtualNode| generations.has(node.generation);
@@ -152,9 +154,11 @@ fn nodes<'s>(subject: &Subject<'s>) -> impl Iterator<Item = &'s VirtualNode> + u
     nodes.iter().filter(is_meant)
 }
 
-/// One virtual node of each generation with the labels that are documented or published for it: node dump in
-/// xfsnow/container VirtualNodeScaling/node.json and virtual-kubelet/azure-aci pkg/provider/vk_node.go for the first,
-/// microsoft/virtualnodesOnAzureContainerInstances Docs for the second.
+/// One virtual node of each generation, with its documented or published labels.
+///
+/// Sources: a node dump in xfsnow/container VirtualNodeScaling/node.json and virtual-kubelet/azure-aci
+/// pkg/provider/vk_node.go for the first generation, and microsoft/virtualnodesOnAzureContainerInstances Docs for the
+/// second.
 static DOCUMENTED: LazyLock<[VirtualNode; 2]> = LazyLock::new(|| {
     let node = |name: &str, labels: &[(&str, &str)]| {
         VirtualNode::new(name.to_owned(), labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
@@ -188,16 +192,16 @@ static DOCUMENTED: LazyLock<[VirtualNode; 2]> = LazyLock::new(|| {
     [v1, v2]
 });
 
-/// Whether the pod's node selector and required node affinity accept the node.
+/// Returns whether the pod's node selector and required node affinity accept the node.
 fn accepts(pod: &Pod<'_>, node: NodeView<'_>) -> bool {
     pod.spec.node_selector.as_ref().is_none_or(|selector| selector.first_unmatched(node).is_none())
         && pod.required_node_affinity().is_none_or(|required| required.matches(node))
 }
 
-/// What keeps the pod off the virtual nodes, in the words of its manifest.
+/// Returns the constraint that excludes all virtual nodes, as the manifest spells it.
 fn unmet(subject: &Subject<'_>) -> String {
     if let Some(selector) = &subject.pod.spec.node_selector {
-        // The entry that keeps it off the last one; where a node meets them all, the affinity is at fault.
+        // The entry that the last node does not meet. If a node meets all entries, the affinity is the cause.
         let unmet = nodes(subject).map(|node| selector.first_unmatched(node.view()));
         if let Some((key, value)) = unmet.reduce(Option::and).flatten() {
             return format!("nodeSelector {key}={value}");
@@ -218,7 +222,7 @@ fn unmet(subject: &Subject<'_>) -> String {
     )
 }
 
-/// The topology keys of constraints that can keep a pod unscheduled, and whether each honours taints.
+/// Returns the topology keys of constraints that can keep a pod unscheduled, and whether each constraint honors taints.
 fn hard_spreads<'p>(pod: &'p Pod<'_>) -> impl Iterator<Item = (&'p str, bool)> {
     let constraints = pod.spec.topology_spread_constraints.as_deref().unwrap_or_default();
     let hard = constraints.iter().filter(|c| c.when_unsatisfiable.as_deref() != Some("ScheduleAnyway"));

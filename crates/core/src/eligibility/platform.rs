@@ -1,4 +1,4 @@
-//! Pods that ask for another platform than virtual nodes have: Linux on amd64, in the runtime that Azure chooses.
+//! Rules about pods that need another platform. Virtual nodes run Linux on amd64, in a runtime that Azure chooses.
 
 use super::{Applies, Reason, Rule, Severity};
 
@@ -11,7 +11,7 @@ static WINDOWS: Rule = Rule {
         applies: Applies::Any,
         meaning: "virtual nodes run Linux only",
         on_virtual_node: "no virtual node of AKS runs Windows containers",
-        fix: "nothing to mend",
+        fix: "no fix exists",
         can_be_allowed: false,
         source: "microsoft/virtualnodesOnAzureContainerInstances README.md; MicrosoftDocs/azure-aks-docs articles/aks/virtual-nodes.md",
     },
@@ -31,8 +31,8 @@ static ARCHITECTURE: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::Any,
         meaning: "virtual nodes run amd64 only",
-        on_virtual_node: "Azure Container Instances has no other architecture than x64",
-        fix: "build the image for amd64 as well, and drop the selector",
+        on_virtual_node: "Azure Container Instances supports no architecture other than x64",
+        fix: "build the image also for amd64, and drop the selector",
         can_be_allowed: false,
         source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-faq.yml; virtual-kubelet/azure-aci#478",
     },
@@ -49,9 +49,9 @@ static RUNTIME_CLASS: Rule = Rule {
         code: "RuntimeClass",
         severity: Severity::Refusal,
         applies: Applies::Any,
-        meaning: "the pod asks for a container runtime of its own",
-        on_virtual_node: "v1 ignores it; on v2 nothing documents that a runtime class exists there",
-        fix: "drop spec.runtimeClassName if the pod runs without it",
+        meaning: "the pod requests a container runtime",
+        on_virtual_node: "v1 ignores the field; v2 documents no runtime classes",
+        fix: "drop spec.runtimeClassName if the pod works without it",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci.go, which does not read the field",
     },

@@ -1,4 +1,4 @@
-//! Probes: the first generation knows exec and httpGet, for liveness and readiness.
+//! Rules about probes. The first generation supports exec and httpGet, for liveness and readiness.
 
 use super::{Applies, NEVER_RUNS, Reason, Rule, Severity, Subject, at_fault};
 use crate::pod::{Container, HttpGet, IntOrString, Probe};
@@ -14,7 +14,7 @@ static STARTUP: Rule = Rule {
         applies: Applies::V1,
         meaning: "a container has a startup probe",
         on_virtual_node: NEVER_RUNS,
-        fix: "give the liveness probe an initialDelaySeconds in its place",
+        fix: "use initialDelaySeconds of the liveness probe instead",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci.go (getContainers); virtual-kubelet/azure-aci#566",
     },
@@ -29,7 +29,7 @@ static TCP_SOCKET: Rule = Rule {
         applies: Applies::V1,
         meaning: "a container has a tcpSocket probe",
         on_virtual_node: NEVER_RUNS,
-        fix: "use httpGet, or exec with a command that connects",
+        fix: "use httpGet, or exec with a command that connects to the port",
         can_be_allowed: true,
         source: SOURCE,
     },
@@ -57,9 +57,9 @@ static PORT_NAME: Rule = Rule {
         code: "ProbePortName",
         severity: Severity::Refusal,
         applies: Applies::V1,
-        meaning: "a probe names a port that its container does not have",
+        meaning: "a probe refers to a port name that its container does not define",
         on_virtual_node: NEVER_RUNS,
-        fix: "name the port in the container's own ports, or give its number",
+        fix: "add the name to the container's ports, or use the port number",
         can_be_allowed: true,
         source: SOURCE,
     },
@@ -80,8 +80,8 @@ static HEADERS: Rule = Rule {
         severity: Severity::Warning,
         applies: Applies::V1,
         meaning: "v1 ignores host and httpHeaders of a probe",
-        on_virtual_node: "the probe asks the container's own address without the headers: if the application wants them it is never ready, or killed again and again",
-        fix: "let the probed path answer without them, or use exec",
+        on_virtual_node: "the probe calls the container's own address without the headers; an application that needs them is never ready, or restarts repeatedly",
+        fix: "make the probed path work without them, or use exec",
         can_be_allowed: false,
         source: SOURCE,
     },
@@ -95,7 +95,7 @@ static HEADERS: Rule = Rule {
     },
 };
 
-/// The probes that the connector translates; a startup probe it refuses as such.
+/// Returns the probes that the connector translates. It refuses any startup probe.
 fn translated<'c>(container: &'c Container<'_>) -> impl Iterator<Item = &'c Probe<'c>> {
     [&container.liveness_probe, &container.readiness_probe].into_iter().flatten()
 }

@@ -1,53 +1,63 @@
-//! What a reason says of itself.
+//! Reasons: their texts, their severity, and the virtual nodes that they apply to.
 
 use super::{Generation, Generations};
 
-/// Why a pod stays on VMs, or what its owner should know.
+/// Start of [`Reason::fix`] if the pod's owner cannot or need not fix the pod.
+const NO_FIX: &str = "no fix";
+
+/// Reason why a pod stays on VMs, or information for the pod's owner.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Reason {
-    /// One UpperCamelCase word, such as `HostPathVolume`. It is what stands in `spillway.dev/decision`, in metrics and in
+    /// Name in UpperCamelCase, such as `HostPathVolume`. It appears in `spillway.dev/decision`, in metrics and in
     /// `eligibility.allow`.
     pub code: &'static str,
-    /// Whether it keeps the pod on VMs.
+    /// Effect on the decision.
     pub severity: Severity,
-    /// For which virtual nodes it holds.
+    /// Virtual nodes that the reason applies to.
     pub applies: Applies,
-    /// What it means, in one clause.
+    /// Meaning, as one clause.
     pub meaning: &'static str,
-    /// What would happen to the pod on a virtual node.
+    /// Effect on the pod on a virtual node.
     pub on_virtual_node: &'static str,
-    /// How to mend the pod.
+    /// Fix for the pod. Starts with `no fix` if the owner cannot or need not fix the pod.
     pub fix: &'static str,
-    /// Whether the pod's owner can accept it (`spillway.dev/allow`).
+    /// `true` if the pod's owner can accept the reason (`spillway.dev/allow`).
     pub can_be_allowed: bool,
-    /// Where that is written: `owner/repo path`, or a page of documentation.
+    /// Source: `owner/repo path`, or a page of documentation.
     pub source: &'static str,
 }
 
-/// Whether a reason keeps the pod on VMs.
+impl Reason {
+    /// Returns whether the pod's owner can fix the pod.
+    pub fn has_fix(&self) -> bool {
+        !self.fix.starts_with(NO_FIX)
+    }
+}
+
+/// Effect of a reason on the decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
-    /// The pod stays.
+    /// The pod stays on VMs.
     Refusal,
-    /// The pod may overflow; its owner should know, for there is something to mend.
+    /// The pod may overflow, but its owner should fix something.
     Warning,
-    /// The pod may overflow; there is nothing to mend.
+    /// The pod may overflow, and its owner need not fix anything.
     Note,
 }
 
-/// For which virtual nodes a reason holds.
+/// Virtual nodes that a reason applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applies {
-    /// For both generations.
+    /// Both generations.
     Any,
-    /// For the first only: the AKS add-on and virtual-kubelet/azure-aci.
+    /// Only the first generation: the AKS add-on and virtual-kubelet/azure-aci.
     V1,
-    /// For the second only: microsoft/virtualnodesOnAzureContainerInstances and the AKS extension.
+    /// Only the second generation: microsoft/virtualnodesOnAzureContainerInstances and the AKS extension.
     V2,
 }
 
 impl Severity {
-    /// For output.
+    /// Returns the word for output.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Refusal => "refusal",
@@ -58,7 +68,7 @@ impl Severity {
 }
 
 impl Applies {
-    /// For output.
+    /// Returns the word for output.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Any => "v1, v2",
@@ -76,23 +86,23 @@ impl Applies {
     }
 }
 
-/// A reason found in a pod.
+/// Reason that applies to a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// The reason.
     pub reason: &'static Reason,
-    /// What is at fault, such as `container web`; may be empty.
+    /// Detail, such as `container web`. May be empty.
     pub detail: String,
 }
 
 impl Finding {
-    /// A finding that needs no detail.
+    /// Creates a finding without detail.
     pub fn plain(reason: &'static Reason) -> Self {
         Self { reason, detail: String::new() }
     }
 }
 
-/// `meaning: detail`, in one line.
+/// Formats `meaning (detail)`, in one line.
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.reason.meaning)?;

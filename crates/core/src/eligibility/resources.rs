@@ -1,4 +1,4 @@
-//! What the pod asks for: how large a container group may be, and what virtual nodes do not have at all.
+//! Rules about resources: the size limit of container groups, and resources that virtual nodes lack.
 
 use super::{Applies, Generation, Reason, Rule, Severity, at_fault};
 use crate::pod::{Container, Pod, Quantity, ResourceRequirements};
@@ -16,13 +16,13 @@ pub(super) const RULES: &[&Rule] = &[
 const CPU: &str = "cpu";
 const MEMORY: &str = "memory";
 const EPHEMERAL_STORAGE_NAME: &str = "ephemeral-storage";
-/// The largest container group: 31 vCPU and 240 GB, of which the smaller reading counts.
+/// Largest container group: 31 vCPU and 240 GB, read as decimal gigabytes, which is the smaller value.
 const MOST_CPU: Quantity = Quantity::from_units(31);
 const MOST_MEMORY: Quantity = Quantity::from_units(240_000_000_000);
-/// What the first generation requests for a container that requests nothing.
+/// Requests of the first generation for a container without requests.
 const DEFAULT_CPU: Quantity = Quantity::from_units(1);
 const DEFAULT_MEMORY: Quantity = Quantity::from_units(1_500_000_000);
-/// What the second generation adds for kube-proxy, and by which annotation a pod does without.
+/// Resources that the second generation adds for kube-proxy, and the annotation that opts out of it.
 const KUBE_PROXY_CPU: Quantity = Quantity::from_milli(100);
 const KUBE_PROXY_MEMORY: Quantity = Quantity::from_units(100_000_000);
 const INJECT_KUBE_PROXY: &str = "microsoft.containerinstance.virtualnode.injectkubeproxy";
@@ -34,8 +34,8 @@ static GROUP_TOO_LARGE: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::Any,
         meaning: "a container group has at most 31 vCPU and 240 GB",
-        on_virtual_node: "the virtual node seems to have room, and Azure Container Instances refuses to create the container group",
-        fix: "request less, or divide the pod; v1 counts 1 CPU and 1.5 GB for a container without requests, v2 adds 0.1 CPU and 0.1 GB for kube-proxy",
+        on_virtual_node: "the virtual node seems to have room, but Azure Container Instances refuses the container group",
+        fix: "request less, or split the pod (v1 counts 1 CPU and 1.5 GB for containers without requests, v2 adds 0.1 CPU and 0.1 GB for kube-proxy)",
         can_be_allowed: true,
         source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-resource-and-quota-limits.md; virtual-kubelet/azure-aci pkg/provider/aci.go (getContainers); microsoft/virtualnodesOnAzureContainerInstances Helm/virtualnode/values.yaml (kubeProxy)",
     },
@@ -57,9 +57,9 @@ static LIMIT_ABOVE_GROUP_REQUEST: Rule = Rule {
         code: "LimitAboveGroupRequest",
         severity: Severity::Refusal,
         applies: Applies::V1,
-        meaning: "a limit is above what all containers request together",
-        on_virtual_node: "Azure Container Instances answers ContainerLimitGreaterThanContainerGroupTotalRequest, and the pod stays bound without ever running",
-        fix: "lower the limit or raise the request; CPU requests are rounded down to 10m first, memory to 0.1 GB, and without a request it is 1 CPU and 1.5 GB",
+        meaning: "a limit is above the sum of all containers' requests",
+        on_virtual_node: "Azure Container Instances answers ContainerLimitGreaterThanContainerGroupTotalRequest, so the pod stays bound and never runs",
+        fix: "lower the limit or raise a request (v1 rounds requests down to 10m CPU and 0.1 GB; its defaults are 1 CPU and 1.5 GB)",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci.go (getContainers); virtual-kubelet/azure-aci#17; virtual-kubelet/azure-aci#149",
     },
@@ -87,8 +87,8 @@ static GPU: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::Any,
         meaning: "virtual nodes have no GPU",
-        on_virtual_node: "no node fits; an old connector that still advertises nvidia.com/gpu takes the pod and never runs it",
-        fix: "nothing to mend; Azure Container Instances retired its GPUs on 2025-07-14, and never had them in a virtual network",
+        on_virtual_node: "no node fits; an old connector that still advertises nvidia.com/gpu accepts the pod and never runs it",
+        fix: "no fix exists; Azure Container Instances retired GPUs on 2025-07-14, and never had them in virtual networks",
         can_be_allowed: false,
         source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-faq.yml; virtual-kubelet/azure-aci pkg/provider/aci.go (getGPUSKU)",
     },
@@ -103,7 +103,7 @@ static HUGE_PAGES: Rule = Rule {
         applies: Applies::Any,
         meaning: "virtual nodes have no huge pages",
         on_virtual_node: NEVER_FITS,
-        fix: "drop the request if the application runs without",
+        fix: "drop the request if the application works without it",
         can_be_allowed: false,
         source: "virtual-kubelet/azure-aci pkg/provider/vk_node.go",
     },
@@ -118,7 +118,7 @@ static EXTENDED_RESOURCE: Rule = Rule {
         applies: Applies::Any,
         meaning: "virtual nodes do not advertise the resource",
         on_virtual_node: NEVER_FITS,
-        fix: "drop the request if the pod runs without; allow it if the virtual nodes do advertise the resource",
+        fix: "drop the request if the pod works without it, or allow it if the virtual nodes advertise the resource",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/vk_node.go; kubernetes.io/docs/concepts/configuration/manage-resources-containers/#extended-resources",
     },
@@ -131,9 +131,9 @@ static RESOURCE_CLAIM: Rule = Rule {
         code: "ResourceClaim",
         severity: Severity::Refusal,
         applies: Applies::Any,
-        meaning: "the pod claims devices, and virtual nodes have none to allocate",
-        on_virtual_node: "no driver of dynamic resource allocation runs there, so no device can be allocated",
-        fix: "nothing to mend",
+        meaning: "the pod claims devices, which virtual nodes do not have",
+        on_virtual_node: "no driver of dynamic resource allocation runs there, so the pod gets no device",
+        fix: "no fix exists",
         can_be_allowed: false,
         source: "kubernetes.io/docs/concepts/scheduling-eviction/dynamic-resource-allocation; virtual-kubelet/azure-aci pkg/provider/aci.go, which does not read the field",
     },
@@ -162,8 +162,8 @@ static EPHEMERAL_STORAGE: Rule = Rule {
     check: |subject| (subject.pod.request(EPHEMERAL_STORAGE_NAME) > Quantity::ZERO).then(String::new),
 };
 
-/// How large the container group becomes, which is more than the scheduler reserves: the first generation's connector asks for
-/// containers that ask for nothing, the second puts kube-proxy beside the pod.
+/// Returns the CPU and memory of the container group, which can exceed the scheduler's reservation. The connector of
+/// the first generation adds default requests, and the second generation adds kube-proxy.
 fn group_size(pod: &Pod<'_>, generation: Generation) -> (Quantity, Quantity) {
     let (cpu, memory) = (pod.request(CPU), pod.request(MEMORY));
     match generation {
@@ -181,22 +181,25 @@ fn group_size(pod: &Pod<'_>, generation: Generation) -> (Quantity, Quantity) {
     }
 }
 
-/// Bytes in the step of Azure Container Instances for memory.
+/// Memory step of Azure Container Instances, in bytes.
 const TENTH_OF_GB: i128 = 100_000_000;
 
-/// What the connector requests of CPU for a container: in steps of 10m, at least one, and 1 CPU where nothing is said.
+/// Returns the CPU request that the connector sends for a container, in thousandths. The step and the minimum are 10m,
+/// and the default is 1 CPU.
 fn requested_milli(container: &Container<'_>) -> i128 {
     let request = container.resources.as_ref().and_then(|resources| resources.request(CPU));
     (request.unwrap_or(DEFAULT_CPU).milli() / 10 * 10).max(10)
 }
 
-/// What it requests of memory: in steps of 0.1 GB, at least one, and 1.5 GB where nothing is said.
+/// Returns the memory request that the connector sends for a container, in tenths of a GB. The minimum is 0.1 GB, and
+/// the default is 1.5 GB.
 fn requested_tenths(container: &Container<'_>) -> i128 {
     let request = container.resources.as_ref().and_then(|resources| resources.request(MEMORY));
     in_tenths_of_gb(request.unwrap_or(DEFAULT_MEMORY)).max(1)
 }
 
-/// Rounded down, as requests and limits of memory are; a limit of CPU is sent as it is.
+/// Rounds down to tenths of a GB, as the connector does for requests and limits of memory. It does not round CPU
+/// limits.
 const fn in_tenths_of_gb(memory: Quantity) -> i128 {
     memory.units() / TENTH_OF_GB
 }
@@ -209,18 +212,18 @@ fn tenths(tenths: i128) -> String {
     format!("{}.{}", tenths / 10, tenths % 10)
 }
 
-/// The vendors' device plugins.
+/// Returns whether a device plugin for GPUs provides the resource.
 fn is_gpu(resource: &str) -> bool {
     let Some((domain, name)) = resource.split_once('/') else { return false };
     domain == "nvidia.com" || domain == "gpu.intel.com" || name == "gpu"
 }
 
-/// Whether a resource is neither Kubernetes' own nor one of its domain.
+/// Returns whether the resource is neither built in nor in a domain of Kubernetes.
 fn is_extended(resource: &str) -> bool {
     resource.split_once('/').is_some_and(|(domain, _)| domain != "kubernetes.io" && !domain.ends_with(".kubernetes.io"))
 }
 
-/// The resources that are meant and that the pod asks for, each once.
+/// Formats the matching resources that the pod requests, each once.
 fn asked(pod: &Pod<'_>, is_meant: impl Fn(&str) -> bool) -> Option<String> {
     let all = pod.all_containers().filter_map(|c| c.resources.as_ref()).chain(&pod.spec.resources);
     let mut names: Vec<_> = all.flat_map(ResourceRequirements::others).filter(|name| is_meant(name)).collect();

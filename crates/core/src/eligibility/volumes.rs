@@ -1,4 +1,4 @@
-//! Volumes. The first generation translates each into a volume of Azure Container Instances, or fails to.
+//! Rules about volumes. The first generation translates each volume into one of Azure Container Instances, or fails.
 
 use super::{Applies, Reason, Rule, Severity, Subject, at_fault};
 use crate::pod::{
@@ -21,7 +21,7 @@ pub(super) const RULES: &[&Rule] = &[
     &NAME,
 ];
 
-/// The one driver of in-line CSI volumes that virtual nodes have.
+/// The only driver of in-line CSI volumes on virtual nodes.
 const AZURE_FILE: &str = "file.csi.azure.com";
 const MOST_VOLUMES: usize = 20;
 const SHORTEST_NAME: usize = 5;
@@ -31,8 +31,8 @@ static HOST_PATH: Rule = Rule {
         code: "HostPathVolume",
         severity: Severity::Refusal,
         applies: Applies::V2,
-        meaning: "a hostPath volume promises the node's own disk",
-        on_virtual_node: "the path lies inside the pod's own utility VM, so nothing of a host is there",
+        meaning: "a hostPath volume refers to the node's own disk",
+        on_virtual_node: "the path is inside the pod's own utility VM, without any files of a host",
         fix: "use an emptyDir for scratch space, or Azure Files for shared data",
         can_be_allowed: true,
         source: "microsoft/virtualnodesOnAzureContainerInstances Docs (VirtualDaemonSet)",
@@ -46,9 +46,9 @@ static PERSISTENT_VOLUME_CLAIM: Rule = Rule {
         code: "PersistentVolumeClaim",
         severity: Severity::Refusal,
         applies: Applies::V2,
-        meaning: "v2 mounts no claims but those of Azure Files",
-        on_virtual_node: "only Azure Files can be mounted, disks and blobs cannot",
-        fix: "allow it if the claim's storage class is one of Azure Files (provisioner file.csi.azure.com)",
+        meaning: "v2 mounts only claims of Azure Files",
+        on_virtual_node: "v2 mounts only Azure Files, not disks or blobs",
+        fix: "allow it if the claim's storage class uses Azure Files (provisioner file.csi.azure.com)",
         can_be_allowed: true,
         source: "microsoft/virtualnodesOnAzureContainerInstances Docs/StorageOptions.md",
     },
@@ -61,9 +61,9 @@ static EPHEMERAL: Rule = Rule {
         code: "EphemeralVolume",
         severity: Severity::Refusal,
         applies: Applies::V2,
-        meaning: "v2 mounts no claims but those of Azure Files",
-        on_virtual_node: "only Azure Files can be mounted, disks and blobs cannot",
-        fix: "use an emptyDir, or allow it if its storage class is one of Azure Files",
+        meaning: "v2 mounts only claims of Azure Files",
+        on_virtual_node: "v2 mounts only Azure Files, not disks or blobs",
+        fix: "use an emptyDir, or allow it if its storage class uses Azure Files",
         can_be_allowed: true,
         source: "microsoft/virtualnodesOnAzureContainerInstances Docs/StorageOptions.md",
     },
@@ -77,8 +77,8 @@ static CSI: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::V2,
         meaning: "v2 cannot mount this kind of in-line CSI volume",
-        on_virtual_node: "only file.csi.azure.com exists there; anything else fails to mount and the pod never runs",
-        fix: "mount Azure Files by file.csi.azure.com; read secrets by workload identity in place of secrets-store",
+        on_virtual_node: "v2 has only file.csi.azure.com; other drivers fail to mount, and the pod never runs",
+        fix: "mount Azure Files with file.csi.azure.com, and read secrets with workload identity instead of secrets-store",
         can_be_allowed: true,
         source: "microsoft/virtualnodesOnAzureContainerInstances Docs/StorageOptions.md",
     },
@@ -91,8 +91,8 @@ static UNSUPPORTED: Rule = Rule {
         code: "UnsupportedVolume",
         severity: Severity::Refusal,
         applies: Applies::V2,
-        meaning: "v2 is not known to mount this type of volume",
-        on_virtual_node: "only Azure Files is documented",
+        meaning: "v2 does not document this type of volume",
+        on_virtual_node: "v2 documents only Azure Files",
         fix: "use an emptyDir for scratch space, or Azure Files for shared data",
         can_be_allowed: true,
         source: "microsoft/virtualnodesOnAzureContainerInstances Docs/StorageOptions.md",
@@ -106,15 +106,16 @@ static UNSUPPORTED: Rule = Rule {
     },
 };
 
-/// What the second generation may mount has rules of its own, which can be allowed. Here an owner's word changes nothing.
+/// Volumes that the second generation may mount have their own rules, which the owner can accept. The owner cannot
+/// accept this rule.
 static TYPE_REJECTED: Rule = Rule {
     reason: Reason {
         code: "VolumeTypeRejected",
         severity: Severity::Refusal,
         applies: Applies::V1,
-        meaning: "v1 mounts Azure Files in line, emptyDir, secret, configMap and projected volumes only",
-        on_virtual_node: "the connector fails to create the volume, and the pod stays bound without ever running",
-        fix: "use an emptyDir for scratch space; for shared data Azure Files in line, by azureFile or by file.csi.azure.com with volumeAttributes secretName and shareName",
+        meaning: "v1 mounts only in-line Azure Files, emptyDir, secret, configMap and projected volumes",
+        on_virtual_node: "the connector fails to create the volume, so the pod stays bound and never runs",
+        fix: "use an emptyDir for scratch space, or in-line Azure Files for shared data (azureFile, or file.csi.azure.com with volumeAttributes secretName and shareName)",
         can_be_allowed: false,
         source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go (getVolumes, getAzureFileCSI)",
     },
@@ -138,7 +139,7 @@ static DOWNWARD_API: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::V1,
         meaning: "v1 cannot create a downwardAPI volume",
-        on_virtual_node: "the connector fails to create it, and the pod stays bound without ever running",
+        on_virtual_node: "the connector fails to create the volume, so the pod stays bound and never runs",
         fix: "pass the fields as environment variables (metadata.name, namespace, uid, labels['x'], annotations['x'])",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go",
@@ -147,15 +148,15 @@ static DOWNWARD_API: Rule = Rule {
     check: |subject| volumes(subject, |volume| matches!(volume.source, VolumeSource::DownwardApi)),
 };
 
-/// The token of a service account is the matter of `identity.rs`.
+/// `identity.rs` has the rules about service account tokens.
 static PROJECTED: Rule = Rule {
     reason: Reason {
         code: "ProjectedVolume",
         severity: Severity::Refusal,
         applies: Applies::V1,
-        meaning: "v1 leaves out a source of the projected volume",
-        on_virtual_node: "only the keys that a secret or configMap source names as items are there; without items, and from downwardAPI or clusterTrustBundle, there is no file, and no message",
-        fix: "list the keys as items, or mount secret and configMap as volumes of their own",
+        meaning: "v1 omits a source of the projected volume",
+        on_virtual_node: "v1 creates only the files that a secret or configMap source lists as items; other files are missing, without a message",
+        fix: "list the keys as items, or mount the secret and configMap as separate volumes",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go (getVolumes, Projected)",
     },
@@ -167,7 +168,8 @@ static PROJECTED: Rule = Rule {
         };
         volumes(subject, |volume| {
             let VolumeSource::Projected(projected) = &volume.source else { return false };
-            // That the API server's volume lacks the namespace's file is said with its token.
+            // The namespace file of the API server's volume is missing too. The rule about the token of this volume
+            // covers it.
             let is_known = |source: &VolumeProjection<'_>| source.downward_api.is_some() && volume.is_api_access();
             !projected.sources.iter().flatten().all(|source| arrives(source) || is_known(source))
         })
@@ -180,8 +182,8 @@ static ITEMS: Rule = Rule {
         severity: Severity::Warning,
         applies: Applies::V1,
         meaning: "v1 ignores the items of a secret or configMap volume",
-        on_virtual_node: "every key is there under its own name, none under the path that items give it",
-        fix: "name the keys as the files are to be called, or use a projected volume if the paths are the keys",
+        on_virtual_node: "each file has the name of its key, not the path from items",
+        fix: "name the keys like the files, or use a projected volume if the paths are the keys",
         can_be_allowed: false,
         source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go, which does not read the field",
     },
@@ -199,8 +201,8 @@ static OPTIONAL: Rule = Rule {
         code: "OptionalVolume",
         severity: Severity::Warning,
         applies: Applies::V1,
-        meaning: "v1 creates no group where an optional secret or configMap is missing or empty",
-        on_virtual_node: "if it is there all is well; else the volume is left out but its mount is not, Azure Container Instances answers 400, and the pod stays bound without ever running",
+        meaning: "v1 fails if an optional secret or configMap is missing or empty",
+        on_virtual_node: "without the object, v1 omits the volume but keeps its mount; Azure Container Instances answers 400, so the pod never runs",
         fix: "create the object with at least one key, or drop the volume",
         can_be_allowed: false,
         source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go (getVolumes)",
@@ -220,8 +222,8 @@ static SUB_PATH: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::V1,
         meaning: "v1 ignores subPath and mountPropagation",
-        on_virtual_node: "the whole volume is mounted in place of the part, without a message: a file becomes a directory, and what else is in the volume shows",
-        fix: "mount a volume of its own in place of subPath and subPathExpr; drop mountPropagation",
+        on_virtual_node: "v1 mounts the whole volume, without a message: a file becomes a directory, and other files are visible",
+        fix: "mount a separate volume instead of using subPath or subPathExpr, and drop mountPropagation",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci.go (getVolumeMounts)",
     },
@@ -244,8 +246,8 @@ static TOO_MANY: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::Any,
         meaning: "a container group has at most 20 volumes",
-        on_virtual_node: "Azure Container Instances refuses to create the container group; that v2 is bound by it is likely, not documented",
-        fix: "join volumes, such as several configMaps in one",
+        on_virtual_node: "Azure Container Instances refuses the container group; for v2 this is likely, but not documented",
+        fix: "merge volumes, such as several configMaps into one",
         can_be_allowed: true,
         source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-resource-and-quota-limits.md",
     },
@@ -256,15 +258,15 @@ static TOO_MANY: Rule = Rule {
     },
 };
 
-/// The other demands of the naming rule, small letters, digits, hyphens and at most 63 of them, are those of Kubernetes.
+/// Kubernetes itself enforces the rest of the naming rule: at most 63 lower-case letters, digits and hyphens.
 static NAME: Rule = Rule {
     reason: Reason {
         code: "VolumeName",
         severity: Severity::Refusal,
         applies: Applies::V1,
-        meaning: "Azure wants volume names of 5 characters or more, without --",
-        on_virtual_node: "the connector sends the name as it is, and by its documentation Azure Container Instances refuses the container group; the pod stays bound without ever running",
-        fix: "give the volume a longer name, such as scratch for tmp",
+        meaning: "Azure requires volume names of at least 5 characters, without --",
+        on_virtual_node: "the documentation says that Azure Container Instances refuses the name, so that the pod stays bound and never runs",
+        fix: "use a longer name for the volume, such as scratch instead of tmp",
         can_be_allowed: true,
         source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-troubleshooting.md; virtual-kubelet/azure-aci pkg/provider/aci_volumes.go",
     },
@@ -281,7 +283,7 @@ fn volumes(subject: &Subject<'_>, is_at_fault: impl Fn(&Volume<'_>) -> bool) -> 
     at_fault("volume", at_faults.map(Volume::display_name))
 }
 
-/// `volume a is nfs, volume b is rbd`: the volumes for which there is a type to name.
+/// Formats the volumes that have a type: `volume a is nfs, volume b is rbd`.
 fn by_type<'s>(subject: &Subject<'s>, kind: impl Fn(&'s Volume<'s>) -> Option<&'s str>) -> Option<String> {
     let volumes = subject.pod.volumes().iter();
     let named = volumes.filter_map(|volume| Some(format!("volume {} is {}", volume.display_name(), kind(volume)?)));
@@ -292,7 +294,8 @@ fn is_azure_file(csi: &CsiVolume<'_>) -> bool {
     csi.driver.as_deref() == Some(AZURE_FILE)
 }
 
-/// What the first generation mounts a share by; the second can also provision one.
+/// Returns whether the volume names the share that the first generation mounts. The second generation can also
+/// provision a share.
 fn names_its_share(csi: &CsiVolume<'_>) -> bool {
     let says = |attributes: &StringMap<'_>, key| attributes.get(key).is_some_and(|value| !value.is_empty());
     csi.volume_attributes.as_ref().is_some_and(|a| says(a, "secretName") && says(a, "shareName"))

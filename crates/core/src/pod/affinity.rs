@@ -1,4 +1,4 @@
-//! Node affinity and the other constraints on where a pod may go, with the scheduler's semantics.
+//! Node affinity and other scheduling constraints of pods, with the scheduler's semantics.
 
 use bounded_static::ToStatic;
 use serde::Deserialize;
@@ -29,7 +29,7 @@ pub struct NodeAffinity<'a> {
     pub preferred: Option<Vec<PreferredSchedulingTerm<'a>>>,
 }
 
-/// The required node affinity: one of its terms must match.
+/// Required node affinity. One of its terms must match.
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase", remote = "Self")]
 pub struct NodeSelector<'a> {
@@ -38,7 +38,7 @@ pub struct NodeSelector<'a> {
     pub node_selector_terms: Option<Vec<NodeSelectorTerm<'a>>>,
 }
 
-/// A weighted term of the preferred node affinity.
+/// Weighted term of the preferred node affinity.
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(remote = "Self")]
 pub struct PreferredSchedulingTerm<'a> {
@@ -49,7 +49,7 @@ pub struct PreferredSchedulingTerm<'a> {
     pub preference: Option<NodeSelectorTerm<'a>>,
 }
 
-/// A term: all of its expressions and all of its fields must match.
+/// Term of a node affinity. All of its expressions and fields must match.
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase", remote = "Self")]
 pub struct NodeSelectorTerm<'a> {
@@ -61,17 +61,17 @@ pub struct NodeSelectorTerm<'a> {
     pub match_fields: Option<Vec<NodeSelectorRequirement<'a>>>,
 }
 
-/// One requirement of a term.
+/// Requirement of a term.
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(remote = "Self")]
 pub struct NodeSelectorRequirement<'a> {
-    /// The label's key.
+    /// Key of the label.
     #[serde(borrow)]
     pub key: Option<Text<'a>>,
     /// `In`, `NotIn`, `Exists`, `DoesNotExist`, `Gt` or `Lt`.
     #[serde(borrow)]
     pub operator: Option<Text<'a>>,
-    /// What the label is compared with.
+    /// Values that the label is compared with.
     #[serde(borrow)]
     pub values: Option<Vec<Text<'a>>>,
 }
@@ -85,7 +85,7 @@ pub struct PodAntiAffinity<'a> {
     pub required: Option<Vec<PodAffinityTerm<'a>>>,
 }
 
-/// A term of the pod anti-affinity; whom it keeps apart is not read.
+/// Term of the pod anti-affinity. Spillway does not read its label selector.
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase", remote = "Self")]
 pub struct PodAffinityTerm<'a> {
@@ -101,10 +101,10 @@ pub struct TopologySpreadConstraint<'a> {
     /// `topologyKey`
     #[serde(borrow)]
     pub topology_key: Option<Text<'a>>,
-    /// `DoNotSchedule` (also when absent) or `ScheduleAnyway`.
+    /// `DoNotSchedule` (also if absent) or `ScheduleAnyway`.
     #[serde(borrow)]
     pub when_unsatisfiable: Option<Text<'a>>,
-    /// `Ignore` (also when absent) or `Honor`.
+    /// `Ignore` (also if absent) or `Honor`.
     #[serde(borrow)]
     pub node_taints_policy: Option<Text<'a>>,
 }
@@ -121,7 +121,7 @@ from_map!(
     TopologySpreadConstraint<'a>,
 );
 
-/// The node that a pod's constraints are held against.
+/// Node that a pod's constraints are matched against.
 #[derive(Debug, Clone, Copy)]
 pub struct NodeView<'n> {
     /// `metadata.name`
@@ -131,7 +131,7 @@ pub struct NodeView<'n> {
 }
 
 impl<'n> NodeView<'n> {
-    /// The value of a label, if the node has it.
+    /// Returns the value of a label, or `None` if the node lacks it.
     pub fn label(&self, key: &str) -> Option<&'n str> {
         self.labels.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
@@ -145,38 +145,38 @@ impl StringMap<'_> {
 }
 
 impl NodeSelector<'_> {
-    /// The terms; no term at all matches no node.
+    /// Returns the terms. A node affinity without terms matches no node.
     pub fn terms(&self) -> &[NodeSelectorTerm<'_>] {
         self.node_selector_terms.as_deref().unwrap_or_default()
     }
 
-    /// Whether one of the terms matches the node.
+    /// Returns whether one of the terms matches the node.
     pub fn matches(&self, node: NodeView<'_>) -> bool {
         self.terms().iter().any(|term| term.matches(node))
     }
 }
 
 impl NodeSelectorTerm<'_> {
-    /// The requirements on labels.
+    /// Returns the requirements on labels.
     pub fn expressions(&self) -> &[NodeSelectorRequirement<'_>] {
         self.match_expressions.as_deref().unwrap_or_default()
     }
 
-    /// The requirements on fields.
+    /// Returns the requirements on fields.
     pub fn fields(&self) -> &[NodeSelectorRequirement<'_>] {
         self.match_fields.as_deref().unwrap_or_default()
     }
 
-    /// Whether the term requires nothing, and so matches nothing.
+    /// Returns whether the term has no requirements. Such a term matches no node.
     pub fn is_empty(&self) -> bool {
         self.expressions().is_empty() && self.fields().is_empty()
     }
 
-    /// Whether the node meets every requirement. A term without any matches no node, as in
-    /// k8s.io/component-helpers `scheduling/corev1/nodeaffinity`.
+    /// Returns whether the node meets every requirement. An empty term matches no node, as in k8s.io/component-helpers
+    /// `scheduling/corev1/nodeaffinity`.
     pub fn matches(&self, node: NodeView<'_>) -> bool {
         let (expressions, fields) = (self.expressions(), self.fields());
-        // The one field that the API knows.
+        // The API has only this field.
         let field = |key: &str| (key == "metadata.name").then_some(node.name);
         !self.is_empty()
             && expressions.iter().all(|e| e.matches(|key| node.label(key)))
@@ -213,7 +213,7 @@ impl NodeSelectorRequirement<'_> {
     }
 }
 
-/// For messages: `key In [a, b]`.
+/// Formats `key In [a, b]`, for messages.
 impl std::fmt::Display for NodeSelectorRequirement<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}", self.key.as_deref().unwrap_or("?"), self.operator.as_deref().unwrap_or("?"))?;
@@ -225,8 +225,8 @@ impl std::fmt::Display for NodeSelectorRequirement<'_> {
     }
 }
 
-/// Whether a label (nothing if it is absent) meets a requirement, by the rules of k8s.io/apimachinery `pkg/labels`. An operator
-/// that does not exist is met by nothing.
+/// Returns whether a label meets a requirement, by the rules of k8s.io/apimachinery `pkg/labels`. `None` means that the
+/// label is absent. No label meets an unknown operator.
 pub fn requirement_matches<'v>(operator: &str, mut values: impl Iterator<Item = &'v str>, label: Option<&str>) -> bool {
     match operator {
         "In" => label.is_some_and(|label| values.any(|value| value == label)),
@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_term_that_says_the_same_is_taken_for_ours() {
+    fn only_an_equal_term_counts_as_ours() {
         for (json, expected) in [
             (r#"{"matchExpressions":[{"key":"type","operator":"NotIn","values":["virtual-kubelet"]}]}"#, true),
             (

@@ -1,14 +1,14 @@
-//! A borrowed view of what is read of a `v1.Binding`, by which a scheduler gives a pod its node.
+//! Borrowed view of a `v1.Binding`, with which a scheduler assigns a pod to a node.
 
 use serde::Deserialize;
 
 use super::{Metadata, Text, from_map};
 
-/// The parts of a `v1.Binding` that are read.
+/// Fields of a `v1.Binding` that Spillway reads.
 #[derive(Debug, Default, Deserialize)]
 #[serde(remote = "Self")]
 pub struct Binding<'a> {
-    /// `metadata`: the pod's names, and annotations that are merged into the pod's.
+    /// `metadata`: name and namespace of the pod, and annotations that the API server merges into the pod.
     #[serde(borrow)]
     pub metadata: Option<Metadata<'a>>,
     /// `target`
@@ -23,7 +23,7 @@ pub struct BindingTarget<'a> {
     /// `Node`, or empty, which means the same.
     #[serde(borrow)]
     pub kind: Option<Text<'a>>,
-    /// The node's name.
+    /// Name of the node.
     #[serde(borrow)]
     pub name: Option<Text<'a>>,
 }
@@ -31,14 +31,14 @@ pub struct BindingTarget<'a> {
 from_map!(Binding<'a>, BindingTarget<'a>);
 
 impl Binding<'_> {
-    /// The node that the pod is to run on.
+    /// Returns the name of the node, or `None` if the target is not a node.
     pub fn node(&self) -> Option<&str> {
         let target = self.target.as_ref()?;
         let is_node = matches!(target.kind.as_deref(), None | Some("" | "Node"));
         target.name.as_deref().filter(|_| is_node)
     }
 
-    /// The value of an annotation, if the binding has it.
+    /// Returns the value of an annotation, or `None` if it is absent.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         self.metadata.as_ref()?.annotations.as_ref()?.get(key)
     }

@@ -1,4 +1,4 @@
-//! Containers, as far as they are read.
+//! Fields of containers that Spillway reads.
 
 use std::fmt;
 
@@ -23,20 +23,20 @@ pub struct Container<'a> {
     /// `name`
     #[serde(borrow)]
     pub name: Option<Text<'a>>,
-    /// `command`, by its length; an empty list is as good as none.
+    /// `command`. Only its length matters, and an empty list counts as absent.
     pub command: Option<Vec<Present>>,
-    /// `args`, by its length; an empty list is as good as none.
+    /// `args`. Only its length matters, and an empty list counts as absent.
     pub args: Option<Vec<Present>>,
-    /// `restartPolicy`, of init containers: `Always` makes a native sidecar.
+    /// `restartPolicy` of an init container. `Always` makes it a native sidecar.
     #[serde(borrow)]
     pub restart_policy: Option<Text<'a>>,
     /// `ports`
     #[serde(borrow)]
     pub ports: Option<Vec<ContainerPort<'a>>>,
-    /// `env`, of which only what comes from elsewhere is kept.
+    /// `env`, reduced to variables with `valueFrom`.
     #[serde(borrow)]
     pub env: Option<FilteredVec<EnvVar<'a>>>,
-    /// `volumeMounts`, of which only what mounts a part or propagates is kept.
+    /// `volumeMounts`, reduced to mounts with a sub path or with mount propagation.
     #[serde(borrow)]
     pub volume_mounts: Option<FilteredVec<VolumeMount<'a>>>,
     /// `lifecycle`
@@ -61,12 +61,12 @@ pub struct Container<'a> {
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase", remote = "Self")]
 pub struct ContainerPort<'a> {
-    /// `name`, which a probe may refer to.
+    /// `name`. A probe may refer to it.
     #[serde(borrow)]
     pub name: Option<Text<'a>>,
     /// `containerPort`
     pub container_port: Option<i64>,
-    /// `hostPort`; 0 is as good as none.
+    /// `hostPort`. 0 counts as absent.
     pub host_port: Option<i64>,
 }
 
@@ -97,7 +97,7 @@ pub struct EnvVarSource<'a> {
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase", remote = "Self")]
 pub struct ObjectFieldSelector<'a> {
-    /// Such as `status.podIP`.
+    /// `fieldPath`, such as `status.podIP`.
     #[serde(borrow)]
     pub field_path: Option<Text<'a>>,
 }
@@ -109,10 +109,10 @@ pub struct VolumeMount<'a> {
     /// `mountPath`
     #[serde(borrow)]
     pub mount_path: Option<Text<'a>>,
-    /// `subPath`; empty is as good as none.
+    /// `subPath`. An empty text counts as absent.
     #[serde(borrow)]
     pub sub_path: Option<Text<'a>>,
-    /// `subPathExpr`; empty is as good as none.
+    /// `subPathExpr`. An empty text counts as absent.
     #[serde(borrow)]
     pub sub_path_expr: Option<Text<'a>>,
     /// `mountPropagation`: `None`, `HostToContainer` or `Bidirectional`.
@@ -150,23 +150,23 @@ pub struct HttpGet<'a> {
     /// `port`: a number, or the name of a port.
     #[serde(borrow)]
     pub port: Option<IntOrString<'a>>,
-    /// `host`; empty is as good as none.
+    /// `host`. An empty text counts as absent.
     #[serde(borrow)]
     pub host: Option<Text<'a>>,
     /// `httpHeaders`
     pub http_headers: Option<Vec<Present>>,
 }
 
-/// A number or a name, as `IntOrString` of the API.
+/// Number or name, like `IntOrString` of the API.
 #[derive(Debug, ToStatic)]
 pub enum IntOrString<'a> {
-    /// A port number.
+    /// Port number.
     Int(i64),
-    /// A port name.
+    /// Port name.
     Name(Text<'a>),
 }
 
-/// Not by serde's `untagged`, which buffers the value first.
+/// Does not use serde's `untagged`, because it buffers the value first.
 impl<'de: 'a, 'a> Deserialize<'de> for IntOrString<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
@@ -248,17 +248,17 @@ impl Keep for VolumeMount<'_> {
 }
 
 impl Container<'_> {
-    /// The container's name, for messages.
+    /// Returns the container's name, for messages.
     pub fn display_name(&self) -> &str {
         self.name.as_deref().unwrap_or("(no name)")
     }
 
-    /// Whether this init container is a native sidecar.
+    /// Returns whether this init container is a native sidecar.
     pub fn is_sidecar(&self) -> bool {
         self.restart_policy.as_deref() == Some("Always")
     }
 
-    /// All probes, with the name of the field each stands in.
+    /// Returns all probes, each with the name of its field.
     pub fn probes(&self) -> impl Iterator<Item = (&'static str, &Probe<'_>)> {
         let named = [
             ("livenessProbe", &self.liveness_probe),

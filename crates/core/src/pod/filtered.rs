@@ -1,4 +1,4 @@
-//! Lists of which only some entries matter.
+//! Lists that keep only relevant entries.
 
 use std::{fmt, marker::PhantomData};
 
@@ -8,8 +8,8 @@ use serde::{
     de::{SeqAccess, Visitor},
 };
 
-/// The entries of a list that a rule could find fault with. The others are dropped while they are read: most pods have many
-/// variables and mounts, and none of this kind, and then the list costs nothing.
+/// List of the entries that a rule may report. It drops the other entries while it reads them. Most pods have many
+/// variables and mounts but no such entry, so that the list costs nothing.
 #[derive(Debug, ToStatic)]
 pub struct FilteredVec<T>(Vec<T>);
 
@@ -19,14 +19,14 @@ impl<T> Default for FilteredVec<T> {
     }
 }
 
-/// Whether an entry of a list says anything that is read.
+/// Filter for the entries of a list.
 pub trait Keep {
-    /// Whether a rule could find fault with this entry.
+    /// Returns whether a rule may report this entry.
     fn keep(&self) -> bool;
 }
 
 impl<T: Keep> FilteredVec<T> {
-    /// Takes the entry that comes next in the document.
+    /// Adds the next entry of the document, if it is relevant.
     pub(super) fn push(&mut self, entry: T) {
         if entry.keep() {
             self.0.push(entry);
@@ -35,7 +35,7 @@ impl<T: Keep> FilteredVec<T> {
 }
 
 impl<T> FilteredVec<T> {
-    /// The entries, in the order of the document.
+    /// Returns the entries, in the order of the document.
     pub fn iter(&self) -> std::slice::Iter<'_, T> {
         self.0.iter()
     }

@@ -1,7 +1,7 @@
-//! Structs that are read from maps alone.
+//! Structs that are read only from maps.
 //!
-//! serde's derive also reads a struct from a list that holds the values of the fields in their order. A patch for a pod that was
-//! read in this way would not apply. So a list in place of a map is an error, at every depth.
+//! serde's derive also reads a struct from a list with the values of its fields. A patch for such a pod would not
+//! apply. So a list in place of a map is an error, at every depth.
 
 use std::{fmt, marker::PhantomData};
 
@@ -10,13 +10,13 @@ use serde::{
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-/// A struct with a derived function that reads its fields.
+/// Struct with a derived function that reads its fields.
 pub(crate) trait ReadFields<'de>: Sized {
     /// Reads the fields from a map.
     fn read_fields<D: Deserializer<'de>>(map: D) -> Result<Self, D::Error>;
 }
 
-/// Visits a map and nothing else.
+/// Visitor that accepts only a map.
 pub(crate) struct FromMap<T>(pub(crate) PhantomData<T>);
 
 impl<'de, T: ReadFields<'de>> Visitor<'de> for FromMap<T> {
@@ -31,7 +31,8 @@ impl<'de, T: ReadFields<'de>> Visitor<'de> for FromMap<T> {
     }
 }
 
-/// Implements `Deserialize` for structs with `#[serde(remote = "Self")]`: the derive then makes a function, and no implementation.
+/// Implements `Deserialize` for structs with `#[serde(remote = "Self")]`. With this attribute, the derive creates a
+/// function and no implementation.
 macro_rules! from_map {
     ($($name:ident $(<$life:lifetime>)?),+ $(,)?) => {$(
         impl<'de $(: $life, $life)?> $crate::pod::from_map::ReadFields<'de> for $name $(<$life>)? {

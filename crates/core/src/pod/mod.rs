@@ -1,8 +1,8 @@
-//! A borrowed view of the fields of a Pod that Spillway reads, and nothing else.
+//! Borrowed view of the Pod fields that Spillway reads.
 //!
-//! The view borrows from the JSON text it was read from. Fields that are not named here are skipped without being
-//! built: that is where the speed comes from, and it is why a field that a newer Kubernetes adds can never be lost.
-//! Every map, list and struct may be absent or `null`, as Go's encoder may leave it out either way.
+//! The view borrows from the JSON text. It skips all other fields without building them. This makes it fast, and it
+//! cannot lose a field of a newer Kubernetes (decision 5). Every map, list and struct may be absent or `null`, because
+//! Go's encoder may write either.
 
 mod affinity;
 mod binding;
@@ -38,9 +38,9 @@ pub use volume::{
     CsiVolume, KeysProjection, ProjectedVolume, ServiceAccountTokenProjection, Volume, VolumeProjection, VolumeSource,
 };
 
-/// The parts of a `v1.Pod` that a decision rests on.
+/// Fields of a `v1.Pod` that a decision depends on.
 ///
-/// `metadata` and `spec` are required: the API server always sends both, and something without them is not a pod.
+/// `metadata` and `spec` are required. The API server always sends both, and an object without them is not a pod.
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(remote = "Self")]
 pub struct Pod<'a> {
@@ -52,14 +52,14 @@ pub struct Pod<'a> {
     pub spec: Spec<'a>,
 }
 
-/// The parts of `metadata` that are read.
+/// Fields of `metadata` that Spillway reads.
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Metadata<'a> {
-    /// `metadata.name`; absent when the API server has yet to generate one.
+    /// `metadata.name`. Absent if the API server has yet to generate the name.
     #[serde(borrow)]
     pub name: Option<Text<'a>>,
-    /// `metadata.generateName`, the prefix a controller gives its pods.
+    /// `metadata.generateName`, the prefix of generated names.
     #[serde(borrow)]
     pub generate_name: Option<Text<'a>>,
     /// `metadata.labels`
@@ -77,18 +77,18 @@ pub struct Metadata<'a> {
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(remote = "Self")]
 pub struct OwnerReference<'a> {
-    /// The owner's kind, such as `ReplicaSet`.
+    /// Kind of the owner, such as `ReplicaSet`.
     #[serde(borrow)]
     pub kind: Option<Text<'a>>,
-    /// Whether the owner manages the pod; at most one does.
+    /// `true` if the owner manages the pod. At most one owner does.
     pub controller: Option<bool>,
 }
 
-/// The parts of `spec` that are read.
+/// Fields of `spec` that Spillway reads.
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Spec<'a> {
-    /// `spec.nodeName`: set when the pod is bound already.
+    /// `spec.nodeName`. Set if the pod is already bound.
     #[serde(borrow)]
     pub node_name: Option<Text<'a>>,
     /// `spec.nodeSelector`
@@ -97,7 +97,7 @@ pub struct Spec<'a> {
     /// `spec.os`
     #[serde(borrow)]
     pub os: Option<PodOs<'a>>,
-    /// `spec.serviceAccountName`; the API server's own ServiceAccount plugin has filled it in before webhooks run.
+    /// `spec.serviceAccountName`. The API server's ServiceAccount plugin sets it before webhooks run.
     #[serde(borrow)]
     pub service_account_name: Option<Text<'a>>,
     /// `spec.dnsPolicy`
@@ -137,7 +137,7 @@ pub struct Spec<'a> {
     /// `spec.resources`, for the pod as a whole.
     #[serde(borrow)]
     pub resources: Option<ResourceRequirements<'a>>,
-    /// `spec.overhead`, filled in from the runtime class.
+    /// `spec.overhead`. The API server sets it from the runtime class.
     #[serde(borrow)]
     pub overhead: Option<ResourceList<'a>>,
     /// `spec.securityContext`
@@ -178,73 +178,73 @@ pub struct PodOs<'a> {
 from_map!(Pod<'a>, Metadata<'a>, OwnerReference<'a>, Spec<'a>, PodSecurityContext, PodOs<'a>);
 
 impl Pod<'_> {
-    /// The same pod, with text of its own.
+    /// Returns the same pod with its own copy of the text.
     pub fn into_owned(self) -> Pod<'static> {
         self.into_static()
     }
 
-    /// The value of an annotation, if the pod has it.
+    /// Returns the value of an annotation, or `None` if it is absent.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         self.metadata.annotations.as_ref()?.get(key)
     }
 
-    /// All annotations, in the order of the document.
+    /// Returns all annotations, in the order of the document.
     pub fn annotations(&self) -> impl Iterator<Item = (&str, &str)> {
         self.metadata.annotations.iter().flat_map(StringMap::iter)
     }
 
-    /// The value of a label, if the pod has it.
+    /// Returns the value of a label, or `None` if it is absent.
     pub fn label(&self, key: &str) -> Option<&str> {
         self.metadata.labels.as_ref()?.get(key)
     }
 
-    /// The entries of `spec.tolerations`, none if the list is absent.
+    /// Returns the entries of `spec.tolerations`. Empty if the list is absent.
     pub fn tolerations(&self) -> &[Toleration<'_>] {
         self.spec.tolerations.as_deref().unwrap_or_default()
     }
 
-    /// The list of the preferred node affinity, if it is there; it may be empty.
+    /// Returns the list of the preferred node affinity, or `None` if it is absent. The list may be empty.
     pub fn preferred_node_affinity(&self) -> Option<&[PreferredSchedulingTerm<'_>]> {
         self.spec.affinity.as_ref()?.node_affinity.as_ref()?.preferred.as_deref()
     }
 
-    /// The entries of the preferred node affinity, none if any part of the way there is absent.
+    /// Returns the entries of the preferred node affinity. Empty if the list or one of its parents is absent.
     pub fn preferred_node_terms(&self) -> &[PreferredSchedulingTerm<'_>] {
         self.preferred_node_affinity().unwrap_or_default()
     }
 
-    /// The required node affinity.
+    /// Returns the required node affinity.
     pub fn required_node_affinity(&self) -> Option<&NodeSelector<'_>> {
         self.spec.affinity.as_ref()?.node_affinity.as_ref()?.required.as_ref()
     }
 
-    /// The entries of `spec.containers`.
+    /// Returns the entries of `spec.containers`.
     pub fn containers(&self) -> &[Container<'_>] {
         self.spec.containers.as_deref().unwrap_or_default()
     }
 
-    /// The entries of `spec.initContainers`.
+    /// Returns the entries of `spec.initContainers`.
     pub fn init_containers(&self) -> &[Container<'_>] {
         self.spec.init_containers.as_deref().unwrap_or_default()
     }
 
-    /// The init containers, then the containers.
+    /// Returns the init containers, then the containers.
     pub fn all_containers(&self) -> impl Iterator<Item = &Container<'_>> {
         self.init_containers().iter().chain(self.containers())
     }
 
-    /// The entries of `spec.volumes`.
+    /// Returns the entries of `spec.volumes`.
     pub fn volumes(&self) -> &[Volume<'_>] {
         self.spec.volumes.as_deref().unwrap_or_default()
     }
 
-    /// The kind of the owner that manages the pod.
+    /// Returns the kind of the owner that manages the pod.
     pub fn controller_kind(&self) -> Option<&str> {
         let owners = self.metadata.owner_references.as_deref().unwrap_or_default();
         owners.iter().find(|owner| owner.controller == Some(true))?.kind.as_deref()
     }
 
-    /// The service account the pod runs as: `default` when it names none, as the API server defaults it.
+    /// Returns the pod's service account. If the pod names none, it is `default`, as in the API server.
     pub fn service_account(&self) -> &str {
         match self.spec.service_account_name.as_deref() {
             Some(name) if !name.is_empty() => name,

@@ -1,9 +1,9 @@
-//! Fields of which only it matters that they are there.
+//! Fields of which Spillway reads only whether they exist.
 
 use bounded_static::ToStatic;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
-/// Something that is there and not null; what it says is skipped. `Option<Present>` is the field.
+/// Existing value that is not null. Its content is skipped. The type of such a field is `Option<Present>`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ToStatic)]
 pub struct Present;
 

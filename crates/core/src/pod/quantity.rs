@@ -1,7 +1,7 @@
-//! Resource quantities such as `500m` and `1.5Gi`, as Kubernetes reads them.
+//! Resource quantities such as `500m` and `1.5Gi`, with the semantics of Kubernetes.
 //!
-//! The rules are those of `ParseQuantity` in k8s.io/apimachinery `pkg/api/resource`, down to its oddities (`+` and `k` are
-//! zero): what the API server accepts must mean the same here. A test compares the two on thousands of strings.
+//! The rules are those of `ParseQuantity` in k8s.io/apimachinery `pkg/api/resource`, with its oddities (`+` and `k` are
+//! zero). A text that the API server accepts must mean the same here. A test compares both on thousands of strings.
 
 use std::{fmt, iter, ops::Add};
 
@@ -11,53 +11,54 @@ use serde::{
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-/// Nanos in one unit: a core, a byte.
+/// Nanos in one unit, such as a core or a byte.
 const UNIT: i128 = 1_000_000_000;
-/// Nanos in one milli of a unit.
+/// Nanos in a thousandth of a unit.
 const MILLI: i128 = 1_000_000;
 
-/// An amount of a resource in its own unit, such as cores or bytes, exact to a billionth.
+/// Amount of a resource in its own unit, such as cores or bytes, exact to a billionth.
 ///
-/// Amounts with binary suffixes end at 2^63-1 units, as they do in apimachinery. All others are exact up to 2^127-1 nanos, some
-/// 10^29 units, and larger ones count as that much; apimachinery has no such limit, and no node has as much of anything.
+/// The maximum is 2^63-1 units for amounts with a binary suffix, as in apimachinery. For other amounts it is 2^127-1
+/// nanos, about 10^29 units. Larger amounts count as the maximum. apimachinery has no such limit, but no node has that
+/// much of a resource.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, ToStatic)]
 pub struct Quantity {
     nanos: i128,
 }
 
-/// Why a text is not a quantity. The text itself is not kept: who reads it knows it, and names the field beside it.
+/// Reason why a text is not a quantity. It does not contain the text, because the caller knows the text and its field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ToStatic, thiserror::Error)]
 pub enum QuantityError {
-    /// No number in front.
+    /// The text does not begin with a number.
     #[error("expected a number with or without a suffix, such as 2, 500m or 1.5Gi")]
     Number,
-    /// A number, and something behind it that is no suffix.
+    /// An unknown suffix follows the number.
     #[error("unknown suffix, expected one of n u m k M G T P E, Ki Mi Gi Ti Pi Ei, or an exponent such as e3")]
     Suffix,
-    /// Of a JSON type that a quantity cannot have.
+    /// The JSON value is neither a string nor a number.
     #[error("expected a string or a number")]
     Type,
 }
 
 impl Quantity {
-    /// Nothing.
+    /// Zero.
     pub const ZERO: Self = Self { nanos: 0 };
 
-    /// So many whole units.
+    /// Creates a quantity from whole units.
     pub const fn from_units(units: i64) -> Self {
         Self { nanos: units as i128 * UNIT }
     }
 
-    /// So many thousandths of a unit, as CPU is counted.
+    /// Creates a quantity from thousandths of a unit, as for CPU.
     pub const fn from_milli(milli: i64) -> Self {
         Self { nanos: milli as i128 * MILLI }
     }
 
-    /// Reads a quantity. Amounts below a nano are rounded away from zero: who asks for something gets something.
+    /// Reads a quantity. Amounts below a nano are rounded away from zero, so that no request becomes zero.
     ///
     /// # Errors
     ///
-    /// [`QuantityError`] for exactly the texts that `ParseQuantity` refuses. White space is one of them.
+    /// Returns [`QuantityError`] for exactly the texts that `ParseQuantity` refuses. White space is one of them.
     pub fn parse(text: &str) -> Result<Self, QuantityError> {
         if text.is_empty() {
             return Err(QuantityError::Number);
@@ -79,17 +80,18 @@ impl Quantity {
         Ok(Self { nanos: if text.starts_with('-') { -nanos } else { nanos } })
     }
 
-    /// The amount in whole units, rounded away from zero.
+    /// Returns the amount in whole units, rounded away from zero.
     pub const fn units(self) -> i128 {
         round_away(self.nanos, UNIT)
     }
 
-    /// The amount in whole thousandths of a unit, rounded away from zero.
+    /// Returns the amount in whole thousandths of a unit, rounded away from zero.
     pub const fn milli(self) -> i128 {
         round_away(self.nanos, MILLI)
     }
 
-    /// The largest multiple of `step` that is not larger than this; the amount itself if there are no steps (zero or less).
+    /// Returns the largest multiple of `step` that is not above the amount. If `step` is zero or less, returns the
+    /// amount.
     #[must_use]
     pub const fn floor_to(self, step: Self) -> Self {
         if step.nanos <= 0 {
@@ -99,7 +101,7 @@ impl Quantity {
     }
 }
 
-/// Ends at the limits of the type.
+/// Saturates at the limits of the type.
 impl Add for Quantity {
     type Output = Self;
 
@@ -116,7 +118,7 @@ fn split_digits(text: &str) -> (&str, &str) {
     text.split_at(text.bytes().take_while(u8::is_ascii_digit).count())
 }
 
-/// What a number is multiplied with: ten or two to the power of this.
+/// Factor of a number: a power of ten or of two.
 enum Scale {
     Decimal(i32),
     Binary(u32),
@@ -145,8 +147,8 @@ impl Scale {
         })
     }
 
-    /// Whether `ParseQuantity` takes this suffix without any digit for zero. That is an accident of its fast path: where it
-    /// falls back to arbitrary precision, it misses the digits.
+    /// Returns whether `ParseQuantity` reads this suffix as zero if there are no digits. Its fast path does so by
+    /// accident. Its slow path, with arbitrary precision, reports the missing digits.
     fn alone_is_zero(&self) -> bool {
         match self {
             Self::Decimal(exponent) => *exponent >= -9,
@@ -155,19 +157,19 @@ impl Scale {
     }
 }
 
-/// `e3`, `E+3` or `e-3`.
+/// Reads `e3`, `E+3` or `e-3`.
 fn decimal_exponent(suffix: &str) -> Option<i32> {
     let exponent: i64 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
-    // apimachinery reads 64 bits and keeps 32 of them: to it, 1e4294967296 is 1.
+    // apimachinery reads 64 bits and keeps 32 of them, so that 1e4294967296 means 1.
     #[allow(clippy::cast_possible_truncation)]
     Some(exponent as i32)
 }
 
-/// The number `whole.fraction` × 10^`power` × `factor` in whole nanos, rounded up; nothing if that is beyond 128 bits.
+/// Returns `whole.fraction` × 10^`power` × `factor` in whole nanos, rounded up, or `None` above 128 bits.
 fn magnitude(whole: &str, fraction: &str, power: i32, factor: u128) -> Option<u128> {
     let digits = whole.bytes().chain(fraction.bytes()).map(|digit| u128::from(digit - b'0'));
     let count = whole.len() + fraction.len();
-    // As if the number were an integer: this many zeros follow the digits, or this many places stand behind a point.
+    // Treats the number as an integer. Either `zeros` zeros follow its digits, or `places` digits are behind the point.
     let zeros = i64::from(power) + 9 - i64::try_from(fraction.len()).ok()?;
     let places = usize::try_from(-zeros).unwrap_or(0);
     let before = count.saturating_sub(places);
@@ -177,8 +179,8 @@ fn magnitude(whole: &str, fraction: &str, power: i32, factor: u128) -> Option<u1
         let zeros = u32::try_from(zeros).unwrap_or(0);
         nanos = nanos.checked_mul(10_u128.checked_pow(zeros)?)?.checked_mul(factor)?;
     }
-    // The places from the last to the first, each a tenth of the one before. Once a remainder is left, it never goes away
-    // again: the sum is above a whole number for good.
+    // Goes through the places from last to first, and divides by ten at each place. A remainder never disappears again,
+    // because the exact number is then above a whole number.
     const DIVIDES_TO_ZERO: usize = 40; // more leading places than that change nothing
     let leading = iter::repeat_n(0, (places - (count - before)).min(DIVIDES_TO_ZERO));
     let (tenth, remainder) =
@@ -189,11 +191,11 @@ fn magnitude(whole: &str, fraction: &str, power: i32, factor: u128) -> Option<u1
     nanos.checked_add(tenth)?.checked_add(u128::from(remainder))
 }
 
-/// What stands in a manifest where a quantity belongs.
+/// Value of a quantity field in a manifest.
 ///
-/// A quantity that cannot be read must not make the whole pod unreadable. The API server sends only quantities in their
-/// canonical form, as strings. People also write numbers, and mistakes: those are kept as the reason why, for whoever needs
-/// the value to deal with. `null` is zero, as Go decodes it; an `Option` around this tells it from an amount.
+/// An invalid quantity must not make the whole pod unreadable. The API server sends only strings in canonical form.
+/// People also write numbers, and mistakes. A mistake is kept as an error, for the caller that needs the value. `null`
+/// is zero, as Go decodes it. Use an `Option` around this type to distinguish `null` from an amount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ToStatic)]
 pub struct MaybeQuantity(pub Result<Quantity, QuantityError>);
 
@@ -203,7 +205,7 @@ impl<'de> Deserialize<'de> for MaybeQuantity {
     }
 }
 
-/// A value that is not a quantity, and not a mistake in one.
+/// Error for a value of a type that a quantity cannot have.
 const OTHER: MaybeQuantity = MaybeQuantity(Err(QuantityError::Type));
 
 struct Anything;
@@ -227,7 +229,7 @@ impl<'de> Visitor<'de> for Anything {
         Ok(MaybeQuantity(Ok(Quantity::from_units(units))))
     }
 
-    /// Reads the shortest text that means this float. That is the text of the document, up to 15 digits of it.
+    /// Reads the shortest text for this float. Up to 15 digits, it is the text of the document.
     fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
         Ok(MaybeQuantity(Quantity::parse(&format!("{number:e}"))))
     }
@@ -291,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn signs_points_and_zeros_stand_where_they_may() {
+    fn signs_points_and_zeros_are_read() {
         for (text, expected) in [
             ("0", 0),
             ("-0", 0),
@@ -310,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_go_refuses_is_refused() {
+    fn texts_that_go_refuses_are_refused() {
         for (text, expected) in [
             ("", NUMBER),
             ("a", NUMBER),
@@ -335,14 +337,14 @@ mod tests {
         ] {
             assert_eq!(nanos(text), expected, "{text}");
         }
-        // Without a digit and yet zero, by an accident of Go's.
+        // Go reads these as zero by accident, although they have no digit.
         for text in ["+", "-", ".", "k", "-.m", "Ti", "E", "e3", "e-9"] {
             assert_eq!(nanos(text), Ok(0), "{text}");
         }
     }
 
     #[test]
-    fn whatever_is_below_a_nano_becomes_one() {
+    fn amounts_below_a_nano_are_rounded_away_from_zero() {
         for (text, expected) in [
             ("0.1n", 1),
             ("-0.1n", -1),
@@ -351,7 +353,7 @@ mod tests {
             ("1e-1000000", 1),
             ("0.0000000001Ki", 103), // 102.4
             ("0.0000000000000000000000000000000000000000001Ei", 1),
-            // Exactly 2^60 nanos, and the least bit more.
+            // Exactly 2^60 nanos, and slightly more.
             ("0.000000001Ei", 1 << 60),
             ("0.0000000010000000000000000000000000000000000000000000000000000000001Ei", (1 << 60) + 1),
         ] {
@@ -360,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn large_amounts_end_at_a_limit() {
+    fn large_amounts_saturate() {
         let most_binary = i128::from(i64::MAX) * UNIT;
         for (text, expected) in [
             ("7Ei", 7 * (UNIT << 60)),
@@ -381,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_unit_count_as_a_whole_one() {
+    fn parts_of_a_unit_are_rounded_away_from_zero() {
         for (text, milli, units) in [
             ("0", 0, 0),
             ("1n", 1, 1),
@@ -397,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_floor_is_the_next_step_below() {
+    fn floor_to_returns_the_next_multiple_below() {
         let (cpu, memory) = (Quantity::from_milli(10), Quantity::from_units(100_000_000));
         for (text, step, expected) in [
             ("1234m", cpu, "1230m"),
@@ -415,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn amounts_compare_by_value_whatever_their_suffix() {
+    fn amounts_compare_by_value_not_by_suffix() {
         let parse = |text| Quantity::parse(text).unwrap();
         assert_eq!(parse("1Ki"), parse("1024"));
         assert_eq!(parse("0.5"), parse("500m"));
@@ -425,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quantity_is_text_or_number_and_may_be_invalid() {
+    fn a_quantity_field_accepts_text_numbers_and_mistakes() {
         for (json, expected) in [
             (r#""500m""#, Quantity::parse("500m")),
             (r#"" 1 ""#, Quantity::parse("1")),

@@ -1,4 +1,4 @@
-//! What containers and pods ask for, by resource.
+//! Requests and limits of containers and pods, by resource.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ pub struct ResourceRequirements<'a> {
     pub claims: Option<Vec<Present>>,
 }
 
-/// Amounts by resource. The two that nearly every container has stand by themselves, so that it needs no list.
+/// Amounts by resource. CPU and memory have their own fields, so that most containers need no list.
 #[derive(Debug, Default, ToStatic)]
 pub struct ResourceList<'a> {
     cpu: Option<MaybeQuantity>,
@@ -33,7 +33,7 @@ pub struct ResourceList<'a> {
 }
 
 impl<'a> ResourceList<'a> {
-    /// Takes the entry that comes next in the document.
+    /// Adds the next entry of the document.
     pub(super) fn push(&mut self, name: Text<'a>, amount: MaybeQuantity) {
         match &*name {
             "cpu" => self.cpu = Some(amount),
@@ -42,8 +42,8 @@ impl<'a> ResourceList<'a> {
         }
     }
 
-    /// How much of this resource; nothing if it is not there or cannot be read. Where a name stands twice the last one counts, as
-    /// it does for Go.
+    /// Returns the amount of a resource, or `None` if it is absent or invalid. If a name occurs twice, the last entry
+    /// counts, as in Go.
     pub fn get(&self, resource: &str) -> Option<Quantity> {
         let amount = match resource {
             "cpu" => self.cpu.as_ref(),
@@ -53,12 +53,12 @@ impl<'a> ResourceList<'a> {
         amount?.0.ok()
     }
 
-    /// Whether nothing is asked for, not even zero.
+    /// Returns whether the list has no entry, not even with zero.
     pub fn is_empty(&self) -> bool {
         self.cpu.is_none() && self.memory.is_none() && self.others.is_empty()
     }
 
-    /// The resources beside CPU and memory of which more than zero is asked for; an amount that cannot be read is taken for more.
+    /// Returns the resources other than CPU and memory whose amount is not zero. An invalid amount counts as not zero.
     pub fn others(&self) -> impl Iterator<Item = &str> {
         let asked = self.others.iter().filter(|(_, amount)| amount.0 != Ok(Quantity::ZERO));
         asked.map(|(name, _)| &**name)
@@ -68,30 +68,34 @@ impl<'a> ResourceList<'a> {
 from_map!(ResourceRequirements<'a>);
 
 impl ResourceRequirements<'_> {
-    /// How much is requested. A limit without a request is the request too, as the API server defaults it.
+    /// Returns the request. A limit without a request counts as the request, as the API server defaults it.
     pub fn request(&self, resource: &str) -> Option<Quantity> {
         let of = |list: &Option<ResourceList<'_>>| list.as_ref().and_then(|list| list.get(resource));
         of(&self.requests).or_else(|| of(&self.limits))
     }
 
-    /// How much is the most.
+    /// Returns the limit.
     pub fn limit(&self, resource: &str) -> Option<Quantity> {
         self.limits.as_ref()?.get(resource)
     }
 
-    /// The resources beside CPU and memory that are requested or limited; one that is both is named twice.
+    /// Returns the requested or limited resources other than CPU and memory. A resource with both is named twice.
     pub fn others(&self) -> impl Iterator<Item = &str> {
         self.requests.iter().chain(&self.limits).flat_map(ResourceList::others)
     }
 }
 
 impl Pod<'_> {
-    /// How much of a resource the scheduler reserves for the pod.
+    /// Returns the amount that the scheduler reserves for the pod.
     ///
-    /// The rules are those of `PodRequests` in k8s.io/component-helpers `resource`: init containers run one after another beside
-    /// the sidecars started before them, then the containers run beside all sidecars; the larger of the two counts, and the
-    /// overhead comes on top. A request of the pod as a whole takes the place of its containers', and so does its limit where
-    /// they request nothing, as the API server defaults it.
+    /// The rules are those of `PodRequests` in k8s.io/component-helpers `resource`:
+    ///
+    /// - Init containers run one after another, beside the sidecars that started before them.
+    /// - Then the containers run beside all sidecars. The larger of both amounts counts.
+    /// - The overhead is added.
+    /// - A request of the whole pod replaces the requests of its containers.
+    /// - If the containers request nothing, the limit of the whole pod counts as its request, as the API server
+    ///   defaults it.
     pub fn request(&self, resource: &str) -> Quantity {
         let overhead = self.spec.overhead.as_ref().and_then(|overhead| overhead.get(resource)).unwrap_or_default();
         let of_pod = self.spec.resources.as_ref();
@@ -152,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_is_counted_as_the_scheduler_counts_it() {
+    fn pod_requests_are_those_of_the_scheduler() {
         let amount = |cpu: &str| format!(r#"{{"resources":{{"requests":{{"cpu":"{cpu}"}}}}}}"#);
         let sidecar =
             |cpu: &str| format!(r#"{{"restartPolicy":"Always","resources":{{"requests":{{"cpu":"{cpu}"}}}}}}"#);

@@ -1,18 +1,18 @@
-//! Properties of the whole view.
+//! Tests of the whole view.
 
 use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
 
-/// A pod in which every field of the view has a value.
+/// Pod with a value for every field of the view.
 const FULL_POD: &str = include_str!("full_pod.json");
 
 fn read(json: &str) -> serde_json::Result<Pod<'_>> {
     serde_json::from_str(json)
 }
 
-/// The paths of all values of the full pod, as JSON pointers.
+/// Returns the paths of all values in the full pod, as JSON pointers.
 fn paths() -> Vec<String> {
     fn collect(value: &Value, path: &str, paths: &mut Vec<String>) {
         paths.push(path.to_owned());
@@ -69,7 +69,7 @@ fn a_list_in_place_of_a_map_is_an_error_at_every_depth() {
     assert_eq!((pod.label("a"), pod.tolerations().len()), (Some("b"), 1));
 }
 
-/// Also for those that are read by hand, or from maps of any key.
+/// Includes the types with a handwritten `Deserialize`, and the maps with arbitrary keys.
 #[test]
 fn no_map_of_the_view_is_read_from_a_list() {
     for path in paths() {
@@ -81,7 +81,7 @@ fn no_map_of_the_view_is_read_from_a_list() {
         for list in [values, nulls, Vec::new()] {
             *pod.pointer_mut(&path).unwrap() = Value::Array(list);
             let text = pod.to_string();
-            // Of some fields nothing is read but that they are there.
+            // Some fields are read only for their existence.
             let read = read(&text).map(|pod| format!("{pod:?}"));
             assert!(read.as_ref().ok().is_none_or(|read| *read == full_pod()), "{path}: {text}: {read:?}");
         }
@@ -93,7 +93,7 @@ fn full_pod() -> String {
 }
 
 #[test]
-fn an_error_says_what_is_wrong_and_where() {
+fn errors_name_the_problem_and_its_position() {
     for (json, expected) in [
         ("", "EOF while parsing a value at line 1 column 0"),
         (r#"{"metadata":{},"spec":{"#, "EOF while parsing an object at line 1 column 23"),
@@ -116,9 +116,9 @@ fn an_error_says_what_is_wrong_and_where() {
     }
 }
 
-/// The last one counts in maps of strings and of quantities: see there.
+/// In maps of strings and of quantities, the last entry counts. Their modules test that.
 #[test]
-fn a_field_that_is_written_twice_is_an_error() {
+fn a_repeated_field_is_an_error() {
     for (json, expected) in [
         (r#"{"metadata":{},"spec":{},"spec":{}}"#, "duplicate field `spec`"),
         (r#"{"metadata":{"name":null,"name":"b"},"spec":{}}"#, "duplicate field `name`"),
@@ -128,13 +128,13 @@ fn a_field_that_is_written_twice_is_an_error() {
         let error = read(json).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{json}: {error}");
     }
-    // A field that is not read may be there as often as it likes.
+    // A field that is not read may be repeated.
     assert!(read(r#"{"metadata":{},"spec":{"x":1,"x":2}}"#).is_ok());
 }
 
 #[test]
 fn null_means_the_same_as_a_missing_field() {
-    // Entries of these maps are not fields: a null string is empty, and a null quantity is zero.
+    // Entries of these maps are not fields. A null string is empty, and a null quantity is zero.
     let is_entry = |parent: &str| {
         ["labels", "annotations", "nodeSelector", "volumeAttributes", "requests", "limits", "overhead"]
             .iter()
@@ -156,13 +156,13 @@ fn null_means_the_same_as_a_missing_field() {
 }
 
 #[test]
-fn depth_takes_no_stack() {
+fn deep_nesting_needs_no_stack() {
     let lists = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
     let deep = lists(1_000_000);
     serde_json::from_str::<Present>(&deep).unwrap();
     assert!(serde_json::from_str::<Present>(&"[".repeat(1_000_000)).is_err());
     assert!(read(&r#"{"spec":{"containers":[{"lifecycle":"#.repeat(1_000_000)).is_err());
-    // A field that is skipped, one that only has to be there, a quantity, and one of another type.
+    // A skipped field, a field that is read only for its existence, a quantity, and a field of another type.
     for (spec, is_read) in [
         (format!(r#"{{"x":{deep}}}"#), true),
         (format!(r#"{{"hostAliases":[{deep}]}}"#), true),
@@ -174,7 +174,7 @@ fn depth_takes_no_stack() {
     }
 }
 
-/// JSON with all that a writer may choose: white space, escapes, the form of numbers.
+/// Generates JSON with all freedoms of a writer: white space, escapes and number formats.
 fn json() -> impl Strategy<Value = String> {
     let word =
         prop::sample::select(vec!["null", "true", "false", "\"\"", "{}", "[ ]", "-0", "1E+2", "18446744073709551616"]);

@@ -1,4 +1,4 @@
-//! Strings and string maps that borrow from the JSON they were read from.
+//! Strings and string maps that borrow from the JSON text.
 
 use std::{borrow::Cow, fmt, ops::Deref};
 
@@ -8,10 +8,10 @@ use serde::{
     de::{MapAccess, Visitor},
 };
 
-/// A string of the JSON text: borrowed where it holds no escape, owned where it does.
+/// String of the JSON text. It borrows the text if the string has no escapes.
 ///
-/// A newtype, because serde's `borrow` does not reach into `Option<Cow<str>>` or `Vec<Cow<str>>`, and because a plain
-/// `&str` fails at run time on any escaped string.
+/// It is a newtype, because serde's `borrow` does not reach into `Option<Cow<str>>` or `Vec<Cow<str>>`. A plain `&str`
+/// would fail at run time for strings with escapes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, ToStatic)]
 #[serde(transparent)]
 pub struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -30,22 +30,22 @@ impl Deref for Text<'_> {
     }
 }
 
-/// A map of strings such as labels or annotations, in the order of the document.
+/// Map of strings such as labels or annotations, in the order of the document.
 #[derive(Debug, Default, ToStatic)]
 pub struct StringMap<'a>(Vec<(Text<'a>, Text<'a>)>);
 
 impl<'a> StringMap<'a> {
-    /// Takes the entry that comes next in the document. A null value is the empty string, as Go decodes it.
+    /// Adds the next entry of the document. A null value is the empty string, as Go decodes it.
     pub(super) fn push(&mut self, key: Text<'a>, value: Option<Text<'a>>) {
         self.0.push((key, value.unwrap_or_default()));
     }
 
-    /// The value of `key`. Where a key stands twice the last one counts, as it does for Go.
+    /// Returns the value of `key`. If a key occurs twice, the last value counts, as in Go.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().rev().find(|(name, _)| &**name == key).map(|(_, value)| &**value)
     }
 
-    /// The entries in the order of the document.
+    /// Returns the entries, in the order of the document.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_string_borrows_unless_it_holds_an_escape() {
+    fn a_string_borrows_unless_it_has_an_escape() {
         let plain: Text<'_> = serde_json::from_str(r#""web""#).unwrap();
         let escaped: Text<'_> = serde_json::from_str(r#""a\"b""#).unwrap();
         assert!(matches!(plain.0, Cow::Borrowed("web")));

@@ -1,46 +1,47 @@
-//! Tolerations as the scheduler understands them.
+//! Tolerations with the scheduler's semantics.
 
 use bounded_static::ToStatic;
 use serde::Deserialize;
 
 use super::{Text, from_map};
 
-/// One entry of `spec.tolerations`.
+/// Entry of `spec.tolerations`.
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(remote = "Self")]
 pub struct Toleration<'a> {
-    /// Empty or absent, with operator `Exists`, means every key.
+    /// `key`. If it is empty or absent, with operator `Exists`, it means every key.
     #[serde(borrow)]
     pub key: Option<Text<'a>>,
-    /// `Exists` or `Equal`; empty or absent means `Equal`.
+    /// `operator`: `Exists` or `Equal`. If it is empty or absent, it means `Equal`.
     #[serde(borrow)]
     pub operator: Option<Text<'a>>,
-    /// Compared with the taint's value by `Equal`.
+    /// `value`. `Equal` compares it with the taint's value.
     #[serde(borrow)]
     pub value: Option<Text<'a>>,
-    /// Empty or absent means every effect.
+    /// `effect`. If it is empty or absent, it means every effect.
     #[serde(borrow)]
     pub effect: Option<Text<'a>>,
 }
 
-/// A taint of a node.
+/// Taint of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taint<'a> {
-    /// Such as `virtual-kubelet.io/provider`.
+    /// Key, such as `virtual-kubelet.io/provider`.
     pub key: &'a str,
-    /// Such as `azure`.
+    /// Value, such as `azure`.
     pub value: &'a str,
-    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    /// Effect: `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
     pub effect: &'a str,
 }
 
 from_map!(Toleration<'a>);
 
 impl Toleration<'_> {
-    /// Whether this toleration tolerates the taint.
+    /// Returns whether this toleration covers the taint.
     ///
-    /// The rules are those of `ToleratesTaint` in k8s.io/component-helpers `scheduling/corev1`. The operators `Lt` and `Gt`
-    /// (an alpha feature that compares integers) count as not tolerating: the worst of that is one toleration more.
+    /// The rules are those of `ToleratesTaint` in k8s.io/component-helpers `scheduling/corev1`. The operators `Lt` and
+    /// `Gt` (an alpha feature that compares integers) count as not tolerating. At worst, Spillway adds a redundant
+    /// toleration.
     pub fn tolerates(&self, taint: Taint<'_>) -> bool {
         let effect = self.effect.as_deref().unwrap_or_default();
         let key = self.key.as_deref().unwrap_or_default();
@@ -58,21 +59,21 @@ impl Toleration<'_> {
     }
 }
 
-/// A toleration that is to be added.
+/// Toleration that Spillway adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TolerationFields<'t> {
     /// `key`
     pub key: &'t str,
     /// `operator`
     pub operator: &'t str,
-    /// `value`, empty if it has none
+    /// `value`. Empty if the toleration has none.
     pub value: &'t str,
     /// `effect`
     pub effect: &'t str,
 }
 
 impl TolerationFields<'_> {
-    /// Whether it tolerates the taint. Key and effect are never empty.
+    /// Returns whether the toleration covers the taint. Its key and effect are never empty.
     pub fn tolerates(self, taint: Taint<'_>) -> bool {
         let is_value = self.operator == "Exists" || self.value == taint.value;
         self.key == taint.key && self.effect == taint.effect && is_value
@@ -80,10 +81,10 @@ impl TolerationFields<'_> {
 }
 
 impl Toleration<'_> {
-    /// As an entry of a namespace's whitelist: whether it lets a pod have this toleration.
+    /// Returns whether this entry of a namespace's whitelist permits a toleration.
     ///
-    /// The rules are those of `isSuperset` in kubernetes/kubernetes `pkg/util/tolerations/tolerations.go`, for tolerations without
-    /// `tolerationSeconds`.
+    /// The rules are those of `isSuperset` in kubernetes/kubernetes `pkg/util/tolerations/tolerations.go`, for
+    /// tolerations without `tolerationSeconds`.
     pub fn permits(&self, wanted: TolerationFields<'_>) -> bool {
         let key = self.key.as_deref().unwrap_or_default();
         let operator = self.operator.as_deref().unwrap_or_default();
@@ -114,7 +115,7 @@ mod tests {
     const TAINT: Taint<'_> = Taint { key: "virtual-kubelet.io/provider", value: "azure", effect: "NoSchedule" };
 
     #[test]
-    fn a_toleration_covers_a_taint_exactly_when_the_scheduler_says_so() {
+    fn a_toleration_covers_a_taint_as_in_the_scheduler() {
         for (json, expected) in [
             (r#"{"key":"virtual-kubelet.io/provider","operator":"Exists","effect":"NoSchedule"}"#, true),
             (r#"{"key":"virtual-kubelet.io/provider","operator":"Exists"}"#, true),

@@ -1,4 +1,4 @@
-//! Volumes, as far as they are read.
+//! Fields of volumes that Spillway reads.
 
 use std::fmt;
 
@@ -15,25 +15,25 @@ use super::{StringMap, Text, from_map, present::Present};
 pub struct Volume<'a> {
     /// `name`
     pub name: Option<Text<'a>>,
-    /// Where the content comes from; an `emptyDir` if the entry names nothing, as the API server defaults it.
+    /// Source of the content. If the entry names none, it is an `emptyDir`, as the API server defaults it.
     pub source: VolumeSource<'a>,
 }
 
-/// Where a volume's content comes from.
+/// Source of a volume's content.
 #[derive(Debug, Default, ToStatic)]
 pub enum VolumeSource<'a> {
-    /// `azureFile`, in line.
+    /// In-line `azureFile`.
     AzureFile,
     /// `configMap`
     ConfigMap(KeysProjection),
-    /// `csi`, in line.
+    /// In-line `csi`.
     Csi(CsiVolume<'a>),
     /// `downwardAPI`
     DownwardApi,
     /// `emptyDir`
     #[default]
     EmptyDir,
-    /// `ephemeral`: a claim made for the pod.
+    /// `ephemeral`: a claim that is created for the pod.
     Ephemeral,
     /// `hostPath`
     HostPath,
@@ -43,7 +43,7 @@ pub enum VolumeSource<'a> {
     Projected(ProjectedVolume<'a>),
     /// `secret`
     Secret(KeysProjection),
-    /// Any other, by the name of its field.
+    /// Any other source, by the name of its field.
     Other(Text<'a>),
 }
 
@@ -51,7 +51,7 @@ pub enum VolumeSource<'a> {
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase", remote = "Self")]
 pub struct CsiVolume<'a> {
-    /// Such as `file.csi.azure.com`.
+    /// `driver`, such as `file.csi.azure.com`.
     #[serde(borrow)]
     pub driver: Option<Text<'a>>,
     /// `volumeAttributes`
@@ -68,7 +68,7 @@ pub struct ProjectedVolume<'a> {
     pub sources: Option<Vec<VolumeProjection<'a>>>,
 }
 
-/// An entry of the sources of a projected volume.
+/// Entry of the sources of a projected volume.
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase", remote = "Self")]
 pub struct VolumeProjection<'a> {
@@ -86,13 +86,13 @@ pub struct VolumeProjection<'a> {
     pub cluster_trust_bundle: Option<Present>,
 }
 
-/// `secret` or `configMap`, as a volume or in a projected one.
+/// `secret` or `configMap`, as a volume or in a projected volume.
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(remote = "Self")]
 pub struct KeysProjection {
-    /// `items`; without them, all keys.
+    /// `items`. If absent, all keys.
     pub items: Option<Vec<Present>>,
-    /// `optional`: whether the pod starts without it.
+    /// `optional`: `true` if the pod starts without the object.
     pub optional: Option<bool>,
 }
 
@@ -100,7 +100,7 @@ pub struct KeysProjection {
 #[derive(Debug, Default, Deserialize, ToStatic)]
 #[serde(rename_all = "camelCase", remote = "Self")]
 pub struct ServiceAccountTokenProjection<'a> {
-    /// `audience`; empty or absent means the API server.
+    /// `audience`. If it is empty or absent, it means the API server.
     #[serde(borrow)]
     pub audience: Option<Text<'a>>,
 }
@@ -108,13 +108,13 @@ pub struct ServiceAccountTokenProjection<'a> {
 from_map!(CsiVolume<'a>, ProjectedVolume<'a>, VolumeProjection<'a>, KeysProjection, ServiceAccountTokenProjection<'a>,);
 
 impl Volume<'_> {
-    /// The volume's name, for messages.
+    /// Returns the volume's name, for messages.
     pub fn display_name(&self) -> &str {
         self.name.as_deref().unwrap_or("(no name)")
     }
 
-    /// Whether this is the volume with the API server's token that the ServiceAccount admission plugin gives to nearly every pod: it
-    /// is known by its name, and its token has no audience of its own (kubernetes/kubernetes
+    /// Returns whether this is the volume with the API server's token. The ServiceAccount admission plugin adds it to
+    /// nearly every pod. It has a known name, and its token has no audience (kubernetes/kubernetes
     /// `plugin/pkg/admission/serviceaccount/admission.go`).
     pub fn is_api_access(&self) -> bool {
         let is_named_so = self.name.as_deref().is_some_and(|name| name.starts_with("kube-api-access-"));
@@ -123,7 +123,7 @@ impl Volume<'_> {
             && self.tokens().all(|token| token.audience.as_deref().is_none_or(str::is_empty))
     }
 
-    /// Whether a token of the pod's service account is projected into it.
+    /// Returns whether the volume has a token of the pod's service account.
     pub fn has_token(&self) -> bool {
         self.tokens().next().is_some()
     }
@@ -136,7 +136,7 @@ impl Volume<'_> {
 }
 
 impl<'a> VolumeSource<'a> {
-    /// A source of which nothing but its name is read.
+    /// Returns a source of which Spillway reads only the name.
     pub(super) fn named(name: Text<'a>) -> Self {
         match &*name {
             "azureFile" => Self::AzureFile,
@@ -151,7 +151,7 @@ impl<'a> VolumeSource<'a> {
 }
 
 impl KeysProjection {
-    /// Whether it names keys.
+    /// Returns whether the source lists keys.
     pub fn has_items(&self) -> bool {
         self.items.as_ref().is_some_and(|items| !items.is_empty())
     }
@@ -185,7 +185,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Volume<'a> {
     }
 }
 
-/// The source that a field of a volume names; nothing if the field is null.
+/// Returns the source in a field of a volume, or `None` if the field is null.
 fn read_source<'de, M: MapAccess<'de>>(key: Text<'de>, map: &mut M) -> Result<Option<VolumeSource<'de>>, M::Error> {
     match &*key {
         "csi" => return Ok(map.next_value::<Option<CsiVolume<'de>>>()?.map(VolumeSource::Csi)),
@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_volume_is_what_its_one_source_says() {
+    fn a_volume_has_the_source_that_its_field_names() {
         for (json, expected) in [
             (r#"{"name":"v"}"#, "EmptyDir"),
             (r#"{"name":"v","hostPath":null,"secret":{"secretName":"s"}}"#, "Secret("),

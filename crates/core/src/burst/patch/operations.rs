@@ -1,4 +1,4 @@
-//! Collects the operations of a JSON patch.
+//! Builder for JSON patches.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::pod::StringMap;
 
-/// Operations in the order in which they apply.
+/// Operations, in the order in which they apply.
 pub(crate) struct PatchBuilder(Vec<PatchOperation>);
 
 impl PatchBuilder {
@@ -17,7 +17,7 @@ impl PatchBuilder {
         Self(Vec::with_capacity(MOST))
     }
 
-    /// Sets entries of a map: adds the map if it is absent, and skips entries that have the value already.
+    /// Sets entries of a map. Adds a missing map, and skips entries that already have the value.
     pub(crate) fn set_entries<'e>(
         &mut self,
         path: &str,
@@ -39,7 +39,7 @@ impl PatchBuilder {
         }
     }
 
-    /// Appends to a list, or adds the list if it is absent.
+    /// Appends to a list, or adds a missing list.
     pub(crate) fn append(&mut self, path: fmt::Arguments<'_>, exists: bool, value: &impl Serialize) {
         if exists { self.add(format_args!("{path}/-"), value) } else { self.add(path, &[value]) }
     }
@@ -65,12 +65,12 @@ impl PatchBuilder {
     }
 }
 
-/// Always some: every path here starts with a slash, and keys are escaped.
+/// Never returns `None`, because every path here starts with a slash, and keys are escaped.
 fn pointer(path: fmt::Arguments<'_>) -> Option<PointerBuf> {
     PointerBuf::parse(path.to_string()).ok()
 }
 
-/// An object with one field, whose name is not known at compile time.
+/// Object with one field whose name is not known at compile time.
 pub(super) struct Field<'o, V: ?Sized> {
     field: &'o str,
     value: &'o V,
@@ -90,12 +90,12 @@ impl<V: Serialize + ?Sized> Serialize for Field<'_, V> {
     }
 }
 
-/// A key as one segment of a JSON pointer (RFC 6901, section 3).
+/// Key as one segment of a JSON pointer (RFC 6901, section 3).
 pub(crate) struct Escaped<'k>(pub(crate) &'k str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // In runs, not in characters: each write is a call.
+        // Writes runs instead of single characters, because each write is a call.
         for (i, part) in self.0.split('/').enumerate() {
             f.write_str(if i > 0 { "~1" } else { "" })?;
             for (i, run) in part.split('~').enumerate() {

@@ -1,0 +1,133 @@
+//! The ways in which two texts can differ that Entra compares byte for byte.
+
+use std::fmt;
+
+/// A way in which two texts differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// Spaces, line breaks or invisible characters.
+    Whitespace,
+    /// Quotes or angle brackets around the text.
+    Quotes,
+    /// Upper and lower case differ.
+    Case,
+    /// The text is empty.
+    Empty,
+    /// Letters that are not ASCII, which may look like ASCII letters.
+    NotAscii,
+    /// One or two letters differ.
+    Typo,
+    /// The issuer's slash at the end is missing.
+    SlashMissing,
+    /// The issuer has one slash too many at the end.
+    SlashExtra,
+    /// `https://` is missing.
+    SchemeMissing,
+    /// The issuer has another scheme, such as `http`.
+    Scheme,
+    /// The URL of a document below the issuer, such as the discovery document.
+    Document,
+    /// The AKS issuer of another region.
+    Region,
+    /// The AKS issuer in its older form, without region.
+    OlderForm,
+    /// The AKS issuer with another tenant in its path.
+    Tenant,
+    /// Tenant and cluster are swapped in the path.
+    SwappedPath,
+    /// The AKS issuer of another cluster, or of this cluster before it was recreated.
+    Cluster,
+    /// The issuer of identity bindings.
+    BindingIssuer,
+    /// The URL of the API server.
+    ApiServer,
+    /// Another host.
+    Host,
+    /// Another path.
+    Path,
+    /// Namespace and name are swapped.
+    Swapped,
+    /// Another separator than `:`.
+    Separator,
+    /// The prefix `system:serviceaccount:` is wrong or missing.
+    Prefix,
+    /// The subject names another namespace.
+    Namespace,
+    /// The subject names another service account.
+    Name,
+    /// A wildcard, which Entra does not expand.
+    Wildcard,
+    /// The audience of another cloud.
+    Cloud,
+    /// The audience of identity bindings.
+    BindingAudience,
+    /// More than one audience.
+    Several,
+    /// The texts have nothing in common.
+    Other,
+}
+
+impl Cause {
+    /// Returns whether both texts mean the same thing in a different spelling.
+    pub(super) const fn is_spelling(self) -> bool {
+        matches!(
+            self,
+            Self::Whitespace
+                | Self::Quotes
+                | Self::Case
+                | Self::NotAscii
+                | Self::Typo
+                | Self::SlashMissing
+                | Self::SlashExtra
+                | Self::SchemeMissing
+                | Self::Scheme
+                | Self::Document
+                | Self::SwappedPath
+                | Self::Swapped
+                | Self::Separator
+                | Self::Prefix
+                | Self::Wildcard
+        )
+    }
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Whitespace => "white space or invisible characters in it",
+            Self::Quotes => "quotes or brackets around it",
+            Self::Case => "capital and small letters differ",
+            Self::Empty => "it is empty",
+            Self::NotAscii => "letters that are not ASCII, though they may look alike",
+            Self::Typo => "one or two letters differ",
+            Self::SlashMissing => "the slash at the end is missing",
+            Self::SlashExtra => "a slash too many at the end",
+            Self::SchemeMissing => "https:// is missing",
+            Self::Scheme => "another scheme than https",
+            Self::Document => "the address of a document below the issuer, not the issuer",
+            Self::Region => "another region in the host name",
+            Self::OlderForm => "the other form of an AKS issuer, with or without region",
+            Self::Tenant => "another tenant in the path",
+            Self::SwappedPath => "tenant and cluster swapped in the path",
+            Self::Cluster => "another cluster, or this one before it was created anew",
+            Self::BindingIssuer => "the issuer of identity bindings, not the cluster's",
+            Self::ApiServer => "the address of the API server, not the issuer",
+            Self::Host => "another host",
+            Self::Path => "another path",
+            Self::Swapped => "namespace and name are swapped",
+            Self::Separator => "the parts have to be separated by \":\"",
+            Self::Prefix => "it has to begin with \"system:serviceaccount:\"",
+            Self::Namespace => "another namespace",
+            Self::Name => "another service account",
+            Self::Wildcard => "wildcards are not expanded",
+            Self::Cloud => "the audience of another cloud",
+            Self::BindingAudience => "the audience of identity bindings",
+            Self::Several => "more than one audience",
+            Self::Other => "something else altogether",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

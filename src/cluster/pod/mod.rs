@@ -1,0 +1,230 @@
+//! Pods, reduced on arrival to what their readers need.
+//!
+//! Pods that wait for a node and pods on virtual nodes are kept with all that scheduling depends on. All others are slim: their node,
+//! their requests, and who they are only if they have no decision.
+
+mod object;
+mod reduce;
+mod view;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::Timestamp};
+use kube::api::ObjectMeta;
+pub(crate) use object::PodObject;
+pub(crate) use reduce::identity_part;
+use view::SchedulingView;
+
+use crate::{
+    identity,
+    kubernetes::{ObjectKey, object_reference},
+    pod::{Pod, Quantity},
+};
+
+/// The prefix of the annotations that are kept.
+const OURS: &str = "spillway.dev/";
+/// The annotation of the mirror of a static pod.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// What a pod asks for, of what the scheduler counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Requests {
+    /// `cpu`
+    pub(crate) cpu: Quantity,
+    /// `memory`
+    pub(crate) memory: Quantity,
+}
+
+impl Requests {
+    fn of(pod: &Pod<'_>) -> Self {
+        Self { cpu: pod.request("cpu"), memory: pod.request("memory") }
+    }
+}
+
+/// Who a pod is and who manages it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct PodMeta {
+    /// `metadata.namespace`
+    pub(crate) namespace: String,
+    /// `metadata.name`
+    pub(crate) name: String,
+    /// `metadata.uid`
+    pub(crate) uid: String,
+    /// `metadata.creationTimestamp`
+    pub(crate) created: Timestamp,
+    /// The controller among `metadata.ownerReferences`.
+    pub(crate) controller: Option<OwnerReference>,
+}
+
+impl PodMeta {
+    pub(crate) fn read(meta: &ObjectMeta) -> Self {
+        let mut owners = meta.owner_references.iter().flatten();
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+            controller: owners.find(|owner| owner.controller == Some(true)).cloned(),
+        }
+    }
+
+    pub(crate) fn key(&self) -> ObjectKey {
+        ObjectKey::new(&self.namespace, &self.name)
+    }
+
+    /// The object that events about the pod are attached to: its controller, or the pod where it has none.
+    pub(crate) fn owner(&self) -> ObjectReference {
+        let (api_version, kind, name, uid) = match &self.controller {
+            Some(owner) => (owner.api_version.as_str(), owner.kind.as_str(), &owner.name, &owner.uid),
+            None => ("v1", "Pod", &self.name, &self.uid),
+        };
+        ObjectReference { uid: Some(uid.clone()), ..object_reference(api_version, kind, Some(&self.namespace), name) }
+    }
+}
+
+/// The annotations that are kept: those of Spillway, and the one of mirror pods.
+fn annotations(meta: &ObjectMeta) -> BTreeMap<String, String> {
+    let all = meta.annotations.iter().flatten();
+    let kept = all.filter(|(key, _)| key.starts_with(OURS) || key.as_str() == MIRROR);
+    kept.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// A pod that has no node yet. A pod that is being deleted, or has ended, is none.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct UnscheduledPod {
+    pub(crate) meta: PodMeta,
+    /// `metadata.resourceVersion`
+    pub(crate) resource_version: String,
+    /// Its labels, if it has no decision.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// The annotations of Spillway, and the one of mirror pods.
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// `true` if the scheduler has found no node for it.
+    pub(crate) is_unschedulable: bool,
+    /// `true` if a node is reserved for it once others have been preempted.
+    pub(crate) is_nominated: bool,
+    /// Kept only if it has a decision.
+    view: SchedulingView,
+}
+
+impl UnscheduledPod {
+    /// An annotation of Spillway.
+    pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
+    }
+
+    /// What scheduling depends on; `None` if the pod has no decision, or is larger than `view::MAX_VIEW_BYTES`.
+    pub(crate) fn pod(&self) -> Option<&Pod<'static>> {
+        self.view.pod()
+    }
+}
+
+/// A pod that has a node.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct ScheduledPod {
+    /// `spec.nodeName`
+    pub(crate) node: Box<str>,
+    /// What it asks for.
+    pub(crate) requests: Requests,
+    /// Who it is, if it has no decision and is not being deleted.
+    pub(crate) undecided: Option<Box<UndecidedPod>>,
+}
+
+/// A scheduled pod without a decision.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct UndecidedPod {
+    pub(crate) meta: PodMeta,
+    /// Its labels.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// The annotations of Spillway, and the one of mirror pods.
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+/// A pod on a virtual node. It holds its place until it is gone, so one that is being deleted counts. A pod that has ended is none, unless
+/// the provider has failed to run it.
+#[derive(Debug, Default, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about a pod")]
+pub(crate) struct VirtualPod {
+    pub(crate) meta: PodMeta,
+    /// When it was bound to the node.
+    pub(crate) bound: Timestamp,
+    /// `true` if it is being deleted.
+    pub(crate) is_going: bool,
+    /// `true` if it has ended, so that it no longer holds a place.
+    pub(crate) is_over: bool,
+    /// `true` if any of its containers runs or has run.
+    pub(crate) has_started: bool,
+    /// `true` if the virtual kubelet reports that its provider could not run it.
+    pub(crate) is_failed: bool,
+    /// `true` if a kube-proxy runs beside it, where virtual nodes have one.
+    pub(crate) has_kube_proxy: bool,
+    /// `true` if it has required pod affinity.
+    pub(crate) has_pod_affinity: bool,
+    view: SchedulingView,
+}
+
+impl VirtualPod {
+    /// What scheduling depends on; `None` if the pod is larger than `view::MAX_VIEW_BYTES`.
+    pub(crate) fn pod(&self) -> Option<&Pod<'static>> {
+        self.view.pod()
+    }
+}
+
+/// A pod as it is kept.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct CachedPod {
+    pub(crate) state: PodState,
+    /// What identity checks read, if they are on and cover its namespace.
+    pub(crate) identity: Option<Box<identity::observation::Pod>>,
+}
+
+/// Where a pod is.
+#[derive(Debug, PartialEq)]
+pub(crate) enum PodState {
+    /// It has no node.
+    Unscheduled(Box<UnscheduledPod>),
+    /// It is on a VM.
+    OnVm(ScheduledPod),
+    /// It is on a virtual node.
+    OnVirtualNode(ScheduledPod, Box<VirtualPod>),
+    /// The watch of nodes has not brought its node. It is kept in full, as the node may be virtual.
+    OnUnknownNode(ScheduledPod, Box<VirtualPod>),
+}
+
+impl Default for PodState {
+    fn default() -> Self {
+        Self::OnVm(ScheduledPod::default())
+    }
+}
+
+impl PodState {
+    /// The pod, if it has a node.
+    pub(crate) fn scheduled(&self) -> Option<&ScheduledPod> {
+        match self {
+            Self::OnVm(pod) | Self::OnVirtualNode(pod, _) | Self::OnUnknownNode(pod, _) => Some(pod),
+            Self::Unscheduled(_) => None,
+        }
+    }
+}
+
+/// What kind of node a pod is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NodeKind {
+    Vm,
+    Virtual,
+    Unknown,
+}
+
+#[cfg(test)]
+impl VirtualPod {
+    /// A pod as the API server has it, as if it were on a virtual node.
+    pub(crate) fn of(pod: &serde_json::Value) -> Option<Self> {
+        let mut pod = pod.clone();
+        pod["spec"]["nodeName"] = "virtual".into();
+        let object: PodObject = serde_json::from_value(pod).unwrap();
+        match CachedPod::read(&object, |_| NodeKind::Virtual, |_| false)?.state {
+            PodState::OnVirtualNode(_, pod) => Some(*pod),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Pods as a watch brings them: each reader decodes what it needs of `spec`.
+
+use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::value::RawValue;
+
+use crate::kubernetes::PartialObject;
+
+/// A Pod of the API. Each reader decodes what it needs of `spec`.
+pub(crate) type PodObject = PartialObject<core::Pod, Option<Box<RawValue>>, Option<PodStatus>>;
+
+/// `status` of a Pod, as far as it is read.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodStatus {
+    pub(super) phase: Option<String>,
+    pub(super) reason: Option<String>,
+    nominated_node_name: Option<String>,
+    conditions: Option<Vec<Condition>>,
+    init_container_statuses: Option<Vec<ContainerStatus>>,
+    container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Condition {
+    #[serde(rename = "type", default)]
+    type_: String,
+    #[serde(default)]
+    status: String,
+    reason: Option<String>,
+    last_transition_time: Option<Time>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ContainerStatus {
+    state: Option<ContainerState>,
+    last_state: Option<ContainerState>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct ContainerState {
+    running: Option<IgnoredAny>,
+    terminated: Option<IgnoredAny>,
+}
+
+impl PodStatus {
+    /// Returns whether the pod has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
+    /// Returns whether the scheduler has found no node for the pod.
+    pub(super) fn is_unschedulable(&self) -> bool {
+        self.scheduled().is_some_and(|condition| {
+            condition.status == "False" && condition.reason.as_deref() == Some("Unschedulable")
+        })
+    }
+
+    /// Returns whether a node is reserved for the pod.
+    pub(super) fn is_nominated(&self) -> bool {
+        self.nominated_node_name.as_ref().is_some_and(|node| !node.is_empty())
+    }
+
+    /// When the pod was bound to its node.
+    pub(super) fn bound(&self) -> Option<Timestamp> {
+        Some(self.scheduled()?.last_transition_time.as_ref()?.0)
+    }
+
+    fn scheduled(&self) -> Option<&Condition> {
+        self.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled")
+    }
+
+    /// Returns whether any container runs or has run: while init containers do their work, which may take long, the phase is `Pending`.
+    pub(super) fn has_started(&self) -> bool {
+        let containers = [&self.init_container_statuses, &self.container_statuses].into_iter().flatten().flatten();
+        let mut states = containers.flat_map(|container| [&container.state, &container.last_state]).flatten();
+        self.phase.as_deref() == Some("Running")
+            || states.any(|state| state.running.is_some() || state.terminated.is_some())
+    }
+}
