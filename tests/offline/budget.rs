@@ -2,9 +2,9 @@
 
 use crate::one_decision::{REVIEW, Surroundings, decide};
 
-/// The view allocates lists and maps, and the patch its operations with their values. More allocations mean that something else of
-/// the pod is built as a tree, or copied as text.
-const ALLOCATIONS: u64 = 90;
+/// The view allocates lists and maps, and the patch its operations with their values: 73 allocations. More allocations mean that
+/// something else of the pod is built as a tree, or copied as text.
+const ALLOCATIONS: u64 = 80;
 
 #[test]
 fn a_decision_stays_within_its_allocations() {
