@@ -8,10 +8,10 @@ mod mutation;
 
 use std::sync::LazyLock;
 
+use json_patch::Patch;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use lost::lost;
 use serde_json::Value;
-use json_patch::Patch;
 use spillway_core::{
     burst::{self, ClusterContext, ServiceAccount, Verdict},
     config::{Configuration, Mode, Overrides},
@@ -101,8 +101,11 @@ fn decide(pod: &Value, circumstances: &Circumstances) -> Option<(Verdict, Option
     let view: Pod<'_> = serde_json::from_str(&text).ok()?;
     let namespace = Overrides::read([("spillway.dev/mode", mode.as_str())].into_iter());
     let settings = CONFIGURATION.settings(profile, &namespace, &Overrides::read(view.annotations()));
-    let decision =
-        burst::decide(&view, &settings, &ClusterContext { virtual_nodes, namespace: "shop", ..ClusterContext::only(*account) });
+    let decision = burst::decide(
+        &view,
+        &settings,
+        &ClusterContext { virtual_nodes, namespace: "shop", ..ClusterContext::only(*account) },
+    );
     let patch = burst::json_patch(&view, &decision);
     Some((decision.verdict, patch))
 }
