@@ -199,6 +199,31 @@ fn additions_to_required_terms_are_recorded_for_each_term() {
     assert_eq!(record(&pod(&json!([own, own, bare]), Some("affinity:1"))), "toleration,affinity:1+2");
 }
 
+#[test]
+fn a_term_of_the_user_is_never_taken_for_spillways() {
+    let avoids = json!({"weight": 100, "preference": {"matchExpressions": [
+        {"key": "type", "operator": "NotIn", "values": ["virtual-kubelet"]}]}});
+    let requires = json!({"matchExpressions": [{"key": "type", "operator": "In", "values": ["virtual-kubelet"]}]});
+    let linux = json!({"matchExpressions": [{"key": "kubernetes.io/os", "operator": "In", "values": ["linux"]}]});
+    let preferred = json!({"preferredDuringSchedulingIgnoredDuringExecution": [avoids]});
+    let required = json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [requires, linux]}});
+    for (affinity, mode, record) in
+        [(preferred, "require", "toleration,affinity:0"), (required, "prefer", "toleration,affinity:preferred")]
+    {
+        let pod = json!({"metadata": {}, "spec": {"affinity": {"nodeAffinity": affinity}}});
+        let (_, _, admitted) = decide_in(mode, &pod, "enabled", ServiceAccount::Unknown);
+        assert_eq!(admitted["metadata"]["annotations"]["spillway.dev/added"], record);
+        for later in ["require", "prefer", "late", "off"] {
+            let (_, _, after) = decide_in(later, &admitted, "enabled", ServiceAccount::Unknown);
+            assert_eq!(lost(&pod, &after), None, "{mode}, then {later}");
+            let (_, patch, _) = decide_in(later, &after, "enabled", ServiceAccount::Unknown);
+            assert_eq!(patch, None, "{mode}, then {later} twice");
+        }
+        let (_, _, unknown) = decide_in(mode, &admitted, "unknown", ServiceAccount::Unknown);
+        assert_eq!(unknown["metadata"]["annotations"]["spillway.dev/added"], record);
+    }
+}
+
 /// Returns the pod without empty maps and lists: the API server treats them as absent.
 fn pruned(value: &Value) -> Value {
     let is_empty = |value: &Value| matches!(value, Value::Null) || *value == json!({}) || *value == json!([]);

@@ -1,6 +1,6 @@
 //! The decision on a pod, in a form for the patch, the log, the metrics and people.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use super::{ADDED, placement::Form, reasons};
 use crate::{
@@ -74,8 +74,48 @@ impl Part {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Added {
     parts: [bool; Part::ALL.len()],
-    /// Indexes of the required terms that got an expression, as in `affinity:0+2`. `None` if all terms got one.
-    pub(super) terms: Option<Vec<usize>>,
+    pub(super) affinity: AddedAffinity,
+}
+
+/// Part of the affinity that Spillway added. The annotation is only as long as necessary: `affinity` is enough if the pod
+/// has no equal term or expression of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum AddedAffinity {
+    /// `affinity`: the preferred term, or an expression in every required term.
+    #[default]
+    Any,
+    /// `affinity:preferred`: only the preferred term. An equal expression in a required term is from the user.
+    Preferred,
+    /// `affinity:0+2`: only an expression in each of these required terms. An equal preferred term is from the user.
+    Terms(BTreeSet<usize>),
+}
+
+impl AddedAffinity {
+    const PREFERRED: &str = "preferred";
+
+    /// Reads the text after `affinity:`. An unknown text is `Any`.
+    fn read(text: &str) -> Self {
+        if text == Self::PREFERRED {
+            return Self::Preferred;
+        }
+        let terms: Result<_, _> = text.split('+').map(str::parse).collect();
+        terms.map_or(Self::Any, Self::Terms)
+    }
+}
+
+/// Formats the annotation's word.
+impl fmt::Display for AddedAffinity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Part::Affinity.as_str())?;
+        match self {
+            Self::Any => Ok(()),
+            Self::Preferred => write!(f, ":{}", Self::PREFERRED),
+            Self::Terms(terms) => terms.iter().enumerate().try_for_each(|(i, term)| {
+                let separator = if i == 0 { ':' } else { '+' };
+                write!(f, "{separator}{term}")
+            }),
+        }
+    }
 }
 
 impl Added {
@@ -87,8 +127,8 @@ impl Added {
             for (part, is_added) in Part::ALL.iter().zip(&mut added.parts) {
                 *is_added |= part.as_str() == name;
             }
-            if name == Part::Affinity.as_str() && !terms.is_empty() {
-                added.terms = terms.split('+').map(|index| index.parse().ok()).collect();
+            if name == Part::Affinity.as_str() {
+                added.affinity = AddedAffinity::read(terms);
             }
         }
         added

@@ -5,6 +5,7 @@ use json_patch::Patch as JsonPatch;
 use super::{
     Added, Decision, Outcome, Part, Verdict, Why,
     patch::{PatchBuilder, set_annotations},
+    placement::Form,
 };
 use crate::pod::Pod;
 
@@ -18,16 +19,18 @@ pub fn existing_pod_patch(pod: &Pod<'_>, decision: &Decision<'_>) -> Option<Json
     if decision.verdict == Verdict::OptedOut {
         return None;
     }
-    let mut possible = decision.clone();
+    let added = Added::read(pod);
+    let mut possible = Decision { form: Form::None, ..decision.clone() };
     for step in &mut possible.steps {
         step.outcome = match (step.part, step.outcome) {
+            (Part::Affinity, Outcome::Added) if added.has(Part::Affinity) => Outcome::Kept,
             (Part::Affinity | Part::IdentityLabel, Outcome::Added) => Outcome::Left(Why::TooLate),
             (_, Outcome::Withdrawn) => Outcome::Kept,
             (_, outcome) => outcome,
         };
     }
     let mut patch = PatchBuilder::new();
-    set_annotations(&mut patch, pod, &possible, &Added::read(pod));
+    set_annotations(&mut patch, pod, &possible, &added);
     if let (Outcome::Added, Some(nodes)) = (possible.outcome(Part::Toleration), possible.virtual_nodes) {
         patch.append(format_args!("/spec/tolerations"), pod.spec.tolerations.is_some(), &nodes.toleration);
     }

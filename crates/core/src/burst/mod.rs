@@ -15,6 +15,7 @@ pub mod reasons;
 mod restore;
 
 pub use binding::{DELETION_COST, binding_patch};
+use decision::AddedAffinity;
 pub use decision::{Added, Decision, Outcome, Part, Step, Verdict, Why};
 pub use existing_pod::existing_pod_patch;
 pub use identity_label::needs_service_account;

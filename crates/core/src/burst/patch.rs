@@ -9,6 +9,8 @@
 
 mod operations;
 
+use std::fmt::Write;
+
 use json_patch::Patch as JsonPatch;
 use serde::Serialize;
 
@@ -73,28 +75,18 @@ fn added_value(pod: &Pod<'_>, decision: &Decision<'_>, record: &Added) -> String
         if !list.is_empty() {
             list.push(',');
         }
-        list.push_str(step.part.as_str());
-        if step.part == Part::Affinity
-            && let Some(terms) = our_terms(pod, decision, step.outcome, record)
-        {
-            let terms: Vec<_> = terms.iter().map(ToString::to_string).collect();
-            list.push(':');
-            list.push_str(&terms.join("+"));
+        match (step.part, decision.virtual_nodes) {
+            (Part::Affinity, Some(nodes)) => {
+                let adds = step.outcome == Outcome::Added;
+                let _ = write!(list, "{}", placement::record(pod, nodes, decision.form, adds, record));
+            }
+            (Part::Affinity, None) => {
+                let _ = write!(list, "{}", record.affinity);
+            }
+            _ => list.push_str(step.part.as_str()),
         }
     }
     list
-}
-
-/// Returns the required terms that have Spillway's expression after this decision, or `None` if all have it.
-fn our_terms(pod: &Pod<'_>, decision: &Decision<'_>, outcome: Outcome, record: &Added) -> Option<Vec<usize>> {
-    let nodes = decision.virtual_nodes.filter(|_| decision.form == Form::Required)?;
-    let all = pod.required_node_affinity()?.terms().len();
-    let mut ours: Vec<_> = placement::our_expressions(pod, nodes, record).map(|(i, _)| i).collect();
-    if outcome == Outcome::Added {
-        ours.extend(placement::missing_terms(pod, nodes).map(|(i, _)| i));
-        ours.sort_unstable();
-    }
-    (ours.len() < all).then_some(ours)
 }
 
 fn change_toleration(

@@ -1,10 +1,12 @@
 //! The toleration that lets a pod run on virtual nodes, and the affinity that avoids or requires them.
 
-use super::{Added, Outcome, Part, Step, Why};
+use std::collections::BTreeSet;
+
+use super::{Added, AddedAffinity, Outcome, Part, Step, Why};
 use crate::{
     config::{Mode, VirtualNodes},
     eligibility::V2_LABEL,
-    pod::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint},
+    pod::{NodeSelectorRequirement, NodeSelectorTerm, Pod, PreferredSchedulingTerm, Taint},
 };
 
 /// Default value of the taint of Azure's virtual nodes, in both generations (virtual-kubelet/azure-aci chart,
@@ -134,14 +136,44 @@ pub(super) fn our_toleration(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added)
     added.has(Part::Toleration).then(|| pod.tolerations().iter().rposition(|t| t.equals(ours)))?
 }
 
+/// Returns the record of the affinity after a decision with this form and outcome `Added` or `Kept`.
+pub(super) fn record(pod: &Pod<'_>, nodes: &VirtualNodes, form: Form, adds: bool, added: &Added) -> AddedAffinity {
+    let is_ours = our_preferred_term(pod, nodes, added).is_some();
+    let of_user =
+        pod.preferred_node_terms().iter().filter(|term| equals_ours(term, nodes)).count() > usize::from(is_ours);
+    let mut ours: BTreeSet<_> = our_expressions(pod, nodes, added).map(|(i, _)| i).collect();
+    let terms = pod.required_node_affinity().map(|required| required.terms()).unwrap_or_default();
+    match form {
+        // Spillway changes no affinity.
+        Form::None => added.affinity.clone(),
+        Form::Preferred => {
+            let expressions = terms.iter().flat_map(NodeSelectorTerm::expressions);
+            let equal = expressions.filter(|expression| requires_virtual(expression, nodes)).count();
+            if equal > ours.len() { AddedAffinity::Preferred } else { AddedAffinity::Any }
+        }
+        Form::Required => {
+            if adds {
+                ours.extend(missing_terms(pod, nodes).map(|(i, _)| i));
+            }
+            // Without required terms, Spillway adds one.
+            if pod.required_node_affinity().is_none() {
+                ours.insert(0);
+            }
+            if of_user || ours.len() < terms.len() { AddedAffinity::Terms(ours) } else { AddedAffinity::Any }
+        }
+    }
+}
+
 /// Returns the index of the preferred term that Spillway added: the last one with exactly this content.
 pub(super) fn our_preferred_term(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> Option<usize> {
+    let may_be_ours = added.has(Part::Affinity) && !matches!(added.affinity, AddedAffinity::Terms(_));
+    may_be_ours.then(|| pod.preferred_node_terms().iter().rposition(|term| equals_ours(term, nodes)))?
+}
+
+fn equals_ours(term: &PreferredSchedulingTerm<'_>, nodes: &VirtualNodes) -> bool {
     let selector = &nodes.selector;
-    let is_ours = |term: &crate::pod::PreferredSchedulingTerm<'_>| {
-        term.weight == Some(i64::from(WEIGHT))
-            && term.preference.as_ref().is_some_and(|p| p.is_exactly(&selector.key, "NotIn", &selector.value))
-    };
-    added.has(Part::Affinity).then(|| pod.preferred_node_terms().iter().rposition(is_ours))?
+    term.weight == Some(i64::from(WEIGHT))
+        && term.preference.as_ref().is_some_and(|p| p.is_exactly(&selector.key, "NotIn", &selector.value))
 }
 
 /// Returns the expressions that Spillway added to required terms, as indexes of the term and of its expression.
@@ -153,7 +185,11 @@ pub(super) fn our_expressions<'p>(
     let required = pod.required_node_affinity().filter(|_| added.has(Part::Affinity));
     let terms = required.map(|required| required.terms()).unwrap_or_default();
     terms.iter().enumerate().filter_map(|(i, term)| {
-        let is_listed = added.terms.as_ref().is_none_or(|terms| terms.contains(&i));
+        let is_listed = match &added.affinity {
+            AddedAffinity::Any => true,
+            AddedAffinity::Preferred => false,
+            AddedAffinity::Terms(terms) => terms.contains(&i),
+        };
         let position = term.expressions().iter().rposition(|e| requires_virtual(e, nodes));
         is_listed.then_some(position?).map(|position| (i, position))
     })
