@@ -9,7 +9,7 @@ use axum::{
 };
 use json_patch::Patch as JsonPatch;
 
-use super::{App, body, fail_open::json_response};
+use super::{app::App, body, fail_open::json_response};
 use crate::{
     admission::{self, BindingRequest, ResponseExtras},
     burst::{DELETION_COST, binding_patch},

@@ -14,29 +14,14 @@ use tokio::{
 };
 
 use super::{
-    App,
+    app::App,
+    body_limits::{BODY_READ_TIMEOUT, MAX_BODY_BYTES, SMALL_BODY_BYTES},
     fail_open::{self, allow_unchanged, truncate_uid},
 };
 use crate::{
     admission::{self, ReviewError},
     telemetry::Resource,
 };
-
-/// Maximum size of a body. A webhook gets objects of at most 3 MiB, and a review holds two (object and oldObject). JSON
-/// escapes and the envelope need the rest. kubernetes-sigs/controller-runtime `pkg/webhook/admission/http.go` has the
-/// same limit.
-pub(super) const MAX_BODY_BYTES: usize = 7 * 1024 * 1024;
-
-/// Time to read a body, which is part of [`fail_open::POD_REVIEW_TIMEOUT`]. 7 MiB in a second is 60 Mbit/s.
-pub(super) const BODY_READ_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Memory for all large bodies together, in units of [`SMALL_BODY_BYTES`]: 32 MiB, and twice that while hyper joins
-/// their parts. A body holds its part from its first byte to its response.
-pub(super) const LARGE_BODY_PERMITS: usize = 32 * 1024 * 1024 / SMALL_BODY_BYTES;
-
-/// Largest body that needs no permit. Ordinary reviews have some ten kilobytes. They must not wait behind a client that
-/// announces megabytes and sends nothing. The connection limit bounds their memory.
-const SMALL_BODY_BYTES: usize = 64 * 1024;
 
 /// Reads the body and responds within `timeout`, which starts at the end of the request's head.
 pub(super) async fn serve(

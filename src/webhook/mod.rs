@@ -1,11 +1,14 @@
 //! The admission webhook: HTTPS for the API server, and a plain HTTP port for probes and metrics.
 
+mod app;
 mod audit_annotations;
 mod binding;
 mod body;
+mod body_limits;
 mod connection;
 mod connection_limiter;
 mod drain;
+mod extras;
 mod fail_open;
 mod review;
 mod server;
@@ -16,42 +19,20 @@ mod warnings;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+pub use app::App;
 use axum::{Router, routing::post};
 pub use drain::{DrainArgs, Draining};
+pub use extras::response_extras;
 use prometheus_client::registry::Registry;
 pub use server::{Server, ServerArgs, ServerError};
 use time::OffsetDateTime;
 pub use tls::{MinVersion, TlsArgs, TlsError};
-use tokio::sync::Semaphore;
 
 use crate::{
     admin::{self, AdminArgs, AdminServer},
-    admission::{Request, ResponseExtras},
-    burst::Decision,
     certs::ServingCertificate,
     cluster::Cluster,
-    config::Settings,
-    reload::configuration::ConfigReceiver,
-    telemetry::AdmissionMetrics,
 };
-
-/// State that all requests share.
-pub struct App {
-    /// The current configuration.
-    pub configuration: ConfigReceiver,
-    /// The cache of cluster objects.
-    pub cluster: Cluster,
-    /// The metrics of requests.
-    pub metrics: AdmissionMetrics,
-    large_body_permits: Semaphore,
-}
-
-impl App {
-    /// Creates the state of a new server.
-    pub fn new(configuration: ConfigReceiver, cluster: Cluster, metrics: AdmissionMetrics) -> Self {
-        Self { configuration, cluster, metrics, large_body_permits: Semaphore::new(body::LARGE_BODY_PERMITS) }
-    }
-}
 
 /// Addresses and options of both ports.
 #[derive(Debug, Clone, clap::Args)]
@@ -126,18 +107,6 @@ impl BoundWebhook {
         let admin = tokio::spawn(admin.serve(not_ready_reasons, registry));
         server.serve(routes(app), stop).await;
         admin.abort();
-    }
-}
-
-/// Returns the warnings and the audit annotations of the response to `request`.
-pub fn response_extras(
-    request: &Request<'_>,
-    settings: Option<&Settings<'_>>,
-    decision: &Decision<'_>,
-) -> ResponseExtras {
-    ResponseExtras {
-        warnings: warnings::warnings(request, settings, decision),
-        audit_annotations: audit_annotations::audit_annotations(request, settings, decision),
     }
 }
 

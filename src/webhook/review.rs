@@ -11,9 +11,10 @@ use axum::{
 };
 
 use super::{
-    App, body,
+    app::App,
+    body,
+    extras::response_extras,
     fail_open::{self, json_response},
-    response_extras,
 };
 use crate::{
     admission::{self, Request, ResponseExtras},
@@ -172,7 +173,7 @@ mod tests {
     use tower::ServiceExt;
 
     use super::{
-        super::body::{BODY_READ_TIMEOUT, LARGE_BODY_PERMITS, MAX_BODY_BYTES},
+        super::body_limits::{BODY_READ_TIMEOUT, LARGE_BODY_PERMITS, MAX_BODY_BYTES},
         *,
     };
     use crate::{

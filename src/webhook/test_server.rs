@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{Server, ServerArgs};
+use super::server::{Server, ServerArgs};
 use crate::{
     certs::{self, DevCertificates, Leaf, ServingCertificate},
     telemetry,

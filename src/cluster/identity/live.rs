@@ -15,7 +15,7 @@ use super::{
         node::{Node, NodeObject},
         pod::identity_part,
     },
-    Endpoints, Inputs, binding, ready, role, slices_of,
+    inputs::{Endpoints, Inputs, binding, ready, role, slices_of},
 };
 use crate::{
     identity::{

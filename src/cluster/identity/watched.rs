@@ -12,7 +12,7 @@ use super::{
         inventory::{Inventory, services},
         pods::Pods,
     },
-    Endpoints, Inputs, binding, ready, role, slices_of,
+    inputs::{Endpoints, Inputs, binding, ready, role, slices_of},
 };
 use crate::{
     background::restart_on_panic,

@@ -7,8 +7,10 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
 use super::{
-    CachedPod, NodeKind, PodMeta, PodObject, PodState, Requests, ScheduledPod, SchedulingView, UndecidedPod,
-    UnscheduledPod, VirtualPod, annotations, object::PodStatus,
+    cached::{CachedPod, NodeKind, PodState, Requests, ScheduledPod, UndecidedPod, UnscheduledPod, VirtualPod},
+    meta::{PodMeta, annotations},
+    object::{PodObject, PodStatus},
+    view::SchedulingView,
 };
 use crate::{
     burst::DECISION,
@@ -132,4 +134,18 @@ fn has_pod_affinity(spec: &str) -> bool {
 
 fn has_decision(meta: &ObjectMeta) -> bool {
     annotation(meta, DECISION).is_some()
+}
+
+#[cfg(test)]
+impl VirtualPod {
+    /// A pod as the API server has it, as if it were on a virtual node.
+    pub(crate) fn of(pod: &serde_json::Value) -> Option<Self> {
+        let mut pod = pod.clone();
+        pod["spec"]["nodeName"] = "virtual".into();
+        let object: PodObject = serde_json::from_value(pod).unwrap();
+        match CachedPod::read(&object, |_| NodeKind::Virtual, |_| false)?.state {
+            PodState::OnVirtualNode(_, pod) => Some(*pod),
+            _ => None,
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use kube::api::ObjectMeta;
 
-use super::annotations;
+use super::meta::annotations;
 use crate::pod::{Container, Metadata, Pod, Spec, StringMap};
 
 /// The most that is kept of one pod for scheduling, in bytes of its `Debug` output. A pod takes some kilobytes; the API server accepts

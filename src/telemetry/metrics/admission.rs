@@ -7,7 +7,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{GaugeGuard, labels};
+use super::{gauges::GaugeGuard, labels::labels};
 
 labels!(RequestLabels { resource, decision });
 labels!(ReasonLabels { reason });

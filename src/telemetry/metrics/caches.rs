@@ -5,7 +5,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{labels, now};
+use super::{gauges::now, labels::labels};
 
 labels!(CacheLabels { cache });
 

@@ -6,7 +6,7 @@ use prometheus_client::{
 };
 use time::OffsetDateTime;
 
-use super::labels;
+use super::labels::labels;
 
 labels!(ResultLabels { result });
 

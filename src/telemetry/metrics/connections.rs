@@ -5,7 +5,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::labels;
+use super::{gauges::GaugeGuard, labels::labels};
 
 labels!(ReasonLabels { reason });
 
@@ -66,22 +66,5 @@ impl ConnectionMetrics {
     /// Counts a failed connection.
     pub fn failed(&self, why: ConnectionError) {
         self.errors.get_or_create(&ReasonLabels { reason: why.as_str() }).inc();
-    }
-}
-
-/// Adds one to a gauge until it is dropped.
-#[derive(Debug)]
-pub struct GaugeGuard(Gauge);
-
-impl GaugeGuard {
-    pub(super) fn increment(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for GaugeGuard {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }

@@ -6,7 +6,7 @@ use prometheus_client::{
 };
 use time::OffsetDateTime;
 
-use super::{CacheMetrics, IdentityMetrics, OverflowMetrics, labels, now};
+use super::{caches::CacheMetrics, gauges::now, identity::IdentityMetrics, labels::labels, overflow::OverflowMetrics};
 
 labels!(ReconcileLabels { reconciler, result });
 labels!(ReconcilerLabels { reconciler });

@@ -16,7 +16,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{labels, now};
+use super::{gauges::now, labels::labels};
 
 /// Labels of a finding. The namespace is that of the service account or object, and empty for cluster-wide findings.
 /// The number of namespaces with findings bounds the number of samples.

@@ -7,7 +7,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::labels;
+use super::labels::labels;
 
 labels!(ActionLabels { action, result });
 labels!(StateLabels { state });

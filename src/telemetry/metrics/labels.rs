@@ -1,0 +1,10 @@
+//! Label sets of metrics.
+
+/// Declares a set of labels. Their values come from closed sets.
+macro_rules! labels {
+    ($name:ident { $($field:ident),+ }) => {
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, prometheus_client::encoding::EncodeLabelSet)]
+        struct $name { $($field: &'static str),+ }
+    };
+}
+pub(super) use labels;
