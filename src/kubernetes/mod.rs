@@ -1,4 +1,4 @@
-//! What every part that talks to an API server needs: stores, the watch loop that fills them, paged lists, partial objects, conditional
+//! Helpers for the Kubernetes API: stores and the watch loop that fills them, paged lists, partial objects, conditional
 //! writes, backoff and leader election.
 
 mod backoff;

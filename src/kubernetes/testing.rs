@@ -1,4 +1,4 @@
-//! An API server for tests: it lists what it has, streams what changes, and remembers what it was asked.
+//! A fake API server for tests. It lists its objects, sends watch events, and records the requests.
 
 use std::{
     collections::BTreeMap,
@@ -13,16 +13,16 @@ use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-/// How long a list takes.
+/// Duration of a list request.
 const LIST_LATENCY: Duration = Duration::from_secs(1);
 
-/// All clones are one.
+/// A fake API server. Clones share their state.
 #[derive(Clone, Default)]
 pub(crate) struct FakeApi(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// By path, and by namespace and name.
+    /// The objects by path, and by namespace and name.
     objects: BTreeMap<String, BTreeMap<(String, String), Value>>,
     version: u64,
     watches: Vec<(String, mpsc::UnboundedSender<String>)>,
@@ -46,7 +46,7 @@ impl FakeApi {
         Client::new(service, "default")
     }
 
-    /// Creates an object, or changes it.
+    /// Creates or updates an object.
     pub(crate) fn apply(&self, path: &str, object: Value) {
         self.change(path, object, "MODIFIED");
     }
@@ -55,7 +55,7 @@ impl FakeApi {
         self.change(path, object, "DELETED");
     }
 
-    /// Answers requests to this path with 403, or no longer.
+    /// Sets whether requests to this path fail with 403.
     pub(crate) fn forbid(&self, path: &str, is_forbidden: bool) {
         let mut state = self.0.lock().unwrap();
         state.forbidden.retain(|other| other != path);
@@ -69,13 +69,13 @@ impl FakeApi {
         self.0.lock().unwrap().watches.retain(|(other, _)| other != path);
     }
 
-    /// The requests to this path, by their queries.
+    /// Returns the queries of the requests to this path.
     pub(crate) fn asked(&self, path: &str) -> Vec<String> {
         let state = self.0.lock().unwrap();
         state.asked.iter().filter_map(|asked| Some(asked.strip_prefix(path)?.strip_prefix('?')?.to_owned())).collect()
     }
 
-    /// How many watches have been started, by path and selector.
+    /// Returns the number of started watches, by path and selector.
     pub(crate) fn watches(&self) -> BTreeMap<String, usize> {
         let mut watches = BTreeMap::new();
         for asked in self.0.lock().unwrap().asked.iter().filter(|asked| asked.contains("watch=true")) {
@@ -98,7 +98,7 @@ impl FakeApi {
             "DELETED" => objects.remove(&key),
             _ => objects.insert(key, object.clone()),
         };
-        // As the API server writes it: the type comes first.
+        // As in events of the API server, the type comes first.
         let event = format!("{{\"type\":\"{type_}\",\"object\":{object}}}\n");
         let of_path = state.watches.iter().filter(|(other, _)| other == path);
         of_path.for_each(|(_, watch)| drop(watch.send(event.clone())));

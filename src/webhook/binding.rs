@@ -1,4 +1,4 @@
-//! The Binding of a pod to a node. A Binding to a virtual node gets annotations, so that scale-in deletes that pod
+//! Handles the Binding of a pod to a node. Annotations on a Binding to a virtual node make scale-in delete that pod
 //! first.
 
 use std::{sync::Arc, time::Duration};
@@ -17,7 +17,7 @@ use crate::{
     telemetry::Resource,
 };
 
-/// Time from the end of a request's head to its response. The API server waits one second (`timeoutSeconds`), which
+/// Time from the end of the request headers to the response. The API server's timeout of one second (`timeoutSeconds`)
 /// starts before it connects. Reading the pod takes at most 500 ms.
 const BINDING_REVIEW_TIMEOUT: Duration = Duration::from_millis(750);
 
@@ -46,8 +46,8 @@ async fn decide_binding(app: &App, request: &BindingRequest<'_>) -> (&'static st
     let snapshot = app.cluster.snapshot();
     let node = binding.node().filter(|node| snapshot.virtual_nodes().iter().any(|known| known.name == *node));
     let Some(node) = node else { return ("none", None) };
-    // A Binding has neither the labels nor the annotations of its pod. The pod may be opted out, or have a deletion
-    // cost that the Binding would overwrite. Without the pod's metadata, the Binding stays unchanged.
+    // A Binding does not have the labels and annotations of its pod. The pod may be opted out, or have a deletion cost
+    // that the Binding would overwrite. So the Binding stays unchanged if the pod cannot be read.
     let metadata = match app.cluster.pod(namespace, pod).await {
         Ok(metadata) => {
             app.metrics.pod_looked_up("found");
@@ -107,7 +107,7 @@ mod tests {
         telemetry::{AdmissionMetrics, CacheMetrics},
     };
 
-    /// An API server with the virtual node `virtual`. It answers requests for the pod with `pod`, or never.
+    /// An API server with the virtual node `virtual`. It responds to requests for the pod with `pod`, or never.
     fn api_server(pod: Option<(u16, Value)>) -> kube::Client {
         let answer = move |request: http::Request<kube::client::Body>| {
             let pod = pod.clone();
@@ -171,7 +171,7 @@ mod tests {
         let (_app, routes) = routes(Some(pod(&json!({})))).await;
         let marks = json!({DELETION_COST: "-100", crate::burst::PLACED_ON: "virtual"});
         assert_eq!(annotations(routes, "virtual").await, Some(marks));
-        // The API server never returns this pod, so a request for it would time out.
+        // The API server never returns this pod, so a read of the pod would time out.
         let (_app, routes) = self::routes(None).await;
         let answer = timeout(Duration::from_millis(1), annotations(routes, "vm")).await;
         assert_eq!(answer.ok(), Some(None));

@@ -1,4 +1,4 @@
-//! The body of a request: limits of size and time for reading it, and the time limit of the response.
+//! Reads the body of a request within its limits, and responds within the time limit.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::{
     telemetry::Resource,
 };
 
-/// Reads the body and responds within `timeout`, which starts at the end of the request's head.
+/// Reads the body and responds within `timeout`, which starts at the end of the request headers.
 pub(super) async fn serve(
     app: &App,
     request: extract::Request,
@@ -43,7 +43,7 @@ pub(super) async fn serve(
     response
 }
 
-/// The status, the `reason` label and the message of a request that is rejected before its body is parsed.
+/// The status, the `reason` label and the message for a request that is rejected before its body is parsed.
 type Rejection = (StatusCode, &'static str, &'static str);
 
 /// Returns the body, with the permit of a large one.
@@ -57,7 +57,7 @@ async fn read(app: &App, request: extract::Request) -> Result<(Bytes, Option<Sem
             return Ok((to_bytes(request.into_body(), SMALL_BODY_BYTES).await?, None));
         }
         let units = u32::try_from(length.div_ceil(SMALL_BODY_BYTES)).unwrap_or(u32::MAX);
-        // The semaphore is never closed. If it were, the body would be read without a permit.
+        // The semaphore is never closed. With a closed one, the body would be read without a permit.
         let permit = app.large_body_permits.acquire_many(units).await.ok();
         Ok((to_bytes(request.into_body(), MAX_BODY_BYTES).await?, permit))
     };

@@ -1,4 +1,4 @@
-//! One connection: TLS handshake, HTTP, and timeouts.
+//! Serves one connection: TLS handshake, HTTP, and timeouts.
 
 use std::{
     convert::Infallible,
@@ -37,17 +37,17 @@ use crate::telemetry::{ConnectionError, ConnectionMetrics};
 /// Time for the TLS handshake, which takes a millisecond of CPU and two round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time that a connection may be idle. The API server closes idle connections after 90 s (Go's http.DefaultTransport).
-/// The API server has to close first, or a request that it has just sent would be lost.
+/// Idle timeout. The API server closes idle connections after 90 s (Go's http.DefaultTransport). If Spillway closed a
+/// connection first, a request that the API server has just sent would be lost.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Time that a connection may be idle before its first request, or while the connection limit is reached. It keeps idle
-/// clients from blocking the API server. Go's client may open a connection that it does not need, and closing that one
-/// does no harm. Each connection checks its idle time at this interval.
+/// Idle timeout before the first request, and while the connection limit is reached. It keeps idle clients from blocking
+/// the API server. Go's client may open a connection that it does not need, which Spillway can close without harm. Each
+/// connection checks its idle time at this interval.
 const SHORT_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum bytes that are buffered of a request's head, and of a body that is not read yet. The API server's heads have
-/// some 300 bytes.
+/// Maximum size of buffered request headers, and of a buffered body that is not read yet. The API server's headers have
+/// about 300 bytes.
 const MAX_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Maximum concurrent requests of one HTTP/2 client. All streams share one window of [`MAX_BUFFER_BYTES`], so the
@@ -72,8 +72,7 @@ pub(super) struct ConnectionHandler {
 impl ConnectionHandler {
     pub(super) fn new(routes: Router, draining: Draining, slots: Arc<Semaphore>, metrics: ConnectionMetrics) -> Self {
         let mut http1 = http1::Builder::new();
-        // hyper's own timeout for heads also runs while a connection is idle. One value would be too long for
-        // one of the two.
+        // hyper's timeout for request headers also runs while a connection is idle. No single value fits both.
         http1.header_read_timeout(None).max_buf_size(MAX_BUFFER_BYTES);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         let window = u32::try_from(MAX_BUFFER_BYTES).unwrap_or(u32::MAX);
@@ -90,8 +89,7 @@ impl ConnectionHandler {
         let Some(stream) = self.handshake(tls, tcp).await else { return };
         let activity = Arc::new(Activity::default());
         let service = self.service(activity.clone());
-        // Chosen here and not by hyper-util's `auto`, which reads the first bytes again and wraps every later
-        // read.
+        // hyper-util's `auto` would read the first bytes again and wrap every later read.
         if stream.get_ref().1.alpn_protocol() == Some(super::tls::HTTP2) {
             let connection = self.http2.serve_connection(TokioIo::new(stream), service);
             self.until_idle(watcher.watch(connection), &activity).await;
@@ -203,7 +201,7 @@ impl Activity {
     }
 }
 
-/// A request in flight, from its head to its response or to the end of its connection.
+/// A request in flight, from its headers to its response or to the end of its connection.
 struct InFlightGuard(Arc<Activity>);
 
 impl Drop for InFlightGuard {
@@ -255,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_request_head_does_not_hold_a_connection() {
+    async fn slow_request_headers_do_not_hold_a_connection() {
         let server = TestServer::start(&[]).await;
         let mut slow = server.client().await;
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! The admission webhook: HTTPS for the API server, and a plain HTTP port for probes and metrics.
+//! The admission webhook: an HTTPS port for the API server, and a plain HTTP port for probes and metrics.
 
 mod app;
 mod audit_annotations;
@@ -58,7 +58,7 @@ pub enum BindError {
     Admin(#[from] admin::BindError),
 }
 
-/// A webhook whose ports are bound. ServingCertificate cannot fail.
+/// A webhook whose ports are bound. Serving cannot fail.
 pub struct BoundWebhook {
     server: Server,
     admin: AdminServer,
@@ -117,8 +117,8 @@ fn routes(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Returns what is missing before the webhook can decide. The configuration is always there: without one the program
-/// does not start.
+/// Returns the reasons why the webhook is not ready. The configuration is not one of them, because the webhook does not
+/// start without it.
 fn not_ready_reasons(cluster: &Cluster, certificate: &ServingCertificate, draining: &Draining) -> Vec<&'static str> {
     let mut reasons = cluster.unsynced();
     reasons.extend(certificate.not_ready_reason(OffsetDateTime::now_utc()));

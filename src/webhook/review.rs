@@ -1,7 +1,7 @@
-//! One AdmissionReview, from body to response: read, look up, decide, write, count.
+//! Handles the AdmissionReview of a pod.
 //!
-//! Every failure admits the pod unchanged. A body without a readable UID gets a 4xx, and the webhook's `failurePolicy:
-//! Ignore` admits the pod.
+//! After every failure, the response admits the pod unchanged. If the body has no readable UID, the response is a 4xx,
+//! and the webhook's `failurePolicy: Ignore` admits the pod.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub(super) async fn mutate_pod(State(app): State<Arc<App>>, request: extract::Re
 }
 
 async fn respond(app: &App, request: &Request<'_>) -> Vec<u8> {
-    // Read once, so that a decision uses one configuration.
+    // A reload must not change the configuration during a decision.
     let configuration = app.configuration.borrow().clone();
     if let Some(old) = &request.old {
         return respond_to_update(app, &configuration, request, old);
@@ -57,15 +57,15 @@ async fn respond(app: &App, request: &Request<'_>) -> Vec<u8> {
     let settings = configuration.settings(&namespace.profile, &namespace.overrides, &overrides);
     let service_account = look_up_service_account(app, request, settings.as_known()).await;
     let snapshot = app.cluster.snapshot();
-    let facts = snapshot.facts(&request.namespace, &namespace, service_account);
-    let decision = burst::decide(pod, &settings, &facts);
+    let context = snapshot.cluster_context(&request.namespace, &namespace, service_account);
+    let decision = burst::decide(pod, &settings, &context);
     let patch = burst::json_patch(pod, &decision).as_ref().map(admission::encode);
     record_decision(app, request, settings.as_known(), &decision);
     app.metrics.patched(patch.as_deref());
     admission::allow(&request.uid, patch.as_deref(), &response_extras(request, settings.as_known(), &decision))
 }
 
-/// Restores the fields that a second `kubectl apply` of a bare pod has dropped.
+/// Restores the fields that a second `kubectl apply` of a bare pod removed.
 fn respond_to_update(app: &App, configuration: &Configuration, request: &Request<'_>, old: &Pod<'_>) -> Vec<u8> {
     let Some(patch) = burst::restore(&request.pod, old, &configuration.virtual_nodes) else {
         app.metrics.decided(Resource::Pods, "none");
@@ -87,8 +87,8 @@ fn respond_to_update(app: &App, configuration: &Configuration, request: &Request
     admission::allow(&request.uid, Some(&patch), &extras)
 }
 
-/// Looks up the service account if the decision needs it. On failure, the pod does not get the label, and a metric
-/// counts it.
+/// Looks up the service account if the decision needs it. After a failure, the pod does not get the identity label, and
+/// a metric counts the failure.
 async fn look_up_service_account(app: &App, request: &Request<'_>, settings: Option<&Settings<'_>>) -> ServiceAccount {
     let Request { uid, namespace, pod, .. } = request;
     if !settings.is_some_and(|settings| burst::needs_service_account(pod, settings)) {

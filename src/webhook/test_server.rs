@@ -128,7 +128,7 @@ impl ClientOptions {
 pub(super) struct Client(pub(super) TlsStream<TcpStream>);
 
 impl Client {
-    /// Sends a request and returns the whole response. Returns nothing if the server closes the connection.
+    /// Sends a request and returns the whole response. Returns `None` if the server closes the connection.
     pub(super) async fn get(&mut self, path: &str) -> Option<String> {
         self.send(path).await?;
         self.read_response().await

@@ -19,10 +19,10 @@ use crate::{
     kubernetes::{Listing, ObjectKey, Refusal, Store},
 };
 
-/// By Service, how many endpoints of each slice are ready.
+/// The number of ready endpoints in each EndpointSlice, by Service.
 pub(super) type Endpoints = BTreeMap<ObjectKey, Store<usize>>;
 
-/// What has been read of each kind.
+/// The objects of each kind.
 #[derive(Debug)]
 pub(super) struct Inputs<'s> {
     pub(super) accounts: Listing<'s, ServiceAccount>,
@@ -31,18 +31,18 @@ pub(super) struct Inputs<'s> {
     pub(super) v1_virtual_nodes: Listing<'s, ()>,
     pub(super) webhooks: Listing<'s, WebhookConfiguration>,
     pub(super) endpoints: &'s Endpoints,
-    /// Those that grant identities.
+    /// Only the roles that grant identities.
     pub(super) roles: Listing<'s, ClusterRole>,
     pub(super) bindings: Listing<'s, ClusterRoleBinding>,
 }
 
 impl Inputs<'_> {
-    /// Returns whether any pod uses an identity binding, so that it matters what was granted.
+    /// Returns whether a pod uses an identity binding. Otherwise roles and role bindings are not needed.
     fn use_bindings(&self) -> bool {
         self.pods.values().any(Pod::uses_binding)
     }
 
-    /// The kinds that have not arrived, and matter.
+    /// Returns the needed kinds whose initial list is not complete.
     pub(super) fn pending(&self) -> Vec<&'static str> {
         let Self { accounts, pods, namespaces, v1_virtual_nodes, webhooks, endpoints, roles, bindings } = self;
         let of_bindings = self.use_bindings();
@@ -60,12 +60,12 @@ impl Inputs<'_> {
         kinds.into_iter().filter_map(|(is_pending, kind)| is_pending.then_some(kind)).collect()
     }
 
-    /// Returns whether it is known which virtual nodes exist.
+    /// Returns whether the list of virtual nodes is complete.
     pub(super) fn has_nodes(&self) -> bool {
         self.v1_virtual_nodes.listed().is_some()
     }
 
-    /// The lists that the API server forbids.
+    /// Returns the lists that the API server forbids.
     pub(super) fn refused(&self) -> Vec<ReadFailure> {
         let Self { accounts, pods, namespaces, v1_virtual_nodes, webhooks, endpoints, roles, bindings } = self;
         let kinds = [
@@ -80,7 +80,8 @@ impl Inputs<'_> {
         kinds.into_iter().chain(endpoints.values().map(Store::refusal)).flatten().map(read_failure).collect()
     }
 
-    /// What the checks get. Of pods, those that could have to do with identities: in most clusters a small part of all.
+    /// Returns the input of the checks. Pods that cannot concern identities are left out, which are most pods of most
+    /// clusters.
     pub(super) fn cluster(&self) -> Cluster {
         let has_keys = |pod: &Pod| {
             let key = ObjectKey::new(pod.namespace.as_str(), pod.service_account.as_str());
@@ -106,7 +107,7 @@ impl Inputs<'_> {
         }
     }
 
-    /// How many endpoints of each Service are ready; `None` as long as that is not known of one.
+    /// Returns the number of ready endpoints of each Service. Returns `None` while one Service is unknown.
     fn ready(&self) -> Option<BTreeMap<ServiceName, usize>> {
         let ready = |service: ObjectKey| {
             let count = self.endpoints.get(&service)?.listed()?.values().sum();
@@ -116,7 +117,7 @@ impl Inputs<'_> {
     }
 }
 
-/// A list that the API server forbids, as the checks report it.
+/// Converts a forbidden list to the type that the checks report.
 fn read_failure(refusal: &Refusal) -> ReadFailure {
     ReadFailure {
         reason: refusal.status.clone(),
@@ -128,27 +129,27 @@ fn read_failure(refusal: &Refusal) -> ReadFailure {
     }
 }
 
-/// A role that grants identities, as far as the checks read it.
+/// Returns a role with its name and rules. Returns `None` if it grants no identity.
 pub(super) fn role(role: ClusterRole) -> Option<ClusterRole> {
     grants_identities(&role).then(|| ClusterRole { metadata: named(role.metadata), ..role })
 }
 
-/// A binding, as far as the checks read it.
+/// Returns a binding with its name, subjects and role.
 pub(super) fn binding(binding: ClusterRoleBinding) -> ClusterRoleBinding {
     ClusterRoleBinding { metadata: named(binding.metadata), ..binding }
 }
 
-/// Nothing but the name.
+/// Removes all metadata except the name.
 fn named(meta: ObjectMeta) -> ObjectMeta {
     ObjectMeta { name: meta.name, ..ObjectMeta::default() }
 }
 
-/// How many endpoints of a slice are ready.
+/// Returns the number of ready endpoints of an EndpointSlice.
 pub(super) fn ready(slice: &EndpointSlice) -> Option<usize> {
     ready_endpoints(slice).map(|(_service, count)| count)
 }
 
-/// The label that selects the slices of a Service.
+/// Returns the label selector for the EndpointSlices of a Service.
 pub(super) fn slices_of(service: &ObjectKey) -> String {
     format!("kubernetes.io/service-name={}", service.name)
 }
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_pending_or_forbidden_is_absent_and_not_empty() {
+    fn pending_or_forbidden_kinds_are_absent_and_not_empty() {
         let nothing = Stores::default();
         let cluster = nothing.inputs().cluster();
         assert!(!cluster.is_complete && cluster.webhooks.is_none() && cluster.grants.is_none());
@@ -214,7 +215,7 @@ mod tests {
         };
         assert_eq!(stores.inputs().pending(), ["endpointslices"]);
         assert!(stores.inputs().has_nodes() && !nothing.inputs().has_nodes());
-        assert_eq!(stores.inputs().cluster().endpoints, None, "endpoints that are still to come are not zero");
+        assert_eq!(stores.inputs().cluster().endpoints, None, "pending endpoints are not zero");
         stores.endpoints.insert(ObjectKey::new("kube-system", "wi"), listed([("a", 1), ("b", 1)]));
         assert!(stores.inputs().pending().is_empty());
         let cluster = stores.inputs().cluster();
@@ -223,7 +224,7 @@ mod tests {
 
         let refusal = Refusal { status: "403 Forbidden".to_owned(), resource: "pods", namespace: None };
         stores.pods.refuse(refusal);
-        assert!(stores.inputs().pending().is_empty(), "nothing will come");
+        assert!(stores.inputs().pending().is_empty(), "a forbidden list is not pending");
         assert!(!stores.inputs().cluster().is_complete);
         let unread = ReadFailure {
             reason: "403 Forbidden".to_owned(),

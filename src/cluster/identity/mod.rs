@@ -1,4 +1,4 @@
-//! What identity checks read from a cluster: once by lists, or from the stores of the controller.
+//! The cluster objects that the identity checks read, from lists or from the cache of the controller.
 
 mod inputs;
 mod live;

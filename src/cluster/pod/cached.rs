@@ -1,4 +1,4 @@
-//! The kept part of a pod.
+//! The states of a cached pod.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::{
     pod::{Pod, Quantity},
 };
 
-/// What a pod asks for, of what the scheduler counts.
+/// Effective requests of a pod, or allocatable resources of a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Requests {
     /// `cpu`
@@ -25,44 +25,45 @@ impl Requests {
     }
 }
 
-/// A pod that has no node yet. A pod that is being deleted, or has ended, is none.
+/// A pod without a node. Excludes pods that are terminating or have ended.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct UnscheduledPod {
     pub(crate) meta: PodMeta,
     /// `metadata.resourceVersion`
     pub(crate) resource_version: String,
-    /// Its labels, if it has no decision.
+    /// The labels of the pod. Empty if it has a decision.
     pub(crate) labels: BTreeMap<String, String>,
-    /// The annotations of Spillway, and the one of mirror pods.
+    /// The annotations of Spillway and of mirror pods.
     pub(crate) annotations: BTreeMap<String, String>,
-    /// `true` if the scheduler has found no node for it.
+    /// `true` if the scheduler has found no node for the pod.
     pub(crate) is_unschedulable: bool,
-    /// `true` if a node is reserved for it once others have been preempted.
+    /// `true` if the pod has a nominated node, on which the scheduler preempts other pods.
     pub(crate) is_nominated: bool,
-    /// Kept only if it has a decision.
+    /// Empty if the pod has no decision.
     pub(super) view: SchedulingView,
 }
 
 impl UnscheduledPod {
-    /// An annotation of Spillway.
+    /// Returns an annotation of Spillway.
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.get(key).map(String::as_str)
     }
 
-    /// What scheduling depends on; `None` if the pod has no decision, or is larger than `view::MAX_VIEW_BYTES`.
+    /// Returns the fields that scheduling depends on. Returns `None` if the pod has no decision, or is larger than
+    /// `view::MAX_VIEW_BYTES`.
     pub(crate) fn pod(&self) -> Option<&Pod<'static>> {
         self.view.pod()
     }
 }
 
-/// A pod that has a node.
+/// The minimal part of a pod with a node.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct ScheduledPod {
     /// `spec.nodeName`
     pub(crate) node: Box<str>,
-    /// What it asks for.
+    /// The effective requests of the pod.
     pub(crate) requests: Requests,
-    /// Who it is, if it has no decision and is not being deleted.
+    /// The metadata of the pod. `None` if it has a decision or is terminating.
     pub(crate) undecided: Option<Box<UndecidedPod>>,
 }
 
@@ -70,60 +71,60 @@ pub(crate) struct ScheduledPod {
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct UndecidedPod {
     pub(crate) meta: PodMeta,
-    /// Its labels.
+    /// `metadata.labels`
     pub(crate) labels: BTreeMap<String, String>,
-    /// The annotations of Spillway, and the one of mirror pods.
+    /// The annotations of Spillway and of mirror pods.
     pub(crate) annotations: BTreeMap<String, String>,
 }
 
-/// A pod on a virtual node. It holds its place until it is gone, so one that is being deleted counts. A pod that has ended is none, unless
-/// the provider has failed to run it.
+/// A pod on a virtual node. Includes terminating pods, because they use resources until they are deleted. Excludes pods
+/// that have ended, unless the provider failed to run them.
 #[derive(Debug, Default, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts about a pod")]
 pub(crate) struct VirtualPod {
     pub(crate) meta: PodMeta,
-    /// When it was bound to the node.
+    /// The time when the pod was bound to the node.
     pub(crate) bound: Timestamp,
-    /// `true` if it is being deleted.
-    pub(crate) is_going: bool,
-    /// `true` if it has ended, so that it no longer holds a place.
-    pub(crate) is_over: bool,
-    /// `true` if any of its containers runs or has run.
+    /// `true` if the pod has a deletion timestamp.
+    pub(crate) is_terminating: bool,
+    /// `true` if the pod has ended and uses no resources.
+    pub(crate) has_ended: bool,
+    /// `true` if a container runs or has run.
     pub(crate) has_started: bool,
-    /// `true` if the virtual kubelet reports that its provider could not run it.
+    /// `true` if the virtual kubelet reports that its provider could not run the pod.
     pub(crate) is_failed: bool,
-    /// `true` if a kube-proxy runs beside it, where virtual nodes have one.
+    /// `true` if the pod runs a kube-proxy on virtual nodes that support one.
     pub(crate) has_kube_proxy: bool,
-    /// `true` if it has required pod affinity.
+    /// `true` if the pod has required pod affinity.
     pub(crate) has_pod_affinity: bool,
     pub(super) view: SchedulingView,
 }
 
 impl VirtualPod {
-    /// What scheduling depends on; `None` if the pod is larger than `view::MAX_VIEW_BYTES`.
+    /// Returns the fields that scheduling depends on. Returns `None` if the pod is larger than `view::MAX_VIEW_BYTES`.
     pub(crate) fn pod(&self) -> Option<&Pod<'static>> {
         self.view.pod()
     }
 }
 
-/// A pod as it is kept.
+/// A cached pod.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct CachedPod {
     pub(crate) state: PodState,
-    /// What identity checks read, if they are on and cover its namespace.
+    /// The input of the identity checks. `None` if they are off or exclude the namespace.
     pub(crate) identity: Option<Box<identity::observation::Pod>>,
 }
 
-/// Where a pod is.
+/// The state of a pod, by its node.
 #[derive(Debug, PartialEq)]
 pub(crate) enum PodState {
-    /// It has no node.
+    /// The pod has no node.
     Unscheduled(Box<UnscheduledPod>),
-    /// It is on a VM.
+    /// The pod is bound to a VM.
     OnVm(ScheduledPod),
-    /// It is on a virtual node.
+    /// The pod is bound to a virtual node.
     OnVirtualNode(ScheduledPod, Box<VirtualPod>),
-    /// The watch of nodes has not brought its node. It is kept in full, as the node may be virtual.
+    /// The pod is bound to a node that is not in the cache yet. The pod is full, because the node may be virtual.
     OnUnknownNode(ScheduledPod, Box<VirtualPod>),
 }
 
@@ -134,7 +135,7 @@ impl Default for PodState {
 }
 
 impl PodState {
-    /// The pod, if it has a node.
+    /// Returns the minimal part of a pod with a node.
     pub(crate) fn scheduled(&self) -> Option<&ScheduledPod> {
         match self {
             Self::OnVm(pod) | Self::OnVirtualNode(pod, _) | Self::OnUnknownNode(pod, _) => Some(pod),
@@ -143,7 +144,7 @@ impl PodState {
     }
 }
 
-/// What kind of node a pod is on.
+/// The kind of a pod's node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NodeKind {
     Vm,

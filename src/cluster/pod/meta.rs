@@ -1,4 +1,4 @@
-//! The kept metadata of a pod.
+//! The metadata of a cached pod.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use crate::kubernetes::{ObjectKey, object_reference};
 
 /// The prefix of the annotations that are kept.
 const OURS: &str = "spillway.dev/";
-/// The annotation of the mirror of a static pod.
+/// The annotation of a mirror pod.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// Who a pod is and who manages it.
+/// The identity of a pod, and its controller.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct PodMeta {
     /// `metadata.namespace`
@@ -43,7 +43,7 @@ impl PodMeta {
         ObjectKey::new(&self.namespace, &self.name)
     }
 
-    /// The object that events about the pod are attached to: its controller, or the pod where it has none.
+    /// Returns the object for Events about the pod: its controller, or the pod itself if it has no controller.
     pub(crate) fn owner(&self) -> ObjectReference {
         let (api_version, kind, name, uid) = match &self.controller {
             Some(owner) => (owner.api_version.as_str(), owner.kind.as_str(), &owner.name, &owner.uid),
@@ -53,7 +53,7 @@ impl PodMeta {
     }
 }
 
-/// The annotations that are kept: those of Spillway, and the one of mirror pods.
+/// Returns the annotations that the cache keeps: those of Spillway and of mirror pods.
 pub(super) fn annotations(meta: &ObjectMeta) -> BTreeMap<String, String> {
     let all = meta.annotations.iter().flatten();
     let kept = all.filter(|(key, _)| key.starts_with(OURS) || key.as_str() == MIRROR);

@@ -1,7 +1,8 @@
-//! Pods, reduced on arrival to what their readers need.
+//! Cached pods, reduced to the fields that their readers need.
 //!
-//! Pods that wait for a node and pods on virtual nodes are kept with all that scheduling depends on. All others are slim: their node,
-//! their requests, and who they are only if they have no decision.
+//! A pod without a node is full if it has a decision, and a pod on a virtual node is always full: the cache keeps the
+//! fields that scheduling depends on. Other pods are minimal. The cache keeps the metadata of a minimal pod only if it
+//! has no decision.
 
 mod cached;
 mod meta;

@@ -13,8 +13,8 @@ labels!(ReconcilerLabels { reconciler });
 labels!(StateLabels { state });
 labels!(ResultLabels { result });
 
-/// Labels of a family with one sample. The sample is absent until the value is known: an alert must not see an expiry
-/// of 0.
+/// Labels of a family with one sample. The sample is absent until the value is known, so that no alert sees an expiry of
+/// 0.
 type Known = Vec<(&'static str, &'static str)>;
 
 /// Metrics of the controller.
@@ -66,7 +66,7 @@ impl ControllerMetrics {
         metrics
     }
 
-    /// Sets whether this replica is the leader. A replica that stops leading resets what only a leader knows.
+    /// Sets whether this replica is the leader. When a replica stops leading, the metrics of the leader are reset.
     pub fn leads(&self, leads: bool) {
         self.leader.set(leads.into());
         if !leads {

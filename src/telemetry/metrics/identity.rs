@@ -87,7 +87,7 @@ impl IdentityMetrics {
         metrics
     }
 
-    /// Sets the number of findings, and removes the samples of findings that are gone.
+    /// Sets the number of findings, and removes the samples of fixed findings.
     pub fn found(&self, counts: BTreeMap<FindingLabels, i64>) {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         for gone in counted.keys().filter(|labels| !counts.contains_key(labels)) {

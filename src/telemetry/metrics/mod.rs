@@ -1,4 +1,4 @@
-//! Every metric of the program, with the prefix `spillway_`, in base units, and with labels from closed sets only.
+//! All metrics of the program. They have the prefix `spillway_`, base units, and labels from closed sets.
 
 mod admission;
 mod caches;
