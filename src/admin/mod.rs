@@ -150,9 +150,9 @@ mod tests {
         probe.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         let start = Instant::now();
         time::pause();
-        let mut answer = String::new();
-        probe.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let mut response = String::new();
+        probe.read_to_string(&mut response).await.unwrap();
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
         assert!(start.elapsed() <= 3 * CONNECTION_TIMEOUT, "{:?}", start.elapsed());
     }
 }

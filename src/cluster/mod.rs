@@ -158,7 +158,7 @@ mod tests {
 
     use super::*;
 
-    /// A cluster behind an API server that never answers.
+    /// A cluster behind an API server that never responds.
     fn unresponsive() -> (sync::watch::Sender<Arc<Snapshot>>, Cluster) {
         let never = tower::service_fn(|_: http::Request<Body>| {
             std::future::pending::<Result<http::Response<Body>, Infallible>>()
@@ -188,13 +188,13 @@ mod tests {
             (404, r#"{"code":404,"message":"","reason":"NotFound","status":"Failure"}"#, "Read(Err(NotFound))"),
             (403, r#"{"code":403,"message":"","reason":"Forbidden","status":"Failure"}"#, "Read(Err(Api("),
         ] {
-            let answer = tower::service_fn(move |request: http::Request<Body>| async move {
+            let response = tower::service_fn(move |request: http::Request<Body>| async move {
                 assert_eq!(request.uri().path(), "/api/v1/namespaces/shop/serviceaccounts/web");
                 let response = http::Response::builder().status(status).body(Body::from(body.as_bytes().to_vec()));
                 Ok::<_, Infallible>(response.unwrap())
             });
             let (_publish, snapshot) = sync::watch::channel(Arc::default());
-            let cluster = Cluster { client: Client::new(answer, "default"), snapshot, _watches: JoinSet::new() };
+            let cluster = Cluster { client: Client::new(response, "default"), snapshot, _watches: JoinSet::new() };
             let lookup = format!("{:?}", cluster.service_account("shop", "web").await);
             assert!(lookup.starts_with(expected), "{lookup}");
         }

@@ -225,7 +225,7 @@ struct Changes {
 
 impl Changes {
     /// Adds the change of one pod.
-    fn compare(&mut self, before: Option<&CachedPod>, after: Option<&CachedPod>) {
+    fn add(&mut self, before: Option<&CachedPod>, after: Option<&CachedPod>) {
         let states = (before.map(|pod| &pod.state), after.map(|pod| &pod.state));
         if states.0 != states.1 {
             for state in [states.0, states.1].into_iter().flatten() {
@@ -377,7 +377,7 @@ impl Sink<CachedPod> for PodSink<'_> {
             let needs_relist = result == Some(Reclassified::NeedsRelist);
             let mut changes = Changes { relist: needs_relist && !store.needs_relist, ..Changes::default() };
             store.needs_relist |= needs_relist;
-            changes.compare(store.pods.get(&key), pod.as_ref());
+            changes.add(store.pods.get(&key), pod.as_ref());
             store.pods.put(key, pod);
             changes
         });
@@ -459,7 +459,7 @@ mod tests {
         }
 
         fn lists(&self) -> usize {
-            self.api.asked(PODS).iter().filter(|query| !query.contains("watch=true")).count()
+            self.api.requests(PODS).iter().filter(|query| !query.contains("watch=true")).count()
         }
     }
 

@@ -65,11 +65,11 @@ impl FromIterator<(ObjectKey, Timestamp)> for ScaleUps {
 pub(super) fn start(client: &Client, tasks: &mut JoinSet<()>) -> watch::Receiver<ScaleUps> {
     let (publish, announced) = watch::channel(ScaleUps::default());
     let publish = Arc::new(publish);
-    for (place, reason) in REASONS.into_iter().enumerate() {
+    for (index, reason) in REASONS.into_iter().enumerate() {
         let events = Watch::all(client, "events").fields(&format!("reason={reason},involvedObject.kind=Pod"));
-        events.spawn(tasks, announcement, ScaleUpSink { publish: publish.clone(), place });
+        events.spawn(tasks, announcement, ScaleUpSink { publish: publish.clone(), index });
     }
-    tasks.spawn(restart_on_panic(async move || forget_old(&publish).await));
+    tasks.spawn(restart_on_panic(async move || remove_expired(&publish).await));
     announced
 }
 
@@ -84,14 +84,14 @@ fn announcement(event: core::Event) -> Option<(ObjectKey, Timestamp)> {
 /// Receives the Events of one reason. A deleted Event changes nothing: the announcement was made.
 struct ScaleUpSink {
     publish: Arc<watch::Sender<ScaleUps>>,
-    place: usize,
+    index: usize,
 }
 
 impl Sink<(ObjectKey, Timestamp)> for ScaleUpSink {
     fn replace(&self, all: BTreeMap<ObjectKey, (ObjectKey, Timestamp)>) {
         self.publish.send_if_modified(|known| {
             let was_listed = known.is_listed();
-            if let Some(is_listed) = known.is_listed.get_mut(self.place) {
+            if let Some(is_listed) = known.is_listed.get_mut(self.index) {
                 *is_listed = true;
             }
             let mut is_changed = known.is_listed() && !was_listed;
@@ -111,7 +111,7 @@ impl Sink<(ObjectKey, Timestamp)> for ScaleUpSink {
 }
 
 /// Removes announcements whose Events have expired in the API server.
-async fn forget_old(publish: &watch::Sender<ScaleUps>) {
+async fn remove_expired(publish: &watch::Sender<ScaleUps>) {
     loop {
         tokio::time::sleep(EVENT_LIFETIME / 4).await;
         let horizon = Timestamp::now() - EVENT_LIFETIME;
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn scale_ups_are_listed_when_all_reasons_are_listed() {
         let publish = Arc::new(watch::Sender::new(ScaleUps::default()));
-        let list = |place| ScaleUpSink { publish: publish.clone(), place }.replace(BTreeMap::new());
+        let list = |index| ScaleUpSink { publish: publish.clone(), index }.replace(BTreeMap::new());
         let mut published = publish.subscribe();
         list(0);
         assert!(!published.borrow_and_update().is_listed() && !published.has_changed().unwrap());

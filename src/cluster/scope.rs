@@ -60,8 +60,8 @@ impl Scope {
         Self(creation.map(WebhookScope::read).collect())
     }
 
-    /// Returns whether the API server calls Spillway for a pod with these labels and annotations, in a namespace with
-    /// these labels. Opted-out pods and mirror pods are never in scope, whatever the configuration selects.
+    /// Returns whether the API server calls Spillway for a pod, by the labels of its namespace, its labels and its
+    /// annotations. Opted-out pods and mirror pods are never in scope, whatever the configuration selects.
     pub fn reaches(
         &self,
         namespace: &BTreeMap<String, String>,

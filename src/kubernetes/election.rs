@@ -3,10 +3,10 @@
 //! 1. A candidate acquires a Lease that does not exist, has no holder, or is its own. It acquires the Lease of another
 //!    holder if that Lease did not change for [`LEASE_DURATION`].
 //! 2. The leader renews the Lease every [`RETRY_PERIOD`]. It stops leading [`RENEW_DEADLINE`] after the start of its last
-//!    successful renewal, and so before another candidate can acquire the Lease.
+//!    successful renewal, before another candidate can acquire the Lease.
 //! 3. On shutdown the leader releases the Lease, and another candidate acquires it within [`RETRY_PERIOD`].
 //!
-//! Each replica measures time with its own monotonic clock. It only checks whether the timestamps in a Lease change, so a
+//! Each replica measures time with its own monotonic clock. It only checks whether the timestamps in a Lease change. So a
 //! wrong clock of the leader neither shortens nor extends its term.
 //!
 //! A Lease is not a lock: a suspended leader that resumes may still send a write. So every write of the leader must be
@@ -220,8 +220,8 @@ impl LeaderElector {
     }
 }
 
-fn written<T, Elapsed>(answer: Result<kube::Result<T>, Elapsed>) -> Result<Option<T>, ElectionError> {
-    match answer {
+fn written<T, Elapsed>(response: Result<kube::Result<T>, Elapsed>) -> Result<Option<T>, ElectionError> {
+    match response {
         Ok(Ok(lease)) => Ok(Some(lease)),
         Ok(Err(error)) if is_conflict(&error) => Ok(None),
         Ok(Err(error)) => Err(ElectionError::Write(error)),
@@ -315,18 +315,18 @@ mod tests {
     impl Server {
         fn client(&self) -> Client {
             let server = self.clone();
-            Client::new(tower::service_fn(move |request| server.clone().answer(request)), "default")
+            Client::new(tower::service_fn(move |request| server.clone().response(request)), "default")
         }
 
         fn elector(&self, identity: &str) -> LeaderElector {
             LeaderElector::new(self.client(), "spillway-system", NAME, identity)
         }
 
-        async fn answer(self, request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
+        async fn response(self, request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
             if self.is_unresponsive.load(Ordering::Relaxed) {
                 std::future::pending::<()>().await;
             }
-            // Like a network, this takes time. It also advances the paused clock.
+            // The latency of a network. It also advances the paused clock.
             sleep(Duration::from_millis(5)).await;
             let method = request.method().clone();
             let body = to_bytes(axum::body::Body::new(request.into_body()), usize::MAX).await.unwrap();
@@ -383,7 +383,7 @@ mod tests {
         lease["metadata"]["resourceVersion"] = (version + 1).to_string().into();
     }
 
-    /// Returns the reason why a term ends after an event, and the time between the event and the end of the term.
+    /// Returns the reason why a term ends after an event, and the time from the event to that end.
     async fn lost(event: impl FnOnce(&Server)) -> (LossReason, Duration) {
         let server = Server::default();
         let elector = server.elector("one");

@@ -27,7 +27,7 @@ struct PageTimeout;
 ///
 /// # Errors
 ///
-/// When the API server does not give a page.
+/// When a request for a page fails.
 pub(crate) async fn list<K, T>(
     api: &Api<K>,
     params: ListParams,
@@ -43,7 +43,7 @@ where
 ///
 /// # Errors
 ///
-/// When the API server does not give a page.
+/// When a request for a page fails.
 pub(crate) async fn list_metadata<K, T>(
     api: &Api<K>,
     params: ListParams,

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{body::Body as Answer, http};
+use axum::{body::Body as ResponseBody, http};
 use futures_util::{StreamExt, stream};
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ struct State {
     objects: BTreeMap<String, BTreeMap<(String, String), Value>>,
     version: u64,
     watches: Vec<(String, mpsc::UnboundedSender<String>)>,
-    asked: Vec<String>,
+    requests: Vec<String>,
     forbidden: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ impl FakeApi {
                 if !query.contains("watch=true") {
                     tokio::time::sleep(LIST_LATENCY).await;
                 }
-                Ok::<_, Infallible>(api.answer(path, query))
+                Ok::<_, Infallible>(api.response(path, query))
             }
         });
         Client::new(service, "default")
@@ -70,16 +70,20 @@ impl FakeApi {
     }
 
     /// Returns the queries of the requests to this path.
-    pub(crate) fn asked(&self, path: &str) -> Vec<String> {
+    pub(crate) fn requests(&self, path: &str) -> Vec<String> {
         let state = self.0.lock().unwrap();
-        state.asked.iter().filter_map(|asked| Some(asked.strip_prefix(path)?.strip_prefix('?')?.to_owned())).collect()
+        state
+            .requests
+            .iter()
+            .filter_map(|request| Some(request.strip_prefix(path)?.strip_prefix('?')?.to_owned()))
+            .collect()
     }
 
     /// Returns the number of started watches, by path and selector.
     pub(crate) fn watches(&self) -> BTreeMap<String, usize> {
         let mut watches = BTreeMap::new();
-        for asked in self.0.lock().unwrap().asked.iter().filter(|asked| asked.contains("watch=true")) {
-            let (path, query) = asked.split_once('?').unwrap();
+        for request in self.0.lock().unwrap().requests.iter().filter(|request| request.contains("watch=true")) {
+            let (path, query) = request.split_once('?').unwrap();
             let selectors = query.split('&').filter(|pair| pair.contains("Selector="));
             let name = std::iter::once(path).chain(selectors).collect::<Vec<_>>().join(" ");
             *watches.entry(name).or_default() += 1;
@@ -104,22 +108,22 @@ impl FakeApi {
         of_path.for_each(|(_, watch)| drop(watch.send(event.clone())));
     }
 
-    fn answer(&self, path: String, query: &str) -> http::Response<Answer> {
+    fn response(&self, path: String, query: &str) -> http::Response<ResponseBody> {
         let mut state = self.0.lock().unwrap();
-        state.asked.push(format!("{path}?{query}"));
+        state.requests.push(format!("{path}?{query}"));
         if state.forbidden.contains(&path) {
             let status =
                 json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden", "message": ""});
-            return http::Response::builder().status(403).body(Answer::from(status.to_string())).unwrap();
+            return http::Response::builder().status(403).body(ResponseBody::from(status.to_string())).unwrap();
         }
         if query.contains("watch=true") {
             let (send, receive) = mpsc::unbounded_channel();
             state.watches.push((path, send));
             let lines = stream::unfold(receive, async |mut receive| Some((receive.recv().await?, receive)));
-            return http::Response::new(Answer::from_stream(lines.map(Ok::<_, Infallible>)));
+            return http::Response::new(ResponseBody::from_stream(lines.map(Ok::<_, Infallible>)));
         }
         let items: Vec<_> = state.objects.get(&path).into_iter().flat_map(BTreeMap::values).collect();
         let list = json!({"metadata": {"resourceVersion": state.version.to_string()}, "items": items});
-        http::Response::new(Answer::from(list.to_string()))
+        http::Response::new(ResponseBody::from(list.to_string()))
     }
 }

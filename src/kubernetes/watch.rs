@@ -178,12 +178,12 @@ impl<K: Object> Watch<K> {
                 match event {
                     Ok(event) => {
                         backoff.reset();
-                        if self.take(event, &mut listed, &reduce, sink) {
+                        if self.handle_event(event, &mut listed, &reduce, sink) {
                             last_error.recovered();
                         }
                     }
                     Err(error) => {
-                        let refusal = self.interrupted(&error, &mut last_error);
+                        let refusal = self.handle_error(&error, &mut last_error);
                         let is_refused = refusal.is_some();
                         if let Some(refusal) = refusal {
                             sink.refuse(refusal);
@@ -200,7 +200,7 @@ impl<K: Object> Watch<K> {
     }
 
     /// Passes an event to the sink. Returns whether the event shows that the watch works.
-    fn take<V>(
+    fn handle_event<V>(
         &self,
         event: Event<K>,
         listed: &mut BTreeMap<ObjectKey, V>,
@@ -235,7 +235,7 @@ impl<K: Object> Watch<K> {
     }
 
     /// Logs an interruption once. Returns the refusal if the API server forbids the list.
-    fn interrupted(&self, error: &WatchError, last_error: &mut LastError) -> Option<Refusal> {
+    fn handle_error(&self, error: &WatchError, last_error: &mut LastError) -> Option<Refusal> {
         if let Some(metrics) = &self.metrics {
             metrics.watch_failed();
         }

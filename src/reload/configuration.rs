@@ -18,7 +18,7 @@ use crate::{
 /// The current configuration. Each decision reads it once, so a reload cannot change the configuration during a decision.
 pub type ConfigReceiver = watch::Receiver<Arc<Configuration>>;
 
-/// Waits until the current configuration meets a condition. Waits forever if its sender is gone.
+/// Waits until the current configuration meets a condition. Waits forever after its sender is dropped.
 pub async fn until(configuration: &ConfigReceiver, condition: impl Fn(&Configuration) -> bool) {
     if configuration.clone().wait_for(|now| condition(now)).await.is_err() {
         std::future::pending::<()>().await;

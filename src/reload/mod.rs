@@ -1,4 +1,4 @@
-//! Reloading files that change while the program runs, such as those of a ConfigMap or Secret volume.
+//! Reloads files that change while the program runs, such as the files of a ConfigMap or Secret volume.
 
 pub mod configuration;
 
@@ -15,8 +15,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Files whose content is polled.
 ///
-/// kubelet replaces the files of a volume by swapping the symbolic link `..data`, which file events on the files do not
-/// show. So Spillway reads and compares the files periodically. kubernetes-sigs/controller-runtime `pkg/certwatcher`
+/// kubelet replaces the files of a volume by swapping the symbolic link `..data`. File events on the files do not show
+/// this. So Spillway reads and compares the files periodically. kubernetes-sigs/controller-runtime `pkg/certwatcher`
 /// reads on a timer for the same reason.
 pub struct WatchedFiles {
     paths: Vec<PathBuf>,
@@ -74,8 +74,7 @@ mod tests {
 
     use super::*;
 
-    /// Updates a volume as kubelet does: the file is a link through `..data` into a directory that is never written
-    /// again.
+    /// Updates a volume as kubelet does. The file is a link through `..data` into a directory that is never written again.
     fn publish(volume: &Path, revision: &str, content: &str) {
         fs::create_dir(volume.join(revision)).unwrap();
         fs::write(volume.join(revision).join("config.yaml"), content).unwrap();

@@ -109,7 +109,7 @@ mod tests {
 
     /// An API server with the virtual node `virtual`. It responds to requests for the pod with `pod`, or never.
     fn api_server(pod: Option<(u16, Value)>) -> kube::Client {
-        let answer = move |request: http::Request<kube::client::Body>| {
+        let response = move |request: http::Request<kube::client::Body>| {
             let pod = pod.clone();
             async move {
                 let query = request.uri().query().unwrap_or_default();
@@ -129,7 +129,7 @@ mod tests {
                 Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap())
             }
         };
-        kube::Client::new(tower::service_fn(answer), "default")
+        kube::Client::new(tower::service_fn(response), "default")
     }
 
     async fn routes(pod: Option<(u16, Value)>) -> (Arc<App>, Router) {
@@ -153,10 +153,11 @@ mod tests {
             },
         });
         let request = Request::post("/mutate-v1-binding").header(header::CONTENT_TYPE, "application/json");
-        let answer = routes.oneshot(request.body(Body::from(review.to_string())).unwrap()).await.unwrap();
-        let answer: Value = serde_json::from_slice(&to_bytes(answer.into_body(), usize::MAX).await.unwrap()).unwrap();
-        assert_eq!((&answer["response"]["uid"], &answer["response"]["allowed"]), (&"u".into(), &true.into()));
-        let patch = STANDARD.decode(answer["response"]["patch"].as_str()?).unwrap();
+        let response = routes.oneshot(request.body(Body::from(review.to_string())).unwrap()).await.unwrap();
+        let response: Value =
+            serde_json::from_slice(&to_bytes(response.into_body(), usize::MAX).await.unwrap()).unwrap();
+        assert_eq!((&response["response"]["uid"], &response["response"]["allowed"]), (&"u".into(), &true.into()));
+        let patch = STANDARD.decode(response["response"]["patch"].as_str()?).unwrap();
         let mut binding = review["request"]["object"].clone();
         json_patch::patch(&mut binding, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
         Some(binding["metadata"]["annotations"].clone())
@@ -173,8 +174,8 @@ mod tests {
         assert_eq!(annotations(routes, "virtual").await, Some(marks));
         // The API server never returns this pod, so a read of the pod would time out.
         let (_app, routes) = self::routes(None).await;
-        let answer = timeout(Duration::from_millis(1), annotations(routes, "vm")).await;
-        assert_eq!(answer.ok(), Some(None));
+        let response = timeout(Duration::from_millis(1), annotations(routes, "vm")).await;
+        assert_eq!(response.ok(), Some(None));
     }
 
     #[tokio::test(start_paused = true)]

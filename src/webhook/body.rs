@@ -39,7 +39,7 @@ pub(super) async fn serve(
             fail_open::respond_in_time(&app.metrics, resource, &body, started + timeout, respond(&body)).await
         }
     };
-    app.metrics.answered(started.elapsed());
+    app.metrics.responded(started.elapsed());
     response
 }
 

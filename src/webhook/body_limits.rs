@@ -9,7 +9,7 @@ pub(super) const MAX_BODY_BYTES: usize = 7 * 1024 * 1024;
 /// Time to read a body, which is part of [`super::fail_open::POD_REVIEW_TIMEOUT`]. 7 MiB in a second is 60 Mbit/s.
 pub(super) const BODY_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Memory for all large bodies, in units of [`SMALL_BODY_BYTES`]: 32 MiB, and twice that while hyper joins the chunks of
+/// Memory for all large bodies, in units of [`SMALL_BODY_BYTES`]. It is 32 MiB, or 64 MiB while hyper joins the chunks of
 /// a body. A body holds its permits from its first byte to its response.
 pub(super) const LARGE_BODY_PERMITS: usize = 32 * 1024 * 1024 / SMALL_BODY_BYTES;
 

@@ -54,7 +54,7 @@ const MAX_BUFFER_BYTES: usize = 64 * 1024;
 /// number of streams does not change the memory of a connection.
 const MAX_CONCURRENT_STREAMS: u32 = 64;
 
-/// Interval of HTTP/2 pings, and the time to answer one. The sum bounds how long an unreachable client stays connected.
+/// Interval of HTTP/2 pings, and the time to respond to one. The sum bounds how long an unreachable client stays connected.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -129,15 +129,15 @@ impl ConnectionHandler {
         service_fn(move |request: Request<Incoming>| {
             let in_flight = Activity::start_request(&activity);
             let is_http1 = request.version() < Version::HTTP_2;
-            let (answer, draining) = (routes.call(request), draining.clone());
+            let (response, draining) = (routes.call(request), draining.clone());
             async move {
-                let mut answer = answer.await?;
+                let mut response = response.await?;
                 // HTTP/2 sends GOAWAY instead, which hyper does when the connection shuts down.
                 if is_http1 && draining.has_started() {
-                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 drop(in_flight);
-                Ok(answer)
+                Ok(response)
             }
         })
     }
@@ -277,8 +277,8 @@ mod tests {
             time::sleep(Duration::from_secs(95)).await;
             time::resume();
         }
-        let answer = client.get("/").await.unwrap();
-        assert!(!answer.to_lowercase().contains("connection: close"), "{answer}");
+        let response = client.get("/").await.unwrap();
+        assert!(!response.to_lowercase().contains("connection: close"), "{response}");
         let after = client.time_until_closed().await;
         assert!(seconds(119..126).contains(&after), "{after:?}");
         assert_eq!(server.metric(NO_REQUEST), 0);
@@ -314,8 +314,8 @@ mod tests {
         let (mut client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream.0)).await.unwrap();
         let connection = tokio::spawn(connection);
         let request = |path| Request::get(format!("https://localhost{path}")).body(Body::empty()).unwrap();
-        let answer = client.send_request(request("/")).await.unwrap();
-        assert_eq!((answer.status().as_u16(), answer.version()), (200, Version::HTTP_2));
+        let response = client.send_request(request("/")).await.unwrap();
+        assert_eq!((response.status().as_u16(), response.version()), (200, Version::HTTP_2));
         let slow = tokio::spawn(client.send_request(request("/slow")));
         server.slow_requests.acquire().await.unwrap().forget();
         server.stop();

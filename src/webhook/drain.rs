@@ -79,24 +79,24 @@ mod tests {
 
     use super::super::test_server::TestServer;
 
-    fn says_close(answer: &str) -> bool {
-        answer.to_lowercase().contains("\r\nconnection: close\r\n")
+    fn has_close_header(response: &str) -> bool {
+        response.to_lowercase().contains("\r\nconnection: close\r\n")
     }
 
     #[tokio::test]
     async fn the_grace_period_serves_and_closes_connections() {
         let mut server = TestServer::start(&["--drain-grace=1h"]).await;
         let (mut old, mut idle) = (server.client().await, server.client().await);
-        assert!(!says_close(&old.get("/").await.unwrap()));
+        assert!(!has_close_header(&old.get("/").await.unwrap()));
         assert!(idle.get("/").await.is_some());
         server.stop();
         tokio::task::yield_now().await;
-        assert!(says_close(&old.get("/").await.unwrap()));
+        assert!(has_close_header(&old.get("/").await.unwrap()));
         assert_eq!(old.get("/").await, None, "closed after the response");
         let mut new = server.client().await;
-        assert!(says_close(&new.get("/").await.unwrap()));
+        assert!(has_close_header(&new.get("/").await.unwrap()));
         assert!(!server.task.is_finished());
-        assert!(says_close(&idle.get("/").await.unwrap()), "idle connections stay open");
+        assert!(has_close_header(&idle.get("/").await.unwrap()), "idle connections stay open");
     }
 
     #[tokio::test]
@@ -111,8 +111,8 @@ mod tests {
         assert!(tokio::net::TcpStream::connect(server.address).await.is_err(), "no longer accepting");
         assert!(!server.task.is_finished());
         server.slow_responses.add_permits(1);
-        let answer = busy.read_response().await.unwrap();
-        assert!(answer.ends_with("slow\n") && says_close(&answer), "{answer}");
+        let response = busy.read_response().await.unwrap();
+        assert!(response.ends_with("slow\n") && has_close_header(&response), "{response}");
         server.task.await.unwrap();
     }
 

@@ -32,7 +32,7 @@ pub(super) async fn respond_in_time(
     decision: impl Future<Output = Response>,
 ) -> Response {
     let failure = match time::timeout_at(deadline, AssertUnwindSafe(decision).catch_unwind()).await {
-        Ok(Ok(answer)) => return answer,
+        Ok(Ok(response)) => return response,
         Ok(Err(_payload)) => "panic",
         Err(_elapsed) => "timeout",
     };
@@ -74,9 +74,9 @@ mod tests {
     }
 
     fn admitted() -> (u16, String) {
-        let answer =
+        let response =
             r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"u-1","allowed":true}}"#;
-        (200, answer.to_owned())
+        (200, response.to_owned())
     }
 
     fn soon() -> Instant {

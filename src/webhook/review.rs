@@ -209,8 +209,8 @@ mod tests {
             Some((Ok::<_, Infallible>(Bytes::from_static(b" ")), ()))
         });
         let start = Instant::now();
-        let answer = routes.oneshot(post(Body::from_stream(trickle))).await.unwrap();
-        assert_eq!((answer.status(), start.elapsed()), (StatusCode::REQUEST_TIMEOUT, BODY_READ_TIMEOUT));
+        let response = routes.oneshot(post(Body::from_stream(trickle))).await.unwrap();
+        assert_eq!((response.status(), start.elapsed()), (StatusCode::REQUEST_TIMEOUT, BODY_READ_TIMEOUT));
     }
 
     #[tokio::test(start_paused = true)]
@@ -226,9 +226,9 @@ mod tests {
         let mut request = post(REVIEW.into());
         request.headers_mut().insert(header::CONTENT_LENGTH, REVIEW.len().into());
         let start = Instant::now();
-        let answer = routes.oneshot(request).await.unwrap();
+        let response = routes.oneshot(request).await.unwrap();
         assert_eq!(
-            (answer.status(), start.elapsed().as_millis()),
+            (response.status(), start.elapsed().as_millis()),
             (StatusCode::OK, 100),
             "only the wait for the namespace"
         );
@@ -251,10 +251,10 @@ mod tests {
         )
         .await;
         let start = Instant::now();
-        let answer = routes.oneshot(post(REVIEW.into())).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::OK);
+        let response = routes.oneshot(post(REVIEW.into())).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(start.elapsed().as_millis(), 100, "waited for the namespace only");
-        let body = to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
         assert!(String::from_utf8_lossy(&body).contains(r#""uid":"u-1","allowed":true"#));
     }
 }

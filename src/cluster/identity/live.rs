@@ -135,21 +135,21 @@ mod tests {
 
     /// An API server that responds by path and query, and records the requests.
     fn server(
-        answer: impl Fn(&str, &str) -> (u16, Value) + Send + Sync + 'static,
+        response: impl Fn(&str, &str) -> (u16, Value) + Send + Sync + 'static,
     ) -> (Client, Arc<Mutex<Vec<String>>>) {
-        let (asked, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(answer));
-        let asks = asked.clone();
+        let (requests, response) = (Arc::new(Mutex::new(Vec::new())), Arc::new(response));
+        let recorded = requests.clone();
         let service = tower::service_fn(move |request: http::Request<Body>| {
-            let (asks, answer) = (asks.clone(), answer.clone());
+            let (recorded, response) = (recorded.clone(), response.clone());
             async move {
                 let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
-                asks.lock().unwrap().push(format!("{path}?{query}"));
-                let (status, body) = answer(path, query);
+                recorded.lock().unwrap().push(format!("{path}?{query}"));
+                let (status, body) = response(path, query);
                 let body = Body::from(body.to_string().into_bytes());
                 Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap())
             }
         });
-        (Client::new(service, "default"), asked)
+        (Client::new(service, "default"), requests)
     }
 
     fn page(items: impl Into<Value>, next: &str) -> (u16, Value) {
@@ -167,7 +167,7 @@ mod tests {
     #[tokio::test]
     async fn an_expired_list_starts_over() {
         let expired = Mutex::new(true);
-        let (client, asked) = server(move |path, query| match (path, query.contains("continue=")) {
+        let (client, requests) = server(move |path, query| match (path, query.contains("continue=")) {
             ("/api/v1/serviceaccounts", false) => page(account("a"), "more"),
             ("/api/v1/serviceaccounts", true) if std::mem::take(&mut *expired.lock().unwrap()) => {
                 failure(410, "Expired")
@@ -179,10 +179,13 @@ mod tests {
         let names: Vec<_> = cluster.service_accounts.iter().map(|account| account.name.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
         assert!(cluster.is_complete && refused.is_empty());
-        let asked = asked.lock().unwrap();
-        assert_eq!(asked.iter().filter(|ask| ask.starts_with("/api/v1/serviceaccounts?")).count(), 4);
-        assert!(asked.iter().all(|ask| ask.contains("limit=250")), "{asked:?}");
-        assert!(!asked.iter().any(|ask| ask.contains("endpointslices") || ask.contains("rbac")), "{asked:?}");
+        let requests = requests.lock().unwrap();
+        assert_eq!(requests.iter().filter(|request| request.starts_with("/api/v1/serviceaccounts?")).count(), 4);
+        assert!(requests.iter().all(|request| request.contains("limit=250")), "{requests:?}");
+        assert!(
+            !requests.iter().any(|request| request.contains("endpointslices") || request.contains("rbac")),
+            "{requests:?}"
+        );
     }
 
     #[tokio::test]
@@ -206,7 +209,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_needed_endpoints_and_roles_are_read() {
-        let (client, asked) = server(|path, _| match path {
+        let (client, requests) = server(|path, _| match path {
             "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations" => {
                 let webhook = |name: &str, label: &str| {
                     json!({"name": name, "admissionReviewVersions": ["v1"], "sideEffects": "None",
@@ -235,8 +238,8 @@ mod tests {
             crate::identity::observation::ServiceName { namespace: "kube-system".to_owned(), name: "wi".to_owned() };
         assert_eq!(cluster.endpoints, Some([(wi, 1)].into()));
         assert!(cluster.grants.is_some());
-        let asked = asked.lock().unwrap();
-        let slices: Vec<_> = asked.iter().filter(|ask| ask.contains("endpointslices")).collect();
+        let requests = requests.lock().unwrap();
+        let slices: Vec<_> = requests.iter().filter(|request| request.contains("endpointslices")).collect();
         assert!(matches!(slices.as_slice(), [one] if one.contains("service-name%3Dwi")), "{slices:?}");
     }
 }

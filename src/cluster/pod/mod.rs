@@ -1,8 +1,8 @@
 //! Cached pods, reduced to the fields that their readers need.
 //!
-//! A pod without a node is full if it has a decision, and a pod on a virtual node is always full: the cache keeps the
-//! fields that scheduling depends on. Other pods are minimal. The cache keeps the metadata of a minimal pod only if it
-//! has no decision.
+//! The cache keeps some pods full, with the fields that scheduling depends on. These are all pods on virtual nodes, and
+//! pods without a node that have a decision. Other pods are minimal. A minimal pod has metadata only if it has no
+//! decision.
 
 mod cached;
 mod meta;

@@ -10,7 +10,7 @@ use kube::api::ObjectMeta;
 use super::meta::annotations;
 use crate::pod::{Container, Metadata, Pod, Spec, StringMap};
 
-/// Maximum size of a view, in bytes of its `Debug` output. An ordinary pod takes some kilobytes, but the API server
+/// Maximum size of a view, in bytes of its `Debug` output. An ordinary pod has a few kilobytes, but the API server
 /// accepts more than a megabyte. The view of a larger pod is empty, so the pod gets no late toleration.
 const MAX_VIEW_BYTES: usize = 64 * 1024;
 

@@ -178,7 +178,7 @@ impl AdmissionMetrics {
     }
 
     /// Observes the duration of a request.
-    pub fn answered(&self, after: Duration) {
+    pub fn responded(&self, after: Duration) {
         self.duration.observe(after.as_secs_f64());
     }
 
@@ -207,7 +207,7 @@ mod tests {
         let mut registry = crate::telemetry::registry();
         let metrics = AdmissionMetrics::new(&mut registry);
         metrics.decided(Resource::Pods, "prefer");
-        metrics.answered(Duration::from_micros(80));
+        metrics.responded(Duration::from_micros(80));
         metrics.patched(Some(&[0; 300]));
         metrics.patched(None);
         let in_flight = metrics.in_flight();

@@ -8,3 +8,7 @@ macro_rules! labels {
     };
 }
 pub(super) use labels;
+
+/// Labels of a family with one sample. The sample is absent until the value is known, so that no alert sees an expiry of
+/// 0.
+pub(super) type NoLabels = Vec<(&'static str, &'static str)>;
