@@ -7,8 +7,8 @@ use tokio::time;
 
 const RESTART_DELAY: Duration = Duration::from_secs(5);
 
-/// Runs a task, and restarts it after a panic. Without its watch, a cache would become stale unnoticed. The panic hook
-/// counts and logs the panic.
+/// Runs a task, and restarts it after a panic. Without a restart, the cache of a panicked watch would become stale
+/// unnoticed. The panic hook counts and logs the panic.
 pub(crate) async fn restart_on_panic(task: impl AsyncFn()) {
     while AssertUnwindSafe(task()).catch_unwind().await.is_err() {
         time::sleep(RESTART_DELAY).await;

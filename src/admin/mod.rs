@@ -20,8 +20,8 @@ use tokio::{
 
 use crate::telemetry;
 
-/// Maximum number of open connections, and the time for each. Untrusted clients must not exhaust memory or file
-/// descriptors, and must not block the kubelet for long.
+/// Maximum number of open connections, and the maximum time for each. Untrusted clients must not exhaust memory or file
+/// descriptors, or block the kubelet's probes for long.
 const MAX_CONNECTIONS: usize = 64;
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -114,11 +114,11 @@ impl AdminServer {
     }
 }
 
-/// Responds with 200 if the process is ready, and else with 503 and the reasons.
+/// Responds with 200 if the process is ready, and otherwise with 503 and the reasons.
 async fn ready(State(state): State<AdminState>) -> (StatusCode, String) {
     match (state.not_ready_reasons)().as_slice() {
         [] => (StatusCode::OK, "ok\n".to_owned()),
-        missing => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", "))),
+        reasons => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join(", "))),
     }
 }
 
@@ -150,9 +150,9 @@ mod tests {
         probe.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         let start = Instant::now();
         time::pause();
-        let mut answer = String::new();
-        probe.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let mut response = String::new();
+        probe.read_to_string(&mut response).await.unwrap();
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
         assert!(start.elapsed() <= 3 * CONNECTION_TIMEOUT, "{:?}", start.elapsed());
     }
 }

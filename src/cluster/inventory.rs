@@ -1,4 +1,4 @@
-//! The one cache of a controller process: one watch for each kind, and what each reader needs of it.
+//! The cache of the controller: one watch for each kind, and a store for each reader.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -15,7 +15,7 @@ use super::{
     scale_up::{self, ScaleUps},
     scope::{OptedIn, Scope},
     snapshot::{Namespace, Snapshot, network_policy, service_account},
-    watch as of_admission,
+    watch as admission_watch,
 };
 use crate::{
     background::restart_on_panic,
@@ -27,7 +27,7 @@ use crate::{
     telemetry::CacheMetrics,
 };
 
-/// The cluster as the controller sees it. Follows the cluster until it is dropped.
+/// The cache of the controller. Its watches run until it is dropped.
 pub(crate) struct Inventory {
     pub(super) client: Client,
     snapshot: watch::Receiver<Arc<Snapshot>>,
@@ -35,17 +35,17 @@ pub(crate) struct Inventory {
     pub(crate) nodes: watch::Receiver<Store<Node>>,
     /// All pods.
     pub(crate) pods: Arc<Pods>,
-    /// Namespaces that have opted in.
+    /// Opted-in namespaces.
     pub(crate) opted_in: watch::Receiver<Store<Arc<OptedIn>>>,
-    /// The pods for which the API server calls Spillway, by the live webhook configuration.
+    /// The pods for which the API server calls Spillway, according to the live webhook configuration.
     pub(crate) scope: watch::Receiver<Store<Scope>>,
-    /// The version of that configuration.
+    /// The resource version of the live webhook configuration.
     pub(crate) webhook_version: watch::Receiver<Store<String>>,
-    /// The version of the authority's Secret.
+    /// The resource version of the CA Secret.
     pub(crate) secret_version: watch::Receiver<Store<String>>,
     /// Pods for which an autoscaler has announced a VM.
     pub(crate) scale_ups: watch::Receiver<ScaleUps>,
-    /// For identity checks.
+    /// For the identity checks.
     pub(super) service_accounts: watch::Receiver<Store<observation::ServiceAccount>>,
     pub(super) namespaces: watch::Receiver<Store<observation::Namespace>>,
     pub(super) webhooks: watch::Receiver<Store<observation::WebhookConfiguration>>,
@@ -54,27 +54,28 @@ pub(crate) struct Inventory {
 }
 
 impl Inventory {
-    /// Starts to follow the cluster; returns at once. `namespace` is the one of this program. Must be called within a tokio runtime.
+    /// Starts the watches and returns immediately. `namespace` is the namespace of Spillway. Must be called within a
+    /// tokio runtime.
     pub(crate) fn start(
         client: &Client,
         namespace: &str,
         configuration: &ConfigReceiver,
         metrics: &CacheMetrics,
     ) -> Self {
-        let (publisher, mut tasks) = (of_admission::Publisher::default(), JoinSet::new());
+        let (publisher, mut tasks) = (admission_watch::Publisher::default(), JoinSet::new());
         let snapshot = publisher.subscribe();
 
         let (sink, nodes, v1_virtual_nodes) = pair();
-        let watch: Watch<NodeObject> = of_admission::watch(client, "nodes", "virtual nodes", metrics);
+        let watch: Watch<NodeObject> = admission_watch::watch(client, "nodes", "virtual nodes", metrics);
         watch.spawn(&mut tasks, node, sink);
 
         let (sink, opted_in, namespaces) = pair();
         let watch: Watch<PartialObjectMeta<v1::Namespace>> =
-            of_admission::watch(client, "namespaces", "namespaces", metrics);
+            admission_watch::watch(client, "namespaces", "namespaces", metrics);
         watch.spawn(&mut tasks, |object| Some(namespace_parts(&object.metadata)), (publisher.namespaces(), sink));
 
         let (accounts, service_accounts) = watch::channel(Store::default());
-        of_admission::service_accounts(client, metrics).spawn(
+        admission_watch::service_accounts(client, metrics).spawn(
             &mut tasks,
             |account| {
                 let meta = &account.metadata;
@@ -83,7 +84,11 @@ impl Inventory {
             (publisher.service_accounts(), accounts),
         );
 
-        of_admission::network_policies(client, metrics).spawn(&mut tasks, network_policy, publisher.network_policies());
+        admission_watch::network_policies(client, metrics).spawn(
+            &mut tasks,
+            network_policy,
+            publisher.network_policies(),
+        );
 
         let (sink, scope, webhook_version) = pair();
         let (configurations, webhooks) = watch::channel(Store::default());
@@ -119,17 +124,17 @@ impl Inventory {
         }
     }
 
-    /// What decisions rest on now.
+    /// Returns the current snapshot.
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.borrow().clone()
     }
 
-    /// The names of the caches that decisions rest on and that have not been filled.
+    /// Returns the names of the caches that decisions need and whose initial list is not complete.
     pub(crate) fn unsynced(&self) -> Vec<&'static str> {
         self.snapshot.borrow().unsynced()
     }
 
-    /// The scope of the live webhook configuration; `None` if it does not exist, or is not known.
+    /// Returns the scope of the live webhook configuration. Returns `None` if it does not exist or is not in the cache.
     pub(crate) fn live_scope(&self) -> Option<Scope> {
         self.scope.borrow().get(&ObjectKey::cluster_scoped(WEBHOOK_CONFIGURATION_NAME)).cloned()
     }
@@ -138,7 +143,7 @@ impl Inventory {
 type Pair<A, B> =
     ((watch::Sender<Store<A>>, watch::Sender<Store<B>>), watch::Receiver<Store<A>>, watch::Receiver<Store<B>>);
 
-/// Two stores that one watch fills.
+/// Creates two stores that one watch fills.
 fn pair<A, B>() -> Pair<A, B> {
     let (a, b) = (watch::channel(Store::default()), watch::channel(Store::default()));
     ((a.0, b.0), a.1, b.1)
@@ -180,11 +185,11 @@ fn follow_pods(
     tasks.spawn(restart_on_panic(async move || pods.run(&client, &configuration, nodes.clone()).await));
 }
 
-/// Keeps the virtual nodes of the snapshot: those of all nodes that the configuration in force selects.
+/// Publishes the nodes that the current configuration selects as the snapshot's virtual nodes.
 fn follow_virtual_nodes(
     configuration: &ConfigReceiver,
     nodes: &watch::Receiver<Store<Node>>,
-    publisher: of_admission::Publisher,
+    publisher: admission_watch::Publisher,
     tasks: &mut JoinSet<()>,
 ) {
     let (configuration, nodes) = (configuration.clone(), nodes.clone());
@@ -209,7 +214,7 @@ fn follow_virtual_nodes(
     }));
 }
 
-/// The Services that webhooks name.
+/// Returns the Services of the webhooks that inject workload identity.
 pub(super) fn services<'w>(
     webhooks: impl Iterator<Item = &'w observation::WebhookConfiguration>,
 ) -> BTreeSet<ObjectKey> {

@@ -1,5 +1,7 @@
-//! The cluster as a process sees it: watched, reduced on arrival, and for decisions swapped in atomically as one cheap, immutable
-//! [`Snapshot`]. [`Cluster`] is the cache of a process that serves admission, `Inventory` the one of a controller.
+//! The cache of cluster objects. Watches fill it, and each object is reduced to the fields that Spillway reads.
+//!
+//! The webhook uses a [`Cluster`], the controller an `Inventory`. Decisions read an immutable [`Snapshot`], which is
+//! replaced atomically.
 
 pub mod identity;
 mod inventory;
@@ -28,40 +30,40 @@ use tokio::{sync, task::JoinSet, time};
 
 use crate::{burst::ServiceAccount, reload::configuration::ConfigReceiver, telemetry::CacheMetrics};
 
-/// How long a pod may wait for its namespace to appear in the cache. Nothing is asked of the API server meanwhile: the
-/// watch that brings the namespace is under way already.
+/// Maximum time that an admission request waits for the pod's namespace to appear in the cache. The namespace watch
+/// delivers it, so no request to the API server is needed.
 const NAMESPACE_WAIT: Duration = Duration::from_millis(100);
 
-/// How long a pod may wait for one read of its service account.
+/// Maximum time that an admission request waits for a read of the pod's service account.
 const SERVICE_ACCOUNT_WAIT: Duration = Duration::from_millis(100);
 
-/// The cluster as admission sees it. Follows the cluster until it is dropped.
+/// The cache of the webhook. Its watches run until it is dropped.
 pub struct Cluster {
     client: Client,
     snapshot: sync::watch::Receiver<Arc<Snapshot>>,
     _watches: JoinSet<()>,
 }
 
-/// How long the binding of a pod to a virtual node may wait for one read of the pod.
+/// Maximum time that the Binding of a pod to a virtual node waits for a read of the pod.
 const POD_WAIT: Duration = Duration::from_millis(500);
 
-/// Why an object could not be looked up.
+/// Error of a lookup.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LookupError {
-    /// The API server did not answer in time.
-    #[error("no answer within {} ms", .0.as_millis())]
+    /// The API server did not respond in time.
+    #[error("no response from the API server within {} ms", .0.as_millis())]
     Timeout(Duration),
-    /// There is no such object.
-    #[error("there is none of this name")]
+    /// The object does not exist.
+    #[error("not found")]
     NotFound,
-    /// The API server could not be asked, or refused.
-    #[error("the API server did not give it")]
+    /// The request failed, or the API server rejected it.
+    #[error("the request to the API server failed")]
     Api(#[source] kube::Error),
 }
 
 impl LookupError {
-    /// A metric label; a closed set.
+    /// Returns the value of a metric label, from a closed set.
     pub fn result(&self) -> &'static str {
         match self {
             Self::Timeout(_) => "timeout",
@@ -71,47 +73,50 @@ impl LookupError {
     }
 }
 
-/// What is known of a service account, and how that was learned.
+/// A service account, and its origin.
 #[derive(Debug)]
 pub enum Lookup {
-    /// It was in the cache.
+    /// From the cache.
     Cached(ServiceAccount),
-    /// It was read from the API server.
+    /// From the API server.
     Read(Result<ServiceAccount, LookupError>),
 }
 
 impl Cluster {
-    /// Starts to follow the cluster. Returns at once; [`Cluster::unsynced`] names the caches that are not filled yet.
+    /// Starts the watches and returns immediately. [`Cluster::unsynced`] names the caches without an initial list.
     ///
-    /// The configuration says which nodes are virtual, and is followed too. Must be called within a tokio runtime.
+    /// The configuration selects the virtual nodes, also after a reload. Must be called within a tokio runtime.
     pub fn follow(client: Client, configuration: ConfigReceiver, metrics: &CacheMetrics) -> Self {
         let (snapshot, watches) = watch::start(&client, configuration, metrics);
         Self { client, snapshot, _watches: watches }
     }
 
-    /// What is known now.
+    /// Returns the current snapshot.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.borrow().clone()
     }
 
-    /// The names of the caches that have not been filled for the first time.
+    /// Returns the names of the caches whose initial list is not complete.
     pub fn unsynced(&self) -> Vec<&'static str> {
         self.snapshot.borrow().unsynced()
     }
 
-    /// A namespace that has opted in, once what else decisions rest on is known too: an unknown policy is not an absent one. Waits
-    /// a bounded time for what is not in the caches, since the API server, whose selector let the call through, knows it already.
+    /// Returns an opted-in namespace once all caches that a decision needs are filled. An empty cache would look like a
+    /// namespace without policies.
+    ///
+    /// Waits up to 100 ms for a namespace that is not in the cache. The API server already knows the namespace, because
+    /// its `namespaceSelector` matched.
     pub async fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
-        if let Some(namespace) = self.snapshot.borrow().decidable(name) {
+        if let Some(namespace) = self.snapshot.borrow().decidable_namespace(name) {
             return Some(namespace);
         }
         let mut snapshot = self.snapshot.clone();
-        let appears = snapshot.wait_for(|snapshot| snapshot.decidable(name).is_some());
+        let appears = snapshot.wait_for(|snapshot| snapshot.decidable_namespace(name).is_some());
         let seen = time::timeout(NAMESPACE_WAIT, appears).await.ok()?.ok()?;
-        seen.decidable(name)
+        seen.decidable_namespace(name)
     }
 
-    /// What is known of a service account: from the cache, or by one bounded read.
+    /// Returns a service account from the cache, or reads it with a timeout.
     pub async fn service_account(&self, namespace: &str, name: &str) -> Lookup {
         if let Some(known) = self.snapshot.borrow().service_account(namespace, name) {
             return Lookup::Cached(known);
@@ -120,7 +125,7 @@ impl Cluster {
         Lookup::Read(read.map(|metadata| snapshot::service_account(&metadata)))
     }
 
-    /// The metadata of a pod, by one bounded read.
+    /// Reads the metadata of a pod with a timeout.
     ///
     /// # Errors
     ///
@@ -153,8 +158,8 @@ mod tests {
 
     use super::*;
 
-    /// A cluster behind an API server that never answers.
-    fn mute() -> (sync::watch::Sender<Arc<Snapshot>>, Cluster) {
+    /// A cluster behind an API server that never responds.
+    fn unresponsive() -> (sync::watch::Sender<Arc<Snapshot>>, Cluster) {
         let never = tower::service_fn(|_: http::Request<Body>| {
             std::future::pending::<Result<http::Response<Body>, Infallible>>()
         });
@@ -164,7 +169,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pod_waits_at_most_100_ms_for_its_service_account() {
-        let (_publish, cluster) = mute();
+        let (_publish, cluster) = unresponsive();
         let start = Instant::now();
         let lookup = cluster.service_account("shop", "web").await;
         assert!(matches!(lookup, Lookup::Read(Err(LookupError::Timeout(_)))), "{lookup:?}");
@@ -183,13 +188,13 @@ mod tests {
             (404, r#"{"code":404,"message":"","reason":"NotFound","status":"Failure"}"#, "Read(Err(NotFound))"),
             (403, r#"{"code":403,"message":"","reason":"Forbidden","status":"Failure"}"#, "Read(Err(Api("),
         ] {
-            let answer = tower::service_fn(move |request: http::Request<Body>| async move {
+            let response = tower::service_fn(move |request: http::Request<Body>| async move {
                 assert_eq!(request.uri().path(), "/api/v1/namespaces/shop/serviceaccounts/web");
                 let response = http::Response::builder().status(status).body(Body::from(body.as_bytes().to_vec()));
                 Ok::<_, Infallible>(response.unwrap())
             });
             let (_publish, snapshot) = sync::watch::channel(Arc::default());
-            let cluster = Cluster { client: Client::new(answer, "default"), snapshot, _watches: JoinSet::new() };
+            let cluster = Cluster { client: Client::new(response, "default"), snapshot, _watches: JoinSet::new() };
             let lookup = format!("{:?}", cluster.service_account("shop", "web").await);
             assert!(lookup.starts_with(expected), "{lookup}");
         }
@@ -197,15 +202,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pod_waits_at_most_100_ms_for_its_namespace() {
-        let (_publish, cluster) = mute();
+        let (_publish, cluster) = unresponsive();
         let start = Instant::now();
         assert_eq!(cluster.namespace("shop").await, None);
         assert_eq!(start.elapsed().as_millis(), 100);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_namespace_that_arrives_meanwhile_is_seen() {
-        let (publish, cluster) = mute();
+    async fn a_namespace_that_arrives_during_the_wait_is_found() {
+        let (publish, cluster) = unresponsive();
         let arrival = async {
             tokio::time::sleep(Duration::from_millis(30)).await;
             let labels = [(crate::config::BURST_LABEL.to_owned(), "enabled".to_owned())].into();
@@ -224,7 +229,7 @@ mod tests {
         assert!(start.elapsed() < NAMESPACE_WAIT);
     }
 
-    /// An API server with nothing but a node for each selector that is asked for, and watches that never report anything.
+    /// An API server that lists one node for each label selector. Its watches never send an event.
     async fn one_node_each(request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
         let query = request.uri().query().unwrap_or_default();
         if query.contains("watch=true") {
@@ -235,7 +240,7 @@ mod tests {
             Some(selector) => format!(r#"{{"metadata":{{"name":"{selector}"}}}}"#),
             None => String::new(),
         };
-        // The new list takes its time.
+        // The new list takes a second.
         time::sleep(Duration::from_secs(1)).await;
         Ok(http::Response::new(Body::from(
             format!(r#"{{"metadata":{{"resourceVersion":"1"}},"items":[{items}]}}"#).into_bytes(),
@@ -243,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_webhook_opens_one_watch_for_each_kind_and_only_of_what_matters() {
+    async fn the_webhook_opens_one_selective_watch_for_each_kind() {
         let api = crate::kubernetes::testing::FakeApi::default();
         let (_keep, configuration) = sync::watch::channel(Arc::default());
         let caches = CacheMetrics::new(&mut crate::telemetry::registry());
@@ -264,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_changed_selector_lists_the_virtual_nodes_anew_and_forgets_the_old_ones_only_then() {
+    async fn a_changed_selector_replaces_the_virtual_nodes_after_the_list() {
         let of = |selector: &str| {
             let file = format!(
                 "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\nvirtualNodes: {{selector: {selector}}}"
@@ -296,7 +301,7 @@ mod tests {
             }
         }
         assert_eq!(start.elapsed().as_secs(), 1);
-        // Another change that does not concern nodes makes no new list.
+        // A change that does not concern nodes causes no new list.
         change.send_replace(of("type=two}\nlogging: {level: debug"));
         assert!(time::timeout(Duration::from_secs(60), cluster.snapshot.changed()).await.is_err());
     }

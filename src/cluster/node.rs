@@ -1,4 +1,4 @@
-//! Nodes, as far as overflow is concerned.
+//! The fields of a Node that Spillway reads.
 
 use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde::Deserialize;
@@ -11,7 +11,7 @@ use crate::{
     pod::{NodeView, Quantity},
 };
 
-/// The label of virtual nodes of the first generation. Those of the second may carry it too.
+/// The label of first-generation virtual nodes. Second-generation nodes may have it too.
 const V1_LABEL: (&str, &str) = ("type", "virtual-kubelet");
 
 /// A node.
@@ -27,7 +27,7 @@ pub(crate) struct Node {
     pub(crate) taints: Vec<core::Taint>,
     /// `spec.unschedulable`
     pub(crate) is_cordoned: bool,
-    /// Since when it has been Ready; `None` if it is not.
+    /// The time since which the node is Ready. `None` if it is not.
     pub(crate) ready_since: Option<Timestamp>,
     /// CPU and memory of `status.allocatable`.
     pub(crate) allocatable: Requests,
@@ -36,7 +36,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Reads a node; `None` if it has no name.
+    /// Reads a node. Returns `None` if it has no name.
     pub(crate) fn read(NodeObject { metadata, spec, status, .. }: NodeObject) -> Option<Self> {
         let ready = status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
         let Allocatable { cpu, memory, pods } = status.allocatable;
@@ -55,44 +55,44 @@ impl Node {
         })
     }
 
-    /// Returns whether the selector selects it.
+    /// Returns whether the selector matches the node.
     pub(crate) fn is_virtual(&self, selector: &Selector) -> bool {
         self.label(&selector.key) == Some(&selector.value)
     }
 
-    /// Returns whether it is of the second generation, if it is a virtual node.
+    /// Returns whether a virtual node is of the second generation.
     pub(crate) fn is_second_generation(&self) -> bool {
         self.label(V2_LABEL.0) == Some(V2_LABEL.1)
     }
 
-    /// The value of a label.
+    /// Returns the value of a label.
     pub(crate) fn label(&self, key: &str) -> Option<&str> {
         self.labels.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    /// Returns whether it has this taint, with any value.
+    /// Returns whether the node has this taint, with any value.
     pub(crate) fn has_taint(&self, key: &str, effect: &str) -> bool {
         self.taints.iter().any(|taint| taint.key == key && taint.effect == effect)
     }
 
-    /// The view that affinity and selectors match.
+    /// Returns the view that node affinity and node selectors match.
     pub(crate) fn view(&self) -> NodeView<'_> {
         NodeView { name: &self.name, labels: &self.labels }
     }
 
-    /// Returns whether it is a virtual node of the first generation, by the labels of the add-on.
+    /// Returns whether the labels of the AKS add-on show a first-generation virtual node.
     pub(crate) fn is_first_generation(&self) -> bool {
         let is_virtual = self.label(V1_LABEL.0) == Some(V1_LABEL.1);
         is_virtual && VirtualNode::new(String::new(), self.labels.clone()).generation == Generation::V1
     }
 
-    /// A reference for events.
+    /// Returns a reference for Events.
     pub(crate) fn reference(&self) -> core::ObjectReference {
         core::ObjectReference { uid: self.uid.clone(), ..object_reference("v1", "Node", None, &self.name) }
     }
 }
 
-/// A Node of the API, decoded as far as it is read: most of one is the list of its images.
+/// A Node of the API. Only the fields that Spillway reads are decoded: most of a Node is its list of images.
 pub(crate) type NodeObject = PartialObject<core::Node, NodeSpec, NodeStatus>;
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_of_a_node_that_are_not_read_are_not_decoded() {
+    fn unused_fields_of_a_node_are_not_decoded() {
         let status = json!({
             "allocatable": {"cpu": "3860m", "memory": "12Gi", "pods": "110", "ephemeral-storage": "119703055367"},
             "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T12:00:00Z", "reason": 1}],

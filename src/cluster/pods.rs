@@ -1,7 +1,7 @@
 //! The pods of the cluster, from one watch.
 //!
-//! What is kept of a pod depends on its node. Where a node becomes virtual whose pods are slim, the pods are listed again: until then the
-//! pods on virtual nodes are not known.
+//! The node of a pod decides whether the cache keeps the pod full or minimal. If a VM becomes a virtual node, its pods
+//! are minimal, so the controller lists all pods again. Until then, the pods on virtual nodes are not known.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,37 +22,37 @@ use crate::{
     reload::configuration::{ConfigReceiver, until},
 };
 
-/// Pods in one page of a list: they are large, and a page is in memory as a whole.
+/// Number of pods in one page of a list. Pods are large, and a whole page is in memory.
 const PAGE: u32 = 100;
 
 /// All pods.
 #[derive(Debug, Default)]
 pub(crate) struct PodStore {
     pods: Store<CachedPod>,
-    /// By name, `true` for virtual nodes; what is not here has not been seen.
+    /// The known nodes by name, with `true` for virtual nodes.
     nodes: HashMap<String, bool>,
-    /// `true` if a pod on a virtual node is slim.
-    lacks_virtual: bool,
-    /// The identity settings by which pods were reduced.
+    /// `true` if a pod on a virtual node is minimal.
+    needs_relist: bool,
+    /// The identity settings with which the pods were reduced.
     settings: Option<config::Identity>,
 }
 
 impl PodStore {
-    /// Returns whether a complete list has arrived.
+    /// Returns whether the initial list is complete.
     pub(crate) fn is_listed(&self) -> bool {
         self.pods.is_listed()
     }
 
-    /// Returns whether all nodes have arrived, and all pods on those that are virtual.
-    pub(crate) fn knows_virtual(&self, nodes: &Store<Node>, selector: &Selector) -> bool {
+    /// Returns whether all nodes, and all pods on virtual nodes, are in the cache.
+    pub(crate) fn has_synced_virtual_pods(&self, nodes: &Store<Node>, selector: &Selector) -> bool {
         let mut virtual_nodes = nodes.values().filter(|node| node.is_virtual(selector));
         self.is_listed()
             && nodes.is_listed()
-            && !self.lacks_virtual
+            && !self.needs_relist
             && virtual_nodes.all(|node| self.kind_of(&node.name) == NodeKind::Virtual)
     }
 
-    /// A pod that has no node.
+    /// Returns a pod without a node.
     pub(crate) fn unscheduled_pod(&self, key: &ObjectKey) -> Option<&UnscheduledPod> {
         match &self.pods.get(key)?.state {
             PodState::Unscheduled(pod) => Some(pod),
@@ -60,7 +60,7 @@ impl PodStore {
         }
     }
 
-    /// The pods that have no node, in the order of their keys.
+    /// Returns the pods without a node, sorted by key.
     pub(crate) fn unscheduled(&self) -> impl Iterator<Item = (&ObjectKey, &UnscheduledPod)> {
         self.pods.iter().filter_map(|(key, pod)| match &pod.state {
             PodState::Unscheduled(pod) => Some((key, &**pod)),
@@ -68,12 +68,12 @@ impl PodStore {
         })
     }
 
-    /// The pods that have a node, of any kind.
+    /// Returns the pods with a node of any kind.
     pub(crate) fn scheduled(&self) -> impl Iterator<Item = &ScheduledPod> {
         self.pods.values().filter_map(|pod| pod.state.scheduled())
     }
 
-    /// A pod on a virtual node.
+    /// Returns a pod on a virtual node.
     pub(crate) fn virtual_pod(&self, key: &ObjectKey) -> Option<&VirtualPod> {
         match &self.pods.get(key)?.state {
             PodState::OnVirtualNode(_, pod) => Some(pod),
@@ -81,15 +81,15 @@ impl PodStore {
         }
     }
 
-    /// The pods on virtual nodes, in the order of their keys.
+    /// Returns the pods on virtual nodes, sorted by key.
     pub(crate) fn on_virtual_nodes(&self) -> impl Iterator<Item = (&ObjectKey, &ScheduledPod, &VirtualPod)> {
         self.pods.iter().filter_map(|(key, pod)| match &pod.state {
-            PodState::OnVirtualNode(slim, pod) => Some((key, slim, &**pod)),
+            PodState::OnVirtualNode(scheduled, pod) => Some((key, scheduled, &**pod)),
             _ => None,
         })
     }
 
-    /// What identity checks read of pods, by these settings.
+    /// Returns the input of the identity checks, if the pods were reduced with these settings.
     pub(crate) fn identity(&self, settings: &config::Identity) -> Listing<'_, observation::Pod> {
         if self.is_listed() && self.settings.as_ref() != Some(settings) {
             return Listing::Pending;
@@ -105,70 +105,70 @@ impl PodStore {
         }
     }
 
-    /// Keeps a pod as what its node is now.
-    fn settle(&self, pod: &mut CachedPod) -> Settled {
-        let Some(slim) = pod.state.scheduled() else { return Settled::Right };
-        let kind = self.kind_of(&slim.node);
+    /// Changes the state of a pod to match the current kind of its node.
+    fn reclassify(&self, pod: &mut CachedPod) -> Reclassified {
+        let Some(scheduled) = pod.state.scheduled() else { return Reclassified::Unchanged };
+        let kind = self.kind_of(&scheduled.node);
         match (kind, mem::take(&mut pod.state)) {
-            (NodeKind::Vm, PodState::OnVirtualNode(_, full) | PodState::OnUnknownNode(_, full)) if full.is_over => {
-                Settled::Gone
+            (NodeKind::Vm, PodState::OnVirtualNode(_, full) | PodState::OnUnknownNode(_, full)) if full.has_ended => {
+                Reclassified::Removed
             }
-            (NodeKind::Vm, PodState::OnVirtualNode(slim, _) | PodState::OnUnknownNode(slim, _)) => {
-                pod.state = PodState::OnVm(slim);
-                Settled::Moved
+            (NodeKind::Vm, PodState::OnVirtualNode(minimal, _) | PodState::OnUnknownNode(minimal, _)) => {
+                pod.state = PodState::OnVm(minimal);
+                Reclassified::Changed
             }
-            (NodeKind::Virtual, PodState::OnUnknownNode(slim, full)) => {
-                pod.state = PodState::OnVirtualNode(slim, full);
-                Settled::Moved
+            (NodeKind::Virtual, PodState::OnUnknownNode(minimal, full)) => {
+                pod.state = PodState::OnVirtualNode(minimal, full);
+                Reclassified::Changed
             }
-            (NodeKind::Unknown, PodState::OnVirtualNode(slim, full)) => {
-                pod.state = PodState::OnUnknownNode(slim, full);
-                Settled::Moved
+            (NodeKind::Unknown, PodState::OnVirtualNode(minimal, full)) => {
+                pod.state = PodState::OnUnknownNode(minimal, full);
+                Reclassified::Changed
             }
-            (NodeKind::Virtual, PodState::OnVm(slim)) => {
-                pod.state = PodState::OnVm(slim);
-                Settled::SecretError
+            (NodeKind::Virtual, PodState::OnVm(minimal)) => {
+                pod.state = PodState::OnVm(minimal);
+                Reclassified::NeedsRelist
             }
             (_, same) => {
                 pod.state = same;
-                Settled::Right
+                Reclassified::Unchanged
             }
         }
     }
 
-    /// Keeps all pods as what their nodes are now. Returns whether any of them moved.
-    fn settle_all(&mut self) -> bool {
+    /// Changes the state of all pods to match the current kinds of their nodes. Returns whether any pod changed.
+    fn reclassify_all(&mut self) -> bool {
         let mut pods = mem::take(&mut self.pods);
-        let (mut has_moved, mut lacks_virtual) = (false, false);
+        let (mut has_changed, mut needs_relist) = (false, false);
         if let Store::Listed(all) = &mut pods {
             all.retain(|_, pod| {
-                let settled = self.settle(pod);
-                has_moved |= matches!(settled, Settled::Moved | Settled::Gone);
-                lacks_virtual |= settled == Settled::SecretError;
-                settled != Settled::Gone
+                let result = self.reclassify(pod);
+                has_changed |= matches!(result, Reclassified::Changed | Reclassified::Removed);
+                needs_relist |= result == Reclassified::NeedsRelist;
+                result != Reclassified::Removed
             });
         }
-        (self.pods, self.lacks_virtual) = (pods, lacks_virtual);
-        has_moved
+        (self.pods, self.needs_relist) = (pods, needs_relist);
+        has_changed
     }
 }
 
-/// What came of looking at a pod's node.
+/// Result of [`PodStore::reclassify`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Settled {
-    /// The pod is kept as it was.
-    Right,
-    /// It is kept as another kind of pod now.
-    Moved,
-    /// It no longer counts.
-    Gone,
-    /// It would have to be kept in full, and is slim.
-    SecretError,
+enum Reclassified {
+    /// The state of the pod already matched its node.
+    Unchanged,
+    /// The state of the pod changed.
+    Changed,
+    /// The pod has ended and its node is a VM, so the cache removes the pod.
+    Removed,
+    /// The pod must be full but is minimal.
+    NeedsRelist,
 }
 
 #[cfg(test)]
 impl PodStore {
-    /// A complete list of pods as the API server has them, on nodes of which these are virtual.
+    /// Creates a store with a complete list of these pods. Only `virtual_nodes` are virtual nodes.
     pub(crate) fn of<'p>(pods: impl IntoIterator<Item = &'p serde_json::Value>, virtual_nodes: &[&str]) -> Self {
         let kind_of = |node: &str| if virtual_nodes.contains(&node) { NodeKind::Virtual } else { NodeKind::Vm };
         let read = |pod: &serde_json::Value| {
@@ -179,13 +179,13 @@ impl PodStore {
         Self { pods: pods.into_iter().filter_map(read).collect(), nodes, ..Self::default() }
     }
 
-    /// The same before pods of a node that has become virtual have been listed again.
-    pub(crate) fn with_slim_virtual_pods(self) -> Self {
-        Self { lacks_virtual: true, ..self }
+    /// Returns the store in which a pod on a virtual node is minimal.
+    pub(crate) fn with_incomplete_virtual_pods(self) -> Self {
+        Self { needs_relist: true, ..self }
     }
 }
 
-/// The pods as they are published.
+/// Publishes the pods, with a signal for each kind of reader.
 #[derive(Debug)]
 pub(crate) struct Pods {
     store: watch::Sender<PodStore>,
@@ -193,7 +193,7 @@ pub(crate) struct Pods {
     scheduled: watch::Sender<()>,
     on_virtual_nodes: watch::Sender<()>,
     identity: watch::Sender<()>,
-    /// The pods are to be listed again.
+    /// Requests a new list of pods.
     relist: watch::Sender<()>,
 }
 
@@ -211,21 +211,21 @@ impl Default for Pods {
     }
 }
 
-/// What has changed.
+/// The parts of the store that a change affects.
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "independent signals")]
-struct News {
+struct Changes {
     unscheduled: bool,
     scheduled: bool,
     on_virtual_nodes: bool,
     identity: bool,
-    /// Pods on a virtual node are slim.
+    /// `true` if the pods must be listed again.
     relist: bool,
 }
 
-impl News {
-    /// A change of one pod.
-    fn compare(&mut self, before: Option<&CachedPod>, after: Option<&CachedPod>) {
+impl Changes {
+    /// Adds the change of one pod.
+    fn add(&mut self, before: Option<&CachedPod>, after: Option<&CachedPod>) {
         let states = (before.map(|pod| &pod.state), after.map(|pod| &pod.state));
         if states.0 != states.1 {
             for state in [states.0, states.1].into_iter().flatten() {
@@ -243,47 +243,47 @@ impl News {
 }
 
 impl Pods {
-    /// All pods, as they are now.
+    /// Returns the current pods.
     pub(crate) fn borrow(&self) -> watch::Ref<'_, PodStore> {
         self.store.borrow()
     }
 
-    /// Changes of pods that have no node.
+    /// Signals changes of pods without a node.
     pub(crate) fn unscheduled(&self) -> watch::Receiver<()> {
         self.unscheduled.subscribe()
     }
 
-    /// Changes of pods that have a node, as far as all of them are kept.
+    /// Signals changes of the minimal part of pods with a node.
     pub(crate) fn scheduled(&self) -> watch::Receiver<()> {
         self.scheduled.subscribe()
     }
 
-    /// Changes of pods on virtual nodes.
+    /// Signals changes of pods on virtual nodes.
     pub(crate) fn on_virtual_nodes(&self) -> watch::Receiver<()> {
         self.on_virtual_nodes.subscribe()
     }
 
-    /// Changes of what identity checks read.
+    /// Signals changes of the input of the identity checks.
     pub(crate) fn identity(&self) -> watch::Receiver<()> {
         self.identity.subscribe()
     }
 
-    fn publish(&self, change: impl FnOnce(&mut PodStore) -> News) {
-        let mut news = News::default();
-        self.store.send_modify(|store| news = change(store));
+    fn publish(&self, change: impl FnOnce(&mut PodStore) -> Changes) {
+        let mut changes = Changes::default();
+        self.store.send_modify(|store| changes = change(store));
         let signals = [
-            (news.unscheduled, &self.unscheduled),
-            (news.scheduled, &self.scheduled),
-            (news.on_virtual_nodes, &self.on_virtual_nodes),
-            (news.identity, &self.identity),
-            (news.relist, &self.relist),
+            (changes.unscheduled, &self.unscheduled),
+            (changes.scheduled, &self.scheduled),
+            (changes.on_virtual_nodes, &self.on_virtual_nodes),
+            (changes.identity, &self.identity),
+            (changes.relist, &self.relist),
         ];
-        for (_, signal) in signals.into_iter().filter(|(is_news, _)| *is_news) {
+        for (_, signal) in signals.into_iter().filter(|(is_changed, _)| *is_changed) {
             signal.send_replace(());
         }
     }
 
-    /// Watches pods as long as it is polled.
+    /// Watches pods and nodes until the future is dropped.
     pub(super) async fn run(
         &self,
         client: &Client,
@@ -293,7 +293,7 @@ impl Pods {
         tokio::join!(self.follow_nodes(configuration, nodes.clone()), self.follow_pods(client, configuration, nodes));
     }
 
-    /// Follows which nodes are virtual.
+    /// Updates the kinds of nodes after changes of the nodes or of the selector.
     async fn follow_nodes(&self, configuration: &ConfigReceiver, mut nodes: watch::Receiver<Store<Node>>) {
         loop {
             let selector = configuration.borrow().virtual_nodes.selector.clone();
@@ -312,9 +312,9 @@ impl Pods {
         }
         self.publish(|store| {
             store.nodes = nodes;
-            let lacked = store.lacks_virtual;
-            let on_virtual_nodes = store.settle_all();
-            News { on_virtual_nodes, relist: store.lacks_virtual && !lacked, ..News::default() }
+            let needed_relist = store.needs_relist;
+            let on_virtual_nodes = store.reclassify_all();
+            Changes { on_virtual_nodes, relist: store.needs_relist && !needed_relist, ..Changes::default() }
         });
     }
 
@@ -324,7 +324,7 @@ impl Pods {
         configuration: &ConfigReceiver,
         mut nodes: watch::Receiver<Store<Node>>,
     ) {
-        // Without nodes, every pod would have to be kept in full.
+        // While no node is known, the cache would keep every pod full.
         let _ = nodes.wait_for(|nodes| !nodes.is_pending()).await;
         let mut relist = self.relist.subscribe();
         loop {
@@ -335,14 +335,14 @@ impl Pods {
             tokio::select! {
                 () = watch.run(|object| self.reduce(&object, &settings), &sink) => {}
                 () = until(configuration, |now| now.identity != settings) => {}
-                _ = relist.changed() => tracing::debug!("a node has become virtual, listing pods again"),
+                _ = relist.changed() => tracing::debug!("a VM became a virtual node, listing pods again"),
             }
         }
     }
 
     fn reduce(&self, object: &PodObject, settings: &config::Identity) -> Option<CachedPod> {
         let store = self.store.borrow();
-        // Nodes that may not be read are taken for VMs: nothing can be done about pods on the others.
+        // If the API server forbids reading nodes, every node counts as a VM. Spillway cannot act on virtual nodes then.
         let kind_of = |node: &str| if store.nodes.is_empty() { NodeKind::Vm } else { store.kind_of(node) };
         CachedPod::read(object, kind_of, |namespace| settings.enabled && settings.covers(namespace))
     }
@@ -352,7 +352,7 @@ fn kinds(nodes: &Store<Node>, selector: &Selector) -> HashMap<String, bool> {
     nodes.values().map(|node| (node.name.clone(), node.is_virtual(selector))).collect()
 }
 
-/// Takes what the watch of pods brings.
+/// Receives the pods of the watch.
 struct PodSink<'p> {
     pods: &'p Pods,
     settings: &'p config::Identity,
@@ -361,30 +361,30 @@ struct PodSink<'p> {
 impl Sink<CachedPod> for PodSink<'_> {
     fn replace(&self, all: BTreeMap<ObjectKey, CachedPod>) {
         self.pods.publish(|store| {
-            let is_news = store.pods.replace(all) || store.settings.as_ref() != Some(self.settings);
+            let is_changed = store.pods.replace(all) || store.settings.as_ref() != Some(self.settings);
             store.settings = Some(self.settings.clone());
-            let has_moved = store.settle_all();
-            let news = if is_news || has_moved { News::all() } else { News::default() };
+            let has_changed = store.reclassify_all();
+            let changes = if is_changed || has_changed { Changes::all() } else { Changes::default() };
             // A node may have become virtual while its pods were listed.
-            News { relist: store.lacks_virtual, ..news }
+            Changes { relist: store.needs_relist, ..changes }
         });
     }
 
     fn apply(&self, key: ObjectKey, mut pod: Option<CachedPod>) {
         self.pods.publish(|store| {
-            let settled = pod.as_mut().map(|pod| store.settle(pod));
-            pod = pod.take().filter(|_| settled != Some(Settled::Gone));
-            let is_lacking = settled == Some(Settled::SecretError);
-            let mut news = News { relist: is_lacking && !store.lacks_virtual, ..News::default() };
-            store.lacks_virtual |= is_lacking;
-            news.compare(store.pods.get(&key), pod.as_ref());
+            let result = pod.as_mut().map(|pod| store.reclassify(pod));
+            pod = pod.take().filter(|_| result != Some(Reclassified::Removed));
+            let needs_relist = result == Some(Reclassified::NeedsRelist);
+            let mut changes = Changes { relist: needs_relist && !store.needs_relist, ..Changes::default() };
+            store.needs_relist |= needs_relist;
+            changes.add(store.pods.get(&key), pod.as_ref());
             store.pods.put(key, pod);
-            news
+            changes
         });
     }
 
     fn refuse(&self, refusal: Refusal) {
-        self.pods.publish(|store| if store.pods.refuse(refusal) { News::all() } else { News::default() });
+        self.pods.publish(|store| if store.pods.refuse(refusal) { Changes::all() } else { Changes::default() });
     }
 }
 
@@ -401,7 +401,7 @@ mod tests {
     const PODS: &str = "/api/v1/pods";
     const NODES: &str = "/api/v1/nodes";
 
-    /// A node; it is virtual by the label that the configuration selects by default.
+    /// A node. A virtual one has the label that the configuration selects by default.
     fn node(name: &str, is_virtual: bool) -> Value {
         let kind = if is_virtual { "virtual-kubelet" } else { "vm" };
         json!({"metadata": {"name": name, "labels": {"type": kind}}})
@@ -418,8 +418,8 @@ mod tests {
         })
     }
 
-    /// The pods of a cluster that has `vm` and `virtual`.
-    struct World {
+    /// The pods of a cluster with the nodes `vm` and `virtual`.
+    struct TestCluster {
         api: FakeApi,
         pods: Arc<Pods>,
         nodes: watch::Receiver<Store<Node>>,
@@ -427,7 +427,7 @@ mod tests {
         _tasks: JoinSet<()>,
     }
 
-    impl World {
+    impl TestCluster {
         async fn start(pods: &[Value]) -> Self {
             let api = FakeApi::default();
             api.apply(NODES, node("vm", false));
@@ -439,12 +439,12 @@ mod tests {
             let (publish, nodes) = watch::channel(Store::default());
             Watch::<NodeObject>::all(&client, "nodes").spawn(&mut tasks, Node::read, publish);
             let (configuration, receiver) = watch::channel(Arc::<Configuration>::default());
-            let world = Self { api, pods: Arc::default(), nodes, configuration, _tasks: JoinSet::new() };
-            let (pods, nodes) = (world.pods.clone(), world.nodes.clone());
+            let cluster = Self { api, pods: Arc::default(), nodes, configuration, _tasks: JoinSet::new() };
+            let (pods, nodes) = (cluster.pods.clone(), cluster.nodes.clone());
             tasks.spawn(async move { pods.run(&client, &receiver, nodes).await });
-            let world = Self { _tasks: tasks, ..world };
-            world.until("the pods are listed", PodStore::is_listed).await;
-            world
+            let cluster = Self { _tasks: tasks, ..cluster };
+            cluster.until("the pods are listed", PodStore::is_listed).await;
+            cluster
         }
 
         async fn until(&self, what: &str, condition: impl Fn(&PodStore) -> bool) {
@@ -453,33 +453,33 @@ mod tests {
             assert!(met.is_ok(), "{what}: {:?}", self.pods.borrow());
         }
 
-        async fn until_known(&self, what: &str) {
+        async fn until_synced(&self, what: &str) {
             let selector = Configuration::default().virtual_nodes.selector;
-            self.until(what, |pods| pods.knows_virtual(&self.nodes.borrow(), &selector)).await;
+            self.until(what, |pods| pods.has_synced_virtual_pods(&self.nodes.borrow(), &selector)).await;
         }
 
         fn lists(&self) -> usize {
-            self.api.asked(PODS).iter().filter(|query| !query.contains("watch=true")).count()
+            self.api.requests(PODS).iter().filter(|query| !query.contains("watch=true")).count()
         }
     }
 
-    /// What is kept of a pod.
+    /// Returns the state in which the cache keeps a pod.
     fn kept(pods: &PodStore, name: &str) -> &'static str {
         let key = ObjectKey::new("shop", name);
         match pods.pods.get(&key).map(|pod| &pod.state) {
             None => "nothing",
-            Some(PodState::Unscheduled(pod)) if pod.pod().is_some() => "unscheduled, in full",
-            Some(PodState::Unscheduled(_)) => "unscheduled, slim",
-            Some(PodState::OnVm(_)) => "on a VM, slim",
-            Some(PodState::OnVirtualNode(_, pod)) if pod.pod().is_some() => "on a virtual node, in full",
+            Some(PodState::Unscheduled(pod)) if pod.pod().is_some() => "unscheduled, full",
+            Some(PodState::Unscheduled(_)) => "unscheduled, minimal",
+            Some(PodState::OnVm(_)) => "on a VM, minimal",
+            Some(PodState::OnVirtualNode(_, pod)) if pod.pod().is_some() => "on a virtual node, full",
             Some(PodState::OnVirtualNode(..)) => "on a virtual node, without its view",
-            Some(PodState::OnUnknownNode(_, pod)) if pod.pod().is_some() => "on an unknown node, in full",
+            Some(PodState::OnUnknownNode(_, pod)) if pod.pod().is_some() => "on an unknown node, full",
             Some(PodState::OnUnknownNode(..)) => "on an unknown node, without its view",
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pods_are_kept_in_full_only_where_scheduling_is_looked_at() {
+    async fn pods_are_full_only_where_scheduling_fields_are_needed() {
         let undecided = |name, node| {
             let mut pod = pod(name, node);
             pod["metadata"]["annotations"] = json!({});
@@ -492,17 +492,17 @@ mod tests {
             pod("on-virtual", Some("virtual")),
             undecided("missed", Some("vm")),
         ];
-        let world = World::start(&pods).await;
-        let pods = world.pods.borrow();
+        let cluster = TestCluster::start(&pods).await;
+        let pods = cluster.pods.borrow();
         let names = ["waits", "new", "on-vm", "on-virtual", "missed", "other"];
         assert_eq!(
             names.map(|name| kept(&pods, name)),
             [
-                "unscheduled, in full",
-                "unscheduled, slim",
-                "on a VM, slim",
-                "on a virtual node, in full",
-                "on a VM, slim",
+                "unscheduled, full",
+                "unscheduled, minimal",
+                "on a VM, minimal",
+                "on a virtual node, full",
+                "on a VM, minimal",
                 "nothing"
             ]
         );
@@ -512,93 +512,101 @@ mod tests {
         let view = waiting.pod().unwrap();
         assert_eq!(view.spec.node_selector.as_ref().unwrap().get("disk"), Some("ssd"));
         assert_eq!(view.annotation("spillway.dev/decision"), Some("late"));
-        assert_eq!(world.api.watches()[PODS], 1);
+        assert_eq!(cluster.api.watches()[PODS], 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_becomes_slim_when_a_vm_takes_it_and_not_on_a_virtual_node() {
-        let world = World::start(&[pod("a", None), pod("b", None)]).await;
-        world.api.apply(PODS, pod("a", Some("vm")));
-        world.api.apply(PODS, pod("b", Some("virtual")));
-        world.until("the VM's pod is slim", |pods| kept(pods, "a") == "on a VM, slim").await;
-        world.until("the other is in full", |pods| kept(pods, "b") == "on a virtual node, in full").await;
-        assert_eq!(world.pods.borrow().unscheduled().count(), 0);
-        world.api.delete(PODS, pod("a", Some("vm")));
-        world.api.delete(PODS, pod("b", Some("virtual")));
-        world.until("both are gone", |pods| pods.scheduled().count() == 0).await;
-        assert_eq!(world.lists(), 1);
+    async fn a_pod_becomes_minimal_on_a_vm_and_stays_full_on_a_virtual_node() {
+        let cluster = TestCluster::start(&[pod("a", None), pod("b", None)]).await;
+        cluster.api.apply(PODS, pod("a", Some("vm")));
+        cluster.api.apply(PODS, pod("b", Some("virtual")));
+        cluster.until("the pod on the VM is minimal", |pods| kept(pods, "a") == "on a VM, minimal").await;
+        cluster.until("the pod on the virtual node is full", |pods| kept(pods, "b") == "on a virtual node, full").await;
+        assert_eq!(cluster.pods.borrow().unscheduled().count(), 0);
+        cluster.api.delete(PODS, pod("a", Some("vm")));
+        cluster.api.delete(PODS, pod("b", Some("virtual")));
+        cluster.until("both pods are deleted", |pods| pods.scheduled().count() == 0).await;
+        assert_eq!(cluster.lists(), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_decision_makes_an_unscheduled_pod_full_and_its_loss_makes_it_slim() {
+    async fn an_unscheduled_pod_is_full_while_it_has_a_decision() {
         let mut undecided = pod("a", None);
         undecided["metadata"]["annotations"] = json!({});
-        let world = World::start(std::slice::from_ref(&undecided)).await;
+        let cluster = TestCluster::start(std::slice::from_ref(&undecided)).await;
         let labels = |pods: &PodStore| pods.unscheduled_pod(&ObjectKey::new("shop", "a")).unwrap().labels.len();
-        assert_eq!((kept(&world.pods.borrow(), "a"), labels(&world.pods.borrow())), ("unscheduled, slim", 1));
-        world.api.apply(PODS, pod("a", None));
-        world.until("it is decided", |pods| kept(pods, "a") == "unscheduled, in full" && labels(pods) == 0).await;
-        world.api.apply(PODS, undecided);
-        world.until("it is undecided", |pods| kept(pods, "a") == "unscheduled, slim" && labels(pods) == 1).await;
+        assert_eq!((kept(&cluster.pods.borrow(), "a"), labels(&cluster.pods.borrow())), ("unscheduled, minimal", 1));
+        cluster.api.apply(PODS, pod("a", None));
+        cluster
+            .until("the pod has a decision", |pods| kept(pods, "a") == "unscheduled, full" && labels(pods) == 0)
+            .await;
+        cluster.api.apply(PODS, undecided);
+        cluster
+            .until("the pod has no decision", |pods| kept(pods, "a") == "unscheduled, minimal" && labels(pods) == 1)
+            .await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pods_of_an_unknown_node_are_in_full_until_it_is_known() {
-        let world = World::start(&[]).await;
+    async fn pods_on_an_unknown_node_are_full_until_it_is_known() {
+        let cluster = TestCluster::start(&[]).await;
         for (name, node) in [("a", "new-vm"), ("b", "new-virtual")] {
-            world.api.apply(PODS, pod(name, Some(node)));
-            world.until("it is kept", |pods| kept(pods, name) == "on an unknown node, in full").await;
+            cluster.api.apply(PODS, pod(name, Some(node)));
+            cluster.until("the pod is kept", |pods| kept(pods, name) == "on an unknown node, full").await;
         }
-        assert_eq!(world.pods.borrow().on_virtual_nodes().count(), 0);
-        world.api.apply(NODES, node("new-vm", false));
-        world.api.apply(NODES, node("new-virtual", true));
-        world.until("the VM's pod is slim", |pods| kept(pods, "a") == "on a VM, slim").await;
-        world.until("the other is in full", |pods| kept(pods, "b") == "on a virtual node, in full").await;
-        world.until_known("all of it is known").await;
-        world.api.delete(NODES, node("new-virtual", true));
-        world.until("the node is gone", |pods| kept(pods, "b") == "on an unknown node, in full").await;
-        assert_eq!(world.lists(), 1, "nothing was listed again");
+        assert_eq!(cluster.pods.borrow().on_virtual_nodes().count(), 0);
+        cluster.api.apply(NODES, node("new-vm", false));
+        cluster.api.apply(NODES, node("new-virtual", true));
+        cluster.until("the pod on the VM is minimal", |pods| kept(pods, "a") == "on a VM, minimal").await;
+        cluster.until("the pod on the virtual node is full", |pods| kept(pods, "b") == "on a virtual node, full").await;
+        cluster.until_synced("the pods are known").await;
+        cluster.api.delete(NODES, node("new-virtual", true));
+        cluster.until("the node is deleted", |pods| kept(pods, "b") == "on an unknown node, full").await;
+        assert_eq!(cluster.lists(), 1, "the pods are not listed again");
     }
 
     #[tokio::test(start_paused = true)]
     async fn pods_are_listed_again_when_their_vm_becomes_a_virtual_node() {
-        let world = World::start(&[pod("a", Some("vm"))]).await;
+        let cluster = TestCluster::start(&[pod("a", Some("vm"))]).await;
         let selector = Configuration::default().virtual_nodes.selector;
-        world.until_known("all of it is known").await;
-        world.api.apply(NODES, node("vm", true));
-        // From the moment that the node is known to be virtual, its pods are not.
-        let mut nodes = world.nodes.clone();
+        cluster.until_synced("the pods are known").await;
+        cluster.api.apply(NODES, node("vm", true));
+        // Once the node counts as virtual, its pods do not count as known.
+        let mut nodes = cluster.nodes.clone();
         nodes.wait_for(|nodes| nodes.values().all(|node| node.is_virtual(&selector))).await.unwrap();
-        assert!(!world.pods.borrow().knows_virtual(&world.nodes.borrow(), &selector));
-        world.until("it is in full", |pods| kept(pods, "a") == "on a virtual node, in full").await;
-        world.until_known("all of it is known").await;
-        assert_eq!(world.lists(), 2);
-        // And back: no list is necessary.
-        world.api.apply(NODES, node("vm", false));
-        world.until("it is slim", |pods| kept(pods, "a") == "on a VM, slim").await;
-        assert_eq!(world.lists(), 2);
+        assert!(!cluster.pods.borrow().has_synced_virtual_pods(&cluster.nodes.borrow(), &selector));
+        cluster.until("the pod is full", |pods| kept(pods, "a") == "on a virtual node, full").await;
+        cluster.until_synced("the pods are known").await;
+        assert_eq!(cluster.lists(), 2);
+        // The opposite change needs no list.
+        cluster.api.apply(NODES, node("vm", false));
+        cluster.until("the pod is minimal", |pods| kept(pods, "a") == "on a VM, minimal").await;
+        assert_eq!(cluster.lists(), 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn another_selector_of_virtual_nodes_is_another_kind_of_pod() {
-        let world = World::start(&[pod("a", Some("vm")), pod("b", Some("virtual"))]).await;
+    async fn a_changed_node_selector_changes_the_pods_on_its_nodes() {
+        let cluster = TestCluster::start(&[pod("a", Some("vm")), pod("b", Some("virtual"))]).await;
         let file = "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\nvirtualNodes: {selector: type=vm}";
-        world.configuration.send_replace(Arc::new(crate::config::parse(file).unwrap()));
-        world.until("the former VM's pod", |pods| kept(pods, "a") == "on a virtual node, in full").await;
-        world.until("the other", |pods| kept(pods, "b") == "on a VM, slim").await;
+        cluster.configuration.send_replace(Arc::new(crate::config::parse(file).unwrap()));
+        cluster.until("the former VM's pod", |pods| kept(pods, "a") == "on a virtual node, full").await;
+        cluster.until("the other", |pods| kept(pods, "b") == "on a VM, minimal").await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_news_wakes_readers() {
-        let world = World::start(&[pod("a", None), pod("b", Some("virtual")), pod("c", Some("vm"))]).await;
-        let signals =
-            [world.pods.unscheduled(), world.pods.scheduled(), world.pods.on_virtual_nodes(), world.pods.identity()];
+    async fn readers_are_woken_only_by_relevant_changes() {
+        let cluster = TestCluster::start(&[pod("a", None), pod("b", Some("virtual")), pod("c", Some("vm"))]).await;
+        let signals = [
+            cluster.pods.unscheduled(),
+            cluster.pods.scheduled(),
+            cluster.pods.on_virtual_nodes(),
+            cluster.pods.identity(),
+        ];
         let change = async |object: Value| {
             let mut signals = signals.clone();
-            let mut store = world.pods.store.subscribe();
+            let mut store = cluster.pods.store.subscribe();
             signals.iter_mut().for_each(watch::Receiver::mark_unchanged);
             store.mark_unchanged();
-            world.api.apply(PODS, object);
+            cluster.api.apply(PODS, object);
             timeout(Duration::from_secs(60), store.changed()).await.unwrap().unwrap();
             signals.map(|signal| signal.has_changed().unwrap())
         };
@@ -606,45 +614,45 @@ mod tests {
             pod["status"]["phase"] = "Running".into();
             pod
         };
-        // Of a pod on a VM, nothing that is kept changes.
+        // The minimal part of a pod on a VM does not change.
         assert_eq!(change(running(pod("c", Some("vm")))).await, [false; 4]);
         assert_eq!(change(running(pod("b", Some("virtual")))).await, [false, false, true, false]);
         assert_eq!(change(pod("a", Some("vm"))).await, [true, true, false, true]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_identity_checks_read_follows_their_settings() {
+    async fn the_input_of_identity_checks_follows_their_settings() {
         let mut labelled = pod("a", Some("vm"));
         labelled["metadata"]["labels"]["azure.workload.identity/use"] = "true".into();
-        let world = World::start(&[labelled]).await;
+        let cluster = TestCluster::start(&[labelled]).await;
         let settings = Configuration::default().identity;
         let names = |pods: &PodStore, settings| {
             let listing = pods.identity(settings);
             listing.listed().map(|all| all.iter().map(|(key, _)| key.name.clone()).collect::<Vec<_>>())
         };
-        assert_eq!(names(&world.pods.borrow(), &settings), Some(vec!["a".to_owned()]));
+        assert_eq!(names(&cluster.pods.borrow(), &settings), Some(vec!["a".to_owned()]));
         let file = "apiVersion: spillway.dev/v1alpha1\nkind: SpillwayConfiguration\nidentity: {enabled: false}";
         let off = crate::config::parse(file).unwrap();
-        assert_eq!(names(&world.pods.borrow(), &off.identity), None, "pending, not empty");
-        world.configuration.send_replace(Arc::new(off.clone()));
-        world.until("nothing is kept", |pods| names(pods, &off.identity) == Some(Vec::new())).await;
-        assert_eq!(names(&world.pods.borrow(), &settings), None);
+        assert_eq!(names(&cluster.pods.borrow(), &off.identity), None, "pending, not empty");
+        cluster.configuration.send_replace(Arc::new(off.clone()));
+        cluster.until("nothing is kept", |pods| names(pods, &off.identity) == Some(Vec::new())).await;
+        assert_eq!(names(&cluster.pods.borrow(), &settings), None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_that_is_too_large_is_kept_without_its_view() {
+    async fn a_pod_that_is_too_large_has_no_scheduling_view() {
         let mut large = pod("a", None);
         let value = "x".repeat(70_000);
         large["spec"]["nodeSelector"] = json!({"key": value});
         let mut on_virtual = large.clone();
         on_virtual["metadata"]["name"] = "b".into();
         on_virtual["spec"]["nodeName"] = "virtual".into();
-        let mut of_many_words = pod("c", None);
-        of_many_words["spec"]["containers"][0]["env"] = json!([{"name": "TEXT", "value": value}]);
-        let world = World::start(&[large, on_virtual, of_many_words]).await;
-        let pods = world.pods.borrow();
-        assert_eq!(kept(&pods, "a"), "unscheduled, slim");
+        let mut with_large_env = pod("c", None);
+        with_large_env["spec"]["containers"][0]["env"] = json!([{"name": "TEXT", "value": value}]);
+        let cluster = TestCluster::start(&[large, on_virtual, with_large_env]).await;
+        let pods = cluster.pods.borrow();
+        assert_eq!(kept(&pods, "a"), "unscheduled, minimal");
         assert_eq!(kept(&pods, "b"), "on a virtual node, without its view");
-        assert_eq!(kept(&pods, "c"), "unscheduled, in full", "scheduling does not look at variables");
+        assert_eq!(kept(&pods, "c"), "unscheduled, full", "scheduling does not depend on environment variables");
     }
 }

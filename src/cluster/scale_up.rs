@@ -1,4 +1,4 @@
-//! Events by which autoscalers announce that they add a VM for a pod.
+//! Events in which a node autoscaler announces a VM for a pod.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,14 +18,15 @@ use crate::{
     kubernetes::{ObjectKey, Refusal, Sink, Watch},
 };
 
-/// The reasons of these Events: cluster-autoscaler (kubernetes/autoscaler `processors/status/eventing_scale_up_processor.go`) and Karpenter
-/// (kubernetes-sigs/karpenter `pkg/controllers/provisioning/scheduling/events.go`).
+/// The reasons of these Events in cluster-autoscaler (kubernetes/autoscaler
+/// `processors/status/eventing_scale_up_processor.go`) and Karpenter (kubernetes-sigs/karpenter
+/// `pkg/controllers/provisioning/scheduling/events.go`).
 const REASONS: [&str; 2] = ["TriggeredScaleUp", "Nominated"];
 
-/// How long the API server keeps an Event by default.
+/// Default lifetime of an Event in the API server (`--event-ttl`).
 const EVENT_LIFETIME: Duration = Duration::from_secs(3600);
 
-/// Pods for which an autoscaler has announced a VM, and when it did so last.
+/// Pods for which a node autoscaler has announced a VM, with the time of the last announcement.
 #[derive(Debug, Default)]
 pub(crate) struct ScaleUps {
     is_listed: [bool; REASONS.len()],
@@ -33,17 +34,17 @@ pub(crate) struct ScaleUps {
 }
 
 impl ScaleUps {
-    /// Returns whether the Events of all reasons have been listed.
+    /// Returns whether the initial lists of all reasons are complete.
     pub(crate) fn is_listed(&self) -> bool {
         self.is_listed.iter().all(|is_listed| *is_listed)
     }
 
-    /// When an autoscaler last announced a VM for this pod.
+    /// Returns the time when a node autoscaler last announced a VM for this pod.
     pub(crate) fn announced(&self, pod: &ObjectKey) -> Option<Timestamp> {
         self.by_pod.get(pod).copied()
     }
 
-    /// Several Events may name a pod, and they arrive in any order. Returns whether that is news.
+    /// Records an announcement. Several Events may name a pod, in any order. Returns whether this one is the newest.
     fn put(&mut self, pod: ObjectKey, at: Timestamp) -> bool {
         let is_newer = self.by_pod.get(&pod).is_none_or(|known| *known < at);
         if is_newer {
@@ -60,19 +61,19 @@ impl FromIterator<(ObjectKey, Timestamp)> for ScaleUps {
     }
 }
 
-/// Starts to watch these Events: one watch for each reason, as a field selector has no "or".
+/// Starts one watch for each reason, because a field selector has no "or".
 pub(super) fn start(client: &Client, tasks: &mut JoinSet<()>) -> watch::Receiver<ScaleUps> {
     let (publish, announced) = watch::channel(ScaleUps::default());
     let publish = Arc::new(publish);
-    for (place, reason) in REASONS.into_iter().enumerate() {
+    for (index, reason) in REASONS.into_iter().enumerate() {
         let events = Watch::all(client, "events").fields(&format!("reason={reason},involvedObject.kind=Pod"));
-        events.spawn(tasks, announcement, ScaleUpSink { publish: publish.clone(), place });
+        events.spawn(tasks, announcement, ScaleUpSink { publish: publish.clone(), index });
     }
-    tasks.spawn(restart_on_panic(async move || forget_old(&publish).await));
+    tasks.spawn(restart_on_panic(async move || remove_expired(&publish).await));
     announced
 }
 
-/// The pod that an Event is about, and when it was last seen.
+/// Returns the pod of an Event, and the time when the Event was last observed.
 fn announcement(event: core::Event) -> Option<(ObjectKey, Timestamp)> {
     let ObjectReference { namespace, name, .. } = event.involved_object;
     let at = event.series.and_then(|series| series.last_observed_time).or(event.event_time).map(|time| time.0);
@@ -80,24 +81,24 @@ fn announcement(event: core::Event) -> Option<(ObjectKey, Timestamp)> {
     Some((ObjectKey::new(namespace.unwrap_or_default(), name.unwrap_or_default()), at?))
 }
 
-/// Takes the Events of one reason. An Event that is deleted was announced all the same.
+/// Receives the Events of one reason. A deleted Event changes nothing: the announcement was made.
 struct ScaleUpSink {
     publish: Arc<watch::Sender<ScaleUps>>,
-    place: usize,
+    index: usize,
 }
 
 impl Sink<(ObjectKey, Timestamp)> for ScaleUpSink {
     fn replace(&self, all: BTreeMap<ObjectKey, (ObjectKey, Timestamp)>) {
         self.publish.send_if_modified(|known| {
             let was_listed = known.is_listed();
-            if let Some(is_listed) = known.is_listed.get_mut(self.place) {
+            if let Some(is_listed) = known.is_listed.get_mut(self.index) {
                 *is_listed = true;
             }
-            let mut is_news = known.is_listed() && !was_listed;
+            let mut is_changed = known.is_listed() && !was_listed;
             for (pod, at) in all.into_values() {
-                is_news |= known.put(pod, at);
+                is_changed |= known.put(pod, at);
             }
-            is_news
+            is_changed
         });
     }
 
@@ -109,8 +110,8 @@ impl Sink<(ObjectKey, Timestamp)> for ScaleUpSink {
     fn refuse(&self, _: Refusal) {}
 }
 
-/// Forgets what the API server has forgotten too.
-async fn forget_old(publish: &watch::Sender<ScaleUps>) {
+/// Removes announcements whose Events have expired in the API server.
+async fn remove_expired(publish: &watch::Sender<ScaleUps>) {
     loop {
         tokio::time::sleep(EVENT_LIFETIME / 4).await;
         let horizon = Timestamp::now() - EVENT_LIFETIME;
@@ -126,19 +127,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_announcement_counts_in_whatever_order_they_arrive() {
+    fn the_newest_announcement_counts_in_any_order() {
         let mut known = ScaleUps::default();
         let pod = ObjectKey::new("shop", "web");
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
-        let is_news = [10, 30, 20].map(|seconds| known.put(pod.clone(), at(seconds)));
-        assert_eq!((is_news, known.announced(&pod)), ([true, true, false], Some(at(30))));
-        assert!(!known.is_listed(), "other Events may not have arrived");
+        let is_newest = [10, 30, 20].map(|seconds| known.put(pod.clone(), at(seconds)));
+        assert_eq!((is_newest, known.announced(&pod)), ([true, true, false], Some(at(30))));
+        assert!(!known.is_listed(), "no list is complete");
     }
 
     #[test]
-    fn announcements_are_known_when_the_events_of_all_reasons_are_listed() {
+    fn scale_ups_are_listed_when_all_reasons_are_listed() {
         let publish = Arc::new(watch::Sender::new(ScaleUps::default()));
-        let list = |place| ScaleUpSink { publish: publish.clone(), place }.replace(BTreeMap::new());
+        let list = |index| ScaleUpSink { publish: publish.clone(), index }.replace(BTreeMap::new());
         let mut published = publish.subscribe();
         list(0);
         assert!(!published.borrow_and_update().is_listed() && !published.has_changed().unwrap());

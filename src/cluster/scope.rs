@@ -1,5 +1,6 @@
-//! For which pods the API server calls Spillway, by the webhook configuration that is live: a pod that it should have called for and
-//! that carries no decision was missed.
+//! The pods for which the API server calls Spillway, according to the live webhook configuration.
+//!
+//! A pod in this scope without a decision was missed by the webhook.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -16,50 +17,51 @@ use crate::{
     eligibility::LabelSelector,
 };
 
-/// How much younger than the opt-in of its namespace a pod must be to count as missed: every API server and every webhook has to hear of
-/// the opt-in first, and times are whole seconds.
+/// Time after the opt-in of a namespace in which its new pods do not count as missed. Every API server and every webhook
+/// replica must observe the opt-in first, and timestamps have whole seconds.
 pub const GRACE: Duration = Duration::from_secs(2);
 
-/// The mirror of a static pod carries it (kubernetes `pkg/apis/core/annotation_key_constants.go`, MirrorPodAnnotationKey).
+/// The annotation of a mirror pod (kubernetes `pkg/apis/core/annotation_key_constants.go`, MirrorPodAnnotationKey).
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// The matchCondition of the manifests, without spaces. What others say is for the API server alone to tell: it evaluates CEL.
+/// The matchCondition of the manifests, without spaces. Spillway does not evaluate the CEL of other matchConditions.
 const NOT_A_MIRROR_POD: &str =
     "!has(object.metadata.annotations)||!('kubernetes.io/config.mirror'inobject.metadata.annotations)";
 
-/// Whom a webhook configuration has the API server call for when a pod is created.
+/// The pods for whose creation the API server calls the webhooks of a configuration.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Scope(Vec<Selects>);
+pub struct Scope(Vec<WebhookScope>);
 
+/// The pods for whose creation the API server calls one webhook.
 #[derive(Debug, Clone, PartialEq)]
-struct Selects {
+struct WebhookScope {
     namespaces: LabelSelector,
     pods: LabelSelector,
-    /// The name of a matchCondition that is not the one of the manifests.
-    unknown: Option<String>,
+    /// The name of the first matchCondition that differs from the manifests.
+    unknown_condition: Option<String>,
 }
 
-/// Whether the API server calls for a pod.
+/// Result of [`Scope::reaches`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reach {
-    /// It does.
+    /// The API server calls Spillway for the pod.
     Called,
-    /// It does not.
+    /// The API server does not call Spillway for the pod.
     NotCalled,
-    /// That depends on this matchCondition.
+    /// The result depends on this matchCondition.
     Depends(String),
 }
 
 impl Scope {
-    /// Of all webhooks of a configuration, those that are called when a pod is created.
+    /// Reads the webhooks of a configuration that the API server calls for new pods.
     pub fn read(configuration: MutatingWebhookConfiguration) -> Self {
         let webhooks = configuration.webhooks.into_iter().flatten();
-        let creation = webhooks.filter(|webhook| webhook.rules.iter().flatten().any(is_of_new_pods));
-        Self(creation.map(Selects::read).collect())
+        let creation = webhooks.filter(|webhook| webhook.rules.iter().flatten().any(covers_new_pods));
+        Self(creation.map(WebhookScope::read).collect())
     }
 
-    /// Whether the API server calls for a pod with these labels and annotations in a namespace with these labels. Pods that are
-    /// opted out and mirrors of static pods are none of our business, whatever the configuration says.
+    /// Returns whether the API server calls Spillway for a pod, by the labels of its namespace, its labels and its
+    /// annotations. Opted-out pods and mirror pods are never in scope, whatever the configuration selects.
     pub fn reaches(
         &self,
         namespace: &BTreeMap<String, String>,
@@ -75,7 +77,7 @@ impl Scope {
         };
         let mut reach = Reach::NotCalled;
         for webhook in self.0.iter().filter(|one| label(namespace, &one.namespaces) && label(labels, &one.pods)) {
-            match &webhook.unknown {
+            match &webhook.unknown_condition {
                 None => return Reach::Called,
                 Some(condition) => reach = Reach::Depends(condition.clone()),
             }
@@ -84,30 +86,30 @@ impl Scope {
     }
 }
 
-impl Selects {
+impl WebhookScope {
     fn read(webhook: MutatingWebhook) -> Self {
         let conditions = webhook.match_conditions.into_iter().flatten();
         let is_ours = |text: &str| text.chars().filter(|c| !c.is_whitespace()).eq(NOT_A_MIRROR_POD.chars());
         Self {
             namespaces: label_selector(webhook.namespace_selector.unwrap_or_default()),
             pods: label_selector(webhook.object_selector.unwrap_or_default()),
-            unknown: conditions.filter(|c| !is_ours(&c.expression)).map(|condition| condition.name).next(),
+            unknown_condition: conditions.filter(|c| !is_ours(&c.expression)).map(|condition| condition.name).next(),
         }
     }
 }
 
-fn is_of_new_pods(rule: &RuleWithOperations) -> bool {
+fn covers_new_pods(rule: &RuleWithOperations) -> bool {
     let names = |all: &Option<Vec<String>>, one: &str| all.iter().flatten().any(|word| word == one || word == "*");
     names(&rule.api_groups, "") && names(&rule.resources, "pods") && names(&rule.operations, "CREATE")
 }
 
-/// A namespace that has opted in.
+/// An opted-in namespace.
 #[derive(Debug, PartialEq)]
 pub(crate) struct OptedIn {
     pub(crate) namespace: Arc<Namespace>,
-    /// When it opted in, as far as its `managedFields` say; otherwise when that was read.
+    /// The time of the opt-in from `managedFields`, or the time of the read if they do not show it.
     pub(crate) since: Timestamp,
-    /// All of its labels.
+    /// All labels of the namespace.
     pub(crate) labels: BTreeMap<String, String>,
 }
 
@@ -121,8 +123,8 @@ impl OptedIn {
     }
 }
 
-/// Since when a namespace has carried the label that opts in, as far as its `managedFields` tell: when whoever owns the label last
-/// wrote anything. Nothing if nobody is recorded.
+/// Returns the time when a field manager that owns the opt-in label last wrote to the namespace. Returns `None` if
+/// `managedFields` names no owner of the label.
 pub fn opted_in_since(namespace: &ObjectMeta) -> Option<Timestamp> {
     let label = format!("f:{BURST_LABEL}");
     let owns = |fields: &Value| fields.get("f:metadata").and_then(|meta| meta.get("f:labels")?.get(&label)).is_some();
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_api_server_calls_for_whom_the_live_configuration_selects() {
+    fn the_live_configuration_decides_which_pods_are_in_scope() {
         let (shipped, opted_in) = (shipped(), [(BURST_LABEL, "enabled")]);
         let reached = |namespace: &[(&str, &str)], labels: &[(&str, &str)], annotation| {
             reach(&shipped, namespace, labels, annotation) == Reach::Called
@@ -158,7 +160,7 @@ mod tests {
         assert!(!reached(&[(BURST_LABEL, DISABLED)], &[], ""));
         assert!(!reached(&[(BURST_LABEL, "enabled"), ("kubernetes.io/metadata.name", "kube-system")], &[], ""));
         assert!(!reached(&opted_in, &[(BURST_LABEL, DISABLED)], ""), "opted out");
-        assert!(!reached(&opted_in, &[], MIRROR), "a mirror");
+        assert!(!reached(&opted_in, &[], MIRROR), "a mirror pod");
 
         let mut narrower = shipped.clone();
         narrower["webhooks"][0]["objectSelector"] = json!({"matchLabels": {"app": "web"}});
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_has_opted_in_when_whoever_wrote_the_label_did() {
+    fn the_owner_of_the_label_gives_the_time_of_the_opt_in() {
         let entry = |time: &str, label: &str| json!({"time": time, "fieldsType": "FieldsV1", "fieldsV1": {"f:metadata": {"f:labels": {label: {}}}}});
         let since = |entries: Value| {
             opted_in_since(&serde_json::from_value(json!({"managedFields": entries})).unwrap())

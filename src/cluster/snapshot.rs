@@ -1,6 +1,7 @@
-//! The immutable picture that decisions are made on.
+//! The immutable snapshot that decisions read.
 //!
-//! Only what a decision needs is kept: an own map of names costs a sixth of a reflector store of service accounts.
+//! It has only the fields that a decision needs. Its map of service accounts uses a sixth of the memory of a reflector
+//! store.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,26 +18,26 @@ use crate::{
     kubernetes::ObjectKey,
 };
 
-/// A namespace that has opted in.
+/// An opted-in namespace.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Namespace {
-    /// The profile that its label names; it need not exist.
+    /// The profile that its label names. The profile need not exist.
     pub profile: String,
-    /// What its annotations override.
+    /// The overrides in its annotations.
     pub overrides: Overrides,
-    /// The labels that decisions rest on.
+    /// The labels that decisions need.
     pub labels: BTreeMap<String, String>,
-    /// The annotations that decisions rest on.
+    /// The annotations that decisions need.
     pub annotations: BTreeMap<String, String>,
 }
 
 pub(super) type Namespaces = HashMap<String, Arc<Namespace>>;
-/// Namespace → name → what its annotations say. The inner maps are shared, so that a change copies one of them.
+/// Service accounts by namespace and name. The inner maps are shared, so a change copies only one of them.
 pub(super) type ServiceAccounts = HashMap<String, Arc<HashMap<Box<str>, ServiceAccount>>>;
 /// By namespace.
 pub(super) type NetworkPolicies = HashMap<String, Arc<Vec<NetworkPolicy>>>;
 
-/// What is known of the cluster. A cache that has not been filled yet is absent, not empty.
+/// The cluster objects that decisions read. A cache without an initial list is `None`, not empty.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     pub(super) namespaces: Option<Arc<Namespaces>>,
@@ -46,41 +47,42 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// A namespace that has opted in.
+    /// Returns an opted-in namespace.
     pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
         self.namespaces.as_ref()?.get(name).cloned()
     }
 
-    /// The same, if everything but service accounts, which can be read one by one, has been filled.
-    pub(super) fn decidable(&self, name: &str) -> Option<Arc<Namespace>> {
+    /// Returns an opted-in namespace if its pods can be decided. Service accounts may be missing, because Spillway can
+    /// read a single one.
+    pub(super) fn decidable_namespace(&self, name: &str) -> Option<Arc<Namespace>> {
         let is_filled = self.virtual_nodes.is_some() && self.network_policies.is_some();
         self.namespace(name).filter(|_| is_filled)
     }
 
-    /// What the annotations of a service account say; nothing if it is not known.
+    /// Returns the state of a service account. Returns `None` if it is not in the cache.
     pub fn service_account(&self, namespace: &str, name: &str) -> Option<ServiceAccount> {
         self.service_accounts.as_ref()?.get(namespace)?.get(name).copied()
     }
 
-    /// The virtual nodes of the cluster.
+    /// Returns the virtual nodes of the cluster.
     pub fn virtual_nodes(&self) -> &[VirtualNode] {
         self.virtual_nodes.as_ref().map(|nodes| nodes.as_slice()).unwrap_or_default()
     }
 
-    /// The NetworkPolicies of a namespace.
+    /// Returns the NetworkPolicies of a namespace.
     pub fn network_policies(&self, namespace: &str) -> &[NetworkPolicy] {
         let policies = self.network_policies.as_ref().and_then(|policies| policies.get(namespace));
         policies.map(|policies| policies.as_slice()).unwrap_or_default()
     }
 
-    /// The namespaces that have opted in, by name.
+    /// Returns the opted-in namespaces by name.
     pub fn namespaces(&self) -> impl Iterator<Item = (&str, &Namespace)> {
         let all = self.namespaces.iter().flat_map(|all| all.iter());
         all.map(|(name, namespace)| (name.as_str(), namespace.as_ref()))
     }
 
-    /// What the decision on a pod of this namespace rests on.
-    pub fn facts<'s>(
+    /// Returns the cluster context of the decision on a pod of this namespace.
+    pub fn cluster_context<'s>(
         &'s self,
         name: &'s str,
         namespace: &'s Namespace,
@@ -109,7 +111,7 @@ impl Snapshot {
 
 #[cfg(test)]
 impl Snapshot {
-    /// With namespaces that have opted in, by name and profile, and nothing else.
+    /// Creates a snapshot with opted-in namespaces, by name and profile, and no other cache.
     pub(crate) fn of_namespaces(namespaces: &[(&str, &str)]) -> Self {
         let read = |(name, profile): &(&str, &str)| {
             let labels = [(BURST_LABEL.to_owned(), (*profile).to_owned())].into();
@@ -120,7 +122,7 @@ impl Snapshot {
 }
 
 impl Namespace {
-    /// What the labels and annotations of a namespace say; nothing if it names no profile.
+    /// Reads the labels and annotations of a namespace. Returns `None` if no label names a profile.
     pub fn read(labels: BTreeMap<String, String>, annotations: BTreeMap<String, String>) -> Option<Self> {
         let profile = labels.get(BURST_LABEL)?.clone();
         let overrides = Overrides::read(annotations.iter().map(|(key, value)| (key.as_str(), value.as_str())));
@@ -138,7 +140,7 @@ impl Namespace {
 }
 
 impl Namespace {
-    /// A namespace that has opted in; `None` if it has not.
+    /// Reads an opted-in namespace. Returns `None` if it has not opted in.
     pub(super) fn opted_in(meta: &ObjectMeta) -> Option<Arc<Self>> {
         let (labels, annotations) = (meta.labels.clone().unwrap_or_default(), meta.annotations.clone());
         let namespace = Self::read(labels, annotations.unwrap_or_default())?;
@@ -175,12 +177,13 @@ pub(super) fn virtual_node(meta: ObjectMeta) -> Option<VirtualNode> {
     Some(VirtualNode::new(meta.name?, meta.labels.unwrap_or_default().into_iter().collect()))
 }
 
-/// Keeps nodes in the order of their names: they are written all the time, and a list that has not changed stays the same list.
+/// Keeps the nodes sorted by name. Nodes are updated often, so an update without a relevant change must not change the
+/// list.
 pub(super) fn put_node(nodes: &mut Vec<VirtualNode>, key: &ObjectKey, node: Option<VirtualNode>) {
     nodes.retain(|node| node.name != key.name);
     if let Some(node) = node {
-        let place = nodes.partition_point(|other| other.name < node.name);
-        nodes.insert(place, node);
+        let index = nodes.partition_point(|other| other.name < node.name);
+        nodes.insert(index, node);
     }
 }
 
@@ -196,13 +199,13 @@ pub(super) fn put_network_policy(policies: &mut NetworkPolicies, key: &ObjectKey
     }
 }
 
-/// A NetworkPolicy by whom it selects; nothing if it has no name.
+/// Reads the name and the pod selector of a NetworkPolicy. Returns `None` if it has no name.
 pub fn network_policy(policy: networking::NetworkPolicy) -> Option<NetworkPolicy> {
     let pod_selector = label_selector(policy.spec.and_then(|spec| spec.pod_selector).unwrap_or_default());
     Some(NetworkPolicy { name: policy.metadata.name?, pod_selector })
 }
 
-/// A label selector as rules read it.
+/// Converts a label selector to the type that the rules use.
 pub(super) fn label_selector(selector: meta::LabelSelector) -> LabelSelector {
     let expressions = selector.match_expressions.into_iter().flatten();
     let requirement = |e: meta::LabelSelectorRequirement| Requirement {
@@ -242,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_written_without_a_change_leaves_the_list_as_it_is() {
+    fn a_node_update_without_a_change_keeps_the_list() {
         let mut nodes = Vec::new();
         for name in ["b", "a", "c"] {
             put_node(&mut nodes, &key(name), node(name, "type", "virtual-kubelet"));
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_cache_is_not_an_unfilled_one() {
+    fn an_empty_cache_is_synced() {
         let mut snapshot = Snapshot::default();
         assert_eq!(snapshot.unsynced(), ["namespaces", "service accounts", "virtual nodes", "network policies"]);
         snapshot.namespaces = Some(Arc::default());
@@ -263,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_account_without_a_client_id_is_in_the_cache_too() {
+    fn a_service_account_without_a_client_id_is_cached() {
         let mut accounts = ServiceAccounts::new();
         for (name, annotation, value) in
             [("web", CLIENT_ID, "0000"), ("blank", CLIENT_ID, " "), ("batch", "other", "x")]
@@ -278,11 +281,11 @@ mod tests {
         for name in ["web", "blank", "batch"] {
             put_service_account(&mut accounts, &key(name), None);
         }
-        assert!(accounts.is_empty(), "a namespace that is gone leaves nothing behind");
+        assert!(accounts.is_empty(), "an empty namespace is removed");
     }
 
     #[test]
-    fn only_namespaces_with_the_label_are_kept() {
+    fn only_opted_in_namespaces_are_kept() {
         let mut namespaces = Namespaces::new();
         for (name, label, value) in
             [("shop", BURST_LABEL, "enabled"), ("plain", "team", "x"), ("out", BURST_LABEL, DISABLED)]
@@ -291,11 +294,11 @@ mod tests {
         }
         assert_eq!(namespaces.keys().collect::<Vec<_>>(), ["shop"]);
         put_namespace(&mut namespaces, &key("shop"), Namespace::opted_in(&meta("shop", "team", "x")));
-        assert!(namespaces.is_empty(), "its label is gone");
+        assert!(namespaces.is_empty(), "the label was removed");
     }
 
     #[test]
-    fn a_node_that_changes_its_labels_is_still_one_node() {
+    fn a_node_with_changed_labels_is_replaced() {
         let mut nodes = Vec::new();
         put_node(&mut nodes, &key("virtual"), node("virtual", "type", "virtual-kubelet"));
         put_node(&mut nodes, &key("virtual"), node("virtual", "virtualization", "virtualnode2"));

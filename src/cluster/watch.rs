@@ -1,5 +1,6 @@
-//! The watches of a process that serves admission, and how watches feed the snapshot: of namespaces and nodes only those that matter, and
-//! metadata only where that is enough.
+//! The watches of the webhook, and the sinks that put their objects into the snapshot.
+//!
+//! Selectors limit the watches of namespaces and nodes. Where metadata is enough, the API server sends only metadata.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -21,18 +22,20 @@ use crate::{
     telemetry::CacheMetrics,
 };
 
-/// Objects in one page of a list. Small pages keep the peak of memory small.
+/// Number of objects in one page of a list. Small pages limit peak memory.
 const PAGE: u32 = 100;
 
-/// The most time between two attempts at a watch. Until it is back, namespaces that opt in are not known and their pods are missed:
-/// kube's own 30 s are long for that, and a few watches of a few replicas are nothing to an API server.
+/// Maximum backoff between two attempts to start a watch. During an interruption, the webhook does not know namespaces
+/// that opt in, and misses their pods. kube's default of 30 s is too long for that. A few watches with a short backoff
+/// do not load the API server.
 pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
 /// Publishes the snapshot.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Publisher(Arc<watch::Sender<Arc<Snapshot>>>);
 
-/// Puts the objects of one kind into the snapshot. What the API server refuses changes nothing: decisions go on with what is known.
+/// Puts the objects of one kind into the snapshot. If the API server forbids the list, the snapshot stays unchanged, and
+/// decisions use the last known objects.
 pub(super) struct SnapshotSink<C, V> {
     publisher: Publisher,
     cache: fn(&mut Snapshot) -> &mut Option<Arc<C>>,
@@ -68,14 +71,14 @@ impl Publisher {
         }
     }
 
-    /// Replaces the virtual nodes, if they are others than before.
+    /// Replaces the virtual nodes if they differ.
     pub(super) fn set_virtual_nodes(&self, nodes: Vec<VirtualNode>) {
         self.0.send_if_modified(|snapshot| {
-            let is_news = snapshot.virtual_nodes.as_deref() != Some(&nodes);
-            if is_news {
+            let is_changed = snapshot.virtual_nodes.as_deref() != Some(&nodes);
+            if is_changed {
                 Arc::make_mut(snapshot).virtual_nodes = Some(Arc::new(nodes));
             }
-            is_news
+            is_changed
         });
     }
 }
@@ -90,7 +93,7 @@ impl<C: Default + Clone, V> Sink<V> for SnapshotSink<C, V> {
         self.publisher.0.send_modify(|snapshot| *(self.cache)(Arc::make_mut(snapshot)) = Some(complete));
     }
 
-    /// Changes the published content: in place while nothing else holds it, else a copy.
+    /// Changes the snapshot in place if no reader holds it, and otherwise a copy.
     fn apply(&self, key: ObjectKey, value: Option<V>) {
         self.publisher.0.send_modify(|snapshot| {
             let content = (self.cache)(Arc::make_mut(snapshot));
@@ -101,7 +104,7 @@ impl<C: Default + Clone, V> Sink<V> for SnapshotSink<C, V> {
     fn refuse(&self, _: Refusal) {}
 }
 
-/// The watch of all service accounts, of which metadata is decoded.
+/// Returns a watch of the metadata of all service accounts.
 pub(super) fn service_accounts(
     client: &Client,
     metrics: &CacheMetrics,
@@ -109,12 +112,12 @@ pub(super) fn service_accounts(
     watch(client, "serviceaccounts", "service accounts", metrics)
 }
 
-/// The watch of all network policies.
+/// Returns a watch of all NetworkPolicies.
 pub(super) fn network_policies(client: &Client, metrics: &CacheMetrics) -> Watch<networking::NetworkPolicy> {
     watch(client, "networkpolicies", "network policies", metrics)
 }
 
-/// A watch that decisions rest on. `cache` is its name in metrics.
+/// Returns a watch that decisions need. `cache` is its name in metrics.
 pub(super) fn watch<K: Object + Resource<DynamicType = ()>>(
     client: &Client,
     resource: &'static str,
@@ -124,7 +127,7 @@ pub(super) fn watch<K: Object + Resource<DynamicType = ()>>(
     Watch::all(client, resource).page_size(PAGE).max_backoff(MAX_BACKOFF).metrics(metrics.for_cache(cache))
 }
 
-/// Starts the watches of a process that serves admission.
+/// Starts the watches of the webhook.
 pub(super) fn start(
     client: &Client,
     configuration: ConfigReceiver,
@@ -149,7 +152,8 @@ pub(super) fn start(
     (publisher.subscribe(), tasks)
 }
 
-/// Follows the nodes that the configuration in force selects. The others stay in the snapshot until the new list is complete.
+/// Watches the nodes that the current configuration selects. After a change of the selector, the snapshot keeps the old
+/// nodes until the new list is complete.
 async fn follow_virtual_nodes(
     nodes: &Watch<PartialObjectMeta<v1::Node>>,
     configuration: &ConfigReceiver,
@@ -161,7 +165,7 @@ async fn follow_virtual_nodes(
         tokio::select! {
             () = selected.run(|node| virtual_node(node.metadata), sink) => {}
             () = until(configuration, |now| now.virtual_nodes.selector != selector) => {
-                tracing::info!("virtual nodes have another label now, listing them again");
+                tracing::info!("virtualNodes.selector changed, listing virtual nodes again");
             }
         }
     }

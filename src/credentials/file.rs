@@ -1,4 +1,5 @@
-//! Files of identities and credentials as `az` prints them. They are read again each time, because mounted files can change.
+//! Files of identities and credentials in the output format of `az`. Each read opens the files again, because mounted
+//! files can change.
 
 use std::path::PathBuf;
 
@@ -15,7 +16,7 @@ use super::source::{ClientIds, Source};
 pub struct Files(Vec<PathBuf>);
 
 impl Files {
-    /// A source that reads these files.
+    /// Creates a source that reads these files.
     pub fn new(files: Vec<PathBuf>) -> Self {
         Self(files)
     }
@@ -30,7 +31,7 @@ impl Files {
                 Err(error) => Some(error.to_string()),
             };
             if let Some(reason) = reason {
-                tracing::warn!(file = name, reason, "cannot read a file of credentials");
+                tracing::warn!(file = name, reason, "cannot read a credential file");
                 failure = Some(ReadFailure { reason: format!("{name}: {reason}"), action: String::new(), scope: name });
             }
         }
@@ -56,7 +57,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn files_are_read_each_time_and_a_bad_one_hides_no_other() {
+    async fn files_are_read_again_and_an_invalid_one_hides_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let [good, bad] = ["good.json", "bad.json"].map(|name| folder.path().join(name));
         fs::write(&good, r#"[{"clientId": "c1", "id": null}]"#).unwrap();

@@ -1,4 +1,5 @@
-//! The issuer of the cluster's tokens, from Spillway's own token and from the discovery document of the API server.
+//! The issuer of the cluster's service account tokens, from Spillway's own token and from the API server's discovery
+//! document.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,8 @@ use crate::telemetry::Causes;
 /// The token of a pod's service account (kubernetes.io/docs/tasks/run-application/access-api-from-pod).
 const TOKEN_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
-/// OpenID Connect Discovery 1.0, section 4. All service accounts may read it: ClusterRole `system:service-account-issuer-discovery`
+/// The path of the discovery document (OpenID Connect Discovery 1.0, section 4). The ClusterRole
+/// `system:service-account-issuer-discovery` permits all service accounts to read it
 /// (kubernetes.io/docs/tasks/configure-pod-container/configure-service-account, service account issuer discovery).
 const DISCOVERY: &str = "/.well-known/openid-configuration";
 
@@ -25,11 +27,11 @@ pub struct IssuerReader {
 /// The issuers that could be read.
 #[derive(Debug, Clone, Default)]
 pub struct IssuerStatus {
-    /// First the issuer in the token, because Entra compares that one; then the discovered one, if it differs.
+    /// The issuer in the token comes first, because Entra compares it. The discovered issuer follows if it differs.
     pub issuers: Vec<Issuer>,
-    /// Why no issuer is known, if so.
+    /// The reason why no issuer is known.
     pub failure: Option<ReadFailure>,
-    /// `true` if the discovery document was read. Its issuer may differ from the one in tokens.
+    /// `true` if the discovery document was read. Its issuer may differ from the issuer in tokens.
     pub is_discovered: bool,
 }
 
@@ -53,12 +55,12 @@ struct Claims {
 }
 
 impl IssuerReader {
-    /// Reads from this cluster, and from the token of the pod that the process runs in, if any.
+    /// Creates a reader of this cluster. It also reads the token of the pod if the process runs in one.
     pub fn new(client: Client) -> Self {
         Self { client, token: PathBuf::from(TOKEN_FILE) }
     }
 
-    /// Reads the issuers again: tokens are renewed, and AKS can change the issuer.
+    /// Reads the issuers. They can change, because kubelet renews tokens and AKS can change the issuer.
     pub async fn read(&self) -> IssuerStatus {
         let discovery = self.discover().await;
         let in_token = issuer_in_token(&self.token);
@@ -113,7 +115,7 @@ mod tests {
 
     /// An API server with this issuer, or without a discovery document.
     fn server(issuer: Option<&'static str>) -> Client {
-        let answer = tower::service_fn(move |request: http::Request<Body>| async move {
+        let response = tower::service_fn(move |request: http::Request<Body>| async move {
             assert_eq!(request.uri().path(), DISCOVERY);
             let (status, body) = match issuer {
                 Some(issuer) => {
@@ -123,7 +125,7 @@ mod tests {
             };
             Ok::<_, Infallible>(http::Response::builder().status(status).body(Body::from(body.into_bytes())).unwrap())
         });
-        Client::new(answer, "default")
+        Client::new(response, "default")
     }
 
     async fn read(token: Option<&str>, issuer: Option<&'static str>) -> IssuerStatus {
@@ -152,7 +154,7 @@ mod tests {
         assert!(read(Some(&ours), Some(other)).await.is_discovered);
         let half = read(Some(&ours), None).await;
         assert_eq!(urls(&half), [(HERE, false)]);
-        assert!(!half.is_discovered, "whether the API server differs cannot be told");
+        assert!(!half.is_discovered, "the issuer of the API server is unknown");
         assert_eq!(urls(&read(None, Some(HERE)).await), [(HERE, true)]);
     }
 

@@ -1,4 +1,4 @@
-//! Merging the results of several sources.
+//! Merges the results of several sources.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,12 +7,11 @@ use spillway_identity::managed_identity::{Completeness, FederatedCredential, Man
 
 /// Merges the results of several sources, the most trustworthy first.
 ///
-/// * Two identities are the same if their client IDs are equal without regard to case. An identity without client ID is the same as one
-///   with its resource ID.
-/// * The credentials that Azure itself lists are complete. Otherwise the credentials of all sources count, each once.
-/// * If no source could read the credentials of an identity, the failure of the first source counts.
-/// * The first source alone decides whether the list of identities is complete: a file that a user wrote some time ago does not replace
-///   what Azure refuses to list.
+/// * Identities are matched by client ID, ignoring case. An identity without client ID is matched by resource ID.
+/// * Credentials that Azure lists are complete. Otherwise the credentials of all sources are combined without duplicates.
+/// * If no source could read the credentials of an identity, the result has the failure of the first source.
+/// * Only the first source decides whether the list of identities is complete. A file may be old, so it does not replace
+///   a list that Azure refuses.
 pub fn merge(results: Vec<ManagedIdentities>) -> ManagedIdentities {
     let incomplete = results.first().and_then(|first| first.incomplete.clone());
     let mut all = ManagedIdentities { incomplete, ..ManagedIdentities::default() };
@@ -131,15 +130,15 @@ mod tests {
     fn credentials_that_azure_lists_replace_all_others() {
         let azure = || of(identity("C", Completeness::Complete, &["a"], "azure"));
         let custom = || of(identity("c", Completeness::Partial, &["a", "b"], "custom"));
-        for answers in [vec![azure(), custom()], vec![custom(), azure()]] {
-            let all = merge(answers);
+        for responses in [vec![azure(), custom()], vec![custom(), azure()]] {
+            let all = merge(responses);
             assert_eq!(names(&all), ["a of azure"]);
             assert_eq!(all.identities[0].completeness, Completeness::Complete);
         }
     }
 
     #[test]
-    fn other_credentials_count_once_if_azure_could_not_be_read() {
+    fn other_credentials_are_combined_if_azure_cannot_be_read() {
         let refused = || {
             of(ManagedIdentity {
                 credentials: Err(failure("403")),
@@ -173,6 +172,6 @@ mod tests {
         let absent = ManagedIdentities { absent: ["c".to_owned()].into(), ..blind("one") };
         assert_eq!(merge(vec![absent.clone()]).absent.len(), 1);
         let seen = of(identity("C", Completeness::Partial, &[], "custom"));
-        assert_eq!(merge(vec![absent, seen]).absent.len(), 0, "somebody has seen it");
+        assert_eq!(merge(vec![absent, seen]).absent.len(), 0, "another source has found the identity");
     }
 }

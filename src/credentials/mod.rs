@@ -1,7 +1,7 @@
 //! The sources of managed identities and their federated credentials. Unlike the checks, this module does I/O.
 //!
-//! A source never fails as a whole. It reports what it could not read, with the missing permission and its scope, and the checks report
-//! that as unknown (`F0`).
+//! A source never fails as a whole. It returns each failed read with the missing permission and its scope. The checks
+//! report a failed read as unknown (`F0`).
 
 pub mod custom_resources;
 mod file;
@@ -22,30 +22,32 @@ use spillway_identity::managed_identity::ManagedIdentities;
 use self::resource_manager::{ResourceManager, Settings};
 use crate::telemetry::Causes;
 
-/// All sources, the most trustworthy first: it decides whether the list of identities is complete.
+/// All sources, the most trustworthy first. The first source decides whether the list of identities is complete.
 #[derive(Default)]
 pub struct Sources(Vec<Box<dyn Source>>);
 
 impl Sources {
-    /// These sources.
+    /// Creates a set of sources, the most trustworthy first.
     pub fn new(sources: Vec<Box<dyn Source>>) -> Self {
         Self(sources)
     }
 
-    /// Reads all sources concurrently; `None` if there are none.
+    /// Reads all sources concurrently. Returns `None` without sources.
     pub async fn read(&self, client_ids: &ClientIds) -> Option<ManagedIdentities> {
         let results = join_all(self.0.iter().map(|source| source.read(client_ids))).await;
         (!results.is_empty()).then(|| merge(results))
     }
 }
 
-/// Returns the sources outside of the cluster that a configuration names.
+/// Returns the configured sources outside of the cluster.
 pub fn configured(identity: &config::Identity) -> Sources {
     let mut sources: Vec<Box<dyn Source>> = Vec::new();
     if let Some(settings) = Settings::of(identity) {
         match ResourceManager::new(settings) {
             Ok(source) => sources.push(Box::new(source)),
-            Err(error) => tracing::error!(error = %Causes(&error), "cannot use Azure Resource Manager as a source"),
+            Err(error) => {
+                tracing::error!(error = %Causes(&error), "cannot read credentials from Azure Resource Manager");
+            }
         }
     }
     if !identity.credential_files.is_empty() {

@@ -1,4 +1,4 @@
-//! Backoff for each pod or node whose last write failed, so that it does not hold up the others.
+//! Backoff for each pod or node whose last write failed, so that other objects do not wait for it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The backoff of each item, by its uid or name. A new leader starts without any.
+/// The backoff of each item, by UID or name. A new leader starts without backoffs.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff(HashMap<String, Entry>);
 
@@ -21,13 +21,13 @@ impl Backoff {
     const INITIAL: Duration = Duration::from_secs(5);
     const MAX: Duration = Duration::from_secs(600);
 
-    /// Returns how long the item still backs off, if it does.
+    /// Returns the remaining backoff of an item. Returns `None` if it may be retried.
     pub(crate) fn remaining(&self, id: &str, now: Instant) -> Option<Duration> {
         let remaining = self.0.get(id)?.until.saturating_duration_since(now);
         (!remaining.is_zero()).then_some(remaining)
     }
 
-    /// Returns when the next backoff ends, if any item backs off.
+    /// Returns the time until the next backoff ends. Returns `None` if no item has a backoff.
     pub(crate) fn next_expiry(&self, now: Instant) -> Option<Duration> {
         let remaining = self.0.values().map(|entry| entry.until.saturating_duration_since(now));
         remaining.filter(|remaining| !remaining.is_zero()).min()
@@ -35,14 +35,15 @@ impl Backoff {
 
     /// Starts the next backoff of an item, and returns its duration.
     ///
-    /// Call this before an attempt and [`reset`](Self::reset) after its success: an attempt that is cancelled then counts as failed.
+    /// Call this before an attempt, and [`reset`](Self::reset) after its success. A cancelled attempt then counts as
+    /// failed.
     pub(crate) fn start(&mut self, id: &str, now: Instant) -> Duration {
         let duration = self.0.get(id).map_or(Self::INITIAL, |entry| Self::MAX.min(entry.duration * 2));
         self.0.insert(id.to_owned(), Entry { until: now + duration, duration });
         duration
     }
 
-    /// Ends the backoff of an item, after a success or an attempt that shows nothing.
+    /// Ends the backoff of an item after a success, or after an attempt without a result.
     pub(crate) fn reset(&mut self, id: &str) {
         self.0.remove(id);
     }
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn backoff_doubles_until_success_or_until_the_item_is_gone() {
+    fn backoff_doubles_until_success_or_removal() {
         let (mut backoff, start) = (Backoff::default(), Instant::now());
         let mut fail = || {
             let duration = backoff.start("p", start);
@@ -82,6 +83,6 @@ mod tests {
         assert_eq!(backoff.remaining("p", start), None);
         assert_eq!(backoff.start("p", start), Backoff::INITIAL);
         backoff.retain(std::iter::empty());
-        assert!(backoff.0.is_empty(), "an item that comes back under its name is tried at once");
+        assert!(backoff.0.is_empty(), "a new item with the same name has no backoff");
     }
 }

@@ -1,16 +1,16 @@
 //! Leader election by a Lease, modelled on client-go (`tools/leaderelection`).
 //!
-//! 1. A candidate takes a Lease that does not exist, has no holder, or is its own. It takes the Lease of another holder once it has not
-//!    seen that Lease change for [`LEASE_DURATION`].
-//! 2. The leader renews the Lease every [`RETRY_PERIOD`]. Its term ends [`RENEW_DEADLINE`] after it last started a renewal that
-//!    succeeded, so before another candidate takes over.
-//! 3. On shutdown the leader releases the Lease, and another candidate takes it within [`RETRY_PERIOD`].
+//! 1. A candidate acquires a Lease that does not exist, has no holder, or is its own. It acquires the Lease of another
+//!    holder if that Lease did not change for [`LEASE_DURATION`].
+//! 2. The leader renews the Lease every [`RETRY_PERIOD`]. It stops leading [`RENEW_DEADLINE`] after the start of its last
+//!    successful renewal, before another candidate can acquire the Lease.
+//! 3. On shutdown the leader releases the Lease, and another candidate acquires it within [`RETRY_PERIOD`].
 //!
-//! Each replica measures time by its own monotonic clock. The dates in a Lease are for people: replicas compare them for changes only,
-//! so a wrong clock of the leader neither shortens nor extends its term.
+//! Each replica measures time with its own monotonic clock. It only checks whether the timestamps in a Lease change. So a
+//! wrong clock of the leader neither shortens nor extends its term.
 //!
-//! A Lease is not a lock: a leader that is suspended and resumes may write once more. So every write of the leader must be conditional.
-//! Writes of the Lease are conditional too, so of several candidates one wins.
+//! A Lease is not a lock: a suspended leader that resumes may still send a write. So every write of the leader must be
+//! conditional. Writes of the Lease are conditional too, so only one of several candidates wins.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -32,22 +32,22 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use super::conditional::{conditional_patch, is_conflict};
 use crate::telemetry::Causes;
 
-/// How long a candidate waits for a change of the Lease before it takes over.
+/// Time without a change of the Lease after which a candidate acquires it.
 const LEASE_DURATION: Duration = Duration::from_secs(15);
 
-/// The same, as the Lease has it.
+/// [`LEASE_DURATION`] as the field of the Lease.
 const LEASE_DURATION_SECONDS: i32 = 15;
 
-/// How long the leader leads without a successful renewal.
+/// Time without a successful renewal after which the leader stops leading.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How often the leader renews the Lease, and how often other candidates look at it.
+/// Interval at which the leader renews the Lease, and other candidates read it.
 const RETRY_PERIOD: Duration = Duration::from_secs(2);
 
-/// The most time for one request. Half of the deadline, so that a request that hangs leaves time for another one.
+/// Maximum time for one request. Half of the renew deadline, so that a slow request leaves time for another one.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most time for the release of the Lease on shutdown.
+/// Maximum time for the release of the Lease on shutdown.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The role of this replica in the election.
@@ -55,7 +55,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 pub enum Leadership {
     /// This replica has not read the Lease yet.
     Unknown,
-    /// Another replica leads, or none.
+    /// This replica does not lead.
     StandingBy,
     /// This replica leads.
     Leading,
@@ -77,7 +77,7 @@ enum ElectionError {
     Read(#[source] kube::Error),
     #[error("cannot write the Lease")]
     Write(#[source] kube::Error),
-    #[error("no answer from the API server within {REQUEST_TIMEOUT:?}")]
+    #[error("no response from the API server within {REQUEST_TIMEOUT:?}")]
     Timeout,
 }
 
@@ -95,7 +95,7 @@ impl LeaderElector {
         Self { leases: Api::namespaced(client, namespace), name, identity: identity.to_owned() }
     }
 
-    /// Waits until this replica has the Lease. Calls `on_observed` after each look at it.
+    /// Waits until this replica has the Lease. Calls `on_observed` after each read of the Lease.
     pub(crate) async fn acquire(&self, on_observed: impl Fn()) -> LeaderTerm<'_> {
         let mut observed = ObservedLease::default();
         let mut attempt = 0;
@@ -103,7 +103,7 @@ impl LeaderElector {
             match self.try_acquire(&mut observed, &on_observed).await {
                 Ok(Some(term)) => return term,
                 Ok(None) => {}
-                Err(error) => tracing::warn!(error = %Causes(&error), "cannot acquire the lease, trying again"),
+                Err(error) => tracing::warn!(error = %Causes(&error), "cannot acquire the lease, retrying"),
             }
             sleep(self.jittered_period(attempt)).await;
             attempt += 1;
@@ -128,7 +128,7 @@ impl LeaderElector {
         Ok(written.map(|lease| LeaderTerm { elector: self, lease, renewed: started }))
     }
 
-    /// Between a half and the whole of the retry period, so that candidates do not act at the same moment.
+    /// Returns 50% to 100% of the retry period, so that candidates do not act at the same time.
     fn jittered_period(&self, attempt: u32) -> Duration {
         let mut hasher = DefaultHasher::new();
         (&self.identity, attempt).hash(&mut hasher);
@@ -136,19 +136,19 @@ impl LeaderElector {
         RETRY_PERIOD * (1000 - permille) / 1000
     }
 
-    /// Renews the Lease. Returns nothing if this replica no longer holds it.
+    /// Renews the Lease. Returns `None` if this replica no longer holds it.
     async fn renew(&self, lease: &Lease) -> Result<Option<Lease>, ElectionError> {
         if let Some(renewed) = self.update(lease, self.next_spec(lease)).await? {
             return Ok(Some(renewed));
         }
-        // The Lease has changed. The holder may still be the same, as after a renewal whose answer got lost.
+        // The Lease has changed. The holder may be the same, for example if the response to a renewal was lost.
         match self.read().await? {
             Some(lease) if holder(&lease) == Some(&self.identity) => self.update(&lease, self.next_spec(&lease)).await,
             _ => Ok(None),
         }
     }
 
-    /// Releases the Lease if this replica holds it, so that another one need not wait for its end.
+    /// Releases the Lease if this replica holds it, so that another replica need not wait until it expires.
     pub(crate) async fn release(&self) {
         match timeout(RELEASE_TIMEOUT, self.try_release()).await {
             Ok(Ok(true)) => tracing::info!("released the lease"),
@@ -172,14 +172,14 @@ impl LeaderElector {
                 renew_time: Some(now),
                 ..lease.spec.clone().unwrap_or_default()
             };
-            // A renewal of this replica may still have been on its way.
+            // The update fails if an earlier renewal of this replica arrives late.
             if self.update(&lease, released).await?.is_some() {
                 return Ok(true);
             }
         }
     }
 
-    /// The Lease after this replica acquires or renews it.
+    /// Returns the spec of the Lease after this replica acquires or renews it.
     fn next_spec(&self, lease: &Lease) -> LeaseSpec {
         let spec = lease.spec.clone().unwrap_or_default();
         let now = MicroTime(Timestamp::now());
@@ -199,7 +199,7 @@ impl LeaderElector {
         read.map_err(|_elapsed| ElectionError::Timeout)?.map_err(ElectionError::Read)
     }
 
-    /// Returns nothing if another candidate was faster.
+    /// Creates the Lease. Returns `None` if another candidate created it first.
     async fn create(&self) -> Result<Option<Lease>, ElectionError> {
         let metadata = ObjectMeta { name: Some(self.name.to_owned()), ..ObjectMeta::default() };
         let mut lease = Lease { metadata, spec: None };
@@ -208,7 +208,7 @@ impl LeaderElector {
         written(timeout(REQUEST_TIMEOUT, self.leases.create(&params, &lease)).await)
     }
 
-    /// Writes this version of the Lease. Returns nothing if it has changed or is gone.
+    /// Updates this version of the Lease. Returns `None` if the Lease has changed or was deleted.
     async fn update(&self, lease: &Lease, spec: LeaseSpec) -> Result<Option<Lease>, ElectionError> {
         let value = serde_json::to_value(spec).unwrap_or_default();
         let add = AddOperation { path: PointerBuf::from_tokens(["spec"]), value };
@@ -220,8 +220,8 @@ impl LeaderElector {
     }
 }
 
-fn written<T, Elapsed>(answer: Result<kube::Result<T>, Elapsed>) -> Result<Option<T>, ElectionError> {
-    match answer {
+fn written<T, Elapsed>(response: Result<kube::Result<T>, Elapsed>) -> Result<Option<T>, ElectionError> {
+    match response {
         Ok(Ok(lease)) => Ok(Some(lease)),
         Ok(Err(error)) if is_conflict(&error) => Ok(None),
         Ok(Err(error)) => Err(ElectionError::Write(error)),
@@ -229,17 +229,17 @@ fn written<T, Elapsed>(answer: Result<kube::Result<T>, Elapsed>) -> Result<Optio
     }
 }
 
-/// The time in which this replica leads.
+/// The term of this replica as leader.
 pub(crate) struct LeaderTerm<'e> {
     elector: &'e LeaderElector,
     /// The Lease as this replica last wrote it.
     lease: Lease,
-    /// When the last successful write of the Lease started. Other candidates saw it at that moment at the earliest.
+    /// The start of the last successful write of the Lease. Other candidates cannot observe the write before that time.
     renewed: Instant,
 }
 
 impl LeaderTerm<'_> {
-    /// Renews the Lease until this replica must stop leading.
+    /// Renews the Lease until this replica must stop leading. Returns the reason.
     pub(crate) async fn lost(mut self) -> LossReason {
         let mut started = self.renewed;
         loop {
@@ -249,7 +249,7 @@ impl LeaderTerm<'_> {
             match timeout_at(deadline, self.elector.renew(&self.lease)).await {
                 Ok(Ok(Some(lease))) => (self.lease, self.renewed) = (lease, started),
                 Ok(Ok(None)) => return LossReason::NotHolder,
-                Ok(Err(error)) => tracing::warn!(error = %Causes(&error), "cannot renew the lease, trying again"),
+                Ok(Err(error)) => tracing::warn!(error = %Causes(&error), "cannot renew the lease, retrying"),
                 Err(_elapsed) => {}
             }
             if Instant::now() >= self.renewed + RENEW_DEADLINE {
@@ -259,7 +259,7 @@ impl LeaderTerm<'_> {
     }
 }
 
-/// The Lease of another holder, and when this candidate saw it change.
+/// The Lease of another holder, with the time when this candidate observed its last change.
 #[derive(Debug, Default)]
 struct ObservedLease {
     spec: LeaseSpec,
@@ -267,7 +267,7 @@ struct ObservedLease {
 }
 
 impl ObservedLease {
-    /// Returns whether a candidate may take the Lease.
+    /// Returns whether a candidate may acquire the Lease.
     fn is_available(&mut self, lease: Option<&Lease>, identity: &str, now: Instant) -> bool {
         let Some(lease) = lease else { return true };
         if holder(lease).is_none_or(|holder| holder == identity) {
@@ -280,7 +280,7 @@ impl ObservedLease {
     }
 }
 
-/// The holder of a Lease. A Lease that was released has none, or an empty one.
+/// Returns the holder of a Lease. A released Lease has no holder, or an empty one.
 fn holder(lease: &Lease) -> Option<&String> {
     lease.spec.as_ref()?.holder_identity.as_ref().filter(|holder| !holder.is_empty())
 }
@@ -303,30 +303,30 @@ mod tests {
 
     const NAME: &str = "spillway-controller";
 
-    /// An API server with one Lease, which is null if it does not exist.
+    /// A fake API server with one Lease, which is null if it does not exist.
     #[derive(Clone, Default)]
     struct Server {
         lease: Arc<Mutex<Value>>,
         patches: Arc<AtomicUsize>,
         refuses_patches: Arc<AtomicBool>,
-        is_mute: Arc<AtomicBool>,
+        is_unresponsive: Arc<AtomicBool>,
     }
 
     impl Server {
         fn client(&self) -> Client {
             let server = self.clone();
-            Client::new(tower::service_fn(move |request| server.clone().answer(request)), "default")
+            Client::new(tower::service_fn(move |request| server.clone().response(request)), "default")
         }
 
         fn elector(&self, identity: &str) -> LeaderElector {
             LeaderElector::new(self.client(), "spillway-system", NAME, identity)
         }
 
-        async fn answer(self, request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
-            if self.is_mute.load(Ordering::Relaxed) {
+        async fn response(self, request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
+            if self.is_unresponsive.load(Ordering::Relaxed) {
                 std::future::pending::<()>().await;
             }
-            // A network takes time too, and so paused time goes on.
+            // The latency of a network. It also advances the paused clock.
             sleep(Duration::from_millis(5)).await;
             let method = request.method().clone();
             let body = to_bytes(axum::body::Body::new(request.into_body()), usize::MAX).await.unwrap();
@@ -366,7 +366,7 @@ mod tests {
             }
         }
 
-        /// Another client changes the Lease.
+        /// Changes the Lease as another client would.
         fn change(&self, change: impl FnOnce(&mut Value)) {
             let mut lease = self.lease.lock().unwrap();
             change(&mut lease);
@@ -383,7 +383,7 @@ mod tests {
         lease["metadata"]["resourceVersion"] = (version + 1).to_string().into();
     }
 
-    /// Why a term ends after an event in its second minute, and how long after it.
+    /// Returns the reason why a term ends after an event, and the time from the event to that end.
     async fn lost(event: impl FnOnce(&Server)) -> (LossReason, Duration) {
         let server = Server::default();
         let elector = server.elector("one");
@@ -394,12 +394,12 @@ mod tests {
             event(&server);
         };
         let (reason, ()) = tokio::join!(term.lost(), event);
-        (reason, Instant::now().checked_duration_since(minute).expect("lost for no reason"))
+        (reason, Instant::now().checked_duration_since(minute).expect("the term ends after the event"))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_leader_that_cannot_renew_stops_before_its_lease_ends() {
-        let (reason, after) = lost(|server| server.is_mute.store(true, Ordering::Relaxed)).await;
+    async fn a_leader_that_cannot_renew_stops_before_its_lease_expires() {
+        let (reason, after) = lost(|server| server.is_unresponsive.store(true, Ordering::Relaxed)).await;
         assert_eq!(reason, LossReason::RenewDeadline);
         assert!(after <= RENEW_DEADLINE && RENEW_DEADLINE < LEASE_DURATION, "{after:?}");
         let (reason, after) = lost(|server| server.refuses_patches.store(true, Ordering::Relaxed)).await;
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_leader_whose_lease_changed_otherwise_goes_on() {
+    async fn other_changes_of_the_lease_do_not_end_a_term() {
         let server = Server::default();
         let elector = server.elector("one");
         let term = elector.acquire(|| {}).await;
@@ -435,9 +435,9 @@ mod tests {
         let term = elector.acquire(|| {}).await;
         let hang = async {
             sleep(Duration::from_secs(20)).await;
-            server.is_mute.store(true, Ordering::Relaxed);
+            server.is_unresponsive.store(true, Ordering::Relaxed);
             sleep(Duration::from_secs(4)).await;
-            server.is_mute.store(false, Ordering::Relaxed);
+            server.is_unresponsive.store(false, Ordering::Relaxed);
             sleep(Duration::from_secs(60)).await;
         };
         tokio::select! {
@@ -447,14 +447,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lease_that_is_released_can_be_taken_at_once() {
+    async fn a_released_lease_can_be_acquired_immediately() {
         let server = Server::default();
         let [one, two] = ["one", "two"].map(|name| server.elector(name));
         let term = one.acquire(|| {}).await;
         assert!(timeout(Duration::from_secs(5), two.acquire(|| {})).await.is_err(), "two holders at once");
         drop(term);
         two.release().await;
-        assert_eq!(server.spec("holderIdentity"), "one", "a lease of another holder is not released");
+        assert_eq!(server.spec("holderIdentity"), "one", "the lease of another holder is not released");
         one.release().await;
         assert_eq!(server.spec("holderIdentity"), Value::Null);
         assert_eq!(server.spec("leaseDurationSeconds"), 1);
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_release_waits_for_the_last_renewal_of_its_replica() {
+    async fn a_release_is_retried_after_a_late_renewal() {
         let server = Server::default();
         let elector = server.elector("one");
         drop(elector.acquire(|| {}).await);
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_holder_that_is_gone_is_replaced_whatever_its_clock_said() {
+    async fn a_dead_holder_is_replaced_even_if_its_clock_was_wrong() {
         for renewed in ["2199-01-01T00:00:00.000000Z", "1999-01-01T00:00:00.000000Z"] {
             let server = Server::default();
             let spec = json!({"holderIdentity": "killed", "leaseDurationSeconds": 15, "renewTime": renewed, "leaseTransitions": 3});
@@ -487,12 +487,12 @@ mod tests {
             let after = start.elapsed();
             assert!((LEASE_DURATION..=LEASE_DURATION + RETRY_PERIOD).contains(&after), "{renewed}: {after:?}");
             assert_eq!((server.spec("holderIdentity"), server.spec("leaseTransitions")), ("next".into(), 4.into()));
-            assert!(timeout(Duration::from_secs(60), term.lost()).await.is_err(), "it leads by its own clock");
+            assert!(timeout(Duration::from_secs(60), term.lost()).await.is_err(), "the new leader uses its own clock");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_many_candidates_one_wins() {
+    async fn one_of_many_candidates_wins() {
         let server = Server::default();
         let electors: Vec<_> = (0..20).map(|number| server.elector(&number.to_string())).collect();
         let acquired = electors.iter().map(|elector| timeout(Duration::from_secs(10), elector.acquire(|| {})));
@@ -504,33 +504,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_candidate_reports_that_it_has_read_the_lease() {
         let server = Server::default();
-        server.is_mute.store(true, Ordering::Relaxed);
+        server.is_unresponsive.store(true, Ordering::Relaxed);
         let (elector, observed) = (server.elector("one"), AtomicUsize::new(0));
         let on_observed = || {
             observed.fetch_add(1, Ordering::Relaxed);
         };
         assert!(timeout(Duration::from_secs(30), elector.acquire(on_observed)).await.is_err());
         assert_eq!(observed.load(Ordering::Relaxed), 0);
-        server.is_mute.store(false, Ordering::Relaxed);
+        server.is_unresponsive.store(false, Ordering::Relaxed);
         elector.acquire(on_observed).await;
         assert_eq!(observed.load(Ordering::Relaxed), 1);
     }
 
     #[test]
-    fn a_lease_that_has_not_changed_for_its_duration_is_available() {
+    fn an_unchanged_lease_is_available_after_its_duration() {
         let lease = |holder: &str, renewed: &str| -> Lease {
             serde_json::from_value(json!({"metadata": {}, "spec": {"holderIdentity": holder, "renewTime": renewed}}))
                 .unwrap()
         };
         let (start, mut observed) = (Instant::now(), ObservedLease::default());
         let at = |seconds| start + Duration::from_secs(seconds);
-        let far_off = lease("two", "2199-01-01T00:00:00.000000Z");
+        let in_future = lease("two", "2199-01-01T00:00:00.000000Z");
         assert!(observed.is_available(None, "one", start));
         assert!(observed.is_available(Some(&lease("", "2026-01-01T00:00:00.000000Z")), "one", start), "released");
         assert!(observed.is_available(Some(&lease("one", "2026-01-01T00:00:00.000000Z")), "one", start), "its own");
-        assert!(!observed.is_available(Some(&far_off), "one", start));
-        assert!(!observed.is_available(Some(&far_off), "one", at(14)));
-        assert!(observed.is_available(Some(&far_off), "one", at(15)));
+        assert!(!observed.is_available(Some(&in_future), "one", start));
+        assert!(!observed.is_available(Some(&in_future), "one", at(14)));
+        assert!(observed.is_available(Some(&in_future), "one", at(15)));
         assert!(!observed.is_available(Some(&lease("two", "2199-01-01T00:00:05.000000Z")), "one", at(16)), "renewed");
     }
 }

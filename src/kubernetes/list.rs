@@ -1,4 +1,4 @@
-//! Lists, page by page.
+//! Paged lists.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -11,23 +11,23 @@ use tokio::time::timeout;
 
 use super::object::PAGE_SIZE;
 
-/// How many times a list starts over because it took longer than the API server remembers
+/// Maximum number of attempts at a list. A list starts over if its continue token expires
 /// (kubernetes.io/docs/reference/using-api/api-concepts, 410 Gone).
 const MAX_ATTEMPTS: usize = 3;
 
-/// How long the API server may take for one page.
+/// Maximum time for one page.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The API server did not answer.
+/// The API server did not respond in time.
 #[derive(Debug, thiserror::Error)]
-#[error("no answer within {} s", PAGE_TIMEOUT.as_secs())]
-struct NoAnswer;
+#[error("no response from the API server within {} s", PAGE_TIMEOUT.as_secs())]
+struct PageTimeout;
 
-/// Lists all objects, and returns what `read` makes of each.
+/// Lists all objects, and converts each with `read`.
 ///
 /// # Errors
 ///
-/// When the API server does not give a page.
+/// When a request for a page fails.
 pub(crate) async fn list<K, T>(
     api: &Api<K>,
     params: ListParams,
@@ -39,11 +39,11 @@ where
     pages(|page| async move { api.list(&page).await }, params, read).await
 }
 
-/// Lists the metadata of all objects, and returns what `read` makes of each. The API server sends nothing else.
+/// Lists the metadata of all objects, and converts each with `read`. The API server sends only metadata.
 ///
 /// # Errors
 ///
-/// When the API server does not give a page.
+/// When a request for a page fails.
 pub(crate) async fn list_metadata<K, T>(
     api: &Api<K>,
     params: ListParams,
@@ -64,7 +64,7 @@ async fn pages<K: Clone, T, Page: Future<Output = kube::Result<ObjectList<K>>>>(
     let (mut params, mut all, mut attempts) = (first.clone(), Vec::new(), 1);
     loop {
         let page = timeout(PAGE_TIMEOUT, get(params)).await;
-        let page = match page.unwrap_or_else(|_elapsed| Err(kube::Error::Service(NoAnswer.into()))) {
+        let page = match page.unwrap_or_else(|_elapsed| Err(kube::Error::Service(PageTimeout.into()))) {
             Ok(page) => page,
             Err(kube::Error::Api(status)) if status.code == 410 && attempts < MAX_ATTEMPTS => {
                 attempts += 1;

@@ -1,5 +1,5 @@
-//! What every part that talks to an API server needs: stores, the watch loop that fills them, paged lists, partial objects, conditional
-//! writes, backoff and leader election.
+//! Helpers for the Kubernetes API: watches and their stores, paged lists, partial objects, conditional writes, backoff and
+//! leader election.
 
 mod backoff;
 mod conditional;

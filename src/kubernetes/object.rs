@@ -1,4 +1,4 @@
-//! Objects of any kind.
+//! Helpers for objects of any kind.
 
 use std::fmt::Debug;
 
@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Resource, api::ObjectMeta};
 use serde::de::DeserializeOwned;
 
-/// The number of objects in a page of a list. Parts of them that are not kept are dropped before the next page arrives.
+/// Number of objects in one page of a list. Each page is reduced before the next page arrives.
 pub(crate) const PAGE_SIZE: u32 = 250;
 
 /// A kind that can be listed and watched.
@@ -14,7 +14,7 @@ pub(crate) trait Object: Resource + Clone + Debug + DeserializeOwned + Send + 's
 
 impl<K: Resource + Clone + Debug + DeserializeOwned + Send + 'static> Object for K {}
 
-/// Returns a reference to an object, for events about it, without reading the object.
+/// Returns a reference for Events about an object, without reading the object.
 pub(crate) fn object_reference(api_version: &str, kind: &str, namespace: Option<&str>, name: &str) -> ObjectReference {
     ObjectReference {
         api_version: Some(api_version.to_owned()),

@@ -1,7 +1,7 @@
-//! An object of the API, decoded as far as it is read: the rest of it is skipped while it arrives.
+//! An object of the API with only the fields that Spillway reads. Other fields are skipped during decoding.
 //!
-//! `kube::api::PartialObjectMeta` serves where labels, annotations and `managedFields` are all that is read. It has no `spec`, and
-//! decodes `managedFields` of every object. `kube::core::DeserializeGuard` builds each object twice, as a tree first.
+//! `kube::api::PartialObjectMeta` is enough if Spillway reads only metadata. It has no `spec`, and it decodes the
+//! `managedFields` of every object. `kube::core::DeserializeGuard` decodes each object twice.
 
 use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData};
 
@@ -9,8 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::{Resource, api::ObjectMeta};
 use serde::{Deserialize, Deserializer};
 
-/// An object of kind `K`. Fields that `Spec` and `Status` do not name are skipped, and so is `managedFields`, which is often most of an
-/// object.
+/// An object of kind `K`. Decoding skips the fields that `Spec` and `Status` do not name. It also skips
+/// `managedFields`, which is often the largest part of an object.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(bound(deserialize = "Spec: Default + Deserialize<'de>, Status: Default + Deserialize<'de>"))]
 pub(crate) struct PartialObject<K, Spec, Status> {
@@ -27,7 +27,7 @@ pub(crate) struct PartialObject<K, Spec, Status> {
     kind: PhantomData<K>,
 }
 
-/// The fields of `metadata` that are read.
+/// The fields of `metadata` that Spillway reads.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_of_metadata_is_what_the_api_has_and_managed_fields_are_skipped() {
+    fn metadata_is_decoded_without_managed_fields() {
         let meta = json!({
             "name": "web-1", "namespace": "shop", "uid": "u", "resourceVersion": "7",
             "creationTimestamp": "2026-01-01T12:00:00Z", "deletionTimestamp": "2026-01-01T12:00:30Z",
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_without_metadata_is_one_without_a_name() {
+    fn an_object_without_metadata_has_no_name() {
         for bare in [json!({}), json!({"metadata": null})] {
             let partial: PartialObject<Pod, (), ()> = serde_json::from_value(bare).unwrap();
             assert_eq!(partial.metadata, ObjectMeta::default());

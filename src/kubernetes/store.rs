@@ -1,4 +1,4 @@
-//! The objects of one kind, as far as they are kept.
+//! Stores for the reduced objects of one kind.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -7,24 +7,24 @@ use kube::Resource;
 /// Namespace and name of an object.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectKey {
-    /// `metadata.namespace`; empty for cluster-scoped objects.
+    /// `metadata.namespace`. Empty for cluster-scoped objects.
     pub(crate) namespace: String,
     /// `metadata.name`
     pub(crate) name: String,
 }
 
 impl ObjectKey {
-    /// The key of a namespaced object.
+    /// Creates the key of a namespaced object.
     pub(crate) fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 
-    /// The key of a cluster-scoped object.
+    /// Creates the key of a cluster-scoped object.
     pub(crate) fn cluster_scoped(name: impl Into<String>) -> Self {
         Self::new("", name)
     }
 
-    /// The key of this object.
+    /// Returns the key of an object.
     pub(crate) fn of(object: &impl Resource) -> Self {
         let meta = object.meta();
         Self::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
@@ -45,14 +45,14 @@ impl fmt::Display for ObjectKey {
 pub(crate) struct Refusal {
     /// The status, such as `403 Forbidden`.
     pub(crate) status: String,
-    /// The resource in the plural, as RBAC spells it.
+    /// The plural name of the resource, as in RBAC rules.
     pub(crate) resource: &'static str,
-    /// The namespace of the list; `None` for the whole cluster.
+    /// The namespace of the list. `None` for the whole cluster.
     pub(crate) namespace: Option<String>,
 }
 
 impl Refusal {
-    /// The refusal that an error stands for, if it is one.
+    /// Returns the refusal if the error is a 403.
     pub(crate) fn of(error: &kube::Error, resource: &'static str, namespace: Option<&str>) -> Option<Self> {
         let kube::Error::Api(status) = error else { return None };
         (status.code == 403).then(|| Self {
@@ -63,20 +63,20 @@ impl Refusal {
     }
 }
 
-/// The kept parts of the objects of a kind.
+/// The reduced objects of one kind.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Store<V> {
-    /// The first list has not arrived.
+    /// The initial list is not complete.
     #[default]
     Pending,
     /// The API server forbids the list.
     Refused(Refusal),
-    /// All objects that exist and count.
+    /// All objects that the watch keeps.
     Listed(BTreeMap<ObjectKey, V>),
 }
 
 impl<V> Store<V> {
-    /// Returns whether a complete list has arrived, so that what is not in the store does not exist.
+    /// Returns whether the initial list is complete. An object that is not in the store then does not exist.
     pub(crate) fn is_listed(&self) -> bool {
         matches!(self, Self::Listed(_))
     }
@@ -103,7 +103,7 @@ impl<V> Store<V> {
         self.listed()?.get(key)
     }
 
-    /// The objects in the order of their keys; none before the list has arrived.
+    /// Returns the objects sorted by key. Empty until the initial list is complete.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&ObjectKey, &V)> {
         self.listed().into_iter().flatten()
     }
@@ -112,7 +112,7 @@ impl<V> Store<V> {
         self.iter().map(|(_, value)| value)
     }
 
-    /// A part of each object, where it has that part.
+    /// Returns a part of each object. Objects without that part are left out.
     pub(crate) fn project<'s, U>(&'s self, part: impl Fn(&'s V) -> Option<&'s U>) -> Listing<'s, U> {
         match self {
             Self::Pending => Listing::Pending,
@@ -123,30 +123,30 @@ impl<V> Store<V> {
         }
     }
 
-    /// The whole of each object.
+    /// Returns all objects.
     pub(crate) fn listing(&self) -> Listing<'_, V> {
         self.project(Some)
     }
 }
 
 impl<V: PartialEq> Store<V> {
-    /// Replaces everything. Returns whether that changed anything.
+    /// Replaces all objects. Returns whether the store changed.
     pub(crate) fn replace(&mut self, all: BTreeMap<ObjectKey, V>) -> bool {
-        let is_news = self.listed() != Some(&all);
-        if is_news {
+        let is_changed = self.listed() != Some(&all);
+        if is_changed {
             *self = Self::Listed(all);
         }
-        is_news
+        is_changed
     }
 
-    /// Gives everything up. Returns whether that changed anything.
+    /// Removes all objects, and records the refusal. Returns whether the store changed.
     pub(crate) fn refuse(&mut self, refusal: Refusal) -> bool {
-        let is_news = self.refusal() != Some(&refusal);
+        let is_changed = self.refusal() != Some(&refusal);
         *self = Self::Refused(refusal);
-        is_news
+        is_changed
     }
 
-    /// Puts an object in, or takes it out where there is no value. Returns whether that changed anything.
+    /// Stores an object, or removes it if `value` is `None`. Returns whether the store changed.
     pub(crate) fn put(&mut self, key: ObjectKey, value: Option<V>) -> bool {
         let Self::Listed(all) = self else { return false };
         match value {
@@ -166,14 +166,14 @@ impl<V> FromIterator<(ObjectKey, V)> for Store<V> {
     }
 }
 
-/// A part of what a store has, borrowed.
+/// A borrowed part of each object in a store.
 #[derive(Debug)]
 pub(crate) enum Listing<'s, V> {
-    /// The first list has not arrived.
+    /// The initial list is not complete.
     Pending,
     /// The API server forbids the list.
     Refused(&'s Refusal),
-    /// All objects that exist and count, in the order of their keys.
+    /// The parts, sorted by key.
     Listed(Vec<(&'s ObjectKey, &'s V)>),
 }
 
@@ -206,8 +206,8 @@ impl<'s, V> Listing<'s, V> {
 
     pub(crate) fn get(&self, key: &ObjectKey) -> Option<&'s V> {
         let all = self.listed()?;
-        let place = all.binary_search_by(|(other, _)| (*other).cmp(key)).ok()?;
-        all.get(place).map(|(_, value)| *value)
+        let index = all.binary_search_by(|(other, _)| (*other).cmp(key)).ok()?;
+        all.get(index).map(|(_, value)| *value)
     }
 }
 
@@ -220,12 +220,12 @@ mod tests {
     }
 
     #[test]
-    fn only_a_change_of_what_is_kept_is_news() {
+    fn an_update_without_a_difference_is_not_a_change() {
         let mut nodes: Store<_> = [(key("v1"), 1)].into_iter().collect();
         assert!(!nodes.put(key("v1"), Some(1)) && !nodes.put(key("other"), None));
         assert!(nodes.put(key("v1"), Some(2)) && nodes.put(key("v1"), None));
         assert!(!nodes.replace(BTreeMap::new()), "the same list again");
-        assert!(!Store::Pending.put(key("v1"), Some(1)), "before the list there is nothing to add to");
+        assert!(!Store::Pending.put(key("v1"), Some(1)), "an object before the initial list is ignored");
     }
 
     #[test]
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_finds_what_the_store_has() {
+    fn a_listing_finds_objects_by_key() {
         let store: Store<_> = ["a", "b", "c"].map(|name| (key(name), name.to_owned())).into_iter().collect();
         let listing = store.project(|name| (name != "b").then_some(name));
         assert_eq!(listing.get(&key("c")).map(String::as_str), Some("c"));
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_reads_as_kubectl_writes_it() {
+    fn a_key_is_displayed_as_in_kubectl() {
         assert_eq!(ObjectKey::new("shop", "web").to_string(), "shop/web");
         assert_eq!(key("vm").to_string(), "vm");
     }

@@ -1,4 +1,4 @@
-//! An API server for tests: it lists what it has, streams what changes, and remembers what it was asked.
+//! A fake API server for tests. It lists its objects, sends watch events, and records the requests.
 
 use std::{
     collections::BTreeMap,
@@ -7,26 +7,26 @@ use std::{
     time::Duration,
 };
 
-use axum::{body::Body as Answer, http};
+use axum::{body::Body as ResponseBody, http};
 use futures_util::{StreamExt, stream};
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-/// How long a list takes.
+/// Duration of a list request.
 const LIST_LATENCY: Duration = Duration::from_secs(1);
 
-/// All clones are one.
+/// A fake API server. Clones share their state.
 #[derive(Clone, Default)]
 pub(crate) struct FakeApi(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// By path, and by namespace and name.
+    /// The objects by path, and by namespace and name.
     objects: BTreeMap<String, BTreeMap<(String, String), Value>>,
     version: u64,
     watches: Vec<(String, mpsc::UnboundedSender<String>)>,
-    asked: Vec<String>,
+    requests: Vec<String>,
     forbidden: Vec<String>,
 }
 
@@ -40,13 +40,13 @@ impl FakeApi {
                 if !query.contains("watch=true") {
                     tokio::time::sleep(LIST_LATENCY).await;
                 }
-                Ok::<_, Infallible>(api.answer(path, query))
+                Ok::<_, Infallible>(api.response(path, query))
             }
         });
         Client::new(service, "default")
     }
 
-    /// Creates an object, or changes it.
+    /// Creates or updates an object.
     pub(crate) fn apply(&self, path: &str, object: Value) {
         self.change(path, object, "MODIFIED");
     }
@@ -55,7 +55,7 @@ impl FakeApi {
         self.change(path, object, "DELETED");
     }
 
-    /// Answers requests to this path with 403, or no longer.
+    /// Sets whether requests to this path fail with 403.
     pub(crate) fn forbid(&self, path: &str, is_forbidden: bool) {
         let mut state = self.0.lock().unwrap();
         state.forbidden.retain(|other| other != path);
@@ -69,17 +69,21 @@ impl FakeApi {
         self.0.lock().unwrap().watches.retain(|(other, _)| other != path);
     }
 
-    /// The requests to this path, by their queries.
-    pub(crate) fn asked(&self, path: &str) -> Vec<String> {
+    /// Returns the queries of the requests to this path.
+    pub(crate) fn requests(&self, path: &str) -> Vec<String> {
         let state = self.0.lock().unwrap();
-        state.asked.iter().filter_map(|asked| Some(asked.strip_prefix(path)?.strip_prefix('?')?.to_owned())).collect()
+        state
+            .requests
+            .iter()
+            .filter_map(|request| Some(request.strip_prefix(path)?.strip_prefix('?')?.to_owned()))
+            .collect()
     }
 
-    /// How many watches have been started, by path and selector.
+    /// Returns the number of started watches, by path and selector.
     pub(crate) fn watches(&self) -> BTreeMap<String, usize> {
         let mut watches = BTreeMap::new();
-        for asked in self.0.lock().unwrap().asked.iter().filter(|asked| asked.contains("watch=true")) {
-            let (path, query) = asked.split_once('?').unwrap();
+        for request in self.0.lock().unwrap().requests.iter().filter(|request| request.contains("watch=true")) {
+            let (path, query) = request.split_once('?').unwrap();
             let selectors = query.split('&').filter(|pair| pair.contains("Selector="));
             let name = std::iter::once(path).chain(selectors).collect::<Vec<_>>().join(" ");
             *watches.entry(name).or_default() += 1;
@@ -98,28 +102,28 @@ impl FakeApi {
             "DELETED" => objects.remove(&key),
             _ => objects.insert(key, object.clone()),
         };
-        // As the API server writes it: the type comes first.
+        // As in events of the API server, the type comes first.
         let event = format!("{{\"type\":\"{type_}\",\"object\":{object}}}\n");
         let of_path = state.watches.iter().filter(|(other, _)| other == path);
         of_path.for_each(|(_, watch)| drop(watch.send(event.clone())));
     }
 
-    fn answer(&self, path: String, query: &str) -> http::Response<Answer> {
+    fn response(&self, path: String, query: &str) -> http::Response<ResponseBody> {
         let mut state = self.0.lock().unwrap();
-        state.asked.push(format!("{path}?{query}"));
+        state.requests.push(format!("{path}?{query}"));
         if state.forbidden.contains(&path) {
             let status =
                 json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden", "message": ""});
-            return http::Response::builder().status(403).body(Answer::from(status.to_string())).unwrap();
+            return http::Response::builder().status(403).body(ResponseBody::from(status.to_string())).unwrap();
         }
         if query.contains("watch=true") {
             let (send, receive) = mpsc::unbounded_channel();
             state.watches.push((path, send));
             let lines = stream::unfold(receive, async |mut receive| Some((receive.recv().await?, receive)));
-            return http::Response::new(Answer::from_stream(lines.map(Ok::<_, Infallible>)));
+            return http::Response::new(ResponseBody::from_stream(lines.map(Ok::<_, Infallible>)));
         }
         let items: Vec<_> = state.objects.get(&path).into_iter().flat_map(BTreeMap::values).collect();
         let list = json!({"metadata": {"resourceVersion": state.version.to_string()}, "items": items});
-        http::Response::new(Answer::from(list.to_string()))
+        http::Response::new(ResponseBody::from(list.to_string()))
     }
 }

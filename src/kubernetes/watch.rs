@@ -1,4 +1,4 @@
-//! The watch loop: lists the objects of a kind, follows their changes, and publishes what is kept of them.
+//! The watch loop: lists the objects of a kind, receives their changes, and publishes the reduced objects.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -22,19 +22,19 @@ use crate::{
     telemetry::{Causes, WatchMetrics},
 };
 
-/// Takes what a watch brings.
+/// Receives the objects of a watch.
 pub(crate) trait Sink<V> {
-    /// A complete list has arrived: it replaces everything.
+    /// Replaces all objects with a complete list.
     fn replace(&self, all: BTreeMap<ObjectKey, V>);
 
-    /// An object came or changed, or, without a value, went or no longer counts.
+    /// Stores a new or changed object. `None` means that the object was deleted or is no longer kept.
     fn apply(&self, key: ObjectKey, value: Option<V>);
 
-    /// The API server forbids the list.
+    /// Reports that the API server forbids the list.
     fn refuse(&self, refusal: Refusal);
 }
 
-/// Only news is published.
+/// Publishes the store. Receivers see only actual changes.
 impl<V: PartialEq> Sink<V> for watch::Sender<Store<V>> {
     fn replace(&self, all: BTreeMap<ObjectKey, V>) {
         self.send_if_modified(|store| store.replace(all));
@@ -49,7 +49,7 @@ impl<V: PartialEq> Sink<V> for watch::Sender<Store<V>> {
     }
 }
 
-/// Nothing is kept: each list and each change is a signal.
+/// Signals each list and each change, without a store.
 impl<V> Sink<V> for Arc<watch::Sender<()>> {
     fn replace(&self, _: BTreeMap<ObjectKey, V>) {
         self.send_replace(());
@@ -62,7 +62,7 @@ impl<V> Sink<V> for Arc<watch::Sender<()>> {
     fn refuse(&self, _: Refusal) {}
 }
 
-/// Two sinks, each with its part of what is kept.
+/// Two sinks that each receive a part of the object.
 impl<A, B, SinkA: Sink<A>, SinkB: Sink<B>> Sink<(Option<A>, Option<B>)> for (SinkA, SinkB) {
     fn replace(&self, all: BTreeMap<ObjectKey, (Option<A>, Option<B>)>) {
         let (mut of_a, mut of_b) = (BTreeMap::new(), BTreeMap::new());
@@ -86,12 +86,12 @@ impl<A, B, SinkA: Sink<A>, SinkB: Sink<B>> Sink<(Option<A>, Option<B>)> for (Sin
     }
 }
 
-/// A watch of the objects of one kind, or of a part of them.
+/// A watch of objects of one kind.
 #[derive(Debug, Clone)]
 pub(crate) struct Watch<K> {
     api: Api<K>,
     config: Config,
-    /// The resource in the plural, as RBAC spells it.
+    /// The plural name of the resource, as in RBAC rules.
     resource: &'static str,
     namespace: Option<String>,
     metrics: Option<WatchMetrics>,
@@ -99,7 +99,7 @@ pub(crate) struct Watch<K> {
 }
 
 impl<K: Object> Watch<K> {
-    /// A watch of all objects of the cluster.
+    /// Creates a watch of all objects of the cluster.
     pub(crate) fn all(client: &Client, resource: &'static str) -> Self
     where
         K: Resource<DynamicType = ()>,
@@ -107,7 +107,7 @@ impl<K: Object> Watch<K> {
         Self::of(Api::all(client.clone()), resource, None)
     }
 
-    /// A watch of the objects of one namespace.
+    /// Creates a watch of the objects of one namespace.
     pub(crate) fn namespaced(client: &Client, resource: &'static str, namespace: &str) -> Self
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
@@ -115,48 +115,48 @@ impl<K: Object> Watch<K> {
         Self::of(Api::namespaced(client.clone(), namespace), resource, Some(namespace.to_owned()))
     }
 
-    /// A watch of what `api` lists, in this namespace if there is one.
+    /// Creates a watch of the objects that `api` lists. `namespace` is `None` for the whole cluster.
     pub(crate) fn of(api: Api<K>, resource: &'static str, namespace: Option<String>) -> Self {
         let config = Config::default().page_size(PAGE_SIZE);
         Self { api, config, resource, namespace, metrics: None, max_backoff: None }
     }
 
-    /// Restricts it to objects with these labels.
+    /// Sets the label selector.
     pub(crate) fn labels(mut self, selector: &str) -> Self {
         self.config = self.config.labels(selector);
         self
     }
 
-    /// Restricts it to objects with these fields.
+    /// Sets the field selector.
     pub(crate) fn fields(mut self, selector: &str) -> Self {
         self.config = self.config.fields(selector);
         self
     }
 
-    /// Restricts it to one object.
+    /// Selects one object by name.
     pub(crate) fn named(self, name: &str) -> Self {
         self.fields(&format!("metadata.name={name}"))
     }
 
-    /// Sets how many objects are in one page of a list.
+    /// Sets the number of objects in one page of a list.
     pub(crate) fn page_size(mut self, objects: u32) -> Self {
         self.config = self.config.page_size(objects);
         self
     }
 
-    /// Counts what happens to it.
+    /// Sets the metrics of the watch.
     pub(crate) fn metrics(mut self, metrics: WatchMetrics) -> Self {
         self.metrics = Some(metrics);
         self
     }
 
-    /// Bounds the time between two attempts at the watch.
-    pub(crate) fn max_backoff(mut self, longest: Duration) -> Self {
-        self.max_backoff = Some(longest);
+    /// Sets the maximum backoff.
+    pub(crate) fn max_backoff(mut self, max: Duration) -> Self {
+        self.max_backoff = Some(max);
         self
     }
 
-    /// Runs as a task. Starts over after a panic: a store without its watch would grow old in silence.
+    /// Runs the watch as a task, which restarts after a panic.
     pub(crate) fn spawn<V: Send + 'static>(
         self,
         tasks: &mut JoinSet<()>,
@@ -166,11 +166,11 @@ impl<K: Object> Watch<K> {
         tasks.spawn(restart_on_panic(async move || self.run(&reduce, &sink).await));
     }
 
-    /// Publishes what `reduce` leaves of each object, as long as it is polled. Objects of which nothing is left do not count. A new list
-    /// replaces the old one only when it is complete.
+    /// Publishes each object after `reduce`, until the future is dropped. An object is not kept if `reduce` returns
+    /// `None`. A new list replaces the old one only when it is complete.
     pub(crate) async fn run<V>(&self, reduce: impl Fn(K) -> Option<V>, sink: &impl Sink<V>) {
-        let mut backoff = WatchBackoff { inner: DefaultBackoff::default(), longest: self.max_backoff };
-        let mut reported = Reported::default();
+        let mut backoff = WatchBackoff { inner: DefaultBackoff::default(), max: self.max_backoff };
+        let mut last_error = LastError::default();
         loop {
             let mut events = std::pin::pin!(watcher(self.api.clone(), self.config.clone()));
             let mut listed = BTreeMap::new();
@@ -178,19 +178,19 @@ impl<K: Object> Watch<K> {
                 match event {
                     Ok(event) => {
                         backoff.reset();
-                        if self.take(event, &mut listed, &reduce, sink) {
-                            reported.recovered();
+                        if self.handle_event(event, &mut listed, &reduce, sink) {
+                            last_error.recovered();
                         }
                     }
                     Err(error) => {
-                        let refusal = self.interrupted(&error, &mut reported);
+                        let refusal = self.handle_error(&error, &mut last_error);
                         let is_refused = refusal.is_some();
                         if let Some(refusal) = refusal {
                             sink.refuse(refusal);
                         }
                         time::sleep(backoff.next()).await;
                         if is_refused {
-                            // What was kept is given up: only another list brings it back.
+                            // The sink has removed all objects. Only a new list restores them.
                             break;
                         }
                     }
@@ -199,8 +199,8 @@ impl<K: Object> Watch<K> {
         }
     }
 
-    /// Returns whether the watch works again.
-    fn take<V>(
+    /// Passes an event to the sink. Returns whether the event shows that the watch works.
+    fn handle_event<V>(
         &self,
         event: Event<K>,
         listed: &mut BTreeMap<ObjectKey, V>,
@@ -234,14 +234,14 @@ impl<K: Object> Watch<K> {
         false
     }
 
-    /// Reports an interruption once, and returns the refusal that it stands for.
-    fn interrupted(&self, error: &WatchError, reported: &mut Reported) -> Option<Refusal> {
+    /// Logs an interruption once. Returns the refusal if the API server forbids the list.
+    fn handle_error(&self, error: &WatchError, last_error: &mut LastError) -> Option<Refusal> {
         if let Some(metrics) = &self.metrics {
             metrics.watch_failed();
         }
         let causes = Causes(error).to_string();
-        if reported.is_news(&causes) {
-            tracing::warn!(resource = self.resource, error = causes, "watch interrupted, trying again");
+        if last_error.is_new(&causes) {
+            tracing::warn!(resource = self.resource, error = causes, "watch interrupted, retrying");
         }
         let error = match error {
             WatchError::InitialListFailed(error)
@@ -253,18 +253,18 @@ impl<K: Object> Watch<K> {
     }
 }
 
-/// kube's backoff, which grows and is not the same for all, up to a time that may be shorter than kube's own. As in kube's streams, each
-/// event resets it, and one comes before each list: a list that fails is tried again after the shortest time.
+/// kube's exponential backoff with jitter, and an optional lower maximum. Each event resets it, as in kube's streams.
+/// kube sends an event before each list, so a failed list is retried after the shortest backoff.
 struct WatchBackoff {
     inner: DefaultBackoff,
-    longest: Option<Duration>,
+    max: Option<Duration>,
 }
 
 impl WatchBackoff {
     fn next(&mut self) -> Duration {
-        // kube's never gives up.
-        let pause = self.inner.next().unwrap_or(Duration::from_secs(30));
-        self.longest.map_or(pause, |longest| pause.min(longest))
+        // kube's backoff never ends.
+        let backoff = self.inner.next().unwrap_or(Duration::from_secs(30));
+        self.max.map_or(backoff, |max| backoff.min(max))
     }
 
     fn reset(&mut self) {
@@ -272,17 +272,18 @@ impl WatchBackoff {
     }
 }
 
-/// The interruption that was reported last.
+/// The last logged interruption.
 #[derive(Default)]
-struct Reported(Option<String>);
+struct LastError(Option<String>);
 
-impl Reported {
-    fn is_news(&mut self, error: &str) -> bool {
-        let is_news = self.0.as_deref() != Some(error);
-        if is_news {
+impl LastError {
+    /// Returns whether the error differs from the last one.
+    fn is_new(&mut self, error: &str) -> bool {
+        let is_new = self.0.as_deref() != Some(error);
+        if is_new {
             self.0 = Some(error.to_owned());
         }
-        is_news
+        is_new
     }
 
     fn recovered(&mut self) {
@@ -305,7 +306,7 @@ mod tests {
         json!({"metadata": {"name": name, "labels": {"l": label}}})
     }
 
-    /// The labels of nodes by name, as a watch keeps them. Nodes without a label do not count.
+    /// Watches the labels of nodes by name. Nodes without a label are not kept.
     fn follow(
         api: &FakeApi,
         change: impl FnOnce(Watch<Node>) -> Watch<Node>,
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_follows_what_comes_changes_and_goes() {
+    async fn a_store_follows_added_changed_and_deleted_objects() {
         let api = FakeApi::default();
         api.apply(NODES, node("a", "1"));
         api.apply(NODES, node("b", ""));
@@ -342,7 +343,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_signal_comes_with_each_list_and_each_change() {
+    async fn each_list_and_each_change_is_signalled() {
         let (api, mut tasks) = (FakeApi::default(), JoinSet::new());
         let (signal, mut changes) = watch::channel(());
         Watch::<Node>::all(&api.client(), "nodes").spawn(&mut tasks, |_| Some(()), Arc::new(signal));
@@ -352,11 +353,11 @@ mod tests {
         api.apply(NODES, node("a", "1"));
         assert!(signalled().await, "a node");
         api.delete(NODES, node("a", "1"));
-        assert!(signalled().await, "no node");
+        assert!(signalled().await, "a deleted node");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_the_api_server_forbids_is_refused_until_it_can_be_listed_again() {
+    async fn a_forbidden_store_is_refused_until_the_next_list() {
         let api = FakeApi::default();
         api.apply(NODES, node("a", "1"));
         api.forbid(NODES, true);
@@ -368,7 +369,7 @@ mod tests {
         api.forbid(NODES, false);
         until(&mut store, &[("a", "1")]).await;
 
-        // The right is lost while the watch runs: what comes back is a list, not what was missed.
+        // The permission is removed while the watch runs. Later, a new list restores the store.
         api.forbid(NODES, true);
         api.end_watches(NODES);
         store.wait_for(|store| store.refusal().is_some()).await.unwrap();
@@ -381,21 +382,21 @@ mod tests {
     }
 
     #[test]
-    fn the_backoff_grows_up_to_its_bound() {
-        let longest = |longest: Option<Duration>| {
-            let mut backoff = WatchBackoff { inner: DefaultBackoff::default(), longest };
+    fn the_backoff_grows_up_to_its_maximum() {
+        let longest = |max: Option<Duration>| {
+            let mut backoff = WatchBackoff { inner: DefaultBackoff::default(), max };
             (0..20).map(|_| backoff.next()).max().unwrap()
         };
-        let bound = Duration::from_secs(5);
-        assert_eq!(longest(Some(bound)), bound);
-        assert!(longest(None) > bound);
+        let max = Duration::from_secs(5);
+        assert_eq!(longest(Some(max)), max);
+        assert!(longest(None) > max);
     }
 
     #[test]
-    fn an_interruption_is_reported_once_until_the_watch_works_again() {
-        let mut reported = Reported::default();
-        assert!(reported.is_news("down") && !reported.is_news("down") && reported.is_news("forbidden"));
-        reported.recovered();
-        assert!(reported.is_news("forbidden"));
+    fn an_interruption_is_logged_once_until_the_watch_recovers() {
+        let mut last_error = LastError::default();
+        assert!(last_error.is_new("down") && !last_error.is_new("down") && last_error.is_new("forbidden"));
+        last_error.recovered();
+        assert!(last_error.is_new("forbidden"));
     }
 }

@@ -15,10 +15,10 @@ use crate::{
     telemetry::ConfigurationMetrics,
 };
 
-/// The current configuration. A decision reads it once, so that it uses one configuration.
+/// The current configuration. Each decision reads it once, so a reload cannot change the configuration during a decision.
 pub type ConfigReceiver = watch::Receiver<Arc<Configuration>>;
 
-/// Waits until the current configuration meets a condition. Waits forever if its sender is gone.
+/// Waits until the current configuration meets a condition. Waits forever after its sender is dropped.
 pub async fn until(configuration: &ConfigReceiver, condition: impl Fn(&Configuration) -> bool) {
     if configuration.clone().wait_for(|now| condition(now)).await.is_err() {
         std::future::pending::<()>().await;
@@ -29,10 +29,10 @@ pub async fn until(configuration: &ConfigReceiver, condition: impl Fn(&Configura
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// It is not UTF-8.
+    /// The file is not UTF-8.
     #[error("{}: not UTF-8", path.display())]
     Utf8 {
         /// The file.
@@ -40,7 +40,7 @@ pub enum LoadError {
         /// The position of the first invalid byte.
         source: Utf8Error,
     },
-    /// It is not a SpillwayConfiguration.
+    /// The file is not a valid SpillwayConfiguration.
     #[error("{}", Located(path, error))]
     Invalid {
         /// The file.
@@ -86,7 +86,7 @@ impl ConfigurationFile {
     ///
     /// # Errors
     ///
-    /// When the file is unusable. There is no fallback: the built-in defaults may be wrong for the cluster.
+    /// When the file is invalid. There is no fallback, because the built-in defaults may be wrong for the cluster.
     pub async fn load(path: &Path, metrics: ConfigurationMetrics) -> Result<Self, LoadError> {
         let mut files = WatchedFiles::new([path.to_owned()]);
         let configuration = read(path, &mut files).await?;
@@ -99,8 +99,8 @@ impl ConfigurationFile {
         self.current.subscribe()
     }
 
-    /// Reloads the file when it changes. Never returns. An unusable file changes nothing. `on_change` is called for
-    /// each change.
+    /// Reloads the file when it changes. Never returns. An invalid file does not change the configuration. Calls
+    /// `on_change` for each change of the file.
     pub async fn follow(mut self, mut on_change: impl FnMut(Result<(), &LoadError>)) {
         loop {
             match read(&self.path, &mut self.files).await {
@@ -123,7 +123,7 @@ impl ConfigurationFile {
     fn replace(&self, new: Configuration) {
         self.metrics.succeeded();
         if **self.current.borrow() == new {
-            tracing::info!("configuration file changed, configuration did not");
+            tracing::info!("configuration file changed, but the configuration is the same");
             return;
         }
         self.current.send_replace(Arc::new(new));
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn invalid_files_change_nothing_and_valid_ones_take_effect() {
+    async fn only_valid_files_change_the_configuration() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.yaml");
         fs::write(&path, "mode: prefer").unwrap();

@@ -1,4 +1,4 @@
-//! Reloading files that change while the program runs, such as those of a ConfigMap or Secret volume.
+//! Reloads files that change while the program runs, such as the files of a ConfigMap or Secret volume.
 
 pub mod configuration;
 
@@ -10,14 +10,14 @@ use std::{
 
 use tokio::time;
 
-/// How often the files are read. kubelet itself takes up to a minute to update the volume of a ConfigMap or Secret.
+/// Interval between reads. kubelet itself takes up to a minute to update the volume of a ConfigMap or Secret.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Files whose content is polled.
 ///
-/// kubelet replaces the files of a volume by swapping the symbolic link `..data`, and file events on the files miss
-/// that. kubernetes-sigs/controller-runtime `pkg/certwatcher` reads on a timer for the same reason. So the files are
-/// read periodically and compared.
+/// kubelet replaces the files of a volume by swapping the symbolic link `..data`. File events on the files do not show
+/// this. So Spillway reads and compares the files periodically. kubernetes-sigs/controller-runtime `pkg/certwatcher`
+/// reads on a timer for the same reason.
 pub struct WatchedFiles {
     paths: Vec<PathBuf>,
     last_read: Option<LastRead>,
@@ -42,12 +42,12 @@ impl WatchedFiles {
         Self { paths: paths.into_iter().collect(), last_read: None }
     }
 
-    /// Waits until the content of any file changes, or whether it can be read. The first call returns immediately.
-    /// Cancel safe.
+    /// Waits until a file changes, becomes readable, or becomes unreadable. The first call returns immediately. Cancel
+    /// safe.
     ///
     /// # Errors
     ///
-    /// When a file cannot be read any more, or fails for another reason than before.
+    /// When a file can no longer be read, or the cause of the failure changes.
     pub async fn changed(&mut self) -> Result<Vec<Vec<u8>>, ReadError> {
         loop {
             if self.last_read.is_some() {
@@ -74,8 +74,7 @@ mod tests {
 
     use super::*;
 
-    /// Updates a volume as kubelet does: the file is a link through `..data` into a directory that is never written
-    /// again.
+    /// Updates a volume as kubelet does. The file is a link through `..data` into a directory that is never written again.
     fn publish(volume: &Path, revision: &str, content: &str) {
         fs::create_dir(volume.join(revision)).unwrap();
         fs::write(volume.join(revision).join("config.yaml"), content).unwrap();

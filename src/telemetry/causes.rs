@@ -3,7 +3,7 @@
 use std::{error::Error, fmt};
 
 /// An error with its causes on one line. `tracing_subscriber` writes only the first message into its JSON. A cause is
-/// left out if the message before it contains it, because many libraries repeat the cause in the message.
+/// left out if the previous message contains it, because many libraries repeat the cause in the message.
 pub(crate) struct Causes<'a>(pub(crate) &'a dyn Error);
 
 impl fmt::Display for Causes<'_> {

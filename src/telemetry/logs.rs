@@ -15,10 +15,10 @@ use tracing_subscriber::{EnvFilter, reload::Handle};
 use super::metrics::count_dropped_lines;
 use crate::config::{Configuration, LogLevel, did_you_mean};
 
-/// The guard of the thread that writes, while logging is started.
+/// The guard of the writer thread. `None` if logging has not started.
 static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
-/// The levels, from nothing to everything.
+/// The log levels, from silent to most verbose.
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
 
 /// Options of the log.
@@ -42,7 +42,7 @@ pub enum LogFormat {
     Text,
 }
 
-/// Checks the levels. EnvFilter would take a misspelled level for a module name, and log only that module.
+/// Checks the levels. `EnvFilter` would read a misspelled level as a module name, and log only that module.
 fn parse_level(text: &str) -> Result<String, String> {
     for directive in text.split(',').filter(|directive| !directive.contains(['[', ']', '{', '}'])) {
         let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
@@ -61,10 +61,10 @@ pub struct Logs {
     set_filter: Box<dyn Fn(EnvFilter) + Send>,
 }
 
-/// Starts logging. A second call changes nothing.
+/// Starts logging. A second call has no effect.
 pub fn start(args: &LogArgs) -> Logs {
     fn setter<S: 'static>(handle: Handle<EnvFilter, S>) -> Box<dyn Fn(EnvFilter) + Send> {
-        // Fails only after logging has ended.
+        // This fails only after logging has ended.
         Box::new(move |filter| drop(handle.reload(filter)))
     }
     let LogArgs { log_level, log_format } = args;
@@ -96,7 +96,7 @@ pub fn start(args: &LogArgs) -> Logs {
     Logs { filter_of_flag, dropped, set_filter }
 }
 
-/// Writes the queued lines, at the end of the process. Later lines are lost.
+/// Writes the queued lines at the end of the process. Later lines are lost.
 pub fn flush() {
     drop(WRITER.lock().unwrap_or_else(PoisonError::into_inner).take());
 }

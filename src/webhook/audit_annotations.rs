@@ -8,11 +8,11 @@ use crate::{
     config::{IgnoredOverride, Settings, Sourced},
 };
 
-/// The audit annotations of one decision.
+/// Returns the audit annotations of one decision.
 ///
 /// The API server keeps the first value of a name and drops later ones (k8s.io/apiserver
-/// `pkg/admission/attributes.go`). A pod that already carries a decision is in its second round. The second round
-/// therefore uses its own names.
+/// `pkg/admission/attributes.go`). A pod that already has a decision is in its second round, which therefore uses other
+/// names.
 pub(super) fn audit_annotations(
     request: &Request<'_>,
     settings: Option<&Settings<'_>>,

@@ -1,4 +1,4 @@
-//! The Binding of a pod to a node. A Binding to a virtual node gets annotations, so that scale-in deletes that pod
+//! Handles the Binding of a pod to a node. Annotations on a Binding to a virtual node make scale-in delete that pod
 //! first.
 
 use std::{sync::Arc, time::Duration};
@@ -9,7 +9,7 @@ use axum::{
 };
 use json_patch::Patch as JsonPatch;
 
-use super::{App, body, fail_open::json_response};
+use super::{app::App, body, fail_open::json_response};
 use crate::{
     admission::{self, BindingRequest, ResponseExtras},
     burst::{DELETION_COST, binding_patch},
@@ -17,7 +17,7 @@ use crate::{
     telemetry::Resource,
 };
 
-/// Time from the end of a request's head to its response. The API server waits one second (`timeoutSeconds`), which
+/// Time from the end of the request headers to the response. The API server's timeout of one second (`timeoutSeconds`)
 /// starts before it connects. Reading the pod takes at most 500 ms.
 const BINDING_REVIEW_TIMEOUT: Duration = Duration::from_millis(750);
 
@@ -46,8 +46,8 @@ async fn decide_binding(app: &App, request: &BindingRequest<'_>) -> (&'static st
     let snapshot = app.cluster.snapshot();
     let node = binding.node().filter(|node| snapshot.virtual_nodes().iter().any(|known| known.name == *node));
     let Some(node) = node else { return ("none", None) };
-    // A Binding has neither the labels nor the annotations of its pod. The pod may be opted out, or have a deletion
-    // cost that the Binding would overwrite. Without the pod's metadata, the Binding stays unchanged.
+    // A Binding does not have the labels and annotations of its pod. The pod may be opted out, or have a deletion cost
+    // that the Binding would overwrite. So the Binding stays unchanged if the pod cannot be read.
     let metadata = match app.cluster.pod(namespace, pod).await {
         Ok(metadata) => {
             app.metrics.pod_looked_up("found");
@@ -107,9 +107,9 @@ mod tests {
         telemetry::{AdmissionMetrics, CacheMetrics},
     };
 
-    /// An API server with the virtual node `virtual`. It answers requests for the pod with `pod`, or never.
+    /// An API server with the virtual node `virtual`. It responds to requests for the pod with `pod`, or never.
     fn api_server(pod: Option<(u16, Value)>) -> kube::Client {
-        let answer = move |request: http::Request<kube::client::Body>| {
+        let response = move |request: http::Request<kube::client::Body>| {
             let pod = pod.clone();
             async move {
                 let query = request.uri().query().unwrap_or_default();
@@ -129,7 +129,7 @@ mod tests {
                 Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap())
             }
         };
-        kube::Client::new(tower::service_fn(answer), "default")
+        kube::Client::new(tower::service_fn(response), "default")
     }
 
     async fn routes(pod: Option<(u16, Value)>) -> (Arc<App>, Router) {
@@ -153,10 +153,11 @@ mod tests {
             },
         });
         let request = Request::post("/mutate-v1-binding").header(header::CONTENT_TYPE, "application/json");
-        let answer = routes.oneshot(request.body(Body::from(review.to_string())).unwrap()).await.unwrap();
-        let answer: Value = serde_json::from_slice(&to_bytes(answer.into_body(), usize::MAX).await.unwrap()).unwrap();
-        assert_eq!((&answer["response"]["uid"], &answer["response"]["allowed"]), (&"u".into(), &true.into()));
-        let patch = STANDARD.decode(answer["response"]["patch"].as_str()?).unwrap();
+        let response = routes.oneshot(request.body(Body::from(review.to_string())).unwrap()).await.unwrap();
+        let response: Value =
+            serde_json::from_slice(&to_bytes(response.into_body(), usize::MAX).await.unwrap()).unwrap();
+        assert_eq!((&response["response"]["uid"], &response["response"]["allowed"]), (&"u".into(), &true.into()));
+        let patch = STANDARD.decode(response["response"]["patch"].as_str()?).unwrap();
         let mut binding = review["request"]["object"].clone();
         json_patch::patch(&mut binding, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
         Some(binding["metadata"]["annotations"].clone())
@@ -171,10 +172,10 @@ mod tests {
         let (_app, routes) = routes(Some(pod(&json!({})))).await;
         let marks = json!({DELETION_COST: "-100", crate::burst::PLACED_ON: "virtual"});
         assert_eq!(annotations(routes, "virtual").await, Some(marks));
-        // The API server never returns this pod, so a request for it would time out.
+        // The API server never returns this pod, so a read of the pod would time out.
         let (_app, routes) = self::routes(None).await;
-        let answer = timeout(Duration::from_millis(1), annotations(routes, "vm")).await;
-        assert_eq!(answer.ok(), Some(None));
+        let response = timeout(Duration::from_millis(1), annotations(routes, "vm")).await;
+        assert_eq!(response.ok(), Some(None));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! The body of a request: limits of size and time for reading it, and the time limit of the response.
+//! Reads the body of a request within its limits, and responds within the time limit.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use tokio::{
 };
 
 use super::{
-    App,
+    app::App,
+    body_limits::{BODY_READ_TIMEOUT, MAX_BODY_BYTES, SMALL_BODY_BYTES},
     fail_open::{self, allow_unchanged, truncate_uid},
 };
 use crate::{
@@ -22,23 +23,7 @@ use crate::{
     telemetry::Resource,
 };
 
-/// Maximum size of a body. A webhook gets objects of at most 3 MiB, and a review holds two (object and oldObject). JSON
-/// escapes and the envelope need the rest. kubernetes-sigs/controller-runtime `pkg/webhook/admission/http.go` has the
-/// same limit.
-pub(super) const MAX_BODY_BYTES: usize = 7 * 1024 * 1024;
-
-/// Time to read a body, which is part of [`fail_open::POD_REVIEW_TIMEOUT`]. 7 MiB in a second is 60 Mbit/s.
-pub(super) const BODY_READ_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Memory for all large bodies together, in units of [`SMALL_BODY_BYTES`]: 32 MiB, and twice that while hyper joins
-/// their parts. A body holds its part from its first byte to its response.
-pub(super) const LARGE_BODY_PERMITS: usize = 32 * 1024 * 1024 / SMALL_BODY_BYTES;
-
-/// Largest body that needs no permit. Ordinary reviews have some ten kilobytes. They must not wait behind a client that
-/// announces megabytes and sends nothing. The connection limit bounds their memory.
-const SMALL_BODY_BYTES: usize = 64 * 1024;
-
-/// Reads the body and responds within `timeout`, which starts at the end of the request's head.
+/// Reads the body and responds within `timeout`, which starts at the end of the request headers.
 pub(super) async fn serve(
     app: &App,
     request: extract::Request,
@@ -54,11 +39,11 @@ pub(super) async fn serve(
             fail_open::respond_in_time(&app.metrics, resource, &body, started + timeout, respond(&body)).await
         }
     };
-    app.metrics.answered(started.elapsed());
+    app.metrics.responded(started.elapsed());
     response
 }
 
-/// The status, the `reason` label and the message of a request that is rejected before its body is parsed.
+/// The status, the `reason` label and the message for a request that is rejected before its body is parsed.
 type Rejection = (StatusCode, &'static str, &'static str);
 
 /// Returns the body, with the permit of a large one.
@@ -72,7 +57,7 @@ async fn read(app: &App, request: extract::Request) -> Result<(Bytes, Option<Sem
             return Ok((to_bytes(request.into_body(), SMALL_BODY_BYTES).await?, None));
         }
         let units = u32::try_from(length.div_ceil(SMALL_BODY_BYTES)).unwrap_or(u32::MAX);
-        // The semaphore is never closed. If it were, the body would be read without a permit.
+        // The semaphore is never closed. With a closed one, the body would be read without a permit.
         let permit = app.large_body_permits.acquire_many(units).await.ok();
         Ok((to_bytes(request.into_body(), MAX_BODY_BYTES).await?, permit))
     };

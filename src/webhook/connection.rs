@@ -1,4 +1,4 @@
-//! One connection: TLS handshake, HTTP, and timeouts.
+//! Serves one connection: TLS handshake, HTTP, and timeouts.
 
 use std::{
     convert::Infallible,
@@ -37,24 +37,24 @@ use crate::telemetry::{ConnectionError, ConnectionMetrics};
 /// Time for the TLS handshake, which takes a millisecond of CPU and two round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time that a connection may be idle. The API server closes idle connections after 90 s (Go's http.DefaultTransport).
-/// The API server has to close first, or a request that it has just sent would be lost.
+/// Idle timeout. The API server closes idle connections after 90 s (Go's http.DefaultTransport). If Spillway closed a
+/// connection first, a request that the API server has just sent would be lost.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Time that a connection may be idle before its first request, or while the connection limit is reached. It keeps idle
-/// clients from blocking the API server. Go's client may open a connection that it does not need, and closing that one
-/// does no harm. Each connection checks its idle time at this interval.
+/// Idle timeout before the first request, and while the connection limit is reached. It keeps idle clients from blocking
+/// the API server. Go's client may open a connection that it does not need, which Spillway can close without harm. Each
+/// connection checks its idle time at this interval.
 const SHORT_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum bytes that are buffered of a request's head, and of a body that is not read yet. The API server's heads have
-/// some 300 bytes.
+/// Maximum size of buffered request headers, and of a buffered body that is not read yet. The API server's headers have
+/// about 300 bytes.
 const MAX_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Maximum concurrent requests of one HTTP/2 client. All streams share one window of [`MAX_BUFFER_BYTES`], so the
 /// number of streams does not change the memory of a connection.
 const MAX_CONCURRENT_STREAMS: u32 = 64;
 
-/// Interval of HTTP/2 pings, and the time to answer one. The sum bounds how long an unreachable client stays connected.
+/// Interval of HTTP/2 pings, and the time to respond to one. The sum bounds how long an unreachable client stays connected.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -72,8 +72,7 @@ pub(super) struct ConnectionHandler {
 impl ConnectionHandler {
     pub(super) fn new(routes: Router, draining: Draining, slots: Arc<Semaphore>, metrics: ConnectionMetrics) -> Self {
         let mut http1 = http1::Builder::new();
-        // hyper's own timeout for heads also runs while a connection is idle. One value would be too long for
-        // one of the two.
+        // hyper's timeout for request headers also runs while a connection is idle. No single value fits both.
         http1.header_read_timeout(None).max_buf_size(MAX_BUFFER_BYTES);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         let window = u32::try_from(MAX_BUFFER_BYTES).unwrap_or(u32::MAX);
@@ -90,8 +89,7 @@ impl ConnectionHandler {
         let Some(stream) = self.handshake(tls, tcp).await else { return };
         let activity = Arc::new(Activity::default());
         let service = self.service(activity.clone());
-        // Chosen here and not by hyper-util's `auto`, which reads the first bytes again and wraps every later
-        // read.
+        // hyper-util's `auto` would read the first bytes again and wrap every later read.
         if stream.get_ref().1.alpn_protocol() == Some(super::tls::HTTP2) {
             let connection = self.http2.serve_connection(TokioIo::new(stream), service);
             self.until_idle(watcher.watch(connection), &activity).await;
@@ -131,15 +129,15 @@ impl ConnectionHandler {
         service_fn(move |request: Request<Incoming>| {
             let in_flight = Activity::start_request(&activity);
             let is_http1 = request.version() < Version::HTTP_2;
-            let (answer, draining) = (routes.call(request), draining.clone());
+            let (response, draining) = (routes.call(request), draining.clone());
             async move {
-                let mut answer = answer.await?;
+                let mut response = response.await?;
                 // HTTP/2 sends GOAWAY instead, which hyper does when the connection shuts down.
                 if is_http1 && draining.has_started() {
-                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 drop(in_flight);
-                Ok(answer)
+                Ok(response)
             }
         })
     }
@@ -203,7 +201,7 @@ impl Activity {
     }
 }
 
-/// A request in flight, from its head to its response or to the end of its connection.
+/// A request in flight, from its headers to its response or to the end of its connection.
 struct InFlightGuard(Arc<Activity>);
 
 impl Drop for InFlightGuard {
@@ -255,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_request_head_does_not_hold_a_connection() {
+    async fn slow_request_headers_do_not_hold_a_connection() {
         let server = TestServer::start(&[]).await;
         let mut slow = server.client().await;
         let start = Instant::now();
@@ -279,8 +277,8 @@ mod tests {
             time::sleep(Duration::from_secs(95)).await;
             time::resume();
         }
-        let answer = client.get("/").await.unwrap();
-        assert!(!answer.to_lowercase().contains("connection: close"), "{answer}");
+        let response = client.get("/").await.unwrap();
+        assert!(!response.to_lowercase().contains("connection: close"), "{response}");
         let after = client.time_until_closed().await;
         assert!(seconds(119..126).contains(&after), "{after:?}");
         assert_eq!(server.metric(NO_REQUEST), 0);
@@ -316,8 +314,8 @@ mod tests {
         let (mut client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream.0)).await.unwrap();
         let connection = tokio::spawn(connection);
         let request = |path| Request::get(format!("https://localhost{path}")).body(Body::empty()).unwrap();
-        let answer = client.send_request(request("/")).await.unwrap();
-        assert_eq!((answer.status().as_u16(), answer.version()), (200, Version::HTTP_2));
+        let response = client.send_request(request("/")).await.unwrap();
+        assert_eq!((response.status().as_u16(), response.version()), (200, Version::HTTP_2));
         let slow = tokio::spawn(client.send_request(request("/slow")));
         server.slow_requests.acquire().await.unwrap().forget();
         server.stop();

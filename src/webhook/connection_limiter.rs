@@ -83,7 +83,7 @@ mod tests {
         for client in [&mut one, &mut two] {
             tokio::select! {
                 _ = &mut third => panic!("the limit was not enforced"),
-                answer = client.get("/") => assert!(answer.is_some()),
+                response = client.get("/") => assert!(response.is_some()),
             }
         }
         assert_eq!(server.metric("spillway_connections"), 2);

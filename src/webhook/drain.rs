@@ -1,4 +1,4 @@
-//! Graceful shutdown: not ready, a grace period with normal service, then the requests in flight within a deadline.
+//! Graceful shutdown. The replica becomes not ready, serves for a grace period, and then drains requests in flight.
 
 use std::{
     sync::{
@@ -17,15 +17,15 @@ use crate::config::Wait;
 #[derive(Debug, Clone, clap::Args)]
 pub struct DrainArgs {
     /// Time to keep serving after SIGTERM, while the cluster removes this replica from its Service
-    // The EndpointSlice controller writes within a second. kube-proxy syncs every second, or every ten in a large
-    // cluster. The API server keeps using its connections (kubernetes/kubernetes#127335) until it is asked to close
-    // them. Together with the deadline below this is 20 s of the pod's 30 s.
+    // The EndpointSlice controller writes within a second. kube-proxy syncs every second, or every 10 s in a large
+    // cluster. The API server keeps its connections (kubernetes/kubernetes#127335) until a response asks it to close
+    // them. With the deadline below, shutdown takes up to 20 s of the pod's 30 s.
     #[arg(long, env = "SPILLWAY_DRAIN_GRACE", default_value = "10s", value_name = "TIME", value_parser = duration)]
     pub drain_grace: Duration,
 
-    /// Time for requests in flight to finish after that
-    // A request takes at most 1.5 s. The rest is for connections in their handshake, and for a node that is busy
-    // ending pods.
+    /// Time for requests in flight to finish after the grace period
+    // A request takes at most 1.5 s. The rest is for connections in their handshake, and for a node that is slow
+    // because it terminates many pods.
     #[arg(long, env = "SPILLWAY_DRAIN_DEADLINE", default_value = "10s", value_name = "TIME", value_parser = duration)]
     pub drain_deadline: Duration,
 }
@@ -58,14 +58,14 @@ impl DrainArgs {
         time::sleep(self.drain_grace).await;
     }
 
-    /// Closes idle connections at once, and the others after their current request.
+    /// Closes idle connections immediately, and other connections after their current request.
     pub(super) async fn shut_down(&self, connections: GracefulShutdown) {
         let open = connections.count();
         tracing::info!(open, "stopped accepting connections");
         if time::timeout(self.drain_deadline, connections.shutdown()).await.is_err() {
             tracing::warn!(
                 deadline_seconds = self.drain_deadline.as_secs_f64(),
-                "shutdown deadline exceeded, closing the requests in flight"
+                "shutdown deadline exceeded, aborting requests in flight"
             );
         }
     }
@@ -79,24 +79,24 @@ mod tests {
 
     use super::super::test_server::TestServer;
 
-    fn says_close(answer: &str) -> bool {
-        answer.to_lowercase().contains("\r\nconnection: close\r\n")
+    fn has_close_header(response: &str) -> bool {
+        response.to_lowercase().contains("\r\nconnection: close\r\n")
     }
 
     #[tokio::test]
     async fn the_grace_period_serves_and_closes_connections() {
         let mut server = TestServer::start(&["--drain-grace=1h"]).await;
         let (mut old, mut idle) = (server.client().await, server.client().await);
-        assert!(!says_close(&old.get("/").await.unwrap()));
+        assert!(!has_close_header(&old.get("/").await.unwrap()));
         assert!(idle.get("/").await.is_some());
         server.stop();
         tokio::task::yield_now().await;
-        assert!(says_close(&old.get("/").await.unwrap()));
-        assert_eq!(old.get("/").await, None, "closed after the answer");
+        assert!(has_close_header(&old.get("/").await.unwrap()));
+        assert_eq!(old.get("/").await, None, "closed after the response");
         let mut new = server.client().await;
-        assert!(says_close(&new.get("/").await.unwrap()));
+        assert!(has_close_header(&new.get("/").await.unwrap()));
         assert!(!server.task.is_finished());
-        assert!(says_close(&idle.get("/").await.unwrap()), "idle connections stay open");
+        assert!(has_close_header(&idle.get("/").await.unwrap()), "idle connections stay open");
     }
 
     #[tokio::test]
@@ -111,8 +111,8 @@ mod tests {
         assert!(tokio::net::TcpStream::connect(server.address).await.is_err(), "no longer accepting");
         assert!(!server.task.is_finished());
         server.slow_responses.add_permits(1);
-        let answer = busy.read_response().await.unwrap();
-        assert!(answer.ends_with("slow\n") && says_close(&answer), "{answer}");
+        let response = busy.read_response().await.unwrap();
+        assert!(response.ends_with("slow\n") && has_close_header(&response), "{response}");
         server.task.await.unwrap();
     }
 

@@ -14,16 +14,16 @@ use crate::{
     telemetry::{AdmissionMetrics, Resource},
 };
 
-/// Time from the end of a request's head to its response. The API server waits two seconds (`timeoutSeconds`), which
+/// Time from the end of the request headers to the response. The API server's timeout of two seconds (`timeoutSeconds`)
 /// starts before it connects. Half a second remains for the network and a handshake.
 ///
-/// Reading the body takes at most one second of this. The decision waits at most 100 ms each for a namespace and for a
-/// service account.
+/// Reading the body takes at most one second of this time. The decision waits at most 100 ms each for a namespace and
+/// for a service account.
 pub(super) const POD_REVIEW_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Returns the response of `decision`. If it panics or misses the deadline, the response admits the object unchanged.
 ///
-/// A panic affects only its own request. Requests share caches that they only read, and atomic counters.
+/// A panic affects only its own request. Requests share only read-only caches and atomic counters.
 pub(super) async fn respond_in_time(
     metrics: &AdmissionMetrics,
     resource: Resource,
@@ -32,7 +32,7 @@ pub(super) async fn respond_in_time(
     decision: impl Future<Output = Response>,
 ) -> Response {
     let failure = match time::timeout_at(deadline, AssertUnwindSafe(decision).catch_unwind()).await {
-        Ok(Ok(answer)) => return answer,
+        Ok(Ok(response)) => return response,
         Ok(Err(_payload)) => "panic",
         Err(_elapsed) => "timeout",
     };
@@ -74,9 +74,9 @@ mod tests {
     }
 
     fn admitted() -> (u16, String) {
-        let answer =
+        let response =
             r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"u-1","allowed":true}}"#;
-        (200, answer.to_owned())
+        (200, response.to_owned())
     }
 
     fn soon() -> Instant {

@@ -1,11 +1,14 @@
-//! The admission webhook: HTTPS for the API server, and a plain HTTP port for probes and metrics.
+//! The admission webhook: an HTTPS port for the API server, and a plain HTTP port for probes and metrics.
 
+mod app;
 mod audit_annotations;
 mod binding;
 mod body;
+mod body_limits;
 mod connection;
 mod connection_limiter;
 mod drain;
+mod extras;
 mod fail_open;
 mod review;
 mod server;
@@ -16,42 +19,20 @@ mod warnings;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+pub use app::App;
 use axum::{Router, routing::post};
 pub use drain::{DrainArgs, Draining};
+pub use extras::response_extras;
 use prometheus_client::registry::Registry;
 pub use server::{Server, ServerArgs, ServerError};
 use time::OffsetDateTime;
 pub use tls::{MinVersion, TlsArgs, TlsError};
-use tokio::sync::Semaphore;
 
 use crate::{
     admin::{self, AdminArgs, AdminServer},
-    admission::{Request, ResponseExtras},
-    burst::Decision,
     certs::ServingCertificate,
     cluster::Cluster,
-    config::Settings,
-    reload::configuration::ConfigReceiver,
-    telemetry::AdmissionMetrics,
 };
-
-/// State that all requests share.
-pub struct App {
-    /// The current configuration.
-    pub configuration: ConfigReceiver,
-    /// The cache of cluster objects.
-    pub cluster: Cluster,
-    /// The metrics of requests.
-    pub metrics: AdmissionMetrics,
-    large_body_permits: Semaphore,
-}
-
-impl App {
-    /// Creates the state of a new server.
-    pub fn new(configuration: ConfigReceiver, cluster: Cluster, metrics: AdmissionMetrics) -> Self {
-        Self { configuration, cluster, metrics, large_body_permits: Semaphore::new(body::LARGE_BODY_PERMITS) }
-    }
-}
 
 /// Addresses and options of both ports.
 #[derive(Debug, Clone, clap::Args)]
@@ -77,7 +58,7 @@ pub enum BindError {
     Admin(#[from] admin::BindError),
 }
 
-/// A webhook whose ports are bound. ServingCertificate cannot fail.
+/// A webhook whose ports are bound. Serving cannot fail.
 pub struct BoundWebhook {
     server: Server,
     admin: AdminServer,
@@ -129,18 +110,6 @@ impl BoundWebhook {
     }
 }
 
-/// Returns the warnings and the audit annotations of the response to `request`.
-pub fn response_extras(
-    request: &Request<'_>,
-    settings: Option<&Settings<'_>>,
-    decision: &Decision<'_>,
-) -> ResponseExtras {
-    ResponseExtras {
-        warnings: warnings::warnings(request, settings, decision),
-        audit_annotations: audit_annotations::audit_annotations(request, settings, decision),
-    }
-}
-
 fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/mutate-v1-pod", post(review::mutate_pod))
@@ -148,8 +117,8 @@ fn routes(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Returns what is missing before the webhook can decide. The configuration is always there: without one the program
-/// does not start.
+/// Returns the reasons why the webhook is not ready. The configuration is not one of them, because the webhook does not
+/// start without it.
 fn not_ready_reasons(cluster: &Cluster, certificate: &ServingCertificate, draining: &Draining) -> Vec<&'static str> {
     let mut reasons = cluster.unsynced();
     reasons.extend(certificate.not_ready_reason(OffsetDateTime::now_utc()));

@@ -1,7 +1,7 @@
-//! One AdmissionReview, from body to response: read, look up, decide, write, count.
+//! Handles the AdmissionReview of a pod.
 //!
-//! Every failure admits the pod unchanged. A body without a readable UID gets a 4xx, and the webhook's `failurePolicy:
-//! Ignore` admits the pod.
+//! After every failure, the response admits the pod unchanged. If the body has no readable UID, the response is a 4xx,
+//! and the webhook's `failurePolicy: Ignore` admits the pod.
 
 use std::sync::Arc;
 
@@ -11,9 +11,10 @@ use axum::{
 };
 
 use super::{
-    App, body,
+    app::App,
+    body,
+    extras::response_extras,
     fail_open::{self, json_response},
-    response_extras,
 };
 use crate::{
     admission::{self, Request, ResponseExtras},
@@ -36,7 +37,7 @@ pub(super) async fn mutate_pod(State(app): State<Arc<App>>, request: extract::Re
 }
 
 async fn respond(app: &App, request: &Request<'_>) -> Vec<u8> {
-    // Read once, so that a decision uses one configuration.
+    // A reload must not change the configuration during a decision.
     let configuration = app.configuration.borrow().clone();
     if let Some(old) = &request.old {
         return respond_to_update(app, &configuration, request, old);
@@ -56,15 +57,15 @@ async fn respond(app: &App, request: &Request<'_>) -> Vec<u8> {
     let settings = configuration.settings(&namespace.profile, &namespace.overrides, &overrides);
     let service_account = look_up_service_account(app, request, settings.as_known()).await;
     let snapshot = app.cluster.snapshot();
-    let facts = snapshot.facts(&request.namespace, &namespace, service_account);
-    let decision = burst::decide(pod, &settings, &facts);
+    let context = snapshot.cluster_context(&request.namespace, &namespace, service_account);
+    let decision = burst::decide(pod, &settings, &context);
     let patch = burst::json_patch(pod, &decision).as_ref().map(admission::encode);
     record_decision(app, request, settings.as_known(), &decision);
     app.metrics.patched(patch.as_deref());
     admission::allow(&request.uid, patch.as_deref(), &response_extras(request, settings.as_known(), &decision))
 }
 
-/// Restores the fields that a second `kubectl apply` of a bare pod has dropped.
+/// Restores the fields that a second `kubectl apply` of a bare pod removed.
 fn respond_to_update(app: &App, configuration: &Configuration, request: &Request<'_>, old: &Pod<'_>) -> Vec<u8> {
     let Some(patch) = burst::restore(&request.pod, old, &configuration.virtual_nodes) else {
         app.metrics.decided(Resource::Pods, "none");
@@ -86,8 +87,8 @@ fn respond_to_update(app: &App, configuration: &Configuration, request: &Request
     admission::allow(&request.uid, Some(&patch), &extras)
 }
 
-/// Looks up the service account if the decision needs it. On failure, the pod does not get the label, and a metric
-/// counts it.
+/// Looks up the service account if the decision needs it. After a failure, the pod does not get the identity label, and
+/// a metric counts the failure.
 async fn look_up_service_account(app: &App, request: &Request<'_>, settings: Option<&Settings<'_>>) -> ServiceAccount {
     let Request { uid, namespace, pod, .. } = request;
     if !settings.is_some_and(|settings| burst::needs_service_account(pod, settings)) {
@@ -172,7 +173,7 @@ mod tests {
     use tower::ServiceExt;
 
     use super::{
-        super::body::{BODY_READ_TIMEOUT, LARGE_BODY_PERMITS, MAX_BODY_BYTES},
+        super::body_limits::{BODY_READ_TIMEOUT, LARGE_BODY_PERMITS, MAX_BODY_BYTES},
         *,
     };
     use crate::{
@@ -208,8 +209,8 @@ mod tests {
             Some((Ok::<_, Infallible>(Bytes::from_static(b" ")), ()))
         });
         let start = Instant::now();
-        let answer = routes.oneshot(post(Body::from_stream(trickle))).await.unwrap();
-        assert_eq!((answer.status(), start.elapsed()), (StatusCode::REQUEST_TIMEOUT, BODY_READ_TIMEOUT));
+        let response = routes.oneshot(post(Body::from_stream(trickle))).await.unwrap();
+        assert_eq!((response.status(), start.elapsed()), (StatusCode::REQUEST_TIMEOUT, BODY_READ_TIMEOUT));
     }
 
     #[tokio::test(start_paused = true)]
@@ -225,9 +226,9 @@ mod tests {
         let mut request = post(REVIEW.into());
         request.headers_mut().insert(header::CONTENT_LENGTH, REVIEW.len().into());
         let start = Instant::now();
-        let answer = routes.oneshot(request).await.unwrap();
+        let response = routes.oneshot(request).await.unwrap();
         assert_eq!(
-            (answer.status(), start.elapsed().as_millis()),
+            (response.status(), start.elapsed().as_millis()),
             (StatusCode::OK, 100),
             "only the wait for the namespace"
         );
@@ -250,10 +251,10 @@ mod tests {
         )
         .await;
         let start = Instant::now();
-        let answer = routes.oneshot(post(REVIEW.into())).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::OK);
+        let response = routes.oneshot(post(REVIEW.into())).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(start.elapsed().as_millis(), 100, "waited for the namespace only");
-        let body = to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
         assert!(String::from_utf8_lossy(&body).contains(r#""uid":"u-1","allowed":true"#));
     }
 }

@@ -23,10 +23,9 @@ pub struct ServerArgs {
     pub bind: SocketAddr,
 
     /// Maximum number of open connections; further connections wait
-    // A connection uses some 42 KiB, up to 64 KiB more while a head or a small body is read, and 64 KiB for that
-    // body. All connections together use 170 MiB. Add 15 MiB at rest and 64 MiB for large bodies, in a container of
-    // 256 MiB. An API server keeps one connection for each concurrent call: a few dozen when it creates pods by the
-    // thousand.
+    // A connection uses about 42 KiB, up to 64 KiB more while headers or a small body are read, and 64 KiB for that
+    // body. All connections use 170 MiB, the process at rest 15 MiB, and large bodies 64 MiB. The container has 256 MiB.
+    // An API server keeps one connection for each concurrent call: a few dozen while it creates thousands of pods.
     #[arg(long, env = "SPILLWAY_MAX_CONNECTIONS", default_value = "1024", value_name = "NUMBER")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
@@ -57,7 +56,7 @@ pub enum ServerError {
     Tls(#[from] TlsError),
 }
 
-/// An HTTPS server for any routes, with every limit of this program. Its port is bound, and serving cannot fail.
+/// An HTTPS server for any routes, with the limits of the webhook. Its port is bound, and serving cannot fail.
 pub struct Server {
     listener: TcpListener,
     tls: ReloadableTls,
@@ -68,7 +67,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the port and sets up TLS. Handshakes fail until there is a certificate.
+    /// Binds the port and sets up TLS. Handshakes fail until a certificate is available.
     ///
     /// # Errors
     ///
@@ -105,8 +104,7 @@ impl Server {
         self.draining.clone()
     }
 
-    /// Serves until `stop` is done. Then it serves for the grace period, and finishes requests in flight within the
-    /// deadline.
+    /// Serves until `stop` is done. Then serves for the grace period, and drains requests in flight until the deadline.
     pub async fn serve(self, routes: Router, stop: impl Future<Output = ()>) {
         let Self { listener, tls, slots, drain, draining, metrics } = self;
         let connections = GracefulShutdown::new();

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{Server, ServerArgs};
+use super::server::{Server, ServerArgs};
 use crate::{
     certs::{self, DevCertificates, Leaf, ServingCertificate},
     telemetry,
@@ -54,10 +54,10 @@ impl TestServer {
         let address = server.address().unwrap();
         let slow_responses = Arc::new(Semaphore::new(0));
         let slow_requests = Arc::new(Semaphore::new(0));
-        let (asks, waits) = (slow_requests.clone(), slow_responses.clone());
+        let (arrived, permitted) = (slow_requests.clone(), slow_responses.clone());
         let slow = async move || {
-            asks.add_permits(1);
-            waits.acquire().await.unwrap().forget();
+            arrived.add_permits(1);
+            permitted.acquire().await.unwrap().forget();
             "slow\n"
         };
         let routes = Router::new().route("/", get(async || "ok\n")).route("/slow", get(slow));
@@ -128,7 +128,7 @@ impl ClientOptions {
 pub(super) struct Client(pub(super) TlsStream<TcpStream>);
 
 impl Client {
-    /// Sends a request and returns the whole response. Returns nothing if the server closes the connection.
+    /// Sends a request and returns the whole response. Returns `None` if the server closes the connection.
     pub(super) async fn get(&mut self, path: &str) -> Option<String> {
         self.send(path).await?;
         self.read_response().await
@@ -139,15 +139,15 @@ impl Client {
     }
 
     pub(super) async fn read_response(&mut self) -> Option<String> {
-        let mut answer = String::new();
+        let mut response = String::new();
         loop {
             let mut bytes = [0; 1024];
             let read = self.0.read(&mut bytes).await.ok().filter(|read| *read > 0)?;
-            answer.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
-            let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+            response.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+            let (head, body) = response.split_once("\r\n\r\n").unwrap_or_default();
             let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
             if length.is_some_and(|length| length.parse() == Ok(body.len())) {
-                return Some(answer);
+                return Some(response);
             }
         }
     }

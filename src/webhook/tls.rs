@@ -72,7 +72,7 @@ pub enum TlsError {
     /// The file has no certificate, or one that is not of a CA.
     #[error("--client-ca-file: contains no CA certificate")]
     NoCaCertificate(#[source] VerifierBuilderError),
-    /// A certificate cannot be parsed, or the versions do not fit together.
+    /// A certificate cannot be parsed, or the TLS versions are inconsistent.
     #[error("cannot set up TLS")]
     Rustls(#[from] rustls::Error),
 }
@@ -103,7 +103,7 @@ impl ReloadableTls {
         CurrentTls(self.server_config.clone())
     }
 
-    /// Reloads the client CA file when it changes. Never returns. An unusable file changes nothing.
+    /// Reloads the client CA file when it changes. Never returns. An invalid file does not change the configuration.
     pub(super) async fn reload_client_ca(mut self) {
         let Some(mut files) = self.client_ca.take() else { return std::future::pending().await };
         loop {

@@ -8,19 +8,19 @@ use crate::{
     eligibility::{Finding, Severity},
 };
 
-/// Limits of warnings. kubectl shows a warning on one line. The API server cuts warnings at 256 bytes, and drops all of
-/// them above 4 KiB in total.
+/// Limits of warnings. kubectl shows a warning on one line. The API server truncates warnings at 256 bytes, and drops
+/// all of them above 4 KiB in total.
 const MAX_WARNING_CHARS: usize = 119;
 const MAX_WARNINGS: usize = 3;
 
-/// Returns whether a person sent the request. Controllers would repeat the warning for each replica, and nodes do not
-/// read it. Not every controller runs in kube-system, so the pod's owner counts too.
+/// Returns whether a user sent the request. Controllers would repeat the warning for each replica, and nodes do not show
+/// it. Some controllers run outside of kube-system, so a pod with a controller does not count as a user's.
 fn is_user_request(request: &Request<'_>) -> bool {
     let machines = ["system:serviceaccount:kube-system:", "system:node:", "system:kube-controller-manager"];
     request.pod.controller_kind().is_none() && !machines.iter().any(|prefix| request.username.starts_with(prefix))
 }
 
-/// Returns the ignored overrides, then the refusals, then the notes. Only problems that the user can fix are included.
+/// Returns warnings for ignored overrides, then refusals, then notes. Only problems that the user can fix are included.
 pub(super) fn warnings(request: &Request<'_>, settings: Option<&Settings<'_>>, decision: &Decision<'_>) -> Vec<String> {
     if !is_user_request(request) {
         return Vec::new();

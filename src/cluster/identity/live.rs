@@ -1,4 +1,4 @@
-//! A cluster as it is now, for a person at the command line.
+//! Lists the current objects of a cluster, for the command line.
 
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration, core::v1 as core, rbac::v1::ClusterRole,
@@ -15,7 +15,7 @@ use super::{
         node::{Node, NodeObject},
         pod::identity_part,
     },
-    Endpoints, Inputs, binding, ready, role, slices_of,
+    inputs::{Endpoints, Inputs, binding, ready, role, slices_of},
 };
 use crate::{
     identity::{
@@ -25,23 +25,24 @@ use crate::{
     kubernetes::{Object, ObjectKey, Refusal, Store, list},
 };
 
-/// The label of virtual nodes of the first generation; those of the second may carry it too.
+/// The label of first-generation virtual nodes. Second-generation nodes may have it too.
 const V1_VIRTUAL_NODES: &str = "type=virtual-kubelet";
 
-/// What could be read.
+/// The current state of a cluster.
 #[derive(Debug)]
 pub struct Live {
-    /// The cluster. What may not be read is absent, not empty.
+    /// The cluster. Kinds that the API server forbids to list are absent, not empty.
     pub cluster: Cluster,
-    /// What may not be read.
+    /// The lists that the API server forbids.
     pub refused: Vec<ReadFailure>,
 }
 
-/// Reads a cluster, or of service accounts and pods those of one namespace; then it is not whole.
+/// Reads a cluster. With a namespace, reads only the service accounts and pods of that namespace, and marks the cluster
+/// as incomplete.
 ///
 /// # Errors
 ///
-/// When the API server does not answer, or refuses for another reason than that a list is forbidden.
+/// When a list fails. A forbidden list is not an error.
 pub async fn read(client: &Client, namespace: Option<&str>) -> kube::Result<Live> {
     let all = ListParams::default;
     let service_account =
@@ -101,7 +102,7 @@ fn scoped<K: Object + Resource<DynamicType = (), Scope = NamespaceResourceScope>
     }
 }
 
-/// Lists the objects of a kind. That this is forbidden is a result.
+/// Lists the objects of a kind. A forbidden list is a result, not an error.
 async fn store<K: Object, V>(
     resource: &'static str,
     api: Api<K>,
@@ -132,23 +133,23 @@ mod tests {
 
     use super::*;
 
-    /// An API server that answers by path and query, and remembers what it was asked.
+    /// An API server that responds by path and query, and records the requests.
     fn server(
-        answer: impl Fn(&str, &str) -> (u16, Value) + Send + Sync + 'static,
+        response: impl Fn(&str, &str) -> (u16, Value) + Send + Sync + 'static,
     ) -> (Client, Arc<Mutex<Vec<String>>>) {
-        let (asked, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(answer));
-        let asks = asked.clone();
+        let (requests, response) = (Arc::new(Mutex::new(Vec::new())), Arc::new(response));
+        let recorded = requests.clone();
         let service = tower::service_fn(move |request: http::Request<Body>| {
-            let (asks, answer) = (asks.clone(), answer.clone());
+            let (recorded, response) = (recorded.clone(), response.clone());
             async move {
                 let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
-                asks.lock().unwrap().push(format!("{path}?{query}"));
-                let (status, body) = answer(path, query);
+                recorded.lock().unwrap().push(format!("{path}?{query}"));
+                let (status, body) = response(path, query);
                 let body = Body::from(body.to_string().into_bytes());
                 Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap())
             }
         });
-        (Client::new(service, "default"), asked)
+        (Client::new(service, "default"), requests)
     }
 
     fn page(items: impl Into<Value>, next: &str) -> (u16, Value) {
@@ -164,9 +165,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_list_is_read_page_by_page_and_begun_anew_when_the_api_server_has_forgotten_it() {
+    async fn an_expired_list_starts_over() {
         let expired = Mutex::new(true);
-        let (client, asked) = server(move |path, query| match (path, query.contains("continue=")) {
+        let (client, requests) = server(move |path, query| match (path, query.contains("continue=")) {
             ("/api/v1/serviceaccounts", false) => page(account("a"), "more"),
             ("/api/v1/serviceaccounts", true) if std::mem::take(&mut *expired.lock().unwrap()) => {
                 failure(410, "Expired")
@@ -178,14 +179,17 @@ mod tests {
         let names: Vec<_> = cluster.service_accounts.iter().map(|account| account.name.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
         assert!(cluster.is_complete && refused.is_empty());
-        let asked = asked.lock().unwrap();
-        assert_eq!(asked.iter().filter(|ask| ask.starts_with("/api/v1/serviceaccounts?")).count(), 4);
-        assert!(asked.iter().all(|ask| ask.contains("limit=250")), "{asked:?}");
-        assert!(!asked.iter().any(|ask| ask.contains("endpointslices") || ask.contains("rbac")), "{asked:?}");
+        let requests = requests.lock().unwrap();
+        assert_eq!(requests.iter().filter(|request| request.starts_with("/api/v1/serviceaccounts?")).count(), 4);
+        assert!(requests.iter().all(|request| request.contains("limit=250")), "{requests:?}");
+        assert!(
+            !requests.iter().any(|request| request.contains("endpointslices") || request.contains("rbac")),
+            "{requests:?}"
+        );
     }
 
     #[tokio::test]
-    async fn what_is_forbidden_is_absent_and_said() {
+    async fn forbidden_lists_are_absent_and_reported() {
         let (client, _) = server(|path, _| match path {
             "/api/v1/nodes" | "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations" => {
                 failure(403, "Forbidden")
@@ -194,7 +198,7 @@ mod tests {
             _ => page(json!([]), ""),
         });
         let Live { cluster, refused } = read(&client, Some("shop")).await.unwrap();
-        assert_eq!((cluster.service_accounts.len(), cluster.is_complete), (1, false), "of one namespace");
+        assert_eq!((cluster.service_accounts.len(), cluster.is_complete), (1, false), "one namespace only");
         assert!(cluster.webhooks.is_none());
         let said: Vec<_> = refused.iter().map(|unread| format!("{}: {}", unread.action, unread.reason)).collect();
         assert_eq!(said, ["list nodes: 403 Forbidden", "list mutatingwebhookconfigurations: 403 Forbidden"]);
@@ -204,8 +208,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn endpoints_and_grants_are_read_only_of_what_needs_them() {
-        let (client, asked) = server(|path, _| match path {
+    async fn only_needed_endpoints_and_roles_are_read() {
+        let (client, requests) = server(|path, _| match path {
             "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations" => {
                 let webhook = |name: &str, label: &str| {
                     json!({"name": name, "admissionReviewVersions": ["v1"], "sideEffects": "None",
@@ -234,8 +238,8 @@ mod tests {
             crate::identity::observation::ServiceName { namespace: "kube-system".to_owned(), name: "wi".to_owned() };
         assert_eq!(cluster.endpoints, Some([(wi, 1)].into()));
         assert!(cluster.grants.is_some());
-        let asked = asked.lock().unwrap();
-        let slices: Vec<_> = asked.iter().filter(|ask| ask.contains("endpointslices")).collect();
+        let requests = requests.lock().unwrap();
+        let slices: Vec<_> = requests.iter().filter(|request| request.contains("endpointslices")).collect();
         assert!(matches!(slices.as_slice(), [one] if one.contains("service-name%3Dwi")), "{slices:?}");
     }
 }

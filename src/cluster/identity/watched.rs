@@ -1,4 +1,4 @@
-//! What the controller's identity checks read: from the stores of its cache, and from watches that only they need.
+//! The inputs of the controller's identity checks, from its cache and from watches that only the checks need.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::{
         inventory::{Inventory, services},
         pods::Pods,
     },
-    Endpoints, Inputs, binding, ready, role, slices_of,
+    inputs::{Endpoints, Inputs, binding, ready, role, slices_of},
 };
 use crate::{
     background::restart_on_panic,
@@ -24,8 +24,8 @@ use crate::{
     kubernetes::{ObjectKey, Refusal, Sink, Store, Watch},
 };
 
-/// What the checks read by some settings, as it changes. Of pods, those that the settings cover. Service accounts of all namespaces:
-/// whether a credential is for one that exists must be reported in any case.
+/// The current inputs of the checks. The settings select the pods. The service accounts of all namespaces are included,
+/// because the checks report credentials for service accounts that do not exist.
 pub(crate) struct IdentityInputs<'i> {
     inventory: &'i Inventory,
     settings: config::Identity,
@@ -56,27 +56,27 @@ impl<'i> IdentityInputs<'i> {
         Self { inventory, settings: settings.clone(), endpoints, roles, bindings, changes, _watches: tasks }
     }
 
-    /// The kinds that have not arrived.
+    /// Returns the needed kinds whose initial list is not complete.
     pub(crate) fn pending(&self) -> Vec<&'static str> {
         self.with(|inputs| inputs.pending())
     }
 
-    /// The lists that the API server forbids.
+    /// Returns the lists that the API server forbids.
     pub(crate) fn refused(&self) -> Vec<ReadFailure> {
         self.with(|inputs| inputs.refused())
     }
 
-    /// Returns whether it is known which virtual nodes exist.
+    /// Returns whether the list of virtual nodes is complete.
     pub(crate) fn has_nodes(&self) -> bool {
         self.with(|inputs| inputs.has_nodes())
     }
 
-    /// What the checks get now.
+    /// Returns the current input of the checks.
     pub(crate) fn cluster(&self) -> Cluster {
         self.with(|inputs| inputs.cluster())
     }
 
-    /// Waits until something has changed that the checks read, since the last call. Cancel safe.
+    /// Waits until an input of the checks changes after the last call. Cancel safe.
     pub(crate) async fn changed(&mut self) {
         self.changes.next().await;
     }
@@ -130,7 +130,8 @@ impl Changes {
     }
 }
 
-/// Follows the endpoints of the Services that webhooks name, and of no other: a cluster has many, and they change all the time.
+/// Watches the EndpointSlices of the Services that webhooks name. All EndpointSlices of a cluster would be too many, and
+/// change too often.
 fn follow_endpoints(
     client: &Client,
     webhooks: &watch::Receiver<Store<observation::WebhookConfiguration>>,
@@ -156,7 +157,7 @@ fn follow_endpoints(
             });
             let watches = async {
                 join_all(watches).await;
-                // Without a Service, nothing is followed.
+                // Reached without a Service to watch.
                 std::future::pending::<()>().await;
             };
             tokio::select! {
@@ -168,7 +169,7 @@ fn follow_endpoints(
     endpoints
 }
 
-/// Takes the slices of one Service.
+/// Receives the EndpointSlices of one Service.
 struct EndpointSink<'s> {
     publish: &'s watch::Sender<Endpoints>,
     service: &'s ObjectKey,
@@ -194,7 +195,7 @@ impl Sink<usize> for EndpointSink<'_> {
     }
 }
 
-/// Follows what was granted, from when it first matters.
+/// Watches ClusterRoles and ClusterRoleBindings, once a pod uses an identity binding.
 fn follow_grants(
     client: &Client,
     pods: &Arc<Pods>,

@@ -1,4 +1,4 @@
-//! Pods as a watch brings them: each reader decodes what it needs of `spec`.
+//! Pods as the API server sends them.
 
 use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde::{Deserialize, de::IgnoredAny};
@@ -6,10 +6,10 @@ use serde_json::value::RawValue;
 
 use crate::kubernetes::PartialObject;
 
-/// A Pod of the API. Each reader decodes what it needs of `spec`.
+/// A Pod of the API. `spec` stays encoded, because each reader decodes different fields of it.
 pub(crate) type PodObject = PartialObject<core::Pod, Option<Box<RawValue>>, Option<PodStatus>>;
 
-/// `status` of a Pod, as far as it is read.
+/// The fields of a Pod's `status` that Spillway reads.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PodStatus {
@@ -58,12 +58,12 @@ impl PodStatus {
         })
     }
 
-    /// Returns whether a node is reserved for the pod.
+    /// Returns whether the pod has a nominated node.
     pub(super) fn is_nominated(&self) -> bool {
         self.nominated_node_name.as_ref().is_some_and(|node| !node.is_empty())
     }
 
-    /// When the pod was bound to its node.
+    /// Returns the time when the pod was bound to its node.
     pub(super) fn bound(&self) -> Option<Timestamp> {
         Some(self.scheduled()?.last_transition_time.as_ref()?.0)
     }
@@ -72,7 +72,8 @@ impl PodStatus {
         self.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled")
     }
 
-    /// Returns whether any container runs or has run: while init containers do their work, which may take long, the phase is `Pending`.
+    /// Returns whether a container runs or has run. The phase alone is not enough: it is `Pending` while init containers
+    /// run, which may take long.
     pub(super) fn has_started(&self) -> bool {
         let containers = [&self.init_container_statuses, &self.container_statuses].into_iter().flatten().flatten();
         let mut states = containers.flat_map(|container| [&container.state, &container.last_state]).flatten();

@@ -1,4 +1,4 @@
-//! From a pod as a watch brings it to what is kept of it.
+//! Reduces a pod of the watch to its cached state.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,10 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
 use super::{
-    CachedPod, NodeKind, PodMeta, PodObject, PodState, Requests, ScheduledPod, SchedulingView, UndecidedPod,
-    UnscheduledPod, VirtualPod, annotations, object::PodStatus,
+    cached::{CachedPod, NodeKind, PodState, Requests, ScheduledPod, UndecidedPod, UnscheduledPod, VirtualPod},
+    meta::{PodMeta, annotations},
+    object::{PodObject, PodStatus},
+    view::SchedulingView,
 };
 use crate::{
     burst::DECISION,
@@ -21,11 +23,12 @@ use crate::{
 const PROVIDER_FAILED: &str = "ProviderFailed";
 /// The annotation that opts out of kube-proxy (microsoft/virtualnodesOnAzureContainerInstances Docs/PodCustomizations.md).
 const INJECT_KUBE_PROXY: &str = "microsoft.containerinstance.virtualnode.injectkubeproxy";
-/// The annotation of a confidential pod, beside which nothing runs that its policy does not name (the same document).
+/// The annotation of a confidential pod (same document). Containers that its policy does not list cannot run in the pod.
 const CCE_POLICY: &str = "microsoft.containerinstance.virtualnode.ccepolicy";
 
 impl CachedPod {
-    /// Reduces a pod to what is kept; `None` if nothing is. `identity_covers` says whether identity checks cover a namespace.
+    /// Reduces a pod. Returns `None` if the cache does not keep it. `identity_covers` returns whether the identity checks
+    /// cover a namespace.
     pub(crate) fn read(
         object: &PodObject,
         kind_of: impl Fn(&str) -> NodeKind,
@@ -34,7 +37,7 @@ impl CachedPod {
         let (meta, no_status) = (&object.metadata, PodStatus::default());
         let status = object.status.as_ref().unwrap_or(&no_status);
         let text = object.spec.as_deref().map_or("{}", RawValue::get);
-        // What the API server sends can be read. Anything else counts as a pod without requests.
+        // The API server sends only valid specs. An invalid one counts as a pod without requests.
         let spec: Spec<'_> = serde_json::from_str(text).unwrap_or_default();
         let node: Option<Box<str>> = spec.node_name.as_deref().filter(|node| !node.is_empty()).map(Into::into);
         let state = match node {
@@ -46,7 +49,7 @@ impl CachedPod {
     }
 }
 
-/// What identity checks read of a pod; `None` if it has ended or is being deleted.
+/// Returns the input of the identity checks. Returns `None` if the pod has ended or is terminating.
 pub(crate) fn identity_part(object: &PodObject) -> Option<identity::observation::Pod> {
     let spec: identity::PodSpec = serde_json::from_str(object.spec.as_ref()?.get()).ok()?;
     let phase = object.status.as_ref().and_then(|status| status.phase.as_deref());
@@ -77,27 +80,27 @@ fn scheduled(
     text: &str,
     kind_of: impl Fn(&str) -> NodeKind,
 ) -> Option<PodState> {
-    let (is_over, is_going) = (status.has_ended(), meta.deletion_timestamp.is_some());
+    let (has_ended, is_terminating) = (status.has_ended(), meta.deletion_timestamp.is_some());
     let is_failed = status.reason.as_deref() == Some(PROVIDER_FAILED);
     let kind = kind_of(&node);
-    if is_over && (!is_failed || kind == NodeKind::Vm) {
+    if has_ended && (!is_failed || kind == NodeKind::Vm) {
         return None;
     }
-    let undecided = (!is_over && !is_going && !has_decision(meta)).then(|| {
+    let undecided = (!has_ended && !is_terminating && !has_decision(meta)).then(|| {
         let (labels, annotations) = (meta.labels.clone().unwrap_or_default(), annotations(meta));
         Box::new(UndecidedPod { meta: PodMeta::read(meta), labels, annotations })
     });
     let pod = Pod { metadata: Metadata::default(), spec };
-    let slim = ScheduledPod { node, requests: Requests::of(&pod), undecided };
+    let scheduled = ScheduledPod { node, requests: Requests::of(&pod), undecided };
     if kind == NodeKind::Vm {
-        return Some(PodState::OnVm(slim));
+        return Some(PodState::OnVm(scheduled));
     }
     let own = PodMeta::read(meta);
     let full = Box::new(VirtualPod {
         bound: status.bound().unwrap_or(own.created),
         meta: own,
-        is_going,
-        is_over,
+        is_terminating,
+        has_ended,
         has_started: status.has_started(),
         is_failed,
         has_kube_proxy: annotation(meta, CCE_POLICY).is_none()
@@ -106,10 +109,10 @@ fn scheduled(
         view: SchedulingView::of(meta, pod.spec),
     });
     let is_virtual = kind == NodeKind::Virtual;
-    Some(if is_virtual { PodState::OnVirtualNode(slim, full) } else { PodState::OnUnknownNode(slim, full) })
+    Some(if is_virtual { PodState::OnVirtualNode(scheduled, full) } else { PodState::OnUnknownNode(scheduled, full) })
 }
 
-/// Returns whether the pod requires other pods to be near. The view of a pod, which the webhook reads too, does not have that.
+/// Returns whether the pod has required pod affinity. The pod view, which the webhook shares, does not have this field.
 fn has_pod_affinity(spec: &str) -> bool {
     #[derive(Deserialize)]
     struct WithAffinity {
@@ -132,4 +135,18 @@ fn has_pod_affinity(spec: &str) -> bool {
 
 fn has_decision(meta: &ObjectMeta) -> bool {
     annotation(meta, DECISION).is_some()
+}
+
+#[cfg(test)]
+impl VirtualPod {
+    /// Reads a pod of the API as if it were bound to a virtual node.
+    pub(crate) fn of(pod: &serde_json::Value) -> Option<Self> {
+        let mut pod = pod.clone();
+        pod["spec"]["nodeName"] = "virtual".into();
+        let object: PodObject = serde_json::from_value(pod).unwrap();
+        match CachedPod::read(&object, |_| NodeKind::Virtual, |_| false)?.state {
+            PodState::OnVirtualNode(_, pod) => Some(*pod),
+            _ => None,
+        }
+    }
 }

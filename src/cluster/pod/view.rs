@@ -1,4 +1,4 @@
-//! The part of a pod that scheduling depends on, bounded in size.
+//! The fields of a pod that scheduling depends on, with a size limit.
 
 use std::{
     fmt,
@@ -7,18 +7,18 @@ use std::{
 
 use kube::api::ObjectMeta;
 
-use super::annotations;
+use super::meta::annotations;
 use crate::pod::{Container, Metadata, Pod, Spec, StringMap};
 
-/// The most that is kept of one pod for scheduling, in bytes of its `Debug` output. A pod takes some kilobytes; the API server accepts
-/// more than a megabyte. A pod beyond this has no [`SchedulingView`]: it gets no late toleration.
+/// Maximum size of a view, in bytes of its `Debug` output. An ordinary pod has a few kilobytes, but the API server
+/// accepts more than a megabyte. The view of a larger pod is empty, so the pod gets no late toleration.
 const MAX_VIEW_BYTES: usize = 64 * 1024;
 
-/// The part of a pod that scheduling depends on.
+/// The fields of a pod that scheduling depends on.
 #[derive(Debug, Default)]
 pub(crate) struct SchedulingView {
     pod: Option<Pod<'static>>,
-    /// Two views with the same digest say the same.
+    /// Two views with the same digest count as equal.
     digest: u64,
 }
 
@@ -34,8 +34,8 @@ impl SchedulingView {
         let kept: StringMap<'_> = annotations.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         let spec = Spec {
             volumes: None,
-            containers: spec.containers.map(slim),
-            init_containers: spec.init_containers.map(slim),
+            containers: spec.containers.map(scheduling_fields),
+            init_containers: spec.init_containers.map(scheduling_fields),
             ..spec
         };
         let pod = Pod { metadata: Metadata { annotations: Some(kept), ..Metadata::default() }, spec };
@@ -44,28 +44,28 @@ impl SchedulingView {
             return Self { pod: Some(pod.into_owned()), digest: measure.digest.finish() };
         }
         let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
-        tracing::debug!(namespace, pod = name, "pod is too large: it gets no late toleration");
+        tracing::debug!(namespace, pod = name, "pod is too large for a late toleration");
         Self::default()
     }
 
-    /// The pod; `None` if it is larger than [`MAX_VIEW_BYTES`], or was not kept.
+    /// Returns the pod. Returns `None` if it is larger than [`MAX_VIEW_BYTES`], or if the view is empty.
     pub(super) fn pod(&self) -> Option<&Pod<'static>> {
         self.pod.as_ref()
     }
 }
 
-/// What scheduling needs of containers.
-fn slim(containers: Vec<Container<'_>>) -> Vec<Container<'_>> {
-    let slim = |Container { name, restart_policy, resources, .. }| Container {
+/// Removes the container fields that scheduling does not depend on.
+fn scheduling_fields(containers: Vec<Container<'_>>) -> Vec<Container<'_>> {
+    let scheduling_fields = |Container { name, restart_policy, resources, .. }| Container {
         name,
         restart_policy,
         resources,
         ..Container::default()
     };
-    containers.into_iter().map(slim).collect()
+    containers.into_iter().map(scheduling_fields).collect()
 }
 
-/// Measures what is written, up to [`MAX_VIEW_BYTES`].
+/// Measures and hashes text of up to [`MAX_VIEW_BYTES`].
 #[derive(Default)]
 struct Measure {
     bytes: usize,

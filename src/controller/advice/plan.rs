@@ -58,7 +58,7 @@ impl Plan {
 pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
     let Observation { nodes, pods, configuration, .. } = *observation;
     let settings = &configuration.virtual_nodes;
-    if !pods.knows_virtual(nodes, &settings.selector) {
+    if !pods.has_synced_virtual_pods(nodes, &settings.selector) {
         return None;
     }
     let (virtual_nodes, vms): (Vec<_>, Vec<_>) = nodes.values().partition(|node| node.is_virtual(&settings.selector));
@@ -93,7 +93,7 @@ fn advise_node(node: &Node, settings: &VirtualNodes, pods: &PodStore, plan: &mut
 
 /// The pods that hold a place on a virtual node.
 fn pods_on<'o>(node: &Node, pods: &'o PodStore) -> impl Iterator<Item = &'o VirtualPod> {
-    let there = pods.on_virtual_nodes().filter(|(_, slim, pod)| *slim.node == *node.name && !pod.is_over);
+    let there = pods.on_virtual_nodes().filter(|(_, slim, pod)| *slim.node == *node.name && !pod.has_ended);
     there.map(|(_, _, pod)| pod)
 }
 
@@ -113,7 +113,7 @@ fn fitting_on_vms(vms: &[&Node], pods: &PodStore) -> u64 {
     let is_placed_by_us =
         |view: &Pod<'_>| view.annotation(DECISION).is_some_and(|decision| !decision.starts_with("stay"));
     let fitting = pods
-        .filter(|pod| !pod.is_going && !pod.is_over && !pod.has_pod_affinity)
+        .filter(|pod| !pod.is_terminating && !pod.has_ended && !pod.has_pod_affinity)
         .filter(|pod| pod.pod().is_some_and(|view| is_placed_by_us(view) && capacity.place(view).is_some()));
     fitting.count() as u64
 }

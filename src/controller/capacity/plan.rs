@@ -64,7 +64,7 @@ pub(super) fn plan(
 ) -> Option<Plan> {
     let settings = &configuration.virtual_nodes;
     let is_virtual = |node: &&Node| node.is_virtual(&settings.selector);
-    if !pods.knows_virtual(nodes, &settings.selector) {
+    if !pods.has_synced_virtual_pods(nodes, &settings.selector) {
         return None;
     }
     let is_full = |node: &Node| FULL.is_on_observed(node);
@@ -74,7 +74,7 @@ pub(super) fn plan(
     });
     let pods = || pods.on_virtual_nodes().map(|(_, _, pod)| pod);
     let load = Load {
-        total: pods().filter(|pod| !pod.is_over).count(),
+        total: pods().filter(|pod| !pod.has_ended).count(),
         failing: pods().filter(|pod| has_failed(pod, now)).count(),
     };
     let closed = Closed {
@@ -114,7 +114,7 @@ fn has_failed(pod: &VirtualPod, now: Timestamp) -> bool {
         return false;
     }
     let since = Duration::try_from(now.duration_since(pod.bound)).unwrap_or_default();
-    !pod.is_going && since < FAILURE_WINDOW && (pod.is_failed || (!pod.has_started && since >= START_TIMEOUT))
+    !pod.is_terminating && since < FAILURE_WINDOW && (pod.is_failed || (!pod.has_started && since >= START_TIMEOUT))
 }
 
 /// The events of a change.

@@ -36,7 +36,7 @@ impl Observation<'_> {
     /// virtual nodes to count them against caps.
     pub(super) fn is_complete(&self) -> bool {
         let selector = &self.configuration.virtual_nodes.selector;
-        self.scale_up_signals.is_listed() && self.pods.knows_virtual(self.nodes, selector)
+        self.scale_up_signals.is_listed() && self.pods.has_synced_virtual_pods(self.nodes, selector)
     }
 
     /// The settings of a pod, if its namespace has opted in.
@@ -55,7 +55,7 @@ impl Observation<'_> {
     /// Number of pods by namespace that are on virtual nodes, or may go there at any moment.
     pub(super) fn overflowing(&self) -> BTreeMap<&str, u64> {
         // A pod that has ended holds no place, although its failure still counts.
-        let there = self.pods.on_virtual_nodes().filter(|(_, _, pod)| !pod.is_over);
+        let there = self.pods.on_virtual_nodes().filter(|(_, _, pod)| !pod.has_ended);
         let there = there.map(|(key, _, _)| key.namespace.as_str());
         let nodes = &self.configuration.virtual_nodes;
         let is_tolerating = |pod: &UnscheduledPod| {

@@ -111,7 +111,8 @@ impl Cluster {
             may_apply: self.may_apply,
         };
         let (no_pods, no_nodes, signals) = (PodStore::default(), Store::default(), ScaleUps::default());
-        let (unsettled, slim) = (PodStore::of(&pods, &[]), PodStore::of(&pods, &["virtual"]).with_slim_virtual_pods());
+        let (unsettled, slim) =
+            (PodStore::of(&pods, &[]), PodStore::of(&pods, &["virtual"]).with_incomplete_virtual_pods());
         match unknown {
             "waiting" => observation.pods = &no_pods,
             "nodes" => observation.nodes = &no_nodes,

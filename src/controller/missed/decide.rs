@@ -55,7 +55,7 @@ impl Decider<'_> {
         let overrides = Overrides::read(pod.annotations());
         let settings = self.configuration.settings(&known.profile, &known.overrides, &overrides);
         let account = self.snapshot.service_account(namespace, pod.service_account());
-        let facts = self.snapshot.facts(namespace, &known, account.unwrap_or(ServiceAccount::Unknown));
+        let facts = self.snapshot.cluster_context(namespace, &known, account.unwrap_or(ServiceAccount::Unknown));
         Some(burst::decide(pod, &settings, &facts))
     }
 

@@ -1,7 +1,8 @@
 //! Azure Service Operator, version 2.
 //!
-//! Fields: Azure/azure-service-operator `v2/api/managedidentity/v1api20230131/storage/structure.txt`. `status` is the actual
-//! state in Azure, `spec` the desired one. Values from `issuerFromConfig` and `subjectFromConfig` are in `status` only.
+//! Fields: Azure/azure-service-operator `v2/api/managedidentity/v1api20230131/storage/structure.txt`. `status` has the
+//! actual state in Azure, and `spec` the desired state. Only `status` has the values from `issuerFromConfig` and
+//! `subjectFromConfig`.
 
 use futures_util::FutureExt;
 use k8s_openapi::jiff::Timestamp;

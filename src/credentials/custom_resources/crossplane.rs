@@ -1,8 +1,8 @@
-//! Crossplane's provider for Azure, cluster-scoped or namespaced.
+//! Crossplane's provider for Azure, with cluster-scoped or namespaced kinds.
 //!
 //! Fields: crossplane-contrib/provider-upjet-azure `apis/cluster/managedidentity/v1beta1` and
 //! `apis/namespaced/managedidentity/v1beta1`, `zz_federatedidentitycredential_types.go` and `zz_userassignedidentity_types.go`.
-//! `status.atProvider` is the actual state in Azure, `spec` the desired one.
+//! `status.atProvider` has the actual state in Azure, and `spec` the desired state.
 
 use futures_util::FutureExt;
 use kube::{ResourceExt, core::Object};
@@ -45,7 +45,7 @@ struct CredentialSpec {
     init_provider: CredentialFields,
 }
 
-/// The parent was renamed from `parentId` to `userAssignedIdentityId`; both are served.
+/// The provider renamed `parentId` to `userAssignedIdentityId`, and serves both.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct CredentialFields {
@@ -66,7 +66,7 @@ struct Reference {
 }
 
 impl CredentialFields {
-    /// Takes missing fields from `other`.
+    /// Fills missing fields from `other`.
     fn or(self, other: Self) -> Self {
         Self {
             id: self.id.or(other.id),

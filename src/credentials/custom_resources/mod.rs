@@ -1,5 +1,7 @@
-//! Managed identities and credentials that operators manage as custom resources. They can be read without a permission in Azure. Azure may
-//! have others, so an absent credential proves nothing.
+//! Managed identities and credentials that operators manage as custom resources.
+//!
+//! Spillway needs no permission in Azure to read them. Azure may have others, so a credential without a custom resource
+//! may still exist.
 
 mod azure_service_operator;
 mod crossplane;
@@ -24,17 +26,17 @@ use self::resource::{CredentialResource, IdentityFields, IdentityResource, Opera
 use super::source::{ClientIds, Source};
 use crate::{kubernetes::Watch, telemetry::Causes};
 
-/// Why the list of identities is incomplete, although everything was read.
-const INCOMPLETE_BY_DESIGN: &str = "custom resources show those that they manage, and no others";
+/// Reason for an incomplete list of identities if no read failed.
+const INCOMPLETE_BY_DESIGN: &str = "custom resources do not include identities that their operators do not manage";
 
-/// Returns whether the list is incomplete because custom resources never show all identities, not because of an error.
+/// Returns whether the list is incomplete only because custom resources never include all identities.
 pub fn is_incomplete_by_design(failure: &ReadFailure) -> bool {
     failure.reason == INCOMPLETE_BY_DESIGN
 }
 
 const OPERATORS: &[Operator] = &[
     azure_service_operator::OPERATOR,
-    // Cluster-scoped, and in namespaces since version 2.
+    // Cluster-scoped kinds, and namespaced kinds since version 2.
     crossplane::operator("managedidentity.azure.upbound.io"),
     crossplane::operator("managedidentity.azure.m.upbound.io"),
 ];
@@ -53,11 +55,12 @@ struct InstalledOperator {
 }
 
 impl CustomResources {
-    /// Finds the installed operators; `None` if there are none. Call it again to find operators that are installed later.
+    /// Finds the installed operators. Returns `None` if no operator is installed. Another call finds operators that were
+    /// installed later.
     ///
     /// # Errors
     ///
-    /// When the API server does not list what it serves.
+    /// When the API server does not list its API groups.
     pub async fn discover(client: &Client) -> kube::Result<Option<Self>> {
         let groups = client.list_api_groups().await?.groups;
         let mut installed = Vec::new();
@@ -87,7 +90,7 @@ impl CustomResources {
         Ok((!installed.is_empty()).then(|| Self { client: client.clone(), installed }))
     }
 
-    /// Signals when the resources are listed, and at each change of one. Must be called within a tokio runtime.
+    /// Signals each list and each change of the custom resources. Must be called within a tokio runtime.
     pub(crate) fn watch(&self) -> (watch::Receiver<()>, JoinSet<()>) {
         let (signal, changes) = watch::channel(());
         let (signal, mut tasks) = (Arc::new(signal), JoinSet::new());
@@ -181,12 +184,13 @@ fn attach_credentials(
         let client_id = client_id.unwrap_or_default();
         all.push(ManagedIdentity { client_id, principal_id, tenant_id, ..unknown(id) });
     }
-    // Without an issuer, which may still have to be read from a ConfigMap, it is not a credential yet.
+    // A resource without an issuer is not a credential yet. The operator may still have to read it from a ConfigMap.
     let complete = credentials.into_iter().filter(|managed| !managed.credential.issuer.is_empty());
     for CredentialResource { owner, parent, credential } in complete {
         let of_owner = owner.and_then(|owner| by_key.get(&owner).copied());
         let position = of_owner.or_else(|| by_id.get(&parent.as_ref()?.key()).copied());
-        // Of an identity that the operator does not manage, only the resource ID is known. Another source may know its client ID.
+        // For an identity that the operator does not manage, only the resource ID is known. Another source may have its
+        // client ID.
         let position = position.or_else(|| {
             let parent = parent?;
             by_id.insert(parent.key(), all.len());
@@ -232,17 +236,17 @@ mod tests {
     /// A list by the end of its path.
     type List = (&'static str, fn() -> Value);
 
-    /// An API server that serves these groups in these versions, and these lists. It forbids all other lists.
+    /// An API server with these groups, versions and lists. It forbids all other lists.
     fn server(groups: &'static [Group], objects: &'static [List]) -> Client {
-        let answer = tower::service_fn(move |request: http::Request<Body>| async move {
-            let (status, body) = answer(request.uri().path(), groups, objects);
+        let response = tower::service_fn(move |request: http::Request<Body>| async move {
+            let (status, body) = response(request.uri().path(), groups, objects);
             let body = Body::from(body.to_string().into_bytes());
             Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap())
         });
-        Client::new(answer, "default")
+        Client::new(response, "default")
     }
 
-    fn answer(path: &str, groups: &[Group], objects: &[List]) -> (u16, Value) {
+    fn response(path: &str, groups: &[Group], objects: &[List]) -> (u16, Value) {
         let version =
             |group: &str, version: &str| json!({"groupVersion": format!("{group}/{version}"), "version": version});
         if path == "/apis" {
@@ -257,7 +261,7 @@ mod tests {
             [group, version] => {
                 let kind = |kind: &str, plural: &str| json!({"name": plural, "kind": kind, "namespaced": true, "singularName": "", "verbs": ["list", "watch"]});
                 let mut kinds = vec![kind("UserAssignedIdentity", "userassignedidentities")];
-                // As Azure Service Operator's first version.
+                // The first version of Azure Service Operator has no credentials.
                 if !version.ends_with("20181130") {
                     kinds.push(kind("FederatedIdentityCredential", "federatedidentitycredentials"));
                 }
@@ -287,14 +291,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn azure_service_operator_is_read_in_its_newest_version_status_first() {
+    async fn azure_service_operator_is_read_from_status_in_its_newest_version() {
         let client = server(
             &[(ASO, &["v1api20181130", "v1api20220131preview", "v1api20230131"])],
             &[
                 ("/v1api20230131/userassignedidentities", || {
                     json!([{"metadata": {"namespace": "shop", "name": "id"}, "spec": {"azureName": "web"},
                         "status": {"clientId": "C", "principalId": "P", "tenantId": "T", "id": format!("{ID}/web")}},
-                        {"metadata": {"namespace": "shop", "name": "unborn"}, "spec": {}}])
+                        {"metadata": {"namespace": "shop", "name": "pending"}, "spec": {}}])
                 }),
                 ("/v1api20230131/federatedidentitycredentials", || {
                     let made = |name: &str, spec: Value, status: Value| {
@@ -314,7 +318,7 @@ mod tests {
                             Value::Null
                         ),
                         made(
-                            "waits",
+                            "without-issuer",
                             json!({"owner": {"name": "id"}, "issuerFromConfig": {"name": "m", "key": "k"}}),
                             Value::Null
                         ),
@@ -323,7 +327,7 @@ mod tests {
                             json!({"owner": {"armId": format!("{ID}/foreign")}, "issuer": "i", "subject": "s"}),
                             json!({})
                         ),
-                        made("nobodys", json!({"owner": {"name": "gone"}, "issuer": "i", "subject": "s"}), json!({})),
+                        made("orphaned", json!({"owner": {"name": "gone"}, "issuer": "i", "subject": "s"}), json!({})),
                     ])
                 }),
             ],
@@ -338,7 +342,7 @@ mod tests {
         let since = own.credentials.as_ref().unwrap().iter().map(|one| one.since.unwrap().to_string());
         assert_eq!(since.collect::<Vec<_>>(), ["2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z"]);
         assert_eq!((foreign.client_id.as_str(), foreign.id.as_ref().unwrap().name.as_str()), ("", "foreign"));
-        assert!(all.incomplete.is_some(), "others may exist");
+        assert!(all.incomplete.is_some(), "other identities may exist");
     }
 
     #[tokio::test]
@@ -365,7 +369,11 @@ mod tests {
         let [identity] = all.identities.as_slice() else { panic!("{all:?}") };
         assert_eq!(credentials(identity), [("c1", "status", Some("a")), ("by-reference", "i", Some("s"))]);
         let failure = all.incomplete.unwrap();
-        assert_eq!(failure.action, format!("list userassignedidentities.{NAMESPACED}"), "the other may not be read");
+        assert_eq!(
+            failure.action,
+            format!("list userassignedidentities.{NAMESPACED}"),
+            "the namespaced list is forbidden"
+        );
         assert_eq!(failure.reason, "403 Forbidden");
     }
 }

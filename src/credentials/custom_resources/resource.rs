@@ -1,4 +1,4 @@
-//! Custom resources of managed identities and credentials, and how they are listed.
+//! Lists custom resources of managed identities and credentials.
 
 use std::fmt::Debug;
 
@@ -48,7 +48,7 @@ pub(super) struct CredentialResource {
     pub(super) credential: FederatedCredential,
 }
 
-/// Lists all objects of a kind, and keeps the fields that are read.
+/// Lists all objects of a kind, and converts each with `read`.
 pub(super) async fn list<O, T>(client: &Client, resource: &ApiResource, read: fn(O) -> T) -> kube::Result<Vec<T>>
 where
     O: Resource<DynamicType = ApiResource> + Clone + Debug + DeserializeOwned,
@@ -57,7 +57,7 @@ where
     kubernetes::list(&api, ListParams::default(), |object| Some(read(object))).await
 }
 
-/// Returns where a credential was read, for output.
+/// Returns the source of a credential, for output.
 pub(super) fn source(operator: &str, credential: &ObjectKey) -> String {
     format!("{operator}, FederatedIdentityCredential {credential}")
 }

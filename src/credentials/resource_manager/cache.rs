@@ -1,4 +1,4 @@
-//! Everything that Azure Resource Manager has returned, and what is read again.
+//! The cached results of Azure Resource Manager, and the references that decide which results are refreshed.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -18,12 +18,12 @@ use super::{
     model,
 };
 
-/// The results of all reads, and the service accounts that need them.
+/// The cached results, and the references of service accounts.
 pub(super) struct Cache {
     policy: CachePolicy,
     /// The identities of each subscription.
     pub(super) lists: HashMap<String, CacheEntry<Vec<ListedIdentity>>>,
-    /// The identities that are configured by resource ID, by client ID; `None` for one that does not exist.
+    /// The identities that are configured by resource ID, by client ID. `None` if the identity does not exist.
     pub(super) configured: HashMap<String, CacheEntry<Option<ListedIdentity>>>,
     /// The credentials of identities, by resource ID.
     pub(super) credentials: HashMap<String, CacheEntry<Vec<FederatedCredential>>>,
@@ -31,9 +31,10 @@ pub(super) struct Cache {
     failures: FailureSummary,
 }
 
-/// The service accounts that name a client ID, and since when all of them do: an older result may be wrong for the last one.
+/// The service accounts that name a client ID.
 struct Reference {
     accounts: BTreeSet<AccountName>,
+    /// The time since which all of them name it. An older result may be wrong for the newest one.
     since: Instant,
 }
 
@@ -47,7 +48,7 @@ pub(super) struct ListedIdentity {
 }
 
 impl ListedIdentity {
-    /// Reads an identity; `None` if Azure is still creating it.
+    /// Reads an identity. Returns `None` if Azure is still creating it.
     pub(super) fn read(raw: model::Identity) -> Option<Self> {
         let properties = raw.properties?;
         Some(Self {
@@ -60,7 +61,7 @@ impl ListedIdentity {
 }
 
 impl Cache {
-    /// An empty cache, whose results are read again after this interval.
+    /// Creates an empty cache with this refresh interval.
     pub(super) fn new(refresh_interval: Duration) -> Self {
         Self {
             policy: CachePolicy::new(refresh_interval),
@@ -72,7 +73,7 @@ impl Cache {
         }
     }
 
-    /// Takes in the client IDs that service accounts name now.
+    /// Sets the client IDs that service accounts currently name.
     pub(super) fn set_references(&mut self, client_ids: &ClientIds) {
         let now = Instant::now();
         self.references.retain(|name, _| client_ids.contains_key(name));
@@ -88,26 +89,27 @@ impl Cache {
         }
     }
 
-    /// Returns since when service accounts name a client ID; `None` if none does.
+    /// Returns the time since which service accounts name a client ID. Returns `None` if no service account names it.
     pub(super) fn named_since(&self, name: &str) -> Option<Instant> {
         self.references.get(name).map(|reference| reference.since)
     }
 
-    /// Returns since when service accounts name an identity, also by another property than its client ID.
+    /// Returns the time since which service accounts name an identity. They may name its client ID, principal ID, name or
+    /// resource ID.
     pub(super) fn identity_named_since(&self, identity: &ListedIdentity) -> Option<Instant> {
         let names = [&identity.client_id, &identity.id.name].into_iter().chain(&identity.principal_id);
         let names = names.map(|name| name.to_ascii_lowercase()).chain([identity.id.key()]);
         names.filter_map(|name| self.named_since(&name)).max()
     }
 
-    /// Returns the named client IDs that none of these identities has, and since when they are named.
+    /// Returns the client IDs that service accounts name but no identity has, with the time since which they are named.
     pub(super) fn missing<'k>(&'k self, identities: &[ListedIdentity]) -> impl Iterator<Item = (&'k String, Instant)> {
         let listed: HashSet<_> = identities.iter().map(|one| one.client_id.to_ascii_lowercase()).collect();
         let is_missing = move |(name, _): &(&String, &Reference)| is_guid(name) && !listed.contains(*name);
         self.references.iter().filter(is_missing).map(|(name, reference)| (name, reference.since))
     }
 
-    /// Returns all known identities, each once.
+    /// Returns all known identities without duplicates.
     pub(super) fn identities(&self) -> Vec<ListedIdentity> {
         let listed = self.lists.values().filter_map(|entry| entry.result.as_ref().ok()).flatten();
         let configured = self.configured.values().filter_map(|entry| entry.result.as_ref().ok()).flatten();
@@ -115,13 +117,13 @@ impl Cache {
         listed.chain(configured).filter(|one| ids.insert(one.id.key())).cloned().collect()
     }
 
-    /// Forgets configured identities that no service account names any more, once they are old.
-    pub(super) fn forget_unused_identities(&mut self, now: Instant) {
+    /// Removes expired configured identities that service accounts no longer name.
+    pub(super) fn remove_unused_identities(&mut self, now: Instant) {
         let references = &self.references;
         self.configured.retain(|client_id, entry| references.contains_key(client_id) || entry.refresh_at > now);
     }
 
-    /// Returns whether a configured identity is to be read.
+    /// Returns whether a read of a configured identity is due.
     pub(super) fn needs_identity(&self, client_id: &str, now: Instant) -> bool {
         let since = self.named_since(client_id);
         since.is_some() && self.configured.get(client_id).is_none_or(|entry| entry.needs_refresh(now, since))
@@ -137,17 +139,18 @@ impl Cache {
         store(&mut self.lists, subscription, result, &self.policy, &mut self.failures);
     }
 
-    /// Stores the credentials of an identity. Credentials that were not there before are new, though Azure does not say since when.
+    /// Stores the credentials of an identity. Azure may not return the creation time of a credential. A credential that
+    /// is not in the previous result counts as new.
     pub(super) fn store_credentials(&mut self, key: &str, result: Result<Vec<FederatedCredential>, Failure>) {
         let before = self.credentials.get(key).and_then(|entry| entry.result.as_ref().ok());
         let result = result.map(|new| match before {
-            Some(before) => with_time(new, before),
+            Some(before) => with_change_times(new, before),
             None => new,
         });
         store(&mut self.credentials, key, result, &self.policy, &mut self.failures);
     }
 
-    /// Logs the failures of a pass once, not for each of a thousand identities.
+    /// Logs the failures of a pass on one line, and not one line for each of many identities.
     pub(super) fn log_failures(&mut self) {
         let FailureSummary { first, others } = mem::take(&mut self.failures);
         if let Some((scope, failure)) = first {
@@ -172,7 +175,7 @@ impl FailureSummary {
     }
 }
 
-/// Stores a result. A read for which there was no time has no result.
+/// Stores a result, unless the deadline prevented the read.
 fn store<T>(
     entries: &mut HashMap<String, CacheEntry<T>>,
     key: &str,
@@ -193,8 +196,8 @@ fn store<T>(
     }
 }
 
-/// Returns the credentials with the time since when they are as they are.
-fn with_time(new: Vec<FederatedCredential>, before: &[FederatedCredential]) -> Vec<FederatedCredential> {
+/// Returns the credentials with the time of their last change.
+fn with_change_times(new: Vec<FederatedCredential>, before: &[FederatedCredential]) -> Vec<FederatedCredential> {
     let now = Timestamp::now();
     let date = |mut credential: FederatedCredential| {
         let old = before.iter().find(|old| old.name == credential.name);

@@ -1,4 +1,4 @@
-//! Failed requests to Azure Resource Manager, and what they mean.
+//! Failed requests to Azure Resource Manager.
 
 use std::{error::Error, time::Duration};
 
@@ -10,32 +10,32 @@ use super::{
     token::{TokenError, single_line},
 };
 
-/// Why a read failed. The messages are part of findings.
+/// The reason why a read failed. Findings contain the messages.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Failure {
     #[error("no token for Azure: {0}")]
     Token(TokenError),
     #[error("{} {code}{}", .status.as_u16(), after_colon(.message))]
     Status { status: StatusCode, code: String, message: String, retry_after: Option<Duration> },
-    #[error("no answer within {} s", .0.as_secs())]
+    #[error("no response within {} s", .0.as_secs())]
     Timeout(Duration),
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    #[error("the answer was cut short: {0}")]
+    #[error("incomplete response: {0}")]
     Truncated(String),
-    #[error("the answer is not what the API describes: {0}")]
+    #[error("unexpected response: {0}")]
     Malformed(String),
-    #[error("the answer has more than {0} bytes")]
+    #[error("the response has more than {0} bytes")]
     TooLarge(usize),
-    #[error("the list goes on at {0}, where the token is not sent")]
+    #[error("the next page is at {0}, to which Spillway does not send its token")]
     ForeignNextLink(String),
-    #[error("the list does not end")]
+    #[error("the list is too long or does not end")]
     UnboundedList,
-    #[error("there was no time to ask: few requests are made at a time")]
+    #[error("not read before the deadline of the pass, because Spillway limits its request rate")]
     DeadlineExceeded,
-    #[error("it is only just being made")]
+    #[error("Azure is still creating the identity")]
     BeingCreated,
-    #[error("what was read is older than the service account that names it, and is soon read again")]
+    #[error("the cached result is older than the service account's annotation, and Spillway refreshes it soon")]
     Outdated,
 }
 
@@ -44,15 +44,15 @@ fn after_colon(message: &str) -> String {
 }
 
 impl Failure {
-    pub(super) fn of_answer(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Self {
+    pub(super) fn of_response(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Self {
         let CloudError { error } = serde_json::from_slice(body).unwrap_or_default();
         let known = status.canonical_reason().unwrap_or("(unknown)");
         let code = if error.code.is_empty() { known.to_owned() } else { single_line(&error.code) };
         let message = match status {
-            // The finding names action and scope; the rest of the message is advice.
+            // The finding names the action and the scope. The message only adds advice.
             StatusCode::FORBIDDEN => String::new(),
             StatusCode::METHOD_NOT_ALLOWED => {
-                "federated credentials are not to be had in the identity's region".to_owned()
+                "Azure does not support federated credentials in the identity's region".to_owned()
             }
             _ => single_line(&error.message),
         };
@@ -69,7 +69,7 @@ impl Failure {
         }
     }
 
-    /// Returns whether the failure says nothing about the resource, so that an older result may still be right.
+    /// Returns whether the failure is not about the resource, so that an older result may still be right.
     pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::Status { status, .. } => is_transient(*status) || self.is_unauthorized(),
@@ -78,7 +78,7 @@ impl Failure {
         }
     }
 
-    /// Returns whether another attempt soon may succeed.
+    /// Returns whether an immediate retry may succeed.
     pub(super) fn is_retryable(&self) -> bool {
         match self {
             Self::Status { status, .. } => is_transient(*status),
@@ -87,7 +87,7 @@ impl Failure {
         }
     }
 
-    /// Returns whether the token was refused, so that another token may be accepted.
+    /// Returns whether Azure refused the token, so that a new token may work.
     pub(super) fn is_unauthorized(&self) -> bool {
         matches!(self, Self::Status { status: StatusCode::UNAUTHORIZED, .. })
     }
@@ -97,7 +97,7 @@ impl Failure {
         matches!(self, Self::Status { status: StatusCode::NOT_FOUND, code, .. } if code != "SubscriptionNotFound")
     }
 
-    /// Converts to the input of the checks. A permission is missing only if Azure answers 403.
+    /// Converts to the input of the checks. A permission is missing only if Azure responds with 403.
     pub(super) fn to_read_failure(&self, action: &str, scope: String) -> ReadFailure {
         let is_forbidden = matches!(self, Self::Status { status: StatusCode::FORBIDDEN, .. });
         let action = if is_forbidden { action.to_owned() } else { String::new() };
@@ -110,7 +110,7 @@ fn is_transient(status: StatusCode) -> bool {
         || status.is_server_error()
 }
 
-/// Returns the innermost cause. The outer errors name the URL and the library.
+/// Returns the innermost cause. The outer errors only name the URL and the library.
 fn innermost(error: &reqwest::Error) -> String {
     let mut inner: &dyn Error = error;
     while let Some(source) = inner.source() {

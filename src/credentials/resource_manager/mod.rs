@@ -1,8 +1,9 @@
-//! Managed identities and their federated credentials, as Azure Resource Manager lists them.
+//! Managed identities and their federated credentials from Azure Resource Manager.
 //!
-//! Only GET requests are made, and few: results are cached, and read again shortly before they are too old. Spillway lists the identities of a
-//! subscription, or reads those that are configured by resource ID. It reads the credentials of identities that service accounts name. A pass
-//! has a deadline; what it had no time for is unknown until the next pass.
+//! Spillway sends only GET requests, and few of them. It caches each result, and refreshes the result shortly before it
+//! expires. Spillway lists the identities of a subscription, or reads identities that are configured by resource ID. It
+//! reads only the credentials of identities that service accounts name. A pass has a deadline. Results that Spillway
+//! could not read in time are unknown until the next pass.
 
 mod cache;
 mod entry;
@@ -42,30 +43,31 @@ use self::{
 };
 use super::source::{ClientIds, Source};
 
-/// How long a pass of the controller may take: time for some hundred requests.
+/// Maximum time of a pass of the controller. It is enough for about a hundred requests.
 const PASS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is read, and where.
+/// Settings of the source.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The cloud.
+    /// The Azure cloud.
     pub cloud: Cloud,
     /// The URL of Azure Resource Manager.
     pub endpoint: String,
-    /// The version of the API of Microsoft.ManagedIdentity.
+    /// The API version of Microsoft.ManagedIdentity.
     pub api_version: String,
     /// The subscriptions whose identities are listed.
     pub subscriptions: BTreeSet<String>,
-    /// The resource IDs of identities, by client ID. They are read without a list.
+    /// The resource IDs of identities by client ID. Spillway reads them without a list.
     pub identities: BTreeMap<String, ResourceId>,
-    /// How long results are used.
+    /// The refresh interval of results.
     pub refresh: Duration,
-    /// How long a pass may take.
+    /// The maximum time of a pass.
     pub pass_timeout: Duration,
 }
 
 impl Settings {
-    /// Returns the settings of the controller in a configuration; `None` if it names no subscription and no identity.
+    /// Returns the controller's settings from a configuration. Returns `None` if it has no subscriptions and no
+    /// identities.
     pub fn of(config: &config::Identity) -> Option<Self> {
         let own = &config.resource_manager;
         let is_configured = !own.subscriptions.is_empty() || !own.identities.is_empty();
@@ -81,11 +83,11 @@ impl Settings {
     }
 }
 
-/// Why there is no client for Azure Resource Manager.
+/// Error in the settings.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// The endpoint is no URL.
-    #[error("\"{0}\" is no address of Azure Resource Manager, expected such as https://management.azure.com")]
+    /// The endpoint is not a URL.
+    #[error("invalid endpoint of Azure Resource Manager \"{0}\", expected a URL such as https://management.azure.com")]
     Endpoint(String),
     /// TLS cannot be set up.
     #[error("cannot set up TLS")]
@@ -95,9 +97,9 @@ pub enum SettingsError {
 /// The progress of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Identities are being read.
+    /// The pass reads identities.
     Identities,
-    /// Credentials are being read.
+    /// The pass reads credentials.
     Credentials {
         /// Number of identities whose credentials are known.
         known: usize,
@@ -108,7 +110,7 @@ pub enum Progress {
 
 type ProgressCallback = Box<dyn Fn(Progress) + Send + Sync>;
 
-/// The source.
+/// The source that reads from Azure Resource Manager.
 pub struct ResourceManager {
     client: Client,
     subscriptions: BTreeSet<String>,
@@ -120,7 +122,7 @@ pub struct ResourceManager {
 }
 
 impl ResourceManager {
-    /// A source that authenticates with tokens of Entra.
+    /// Creates a source that authenticates with tokens of Entra.
     ///
     /// # Errors
     ///
@@ -128,7 +130,7 @@ impl ResourceManager {
     pub fn new(settings: Settings) -> Result<Self, SettingsError> {
         let http = reqwest::Client::builder()
             .user_agent(concat!("spillway/", env!("CARGO_PKG_VERSION")))
-            // The target of a redirect would get the token.
+            // A redirect would send the token to its target.
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .connect_timeout(Duration::from_secs(10))
@@ -159,7 +161,7 @@ impl ResourceManager {
         })
     }
 
-    /// Calls this function with the progress of each pass.
+    /// Sets a callback for the progress of each pass.
     #[must_use]
     pub fn with_progress(self, callback: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         Self { progress: Some(Box::new(callback)), ..self }
@@ -190,7 +192,7 @@ impl ResourceManager {
     /// Reads the identities that are configured by resource ID and that service accounts name.
     async fn read_configured_identities(&self, cache: &mut Cache, deadline: Instant) {
         let now = Instant::now();
-        cache.forget_unused_identities(now);
+        cache.remove_unused_identities(now);
         let due = self.configured.iter().filter(|(client_id, _)| cache.needs_identity(client_id, now));
         let due: Vec<_> = due.map(|(client_id, id)| (client_id.clone(), id.clone())).collect();
         let requests = due.into_iter().map(|(client_id, id)| async move {
@@ -207,7 +209,8 @@ impl ResourceManager {
         }
     }
 
-    /// Lists the identities of the subscriptions whose lists are old, or of all if a service account names a new client ID.
+    /// Lists the identities of the subscriptions whose lists are due. If a service account names a new client ID, lists
+    /// those of all subscriptions.
     async fn read_lists(&self, cache: &mut Cache, deadline: Instant) {
         let now = Instant::now();
         let since = cache.missing(&cache.identities()).map(|(_, since)| since).max();
@@ -225,10 +228,11 @@ impl ResourceManager {
         }
     }
 
-    /// Reads the credentials of the identities that service accounts name, first those that were never read.
+    /// Reads the due credentials of the identities that service accounts name. Credentials that were never read come
+    /// first.
     ///
-    /// Credentials that no service account needs any more are kept as long as all others, in case they are needed again soon. Their number
-    /// is bounded by the number of requests in that time.
+    /// Credentials that service accounts no longer need stay in the cache until they expire. Service accounts may need
+    /// them again. The number of requests in that time bounds their number.
     async fn read_credentials(&self, cache: &mut Cache, identities: &[ListedIdentity], deadline: Instant) {
         let since = |one: &ListedIdentity| Some((one.id.key(), cache.identity_named_since(one)?));
         let needed: HashMap<_, _> = identities.iter().filter_map(since).collect();

@@ -1,4 +1,4 @@
-//! Responses of Azure Resource Manager, with the fields that are read
+//! Responses of Azure Resource Manager, with the fields that Spillway reads
 //! (Azure/azure-rest-api-specs specification/msi, Microsoft.ManagedIdentity; learn.microsoft.com/rest/api/managedidentity).
 
 use k8s_openapi::jiff::Timestamp;
@@ -65,7 +65,7 @@ struct SystemData {
 }
 
 impl Credential {
-    /// Converts to the input of the checks. To Entra, a changed credential is as new as a created one.
+    /// Converts to the input of the checks. For Entra, a changed credential is as new as a created one.
     pub(super) fn into_federated_credential(self) -> managed_identity::FederatedCredential {
         let Self { name, properties, system_data } = self;
         let CredentialProperties { issuer, subject, audiences, claims_matching_expression } = properties;

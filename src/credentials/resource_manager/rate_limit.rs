@@ -1,4 +1,4 @@
-//! The rate of requests.
+//! The rate limit of requests.
 
 use std::{
     num::NonZeroU32,
@@ -14,16 +14,16 @@ use governor::{
 };
 use tokio::time::{self, Instant};
 
-/// Limits the rate of requests, and stops all of them while Azure asks for a pause.
+/// Limits the rate of requests, and delays all of them after a `Retry-After`.
 ///
-/// Azure throttles a subscription or a tenant, not a request: a `Retry-After` is for every request that follows.
+/// Azure throttles a subscription or a tenant, so a `Retry-After` applies to every later request.
 pub(super) struct RateLimiter {
     quota: governor::RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<Duration>>,
     clock: TokioClock,
     paused_until: Mutex<Instant>,
 }
 
-/// The clock of the runtime, which tests can pause.
+/// The clock of tokio, which tests can pause.
 #[derive(Clone, Copy)]
 struct TokioClock {
     start: Instant,
@@ -38,7 +38,7 @@ impl Clock for TokioClock {
 }
 
 impl RateLimiter {
-    /// A limiter that allows one request for each interval, and bursts of this size. Without an interval there is no limit.
+    /// Creates a limiter that allows one request per interval, and bursts. An interval of zero means no limit.
     pub(super) fn new(interval: Duration, burst: NonZeroU32) -> Self {
         let quota = Quota::with_period(interval).unwrap_or_else(|| Quota::per_second(NonZeroU32::MAX));
         let clock = TokioClock { start: Instant::now() };
@@ -49,7 +49,7 @@ impl RateLimiter {
         }
     }
 
-    /// Waits until a request is allowed. Returns `false`, without waiting, if that is after the deadline.
+    /// Waits until a request is allowed. Returns `false` without waiting if this time is after the deadline.
     pub(super) async fn acquire(&self, deadline: Instant) -> bool {
         loop {
             let now = Instant::now();
@@ -67,7 +67,7 @@ impl RateLimiter {
         }
     }
 
-    /// Stops all requests for this long.
+    /// Delays all requests for this time.
     pub(super) fn pause(&self, pause: Duration) {
         let until = Instant::now() + pause;
         let mut paused_until = self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_request_is_allowed_in_a_pause_or_after_the_deadline() {
+    async fn no_request_is_allowed_during_a_pause_or_after_the_deadline() {
         let (limiter, start) = (limiter(1), Instant::now());
         let deadline = start + Duration::from_secs(10);
         assert!(limiter.acquire(deadline).await);

@@ -1,12 +1,13 @@
 //! Requests to Azure Resource Manager, with limits on their rate, number, duration and size.
 //!
-//! `governor` limits the rate. The retries are Spillway's own, because those of `azure_core::http::Pipeline` (1.1) cannot hold these limits:
+//! `governor` limits the rate. Spillway has its own retries, because `azure_core::http::Pipeline` (1.1) cannot enforce
+//! these limits:
 //!
-//! * `Pipeline::send` reads a body of any size into memory. `Pipeline::stream` does not, but then does not retry a body that breaks off.
-//! * The retry policy waits as long as `Retry-After` says, up to any time. `RetryPolicy::is_expired` does not get that time and
-//!   `RetryPolicy::wait` does not get the deadline, so a pass could not end before it.
-//! * A `Retry-After` delays the one request that got it; Azure means all requests for the subscription or tenant.
-//! * A refused token (401) is not replaced.
+//! * `Pipeline::send` reads a body of any size into memory. `Pipeline::stream` does not retry an incomplete body.
+//! * The retry policy waits for the whole `Retry-After`, however long. `RetryPolicy::is_expired` does not get the wait,
+//!   and `RetryPolicy::wait` does not get the deadline, so a pass could exceed its deadline.
+//! * It delays only the request that got the `Retry-After`. Azure means all requests for the subscription or tenant.
+//! * It does not replace a refused token (401).
 
 use std::{mem, num::NonZeroU32, time::Duration};
 
@@ -26,26 +27,28 @@ use super::{
     token::{TokenCache, TokenError},
 };
 
-/// The limits of requests. Azure documents, per second, 15 lists of federated credentials for a tenant, 5 for a subscription and 0.25
-/// for an identity (learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations), and 25 reads for a
-/// subscription (learn.microsoft.com/azure/azure-resource-manager/management/request-limits-and-throttling).
+/// The limits of requests.
+///
+/// Per second, Azure permits 15 lists of federated credentials for a tenant, 5 for a subscription, 0.25 for an identity
+/// (learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations). It permits 25 reads per
+/// second for a subscription (learn.microsoft.com/azure/azure-resource-manager/management/request-limits-and-throttling).
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
-    /// One request is allowed for each interval.
+    /// Average time between two requests.
     pub(super) request_interval: Duration,
-    /// Number of requests that may be made at once.
+    /// Maximum number of concurrent requests.
     pub(super) burst: NonZeroU32,
-    /// Number of attempts for a request with transient failures.
+    /// Maximum number of attempts at a request with transient failures.
     pub(super) max_attempts: u32,
-    /// Time before the second attempt. It doubles for each further one.
+    /// Time before the second attempt. It doubles for each further attempt.
     pub(super) initial_backoff: Duration,
-    /// How long a response may take.
+    /// Maximum time for a response.
     pub(super) response_timeout: Duration,
-    /// Size of a response in bytes. A page of a list of identities has about 100 entries.
+    /// Maximum size of a response in bytes. A page of a list of identities has about 100 entries.
     pub(super) max_response_bytes: usize,
-    /// Number of pages of a list.
+    /// Maximum number of pages of a list.
     pub(super) max_pages: usize,
-    /// Number of entries of a list.
+    /// Maximum number of entries of a list.
     pub(super) max_entries: usize,
 }
 
@@ -86,7 +89,7 @@ impl Client {
         Self { http, endpoint, api_version, token, rate_limiter, limits }
     }
 
-    /// Returns how many requests may be in flight.
+    /// Returns the maximum number of requests in flight.
     pub(super) fn max_concurrent(&self) -> usize {
         self.limits.burst.get() as usize
     }
@@ -96,7 +99,7 @@ impl Client {
         self.get_url(&self.url(path), deadline).await
     }
 
-    /// Reads all pages of a list, and keeps what `read` returns for each entry.
+    /// Reads all pages of a list, and converts each entry with `read`.
     pub(super) async fn list<T: DeserializeOwned, V>(
         &self,
         path: &str,
@@ -123,7 +126,7 @@ impl Client {
 
     fn url(&self, path: &str) -> Url {
         let mut url = self.endpoint.clone();
-        // Not set_path alone: a name may contain characters that have a meaning in URLs.
+        // Unlike `set_path`, this escapes special characters in names.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path.split('/').filter(|segment| !segment.is_empty()));
         }
@@ -131,7 +134,7 @@ impl Client {
         url
     }
 
-    /// Returns the URL of the next page. It gets the token, so it must have the same origin as the endpoint.
+    /// Returns the URL of the next page. It must have the same origin as the endpoint, because the request has the token.
     fn next_url(&self, next: &str) -> Result<Url, Failure> {
         let foreign = |place: &str| Failure::ForeignNextLink(place.chars().take(100).collect());
         let url = self.endpoint.join(next).map_err(|_| foreign(next))?;
@@ -200,22 +203,22 @@ impl Client {
             }
             body.extend_from_slice(&chunk);
         }
-        if status == StatusCode::OK { Ok(body) } else { Err(Failure::of_answer(status, retry_after, &body)) }
+        if status == StatusCode::OK { Ok(body) } else { Err(Failure::of_response(status, retry_after, &body)) }
     }
 }
 
-/// Returns the header, marked as sensitive: neither `Debug` nor a log of headers prints it.
+/// Returns the header, marked as sensitive so that neither `Debug` nor a log of headers prints it.
 fn authorization(secret: &Secret) -> Result<HeaderValue, Failure> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", secret.secret()))
-        .map_err(|_| Failure::Token(TokenError("it cannot stand in a header".to_owned())))?;
+        .map_err(|_| Failure::Token(TokenError("the token contains invalid characters".to_owned())))?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-/// The longest `Retry-After` that is obeyed.
+/// Maximum `Retry-After` that Spillway respects.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
 
-/// Returns the time to wait, from a number of seconds or a date (RFC 9110, section 10.2.3).
+/// Returns the time to wait, which is a number of seconds or a date (RFC 9110, section 10.2.3).
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = if let Ok(seconds) = text.parse() {

@@ -1,4 +1,4 @@
-//! The result of a pass: what the cache knows of the identities and credentials that service accounts name.
+//! Converts the cache after a pass to the input of the checks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ pub(super) const READ_IDENTITIES: &str = "Microsoft.ManagedIdentity/userAssigned
 pub(super) const READ_CREDENTIALS: &str =
     "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials/read";
 
-/// The state of the cache after a pass, and what was to be read.
+/// The cache after a pass, and the configured subscriptions and identities.
 pub(super) struct PassResult<'p> {
     pub(super) cache: &'p Cache,
     pub(super) subscriptions: &'p BTreeSet<String>,
@@ -26,7 +26,7 @@ pub(super) struct PassResult<'p> {
 }
 
 impl PassResult<'_> {
-    /// Returns these identities with their credentials, and what could not be read.
+    /// Returns these identities with their credentials, and the failed reads.
     pub(super) fn managed_identities(&self, identities: Vec<ListedIdentity>) -> ManagedIdentities {
         let cache = self.cache;
         let mut result = ManagedIdentities { incomplete: self.unread_list(), ..ManagedIdentities::default() };
@@ -50,7 +50,7 @@ impl PassResult<'_> {
         result
     }
 
-    /// Adds the identities that are configured by resource ID and could not be read, and the client IDs that certainly do not exist.
+    /// Adds identities that are configured by resource ID and could not be read, and client IDs that do not exist.
     fn add_unread_identities(&self, result: &mut ManagedIdentities) {
         for (client_id, id) in self.configured {
             let Some(since) = self.cache.named_since(client_id) else { continue };
@@ -69,13 +69,13 @@ impl PassResult<'_> {
         }
     }
 
-    /// Returns why there may be identities that are in no list.
+    /// Returns the reason why identities may exist that are not in the lists.
     fn unread_list(&self) -> Option<ReadFailure> {
         if self.subscriptions.is_empty() {
             return Some(ReadFailure {
-                reason: "no subscription is set whose identities are listed".to_owned(),
+                reason: "no subscription is configured, so Spillway lists no identities".to_owned(),
                 action: String::new(),
-                scope: "the identities that are set by their resource ids".to_owned(),
+                scope: "the identities that are configured by resource ID".to_owned(),
             });
         }
         self.subscriptions.iter().find_map(|subscription| {
@@ -89,8 +89,8 @@ impl PassResult<'_> {
     }
 }
 
-/// Returns the client IDs that are in no list although service accounts named them before the lists were read. If service accounts have named
-/// others since then, also returns that the lists are outdated for those.
+/// Returns the client IDs that do not exist. Service accounts named them before Spillway read the lists, and the lists do
+/// not contain them. Also returns a failure if service accounts have named other client IDs since then.
 fn absent(cache: &Cache, identities: &[ListedIdentity]) -> (BTreeSet<String>, Option<ReadFailure>) {
     let oldest = cache.lists.iter().min_by_key(|(_, entry)| entry.read_at);
     let Some((subscription, read_at)) = oldest.map(|(name, entry)| (name, entry.read_at)) else {

@@ -1,4 +1,4 @@
-//! The source against a local server that answers as Azure Resource Manager documents it, or worse.
+//! Tests of the source with a fake Azure Resource Manager, with documented responses and failures.
 
 use std::{
     io,
@@ -33,12 +33,13 @@ use super::{
     *,
 };
 
-/// The log at the most detailed level.
+/// Captures the log at level `trace`.
 #[derive(Clone, Default)]
 pub(super) struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
-/// A subscriber that discards everything. With a single subscriber, the thread that first reaches an event decides for all threads whether it is
-/// enabled (tokio-rs/tracing tracing-core/src/callsite.rs, has_just_one), and other tests run in other threads.
+/// A subscriber that discards all events. With a single subscriber, the thread that first reaches an event decides for
+/// all threads whether the event is enabled (tokio-rs/tracing tracing-core/src/callsite.rs, has_just_one). Other tests
+/// run in other threads.
 static SECOND_SUBSCRIBER: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
     tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(io::sink).finish().into()
 });
@@ -84,7 +85,7 @@ impl TokenProvider for FixedTokens {
     }
 }
 
-/// A local Azure Resource Manager. Paths are in lower case, without the api-version but with the query parameters after it.
+/// A fake Azure Resource Manager. Paths are in lower case and without the api-version, but with other query parameters.
 #[derive(Clone)]
 struct Arm {
     endpoint: String,
@@ -92,11 +93,11 @@ struct Arm {
 }
 
 impl Arm {
-    async fn new(answer: impl Fn(&str) -> Response + Send + Sync + 'static) -> Self {
+    async fn new(response: impl Fn(&str) -> Response + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let arm = Self { endpoint, requests: Arc::default() };
-        let (requests, answer) = (Arc::clone(&arm.requests), Arc::new(answer));
+        let (requests, response) = (Arc::clone(&arm.requests), Arc::new(response));
         let handler = move |request: Request| {
             assert_eq!(request.method(), "GET");
             let is_ours = request.headers()["authorization"] == format!("Bearer {TOKEN}");
@@ -104,13 +105,13 @@ impl Arm {
             let path = uri.replace("?api-version=2024-11-30", "");
             assert!(is_ours && path != uri, "{uri}");
             requests.lock().unwrap().push(path.clone());
-            std::future::ready(answer(&path))
+            std::future::ready(response(&path))
         };
         tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
         arm
     }
 
-    /// Takes the paths of the requests since the last call.
+    /// Returns the paths of the requests since the last call.
     fn requests(&self) -> Vec<String> {
         std::mem::take(&mut *self.requests.lock().unwrap())
     }
@@ -199,7 +200,7 @@ fn names(read: &ManagedIdentities, number: usize) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn all_pages_are_read_and_credentials_of_named_identities_only() {
+async fn only_credentials_of_named_identities_are_read() {
     let endpoint = Arc::new(Mutex::new(String::new()));
     let own = Arc::clone(&endpoint);
     let arm = Arm::new(move |path| {
@@ -263,7 +264,7 @@ async fn identities_configured_by_resource_id_need_no_list() {
     let read = source.read(&client_ids([1, 2, 3, 4, 6, 9])).await;
     assert_eq!(names(&read, 1), ["a"]);
     let absent: Vec<_> = read.absent.iter().cloned().collect();
-    assert_eq!(absent, [client_id(2), client_id(4)], "deleted, or made again under the same name");
+    assert_eq!(absent, [client_id(2), client_id(4)], "deleted, or recreated with the same name");
     assert_eq!(
         identity_of(&read, 3).credentials,
         Err(ReadFailure {
@@ -279,7 +280,7 @@ async fn identities_configured_by_resource_id_need_no_list() {
     assert!(requests.len() == 6 && requests.iter().all(|path| path.contains("/resourcegroups/rg/")), "{requests:?}");
 }
 
-/// All documented errors, and the failures that they become.
+/// All documented errors, and their failures.
 #[tokio::test]
 async fn every_error_becomes_a_failure_and_never_an_empty_list() {
     type Answer = fn() -> Response;
@@ -297,9 +298,12 @@ async fn every_error_becomes_a_failure_and_never_an_empty_list() {
         ("404 ResourceNotFound: The Resource was not found.", false, 1, || {
             refusal(404, "ResourceNotFound", "The Resource was not found.")
         }),
-        ("405 MethodNotAllowed: federated credentials are not to be had in the identity's region", false, 1, || {
-            refusal(405, "MethodNotAllowed", "Support for federated identity credentials not enabled.")
-        }),
+        (
+            "405 MethodNotAllowed: Azure does not support federated credentials in the identity's region",
+            false,
+            1,
+            || refusal(405, "MethodNotAllowed", "Support for federated identity credentials not enabled."),
+        ),
         ("409 ConcurrentFederatedIdentityCredentialsWritesForSingleManagedIdentity: Too many", false, 3, || {
             refusal(409, "ConcurrentFederatedIdentityCredentialsWritesForSingleManagedIdentity", "Too many")
         }),
@@ -307,23 +311,19 @@ async fn every_error_becomes_a_failure_and_never_an_empty_list() {
         ("500 InternalServerError: oops", false, 3, || refusal(500, "InternalServerError", "oops")),
         ("503 Service Unavailable", false, 3, || (StatusCode::SERVICE_UNAVAILABLE, "<html>").into_response()),
         ("302 Found", false, 1, || (StatusCode::FOUND, [("location", "http://127.0.0.1:1/")], "").into_response()),
-        ("the answer is not what the API describes: .: missing field `value` at line 1 column 2", false, 1, || {
-            "{}".into_response()
-        }),
+        ("unexpected response: .: missing field `value` at line 1 column 2", false, 1, || "{}".into_response()),
         (
-            "the answer is not what the API describes: value[0].properties.issuer: invalid type: integer `5`, expected a string at line 1 column 54",
+            "unexpected response: value[0].properties.issuer: invalid type: integer `5`, expected a string at line 1 column 54",
             false,
             1,
             || r#"{"value": [{"name": "x", "properties": {"issuer":    5}}]}"#.into_response(),
         ),
-        ("the answer is not what the API describes: .: expected value at line 1 column 1", false, 1, || {
-            "<html>".into_response()
-        }),
-        ("the answer was cut short", false, 3, || {
+        ("unexpected response: .: expected value at line 1 column 1", false, 1, || "<html>".into_response()),
+        ("incomplete response", false, 3, || {
             let half = [Ok(Bytes::from(r#"{"value": ["#)), Err(io::Error::other("cut"))];
             Body::from_stream(stream::iter(half)).into_response()
         }),
-        ("the answer has more than 1000 bytes", false, 1, || " ".repeat(1_001).into_response()),
+        ("the response has more than 1000 bytes", false, 1, || " ".repeat(1_001).into_response()),
     ];
     let nth = Arc::new(AtomicUsize::new(0));
     let case = Arc::clone(&nth);
@@ -377,7 +377,7 @@ async fn an_unreachable_or_slow_server_is_reported() {
         limits.response_timeout = Duration::from_secs(1);
     });
     let read = silent_source.read(&client_ids([1])).await;
-    assert_eq!(read.incomplete.unwrap().reason, "no answer within 1 s");
+    assert_eq!(read.incomplete.unwrap().reason, "no response within 1 s");
     let arm = Arm::new(|_| {
         let drip = stream::unfold((), |()| async {
             time::sleep(Duration::from_millis(50)).await;
@@ -387,7 +387,7 @@ async fn an_unreachable_or_slow_server_is_reported() {
     })
     .await;
     let slow = arm.source(|_, limits| limits.response_timeout = Duration::from_secs(1));
-    assert_eq!(slow.read(&client_ids([1])).await.incomplete.unwrap().reason, "no answer within 1 s");
+    assert_eq!(slow.read(&client_ids([1])).await.incomplete.unwrap().reason, "no response within 1 s");
 }
 
 #[tokio::test]
@@ -429,10 +429,10 @@ async fn a_retry_after_beyond_the_deadline_ends_the_pass() {
     assert_eq!(arm.requests().len(), 2);
     let reasons: BTreeSet<_> =
         (0..3).map(|number| identity_of(&read, number).credentials.as_ref().unwrap_err().reason.clone()).collect();
-    let expected = ["429 Too Many Requests", "there was no time to ask: few requests are made at a time"];
+    let expected = ["429 Too Many Requests", &Failure::DeadlineExceeded.to_string()];
     assert!(reasons.iter().eq(expected), "{reasons:?}");
     source.read(&client_ids(0..3)).await;
-    assert_eq!(arm.requests().len(), 0, "the next pass obeys it too");
+    assert_eq!(arm.requests().len(), 0, "the next pass also waits for Retry-After");
 }
 
 #[tokio::test]
@@ -440,10 +440,10 @@ async fn the_token_stays_at_its_origin_and_lists_are_bounded() {
     let next = Arc::new(Mutex::new(String::new()));
     let link = Arc::clone(&next);
     let arm = Arm::new(move |_| list(&[identity(1)], Some(&link.lock().unwrap()))).await;
-    let thief = Arm::new(|_| list(&[], None)).await;
+    let foreign = Arm::new(|_| list(&[], None)).await;
     let host = arm.endpoint.trim_start_matches("http://");
     for (link, place) in [
-        (format!("{}/x", thief.endpoint), thief.endpoint.clone()),
+        (format!("{}/x", foreign.endpoint), foreign.endpoint.clone()),
         (format!("http://{host}@127.0.0.1:1/x"), "http://127.0.0.1:1".to_owned()),
         (format!("http://user:pass@{host}/x"), arm.endpoint.clone()),
         (format!("https://{host}/x"), format!("https://{host}")),
@@ -453,13 +453,16 @@ async fn the_token_stays_at_its_origin_and_lists_are_bounded() {
         next.lock().unwrap().clone_from(&link);
         let read = arm.source(|_, _| {}).read(&client_ids([1])).await;
         let reason = read.incomplete.unwrap().reason;
-        assert_eq!(reason, format!("the list goes on at {place}, where the token is not sent"), "{link}");
+        assert_eq!(reason, format!("the next page is at {place}, to which Spillway does not send its token"), "{link}");
         assert_eq!(arm.requests().len(), 1);
     }
-    assert_eq!(thief.requests().len(), 0);
+    assert_eq!(foreign.requests().len(), 0);
     *next.lock().unwrap() = "/again?api-version=2024-11-30".to_owned();
     let read = arm.source(|_, _| {}).read(&client_ids([1])).await;
-    assert_eq!((read.incomplete.unwrap().reason.as_str(), arm.requests().len()), ("the list does not end", 2));
+    assert_eq!(
+        (read.incomplete.unwrap().reason.as_str(), arm.requests().len()),
+        ("the list is too long or does not end", 2)
+    );
     let count = AtomicUsize::new(0);
     let endless = Arm::new(move |_| {
         let next = format!("/x?api-version=2024-11-30&p={}", count.fetch_add(1, Ordering::SeqCst));
@@ -467,9 +470,15 @@ async fn the_token_stays_at_its_origin_and_lists_are_bounded() {
     })
     .await;
     let read = endless.source(|_, limits| limits.max_pages = 7).read(&client_ids([1])).await;
-    assert_eq!((read.incomplete.unwrap().reason.as_str(), endless.requests().len()), ("the list does not end", 7));
+    assert_eq!(
+        (read.incomplete.unwrap().reason.as_str(), endless.requests().len()),
+        ("the list is too long or does not end", 7)
+    );
     let read = endless.source(|_, limits| limits.max_entries = 9).read(&client_ids([1])).await;
-    assert_eq!((read.incomplete.unwrap().reason.as_str(), endless.requests().len()), ("the list does not end", 5));
+    assert_eq!(
+        (read.incomplete.unwrap().reason.as_str(), endless.requests().len()),
+        ("the list is too long or does not end", 5)
+    );
 }
 
 #[tokio::test]
@@ -496,7 +505,7 @@ async fn the_token_is_in_no_log_error_or_debug_output() {
     let unreachable = closed.read(&client_ids([1])).await;
     let all = format!("{read:?} {unreachable:?} {source:?} {}", log.text());
     assert!(all.contains("cannot read everything from Azure Resource Manager"), "{all}");
-    assert!(all.contains("hyper"), "the log has lines of the libraries");
+    assert!(all.contains("hyper"), "the test captures the logs of libraries");
     assert!(!all.contains(TOKEN), "{all}");
 }
 
@@ -527,7 +536,7 @@ async fn a_credential_that_appears_later_is_new() {
     assert_eq!((second["old"], second["dated"]), (None, Some(changed_at)));
     assert!(second["new"] >= Some(start) && second["changed"] >= Some(start), "{second:?}");
     let third = since(&source.read(&client_ids([1])).await);
-    assert_eq!(third, second, "the time does not change again");
+    assert_eq!(third, second, "an unchanged credential keeps its time");
 }
 
 #[tokio::test]
@@ -547,13 +556,13 @@ async fn credentials_are_read_again_for_a_new_service_account() {
     source.read(&named_by(1)).await;
     assert_eq!(arm.requests().len(), 0, "a removed service account needs no request");
     source.read(&named_by(2)).await;
-    assert_eq!(arm.requests().len(), 1, "its credential may be new too");
+    assert_eq!(arm.requests().len(), 1, "a new service account may have a new credential");
     fails.store(true, Ordering::SeqCst);
     source.read(&named_by(3)).await;
     let tries = arm.requests().len();
     assert!(tries >= 1);
     source.read(&named_by(4)).await;
-    assert_eq!(arm.requests().len(), 0, "a failed read is not repeated so soon");
+    assert_eq!(arm.requests().len(), 0, "a failed read is not repeated immediately");
 }
 
 #[tokio::test]
@@ -567,13 +576,17 @@ async fn a_new_client_id_is_looked_up_at_a_limited_rate() {
     source.read(&client_ids([1])).await;
     assert_eq!(arm.requests().len(), 2);
     source.read(&client_ids([1, 2])).await;
-    assert_eq!(arm.requests().len(), 1, "it is in the cached list");
+    assert_eq!(arm.requests().len(), 1, "the cached list has the identity");
     let read = source.read(&client_ids([1, 2, 3])).await;
     assert_eq!(arm.requests().len(), 0, "too soon");
-    assert_eq!(read.incomplete.unwrap().reason, Failure::Outdated.to_string(), "it may have been created since");
+    assert_eq!(
+        read.incomplete.unwrap().reason,
+        Failure::Outdated.to_string(),
+        "the identity may be newer than the list"
+    );
     source.cache.lock().await.lists.values_mut().for_each(|entry| entry.attempted_at -= MIN_REFRESH_INTERVAL);
     let read = source.read(&client_ids([1, 2, 3])).await;
-    assert_eq!((arm.requests().len(), read.incomplete), (1, None), "it does not exist");
+    assert_eq!((arm.requests().len(), read.incomplete), (1, None), "the identity does not exist");
     let read = source.read(&client_ids([1, 2, 3, 4])).await;
     assert!(read.incomplete.is_some(), "the list is too old for another client ID");
     assert!(read.absent.iter().eq([&client_id(3)]), "{read:?}");
@@ -581,7 +594,7 @@ async fn a_new_client_id_is_looked_up_at_a_limited_rate() {
     assert_eq!((arm.requests().len(), read.incomplete), (0, None));
     source.cache.lock().await.lists.values_mut().for_each(|entry| entry.attempted_at -= MIN_REFRESH_INTERVAL);
     source.read(&client_ids([1, 2, 3])).await;
-    assert_eq!(arm.requests().len(), 0, "it does not exist; the list is read again when it is old");
+    assert_eq!(arm.requests().len(), 0, "the list is not due, and the identity does not exist");
 }
 
 #[tokio::test]
@@ -601,15 +614,15 @@ async fn unneeded_credentials_are_not_read_and_expire() {
     assert_eq!(identity_of(&unneeded, 1).credentials.as_ref().unwrap_err().reason, "no service account names it");
     let read = source.read(&client_ids([1, 2])).await;
     assert_eq!((names(&read, 1), names(&read, 2)), (vec!["a"], vec!["a"]));
-    assert_eq!(arm.requests().len(), 2, "service accounts are newer than the result: only their credentials are read");
+    assert_eq!(arm.requests().len(), 2, "only credentials that are older than the references are read");
     source.cache.lock().await.credentials.values_mut().for_each(|entry| entry.refresh_at = Instant::now());
     source.read(&client_ids([1])).await;
     assert_eq!(arm.requests().len(), 1, "unneeded credentials are not read");
-    assert_eq!(source.cache.lock().await.credentials.len(), 1, "and they expire");
+    assert_eq!(source.cache.lock().await.credentials.len(), 1, "unneeded credentials expire");
 }
 
 #[tokio::test]
-async fn an_identity_in_creation_is_unknown() {
+async fn an_identity_that_azure_is_creating_is_unknown() {
     let arm = Arm::new(|_| format!(r#"{{"id": "{}", "properties": {{}}}}"#, id(1)).into_response()).await;
     let source = arm.source(|settings, _| {
         settings.subscriptions.clear();
@@ -617,13 +630,13 @@ async fn an_identity_in_creation_is_unknown() {
     });
     let read = source.read(&client_ids([1])).await;
     assert_eq!(read.absent.len(), 0);
-    assert_eq!(identity_of(&read, 1).credentials.as_ref().unwrap_err().reason, "it is only just being made");
+    assert_eq!(identity_of(&read, 1).credentials.as_ref().unwrap_err().reason, "Azure is still creating the identity");
     let refresh_at = source.cache.lock().await.configured[&client_id(1)].refresh_at;
-    assert!(refresh_at <= Instant::now() + MIN_REFRESH_INTERVAL, "it is read again soon");
+    assert!(refresh_at <= Instant::now() + MIN_REFRESH_INTERVAL, "the identity is read again soon");
 }
 
 #[tokio::test]
-async fn a_token_that_is_refused_is_replaced_at_once() {
+async fn a_refused_token_is_replaced_immediately() {
     let count = AtomicUsize::new(0);
     let arm = Arm::new(move |path| match path {
         _ if count.fetch_add(1, Ordering::SeqCst) == 0 => refusal(401, "ExpiredAuthenticationToken", "expired"),
@@ -660,24 +673,28 @@ async fn results_outlast_an_outage_of_azure() {
     assert_eq!((names(&read, 1), read.incomplete.clone()), (vec!["a"], None));
     assert_eq!(arm.requests().len(), 2 + 2 * 3);
     source.read(&client_ids([1])).await;
-    assert_eq!(arm.requests().len(), 0, "not again within the least interval");
+    assert_eq!(arm.requests().len(), 0, "not again within the minimum interval");
     is_down.store(2, Ordering::SeqCst);
     expire().await;
     let read = source.read(&client_ids([1])).await;
-    assert_eq!((names(&read, 1), read.incomplete.clone()), (vec!["a"], None), "that says nothing about identities");
-    assert_eq!(arm.requests().len(), 3, "one retry with a new token, which is not replaced again");
+    assert_eq!(
+        (names(&read, 1), read.incomplete.clone()),
+        (vec!["a"], None),
+        "a refused token is not about the identity"
+    );
+    assert_eq!(arm.requests().len(), 3, "one retry with a new token, and no further token");
     source.read(&client_ids([1])).await;
-    assert_eq!(arm.requests().len(), 0, "not again within the least interval");
+    assert_eq!(arm.requests().len(), 0, "not again within the minimum interval");
     is_down.store(3, Ordering::SeqCst);
     expire().await;
     let read = source.read(&client_ids([1])).await;
     assert!(
         read.incomplete.is_some_and(|failure| failure.reason == "403 AuthorizationFailed"),
-        "that is a definite answer"
+        "a missing permission is a permanent failure"
     );
 }
 
-/// An optimised build takes less than a second; the bounds are wide for slow machines.
+/// An optimised build takes less than a second. The limits are high enough for slow machines.
 #[test]
 fn ten_thousand_identities_need_bounded_time_memory_and_requests() {
     const ALL: usize = 10_000;

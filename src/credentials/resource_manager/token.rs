@@ -1,4 +1,4 @@
-//! Tokens for Azure Resource Manager. They are requested rarely, kept in memory only, and never printed.
+//! Tokens for Azure Resource Manager. Spillway requests them rarely, keeps them only in memory, and never prints them.
 
 use std::{env, sync::Arc, time::Duration};
 
@@ -19,13 +19,13 @@ use tokio::{
     time::{self, Instant},
 };
 
-/// A token that expires sooner is not used: a request takes time, and clocks differ.
+/// Minimum remaining lifetime of a token. A request takes time, and clocks differ.
 const MIN_REMAINING_LIFETIME: SignedDuration = SignedDuration::from_mins(5);
-/// How long Entra or the Azure CLI may take for a token.
+/// Maximum time in which Entra or the Azure CLI must return a token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long no token is requested after a failure: all requests of a pass would fail in the same way.
+/// Backoff after a failed token request. All requests of a pass would fail in the same way.
 const FAILURE_BACKOFF: Duration = Duration::from_secs(30);
-/// The longest message of Entra or the Azure CLI that is shown.
+/// Maximum length of a message of Entra or the Azure CLI.
 const MAX_MESSAGE_CHARS: usize = 400;
 
 /// A token. `Debug` does not print it.
@@ -33,11 +33,11 @@ const MAX_MESSAGE_CHARS: usize = 400;
 pub struct Token {
     /// The bearer token.
     pub secret: Secret,
-    /// When the token expires.
+    /// The expiry of the token.
     pub expires: Timestamp,
 }
 
-/// Why there is no token.
+/// Error of a token request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct TokenError(pub String);
@@ -48,7 +48,7 @@ pub trait TokenProvider: Send + Sync {
     fn token(&self) -> BoxFuture<'_, Result<Token, TokenError>>;
 }
 
-/// Tokens of Entra, by workload identity if it is injected, else by a developer's login such as `az login`.
+/// Tokens of Entra. Uses workload identity if it is injected, and otherwise a developer's login such as `az login`.
 pub struct EntraTokens {
     cloud: Cloud,
     http: reqwest::Client,
@@ -59,8 +59,8 @@ impl EntraTokens {
         Self { cloud, http }
     }
 
-    /// Creates a new credential each time: it would return the same token until shortly before that expires, even a refused one
-    /// (Azure/azure-sdk-for-rust sdk/identity/azure_identity/src/cache.rs).
+    /// Creates a new credential for each request. A credential caches its token until shortly before the expiry, even if
+    /// Azure refused the token (Azure/azure-sdk-for-rust sdk/identity/azure_identity/src/cache.rs).
     fn credential(&self) -> azure_core::Result<Arc<dyn TokenCredential>> {
         Ok(if env::var_os("AZURE_FEDERATED_TOKEN_FILE").is_some() {
             WorkloadIdentityCredential::new(Some(WorkloadIdentityCredentialOptions {
@@ -82,15 +82,15 @@ impl TokenProvider for EntraTokens {
 async fn request(cloud: Cloud, credential: azure_core::Result<Arc<dyn TokenCredential>>) -> Result<Token, TokenError> {
     let response = async { credential?.get_token(&[scope(cloud)], None).await };
     let Ok(response) = time::timeout(TOKEN_TIMEOUT, response).await else {
-        return Err(TokenError(format!("no answer within {} s", TOKEN_TIMEOUT.as_secs())));
+        return Err(TokenError(format!("no response within {} s", TOKEN_TIMEOUT.as_secs())));
     };
     let token = response.map_err(|error| TokenError(short_message(&error.to_string())))?;
-    // A time out of range belongs to a token that does not expire.
+    // A time out of range means that the token does not expire.
     let expires = Timestamp::from_second(token.expires_on.unix_timestamp()).unwrap_or(Timestamp::MAX);
     Ok(Token { secret: token.token, expires })
 }
 
-/// Returns the scope of the cloud (Azure/azure-sdk-for-go sdk/azcore/arm/runtime/runtime.go; for the public one also
+/// Returns the scope of the cloud (Azure/azure-sdk-for-go sdk/azcore/arm/runtime/runtime.go, and for the public cloud
 /// learn.microsoft.com/rest/api/azure).
 const fn scope(cloud: Cloud) -> &'static str {
     match cloud {
@@ -118,8 +118,8 @@ fn options(cloud: Cloud, transport: Transport) -> ClientAssertionCredentialOptio
     }
 }
 
-/// Returns Entra's error without trace IDs, advice and the context that azure_identity adds. azure_identity 1.0 often cannot parse the
-/// description because of line breaks in it, and quotes it.
+/// Returns Entra's error without trace IDs, advice and the context of azure_identity. azure_identity 1.0 often cannot
+/// parse a description with line breaks, and quotes it.
 fn short_message(text: &str) -> String {
     let from_code = text.find("AADSTS").and_then(|start| text.get(start..)).unwrap_or(text);
     let ends = ["Trace ID", "To troubleshoot"].iter().filter_map(|end| from_code.find(end));
@@ -135,7 +135,7 @@ pub(super) fn single_line(text: &str) -> String {
     line.chars().take(MAX_MESSAGE_CHARS).chain("...".chars()).collect()
 }
 
-/// The current token, until shortly before it expires.
+/// Caches the current token until shortly before its expiry.
 pub(super) struct TokenCache {
     provider: Box<dyn TokenProvider>,
     state: Mutex<TokenState>,
@@ -145,7 +145,7 @@ pub(super) struct TokenCache {
 struct TokenState {
     token: Option<Token>,
     failure: Option<(TokenError, Instant)>,
-    /// When a token was dropped because Azure refused it.
+    /// The time when Spillway last dropped a token that Azure refused.
     refused_at: Option<Instant>,
 }
 
@@ -154,7 +154,7 @@ impl TokenCache {
         Self { provider, state: Mutex::default() }
     }
 
-    /// Returns a token that is valid for some minutes.
+    /// Returns the cached token, or requests a new one shortly before its expiry.
     pub(super) async fn get(&self) -> Result<Secret, TokenError> {
         let mut state = self.state.lock().await;
         if let Some(token) = &state.token
@@ -180,7 +180,8 @@ impl TokenCache {
         }
     }
 
-    /// Drops a refused token. Returns whether the request may succeed with another token: not if the previous one was refused just now.
+    /// Drops a refused token. Returns whether a retry with a new token may succeed. It may not if Azure also refused the
+    /// previous token shortly before.
     pub(super) async fn invalidate(&self, refused: &Secret) -> bool {
         let mut state = self.state.lock().await;
         if state.token.as_ref().is_none_or(|token| token.secret != *refused) {
@@ -217,7 +218,7 @@ mod tests {
     struct FakeEntra {
         status: StatusCode,
         body: String,
-        asked: Lock<Vec<(String, String)>>,
+        requests: Lock<Vec<(String, String)>>,
     }
 
     impl HttpClient for FakeEntra {
@@ -232,25 +233,25 @@ mod tests {
         {
             let Body::Bytes(body) = request.body() else { panic!("a form") };
             let form = String::from_utf8(body.to_vec()).unwrap();
-            self.asked.lock().unwrap().push((request.url().to_string(), form));
+            self.requests.lock().unwrap().push((request.url().to_string(), form));
             let body = Bytes::from(self.body.clone());
             Box::pin(async move { Ok(AsyncRawResponse::from_bytes(self.status, Headers::new(), body)) })
         }
     }
 
-    async fn answer(cloud: Cloud, status: StatusCode, body: &str) -> (Result<Token, TokenError>, (String, String)) {
+    async fn response(cloud: Cloud, status: StatusCode, body: &str) -> (Result<Token, TokenError>, (String, String)) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), ASSERTION).unwrap();
-        let fake = Arc::new(FakeEntra { status, body: body.to_owned(), asked: Lock::default() });
+        let fake = Arc::new(FakeEntra { status, body: body.to_owned(), requests: Lock::default() });
         let credential = WorkloadIdentityCredential::new(Some(WorkloadIdentityCredentialOptions {
             credential_options: options(cloud, Transport::new(fake.clone())),
             client_id: Some("00000000-1111-4222-8333-444444444444".to_owned()),
             tenant_id: Some("11111111-2222-4333-8444-555555555555".to_owned()),
             token_file_path: Some(file.path().to_owned()),
         }));
-        let answer = request(cloud, Ok(credential.unwrap())).await;
-        let asked = fake.asked.lock().unwrap().pop().unwrap();
-        (answer, asked)
+        let response = request(cloud, Ok(credential.unwrap())).await;
+        let requests = fake.requests.lock().unwrap().pop().unwrap();
+        (response, requests)
     }
 
     #[tokio::test]
@@ -261,8 +262,8 @@ mod tests {
             (Cloud::UsGovernment, "https://login.microsoftonline.us/", "management.core.usgovcloudapi.net"),
             (Cloud::China, "https://login.chinacloudapi.cn/", "management.core.chinacloudapi.cn"),
         ] {
-            let (answer, (url, form)) = answer(cloud, StatusCode::Ok, &body).await;
-            let token = answer.unwrap();
+            let (response, (url, form)) = response(cloud, StatusCode::Ok, &body).await;
+            let token = response.unwrap();
             assert_eq!(token.secret.secret(), TOKEN);
             let left = token.expires.duration_since(Timestamp::now());
             assert!((3_590..=3_600).contains(&left.as_secs()), "{left:?}");
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_secret_is_printed_whatever_entra_answers() {
+    async fn no_response_of_entra_makes_spillway_print_a_secret() {
         let log = CapturedLog::default();
         let _guard = log.capture();
         let right = format!(r#"{{"token_type": "Bearer", "expires_in": 3600, "access_token": "{TOKEN}"}}"#);
@@ -287,67 +288,67 @@ mod tests {
             (StatusCode::Ok, &right[..right.len() - 3]),
             (StatusCode::Ok, ""),
         ] {
-            let (answer, _) = answer(Cloud::Public, status, body).await;
-            shown += &answer.map_or_else(|error| format!("{error} {error:?}\n"), |token| format!("{token:?}\n"));
+            let (response, _) = response(Cloud::Public, status, body).await;
+            shown += &response.map_or_else(|error| format!("{error} {error:?}\n"), |token| format!("{token:?}\n"));
         }
         assert!(shown.contains("AADSTS700213: No matching federated identity record found. TokenError"), "{shown}");
         let all = shown + &log.text();
-        assert!(all.contains("login.microsoftonline.com"), "the log is heard: {all}");
+        assert!(all.contains("login.microsoftonline.com"), "the test captures the log: {all}");
         assert!(!all.contains(TOKEN) && !all.contains(ASSERTION), "{all}");
     }
 
     struct Counted {
-        asked: Arc<AtomicUsize>,
-        answer: Result<SignedDuration, TokenError>,
+        requests: Arc<AtomicUsize>,
+        response: Result<SignedDuration, TokenError>,
     }
 
     impl TokenProvider for Counted {
         fn token(&self) -> BoxFuture<'_, Result<Token, TokenError>> {
-            let count = self.asked.fetch_add(1, Ordering::SeqCst);
+            let count = self.requests.fetch_add(1, Ordering::SeqCst);
             let token = |left| Token { secret: Secret::new(format!("{count}")), expires: Timestamp::now() + left };
-            std::future::ready(self.answer.clone().map(token)).boxed()
+            std::future::ready(self.response.clone().map(token)).boxed()
         }
     }
 
-    fn counted(answer: Result<SignedDuration, TokenError>) -> (TokenCache, Arc<AtomicUsize>) {
-        let asked = Arc::new(AtomicUsize::new(0));
-        (TokenCache::new(Box::new(Counted { asked: Arc::clone(&asked), answer })), asked)
+    fn counted(response: Result<SignedDuration, TokenError>) -> (TokenCache, Arc<AtomicUsize>) {
+        let requests = Arc::new(AtomicUsize::new(0));
+        (TokenCache::new(Box::new(Counted { requests: Arc::clone(&requests), response })), requests)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_token_is_reused_until_it_nearly_expires_or_is_refused() {
-        let (cache, asked) = counted(Ok(SignedDuration::from_mins(6)));
+        let (cache, requests) = counted(Ok(SignedDuration::from_mins(6)));
         let first = cache.get().await.unwrap();
         cache.get().await.unwrap();
-        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        assert_eq!(requests.load(Ordering::SeqCst), 1);
         assert!(cache.invalidate(&Secret::new("another")).await);
         cache.get().await.unwrap();
-        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        assert_eq!(requests.load(Ordering::SeqCst), 1);
         assert!(cache.invalidate(&first).await);
         let second = cache.get().await.unwrap();
-        assert_eq!(asked.load(Ordering::SeqCst), 2);
-        assert!(!cache.invalidate(&second).await, "a new one is refused too");
+        assert_eq!(requests.load(Ordering::SeqCst), 2);
+        assert!(!cache.invalidate(&second).await, "Azure refuses the new token too");
         cache.get().await.unwrap();
-        assert_eq!(asked.load(Ordering::SeqCst), 2);
+        assert_eq!(requests.load(Ordering::SeqCst), 2);
         time::advance(FAILURE_BACKOFF).await;
         assert!(cache.invalidate(&second).await);
         cache.get().await.unwrap();
-        assert_eq!(asked.load(Ordering::SeqCst), 3);
-        let (cache, asked) = counted(Ok(SignedDuration::from_mins(4)));
+        assert_eq!(requests.load(Ordering::SeqCst), 3);
+        let (cache, requests) = counted(Ok(SignedDuration::from_mins(4)));
         cache.get().await.unwrap();
         cache.get().await.unwrap();
-        assert_eq!(asked.load(Ordering::SeqCst), 2);
+        assert_eq!(requests.load(Ordering::SeqCst), 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_a_failure_no_token_is_requested_for_a_while() {
-        let (cache, asked) = counted(Err(TokenError("no".to_owned())));
+    async fn a_failed_token_request_has_a_backoff() {
+        let (cache, requests) = counted(Err(TokenError("no".to_owned())));
         for _ in 0..3 {
             assert_eq!(cache.get().await.unwrap_err().to_string(), "no");
         }
-        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        assert_eq!(requests.load(Ordering::SeqCst), 1);
         time::advance(FAILURE_BACKOFF).await;
         cache.get().await.unwrap_err();
-        assert_eq!(asked.load(Ordering::SeqCst), 2);
+        assert_eq!(requests.load(Ordering::SeqCst), 2);
     }
 }

@@ -1,17 +1,19 @@
-//! Writes log lines in batches, from a thread of its own: a request never waits for standard error.
+//! Writes log lines in batches from a separate thread, so that requests never wait for standard error.
 //!
-//! `tracing_appender::non_blocking` has the thread, the bounded queue and the counter of dropped lines. Alone, it wakes its
-//! thread and writes for every line. [`BatchWriter`] makes that one write for the lines of [`MIN_WRITE_INTERVAL`].
+//! `tracing_appender::non_blocking` provides the thread, the bounded queue and the counter of dropped lines. On its own,
+//! it wakes the thread and writes once for every line. With [`BatchWriter`], it writes once per [`MIN_WRITE_INTERVAL`].
 //!
-//! CPU time for each line of a decision, as JSON to a pipe (release build, median of five rounds; the call includes the formatting):
+//! CPU time for each line of a decision, as JSON to a pipe. Release build, median of five rounds. The time in the call
+//! includes the formatting.
 //!
 //! | | 200,000 lines without a pause | 2,000 lines a second |
 //! | --- | --- | --- |
-//! | a mutex and a buffer of our own, which blocks while standard error does | 1.4 µs | 3.4 µs in the call, 0.2 µs in the thread |
+//! | a mutex and a buffer, which block while standard error blocks | 1.4 µs | 3.4 µs in the call, 0.2 µs in the thread |
 //! | `non_blocking` alone | 1.5 µs | 4.6 µs in the call, 3.5 µs in the thread |
 //! | `non_blocking` with [`BatchWriter`] | 1.5 µs | 3.3 µs in the call, 0.9 µs in the thread |
 //!
-//! A process that is killed loses the lines of the last [`MIN_WRITE_INTERVAL`]. A decision is also in the pod and in the audit log.
+//! A killed process loses the lines of the last [`MIN_WRITE_INTERVAL`]. A decision is also in the pod and in the audit
+//! log.
 
 use std::{
     io::{self, BufWriter, Write},
@@ -27,11 +29,11 @@ const MIN_WRITE_INTERVAL: Duration = Duration::from_millis(10);
 /// Maximum size of one write.
 const MAX_BATCH_BYTES: usize = 16 * 1024;
 
-/// Maximum number of queued lines: 800,000 lines a second, or some 3 MiB while standard error is blocked. Further lines are
-/// dropped and counted.
+/// Maximum number of queued lines. It allows 800,000 lines a second, and uses about 3 MiB while standard error is
+/// blocked. Further lines are dropped and counted.
 const MAX_QUEUED_LINES: usize = 8 * 1024;
 
-/// Starts the thread that writes. Dropping the guard writes the queued lines, and waits at most 1.1 s for that.
+/// Starts the writer thread. Dropping the guard writes the queued lines, which takes at most 1.1 s.
 pub(super) fn non_blocking(out: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
     let writer = BatchWriter(BufWriter::with_capacity(MAX_BATCH_BYTES, out));
     let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_QUEUED_LINES);
@@ -46,7 +48,7 @@ impl<W: Write> Write for BatchWriter<W> {
         self.0.write(line)
     }
 
-    /// The thread calls this when the queue is empty.
+    /// The writer thread calls this when the queue is empty.
     fn flush(&mut self) -> io::Result<()> {
         let written = self.0.flush();
         thread::sleep(MIN_WRITE_INTERVAL);
@@ -140,7 +142,7 @@ mod tests {
         let (mut queue, _guard) = non_blocking(Blocked(blocked));
         let dropped = queue.error_counter();
         let start = Instant::now();
-        // The thread holds at most one batch of lines beside the queue.
+        // The writer thread holds at most one batch of lines in addition to the queue.
         (0..2 * MAX_QUEUED_LINES + MAX_BATCH_BYTES).for_each(|_| queue.write_all(b"line\n").unwrap());
         assert!(dropped.dropped_lines() >= MAX_QUEUED_LINES, "{}", dropped.dropped_lines());
         assert!(start.elapsed() < SOON);

@@ -7,7 +7,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{GaugeGuard, labels};
+use super::{gauges::GaugeGuard, labels::labels};
 
 labels!(RequestLabels { resource, decision });
 labels!(ReasonLabels { reason });
@@ -31,7 +31,7 @@ impl Resource {
     }
 }
 
-/// Metrics of the admission requests.
+/// Metrics of admission requests.
 #[derive(Debug, Clone)]
 pub struct AdmissionMetrics {
     requests: Family<RequestLabels, Counter>,
@@ -49,10 +49,10 @@ pub struct AdmissionMetrics {
 
 impl Default for AdmissionMetrics {
     fn default() -> Self {
-        // From a tenth of a millisecond, the time of a decision, to the API server's timeout.
+        // From 0.1 ms, the duration of a decision, to the API server's timeout.
         const SECONDS: [f64; 10] = [0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 2.0];
-        // The five parts of a patch have some 1,300 bytes together. A restored pod with many tolerations gets
-        // more.
+        // The five parts of a patch have about 1,300 bytes. The patch that restores a pod with many tolerations is
+        // larger.
         const BYTES: [f64; 6] = [128.0, 256.0, 512.0, 1024.0, 2048.0, 8192.0];
         Self {
             requests: Family::default(),
@@ -87,8 +87,7 @@ const UNUSABLE: [&str; 11] = [
 const LOOKUPS: [&str; 4] = ["error", "found", "not_found", "timeout"];
 
 impl AdmissionMetrics {
-    /// Registers the metrics. Alerts need every sample from the start: they would miss the first increase
-    /// otherwise.
+    /// Registers the metrics with every sample at zero. Otherwise alerts would miss the first increase.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
         for reason in UNUSABLE {
@@ -109,7 +108,7 @@ impl AdmissionMetrics {
             "Override annotations that were invalid or not permitted",
             metrics.ignored_overrides.clone(),
         );
-        r.register("stay_reasons", "Reasons for which pods were kept on VMs", metrics.stay_reasons.clone());
+        r.register("stay_reasons", "Reasons why pods stay on VMs", metrics.stay_reasons.clone());
         r.register(
             "unusable_requests",
             "Requests to the webhook without a usable AdmissionReview, by reason",
@@ -117,7 +116,7 @@ impl AdmissionMetrics {
         );
         r.register_with_unit(
             "admission_duration",
-            "Time from the end of a request's head to its response",
+            "Time from the end of the request headers to the response",
             Unit::Seconds,
             metrics.duration.clone(),
         );
@@ -141,12 +140,12 @@ impl AdmissionMetrics {
         metrics
     }
 
-    /// Counts a decision, or an object that was left unchanged without one. `decision` comes from a closed set.
+    /// Counts a decision, or an object that stays unchanged without a decision. `decision` comes from a closed set.
     pub fn decided(&self, resource: Resource, decision: &'static str) {
         self.requests.get_or_create(&RequestLabels { resource: resource.as_str(), decision }).inc();
     }
 
-    /// Counts a reason that kept a pod on VMs.
+    /// Counts a reason why a pod stays on VMs.
     pub fn stays(&self, reason: &'static str) {
         self.stay_reasons.get_or_create(&ReasonLabels { reason }).inc();
     }
@@ -156,7 +155,7 @@ impl AdmissionMetrics {
         self.notes.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// Counts overrides without effect.
+    /// Counts ignored overrides.
     pub fn overrides_ignored(&self, count: usize) {
         self.ignored_overrides.inc_by(count.try_into().unwrap_or(u64::MAX));
     }
@@ -179,7 +178,7 @@ impl AdmissionMetrics {
     }
 
     /// Observes the duration of a request.
-    pub fn answered(&self, after: Duration) {
+    pub fn responded(&self, after: Duration) {
         self.duration.observe(after.as_secs_f64());
     }
 
@@ -208,7 +207,7 @@ mod tests {
         let mut registry = crate::telemetry::registry();
         let metrics = AdmissionMetrics::new(&mut registry);
         metrics.decided(Resource::Pods, "prefer");
-        metrics.answered(Duration::from_micros(80));
+        metrics.responded(Duration::from_micros(80));
         metrics.patched(Some(&[0; 300]));
         metrics.patched(None);
         let in_flight = metrics.in_flight();

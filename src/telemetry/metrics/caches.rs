@@ -5,7 +5,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{labels, now};
+use super::{gauges::now, labels::labels};
 
 labels!(CacheLabels { cache });
 
@@ -40,13 +40,13 @@ impl CacheMetrics {
         metrics
     }
 
-    /// Removes the caches from the metrics. The count of watch errors stays.
+    /// Removes the samples of all caches, except the count of watch errors.
     pub fn reset(&self) {
         self.synced.clear();
         self.last_event.clear();
     }
 
-    /// Returns the metrics of one cache, which start at zero. The name comes from a closed set.
+    /// Creates the metrics of one cache at zero. The name comes from a closed set.
     pub fn for_cache(&self, cache: &'static str) -> WatchMetrics {
         let labels = CacheLabels { cache };
         WatchMetrics {
@@ -58,18 +58,18 @@ impl CacheMetrics {
 }
 
 impl WatchMetrics {
-    /// The initial list is complete.
+    /// Records that a list is complete.
     pub fn listed(&self) {
         self.synced.set(1);
         self.event();
     }
 
-    /// An object was added, changed or deleted.
+    /// Records that an object was added, changed or deleted.
     pub fn event(&self) {
         self.last_event.set(now());
     }
 
-    /// The watch was interrupted.
+    /// Counts an interruption of the watch.
     pub fn watch_failed(&self) {
         self.watch_errors.inc();
     }

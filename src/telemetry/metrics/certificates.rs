@@ -6,7 +6,7 @@ use prometheus_client::{
 };
 use time::OffsetDateTime;
 
-use super::labels;
+use super::labels::labels;
 
 labels!(ResultLabels { result });
 
@@ -19,7 +19,7 @@ pub struct CertificateMetrics {
 }
 
 impl CertificateMetrics {
-    /// Registers the metrics. No certificate is served yet.
+    /// Registers the metrics, without a served certificate.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
         r.register_with_unit(
@@ -37,14 +37,14 @@ impl CertificateMetrics {
         metrics
     }
 
-    /// A new certificate is served.
+    /// Records that the webhook serves a new certificate.
     pub fn loaded(&self, not_after: OffsetDateTime) {
         self.expiry.set(not_after.unix_timestamp());
         self.last_reload_failed.set(0);
         self.reloads.get_or_create(&ResultLabels { result: "success" }).inc();
     }
 
-    /// A new certificate could not be used.
+    /// Records that a new certificate could not be loaded.
     pub fn load_failed(&self) {
         self.last_reload_failed.set(1);
         self.reloads.get_or_create(&ResultLabels { result: "failure" }).inc();

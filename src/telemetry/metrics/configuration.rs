@@ -5,7 +5,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{labels, now};
+use super::{gauges::now, labels::labels};
 
 labels!(ResultLabels { result });
 
@@ -46,20 +46,20 @@ impl ConfigurationMetrics {
         Self { generation, last_success, reloads, last_reload_failed }
     }
 
-    /// Counts another current configuration. Returns the count.
+    /// Counts a new configuration. Returns the number of configurations.
     pub fn replaced(&self) -> i64 {
         self.last_success.set(now());
         self.generation.inc() + 1
     }
 
-    /// The file changed and is valid.
+    /// Records a valid change of the file.
     pub fn succeeded(&self) {
         self.last_success.set(now());
         self.last_reload_failed.set(0);
         self.reloads.get_or_create(&ResultLabels { result: "success" }).inc();
     }
 
-    /// The file changed and is invalid.
+    /// Records an invalid change of the file.
     pub fn failed(&self) {
         self.last_reload_failed.set(1);
         self.reloads.get_or_create(&ResultLabels { result: "failure" }).inc();

@@ -5,7 +5,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::labels;
+use super::{gauges::GaugeGuard, labels::labels};
 
 labels!(ReasonLabels { reason });
 
@@ -19,13 +19,13 @@ pub struct ConnectionMetrics {
 /// Why a connection failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionError {
-    /// It could not be accepted for a local reason, such as too many open files.
+    /// Accepting the connection failed for a local reason, such as too many open files.
     Accept,
     /// The TLS handshake failed.
     Handshake,
     /// The TLS handshake timed out.
     HandshakeTimeout,
-    /// No request came after the handshake.
+    /// The client sent no request after the handshake.
     NoRequest,
     /// The client did not send valid HTTP.
     Protocol,
@@ -49,7 +49,7 @@ impl ConnectionMetrics {
     /// Registers the metrics, all at zero.
     pub fn new(r: &mut Registry) -> Self {
         let metrics = Self::default();
-        // Alerts need every sample from the start: they would miss the first increase otherwise.
+        // Without a sample at zero, alerts would miss the first increase.
         for why in ConnectionError::ALL {
             let _ = metrics.errors.get_or_create(&ReasonLabels { reason: why.as_str() });
         }
@@ -66,22 +66,5 @@ impl ConnectionMetrics {
     /// Counts a failed connection.
     pub fn failed(&self, why: ConnectionError) {
         self.errors.get_or_create(&ReasonLabels { reason: why.as_str() }).inc();
-    }
-}
-
-/// Adds one to a gauge until it is dropped.
-#[derive(Debug)]
-pub struct GaugeGuard(Gauge);
-
-impl GaugeGuard {
-    pub(super) fn increment(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for GaugeGuard {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }

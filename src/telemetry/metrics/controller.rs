@@ -6,16 +6,18 @@ use prometheus_client::{
 };
 use time::OffsetDateTime;
 
-use super::{CacheMetrics, IdentityMetrics, OverflowMetrics, labels, now};
+use super::{
+    caches::CacheMetrics,
+    gauges::now,
+    identity::IdentityMetrics,
+    labels::{NoLabels, labels},
+    overflow::OverflowMetrics,
+};
 
 labels!(ReconcileLabels { reconciler, result });
 labels!(ReconcilerLabels { reconciler });
 labels!(StateLabels { state });
 labels!(ResultLabels { result });
-
-/// Labels of a family with one sample. The sample is absent until the value is known: an alert must not see an expiry
-/// of 0.
-type Known = Vec<(&'static str, &'static str)>;
 
 /// Metrics of the controller.
 #[derive(Debug, Clone, Default)]
@@ -23,7 +25,7 @@ pub struct ControllerMetrics {
     leader: Gauge,
     reconciles: Family<ReconcileLabels, Counter>,
     last_success: Family<ReconcilerLabels, Gauge>,
-    ca_expiry: Family<Known, Gauge>,
+    ca_expiry: Family<NoLabels, Gauge>,
     ca_certificates: Family<StateLabels, Gauge>,
     ca_bundle_writes: Family<ResultLabels, Counter>,
     /// Metrics of the identity checks.
@@ -66,7 +68,7 @@ impl ControllerMetrics {
         metrics
     }
 
-    /// Sets whether this replica is the leader. A replica that stops leading resets what only a leader knows.
+    /// Sets whether this replica is the leader. When a replica stops leading, the metrics of the leader are reset.
     pub fn leads(&self, leads: bool) {
         self.leader.set(leads.into());
         if !leads {
@@ -88,7 +90,7 @@ impl ControllerMetrics {
 
     /// Sets the expiry and the number of the stored CA certificates.
     pub fn authority(&self, not_after: OffsetDateTime, next: usize, old: usize) {
-        self.ca_expiry.get_or_create(&Known::new()).set(not_after.unix_timestamp());
+        self.ca_expiry.get_or_create(&NoLabels::new()).set(not_after.unix_timestamp());
         for (state, count) in [("current", 1), ("next", next), ("old", old)] {
             let count = count.try_into().unwrap_or(i64::MAX);
             self.ca_certificates.get_or_create(&StateLabels { state }).set(count);

@@ -16,7 +16,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{labels, now};
+use super::{
+    gauges::now,
+    labels::{NoLabels, labels},
+};
 
 /// Labels of a finding. The namespace is that of the service account or object, and empty for cluster-wide findings.
 /// The number of namespaces with findings bounds the number of samples.
@@ -32,15 +35,12 @@ pub struct FindingLabels {
 
 labels!(SourceLabels { source });
 
-/// Labels of a family with one sample, which is absent until the value is known.
-type Known = Vec<(&'static str, &'static str)>;
-
 /// Metrics of the identity checks. Only the leader sets them.
 #[derive(Debug, Clone)]
 pub struct IdentityMetrics {
     findings: Family<FindingLabels, Gauge>,
     counted: Arc<Mutex<BTreeMap<FindingLabels, i64>>>,
-    last_full_pass: Family<Known, Gauge>,
+    last_full_pass: Family<NoLabels, Gauge>,
     pass: Histogram,
     sources: Family<SourceLabels, Gauge>,
 }
@@ -87,7 +87,7 @@ impl IdentityMetrics {
         metrics
     }
 
-    /// Sets the number of findings, and removes the samples of findings that are gone.
+    /// Sets the number of findings, and removes the samples of fixed findings.
     pub fn found(&self, counts: BTreeMap<FindingLabels, i64>) {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         for gone in counted.keys().filter(|labels| !counts.contains_key(labels)) {
@@ -103,7 +103,7 @@ impl IdentityMetrics {
     pub fn passed(&self, took: Duration, is_full: bool) {
         self.pass.observe(took.as_secs_f64());
         if is_full {
-            self.last_full_pass.get_or_create(&Known::new()).set(now());
+            self.last_full_pass.get_or_create(&NoLabels::new()).set(now());
         }
     }
 

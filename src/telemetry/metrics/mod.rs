@@ -1,4 +1,4 @@
-//! Every metric of the program, with the prefix `spillway_`, in base units, and with labels from closed sets only.
+//! All metrics of the program. They have the prefix `spillway_`, base units, and labels from closed sets.
 
 mod admission;
 mod caches;
@@ -6,7 +6,9 @@ mod certificates;
 mod configuration;
 mod connections;
 mod controller;
+mod gauges;
 mod identity;
+mod labels;
 mod log_lines;
 mod overflow;
 mod panics;
@@ -15,29 +17,17 @@ pub use admission::{AdmissionMetrics, Resource};
 pub use caches::{CacheMetrics, WatchMetrics};
 pub use certificates::CertificateMetrics;
 pub use configuration::ConfigurationMetrics;
-pub use connections::{ConnectionError, ConnectionMetrics, GaugeGuard};
+pub use connections::{ConnectionError, ConnectionMetrics};
 pub use controller::ControllerMetrics;
+pub use gauges::GaugeGuard;
 pub use identity::{FindingLabels, IdentityMetrics};
+use labels::labels;
 pub(super) use log_lines::count_dropped_lines;
 pub use overflow::{AdviceCounts, LatePodCounts, OverflowMetrics};
 pub use panics::count_panics;
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 
-/// Declares a set of labels. Their values come from closed sets.
-macro_rules! labels {
-    ($name:ident { $($field:ident),+ }) => {
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, prometheus_client::encoding::EncodeLabelSet)]
-        struct $name { $($field: &'static str),+ }
-    };
-}
-use labels;
-
 labels!(BuildLabels { version });
-
-/// Returns the current time for a gauge, in seconds since 1970.
-fn now() -> i64 {
-    time::OffsetDateTime::now_utc().unix_timestamp()
-}
 
 /// Creates a registry with the version of the program.
 pub fn registry() -> Registry {

@@ -7,7 +7,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::labels;
+use super::labels::labels;
 
 labels!(ActionLabels { action, result });
 labels!(StateLabels { state });
@@ -128,7 +128,7 @@ impl OverflowMetrics {
         metrics
     }
 
-    /// Sets everything that only a leader knows to zero.
+    /// Sets the metrics of the leader to zero.
     pub fn reset(&self) {
         self.late(LatePodCounts::default());
         self.closed(false, false, 0);

@@ -1,4 +1,4 @@
-//! Panics: each is counted, and logged with one line.
+//! Counts panics, and logs each on one line.
 
 use std::panic::{self, PanicHookInfo};
 
