@@ -1,5 +1,5 @@
 //! The controller: reconcilers that one elected replica runs. Each has a file or folder of its own, and runs in rounds: observe, plan,
-//! apply, report. [`reconcile_all`] lists them.
+//! apply, report. `reconcile_all` lists them.
 
 mod advice;
 pub mod authority;
