@@ -58,7 +58,7 @@ generate: ## write the files that are generated from Rust sources and manifests
 	  controlplane=$$(tests/controlplane/build.sh) && \
 	  write manifests/install.yaml "$$controlplane" kubectl kustomize manifests/base
 
-# Without a sanitizer: Spillway has no unsafe code that one could check, and runs faster.
+# Without a sanitizer, because Spillway has no unsafe code and runs faster.
 fuzz: ## fuzz each target for FUZZ_SECONDS (120); needs Rust's nightly toolchain and a C++ compiler, installs cargo-fuzz
 	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 	cargo +nightly fuzz build --sanitizer none

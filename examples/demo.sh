@@ -24,7 +24,7 @@ stop_all() {
   exec 3>&- # closes the lifeline (see below): the control plane and the webhook stop
   wait
 }
-# Ctrl-C also reaches the children, so the current command may fail. Then `finish` has already started, and this ends it.
+# Ctrl-C also reaches the children, so the current command may fail. In this case `finish` has already started, and this function stops it.
 interrupted() {
   stop_all
   rm -rf "$tmp"
@@ -99,7 +99,7 @@ export KUBECONFIG=$tmp/controlplane/admin.kubeconfig
 
 step "creating the nodes" "$tmp/controlplane/kwok.log"
 k apply -f examples/nodes.yaml >/dev/null
-# Each node starts with the taint not-ready. If the virtual node lost it first, the scheduler would prefer that node.
+# Each node starts with the taint not-ready. If the virtual node lost the taint first, the scheduler would prefer the virtual node.
 nodes_ready() {
   local taints
   taints=$(k get nodes -o jsonpath='{.items[*].spec.taints[*].key}') && [[ $taints != *not-ready* ]]
@@ -195,14 +195,14 @@ poll 30 "$webhook" is_last_resort
 
 title "Scaling a Deployment 1 → 30 → 20: each pod requests 500m CPU, and the VMs have room for 24 (real pods, real scheduler)"
 placed() { k -n shop get pods -l app=web -o jsonpath='{range .items[*]}{.spec.nodeName}{"\n"}{end}' >"$tmp/placed"; }
-# are N: succeeds if there are N pods and each has a node.
-are() { placed && (($(grep -c . "$tmp/placed") == $1 && $(wc -l <"$tmp/placed") == $1)); }
+# all_placed N: succeeds if N pods exist and each pod has a node.
+all_placed() { placed && (($(grep -c . "$tmp/placed") == $1 && $(wc -l <"$tmp/placed") == $1)); }
 on() { grep -cx "$1" "$tmp/placed" || true; }
 # show N: waits for N pods and prints the number on each node.
 show() {
   local node row
   step "waiting for $1 pods" "$tmp/controlplane/kube-scheduler.log"
-  poll 60 "$webhook" are "$1"
+  poll 60 "$webhook" all_placed "$1"
   row=$(printf '%-10s' "$1")
   for node in vm-1 vm-2 vm-3; do row+=$(printf '%-8s' "$(on "$node")"); done
   echo "$row$(on virtualnode-0)"
@@ -226,7 +226,7 @@ head -n 2 "$tmp/explained"
 # --- end --------------------------------------------------------------------------------------------------------------
 
 if [[ ${KEEP:-} == 1 ]]; then
-  # From now on, a process that does nothing else keeps the lifeline open.
+  # An idle process keeps the lifeline open from now on.
   sleep infinity >"$tmp/lifeline" 2>/dev/null 3>&- &
   title "Still running (KEEP=1)"
   echo "export KUBECONFIG=$KUBECONFIG"

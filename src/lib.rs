@@ -9,9 +9,9 @@
 //!
 //! kube-apiserver ── Binding to a virtual node ─▶ webhook ─▶ one read of the pod ─▶ burst::binding_patch ─▶ kube-apiserver
 //!
-//! kube-apiserver ◀─ watch, patch, evict ─▶ controller, one elected replica:
+//! kube-apiserver ◀─ watch, patch, evict ─▶ controller, only the leader:
 //!     of nodes: last-resort taint · caps and breaker · ghosts          of pods: late burst · missed pods (the same burst::decide)
-//!     told only: advice · identity                                     of certificates: authority · caBundle
+//!     reports only: advice · identity                                  of certificates: authority · caBundle
 //!
 //! a person ─▶ cli: explain · identity check · config · certs      (the same burst::decide, burst::json_patch and identity::check)
 //! ```
@@ -31,6 +31,6 @@ pub mod reload;
 pub mod telemetry;
 pub mod webhook;
 
-/// The pure parts have crates of their own, so that the compiler keeps I/O out of them.
+/// The pure parts are separate crates, so that the compiler keeps I/O out of them.
 pub use spillway_core::{admission, azure, burst, config, eligibility, keys, pod, suggestions};
 pub use spillway_identity as identity;

@@ -1,13 +1,13 @@
-//! The one binary: `spillway webhook`, `spillway explain` and the rest.
+//! The `spillway` binary.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 fn main() -> ExitCode {
-    // With one provider linked, rustls finds it by itself; with two it would panic at the first handshake unless told.
+    // If two providers are linked and none is installed, rustls panics at the first handshake.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        eprintln!("error: a TLS provider was installed before ours");
+        eprintln!("error: another TLS provider is already installed");
         return ExitCode::from(2);
     }
     spillway::cli::run(spillway::cli::Cli::parse())

@@ -1,5 +1,5 @@
-//! The CAs that the API server trusts: the `caBundle` of the MutatingWebhookConfiguration, and since when it has each
-//! CA.
+//! The CAs that the API server trusts, from the `caBundle` of the MutatingWebhookConfiguration, with the time since which
+//! the bundle has each CA.
 
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration};
 use tokio::time::Instant;
@@ -8,15 +8,15 @@ use super::authority::{BUNDLE_PROPAGATION_TIME, CaCertificate, certificates};
 
 /// The CAs that every webhook of the configuration trusts.
 ///
-/// Times are monotonic, because no one can set that clock.
+/// Times are monotonic, because a user can set the wall clock.
 #[derive(Debug, Default)]
 pub(crate) enum BundleTrust {
     /// The configuration has not been observed yet.
     #[default]
     Unknown,
-    /// Since this time there is no configuration, or one without webhooks: the API server calls no webhook.
+    /// Since this time, no configuration with webhooks exists, so the API server calls no webhook.
     NoWebhooks(Instant),
-    /// The trusted CAs, each with the time since when the bundle has it.
+    /// The trusted CAs, each with the time since which the bundle has it.
     TrustedSince(Vec<(CaCertificate, Instant)>),
 }
 
@@ -43,7 +43,7 @@ impl BundleTrust {
             Self::Unknown | Self::NoWebhooks(_) => Vec::new(),
         };
         let since =
-            |certificate: &_| before.iter().find(|(carried, _)| carried == certificate).map_or(at, |&(_, at)| at);
+            |certificate: &_| before.iter().find(|(trusted, _)| trusted == certificate).map_or(at, |&(_, at)| at);
         *self = Self::TrustedSince(
             trusted.into_iter().map(|certificate| (certificate.clone(), since(&certificate))).collect(),
         );
@@ -71,7 +71,7 @@ impl BundleTrust {
         match self {
             Self::Unknown => None,
             Self::NoWebhooks(since) => Some(*since),
-            Self::TrustedSince(all) => all.iter().find(|(carried, _)| carried == certificate).map(|&(_, since)| since),
+            Self::TrustedSince(all) => all.iter().find(|(trusted, _)| trusted == certificate).map(|&(_, since)| since),
         }
     }
 }
@@ -95,7 +95,7 @@ mod tests {
     use crate::certs::authority::CaSecret;
 
     #[test]
-    fn a_ca_has_to_be_in_the_bundle_of_every_webhook() {
+    fn a_ca_must_be_in_the_bundle_of_every_webhook() {
         let now = datetime!(2026-01-01 00:00 UTC);
         let (one, two) = (CaSecret::replace(&[], now).unwrap(), CaSecret::replace(&[], now).unwrap());
         let both = one.bundle() + &two.bundle();
@@ -122,10 +122,7 @@ mod tests {
         trusted.observe_bundles(&[bundle.as_bytes()], after(12));
         assert!(!trusted.is_propagated(certificate, after(20)));
         trusted.observe_bundles(&[], after(21));
-        assert!(
-            !trusted.is_propagated(certificate, after(30)),
-            "not every API server knows that there are no webhooks"
-        );
+        assert!(!trusted.is_propagated(certificate, after(30)), "other API servers may still call webhooks");
         assert!(trusted.is_propagated(certificate, after(31)), "no webhooks");
     }
 }

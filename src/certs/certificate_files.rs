@@ -9,7 +9,10 @@ use std::{
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
-use super::{KeyPairError, Leaf, ServingCertificate, parse_key_pair};
+use super::{
+    key_pair::{KeyPairError, parse_key_pair},
+    serving_certificate::{Leaf, ServingCertificate},
+};
 use crate::{
     reload::{ReadError, WatchedFiles},
     telemetry::{Causes, CertificateMetrics},
@@ -34,7 +37,7 @@ impl KeyPairFiles {
     }
 }
 
-/// Why the pair in the files is not served.
+/// The reason why the webhook does not serve the pair in the files.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 enum RejectedPair {
@@ -48,8 +51,8 @@ enum RejectedPair {
     Expired(OffsetDateTime),
 }
 
-/// Serves the pair in the files, and follows changes. Never returns. While the files have no valid pair, the last valid
-/// one stays.
+/// Serves the pair in the files, and follows changes. Never returns. While the files have no valid pair, it
+/// keeps the last valid pair.
 pub async fn watch_certificate_files(files: KeyPairFiles, serving: ServingCertificate, metrics: CertificateMetrics) {
     let mut content = WatchedFiles::new([files.certificate.clone(), files.key.clone()]);
     let mut watcher = FileWatcher { files, serving, metrics, pending: None, has_logged_expiry: false };
@@ -68,7 +71,7 @@ struct FileWatcher {
     files: KeyPairFiles,
     serving: ServingCertificate,
     metrics: CertificateMetrics,
-    /// A pair that is not valid yet, while an older one still is.
+    /// A pair that is not valid yet, while an older pair still is.
     pending: Option<Leaf>,
     has_logged_expiry: bool,
 }
@@ -96,8 +99,8 @@ impl FileWatcher {
         let content = read?;
         let [certificate, key] = content.as_slice() else { return Err(KeyPairError::NoCertificate.into()) };
         let leaf = Leaf::new(parse_key_pair(certificate, key)?)?;
-        // Without a valid certificate, an expired one is served: it shows the user why clients do not trust it.
-        // An expired certificate never replaces a valid one.
+        // An expired certificate never replaces a valid one. Without a valid one, the webhook serves an expired
+        // certificate, so that users see the reason for the failure.
         if leaf.not_after() < now && self.serves_valid_certificate(now) {
             return Err(RejectedPair::Expired(leaf.not_after()));
         }
@@ -162,8 +165,7 @@ mod tests {
         serving.current().map(|leaf| leaf.not_after())
     }
 
-    /// Updates a volume as kubelet does: the files are links through `..data` into a directory that is never
-    /// written again.
+    /// Updates a volume as the kubelet does. The files are links through `..data` into a directory that never changes.
     fn publish(volume: &Path, revision: &str, certificate: &str, key: &str) {
         let directory = volume.join(revision);
         fs::create_dir(&directory).unwrap();
@@ -208,7 +210,7 @@ mod tests {
         }
         fs::remove_file(volume.path().join("..data")).unwrap();
         wait_for_poll().await;
-        assert_eq!(served_until(&serving), Some(expiry(1)), "the volume is gone");
+        assert_eq!(served_until(&serving), Some(expiry(1)), "the volume has no data");
         publish(volume.path(), "..three", &three.certificate, &three.key);
         wait_for_poll().await;
         assert_eq!(served_until(&serving), Some(expiry(3)));
@@ -222,7 +224,7 @@ mod tests {
         let mut watcher = watcher(directory.path());
         let (expired, good) = (generate(&[], NOW - Span::days(100)).unwrap(), generate(&[], NOW).unwrap());
         watcher.update(Ok(pair(&expired)), NOW);
-        assert_eq!(served_until(&watcher.serving), Some(NOW - Span::days(10)), "better than none");
+        assert_eq!(served_until(&watcher.serving), Some(NOW - Span::days(10)), "no valid certificate to keep");
         assert_eq!(watcher.serving.not_ready_reason(NOW), Some("certificate that has not expired"));
         watcher.update(Ok(pair(&good)), NOW);
         assert_eq!(served_until(&watcher.serving), Some(NOW + Span::days(90)));

@@ -17,13 +17,13 @@ const DEFAULT_SERVER_NAMES: [&str; 6] = [
     "::1",
 ];
 
-/// Validity of both certificates. Production certificates have a shorter one and are renewed.
+/// Validity of both certificates. Production certificates have a shorter validity and are renewed.
 const DEV_CERTIFICATE_LIFETIME: Duration = Duration::days(90);
 
 /// Maximum difference between the clocks of two machines.
 const MAX_CLOCK_SKEW: Duration = Duration::hours(1);
 
-/// A CA certificate, and a serving certificate with its key, all PEM. The CA's key is not kept.
+/// A CA certificate, and a serving certificate with its key, all PEM. Does not include the CA's key.
 #[derive(Clone)]
 pub struct DevCertificates {
     /// The CA certificate, which is the content of `caBundle`.

@@ -29,14 +29,14 @@ pub enum KeyPairError {
     Mismatch(#[source] rustls::Error),
 }
 
-/// Error in a pair of files, which names the flag at fault.
+/// Error in a pair of files, with the wrong flag.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyPairFilesError {
     /// A file could not be read.
     #[error("{flag}: cannot read {}", path.display())]
     Read {
-        /// The flag that named it.
+        /// The flag with the path of the file.
         flag: &'static str,
         /// The file.
         path: PathBuf,
@@ -52,7 +52,7 @@ pub enum KeyPairFilesError {
 ///
 /// # Errors
 ///
-/// [`KeyPairFilesError`], which names the flag at fault.
+/// [`KeyPairFilesError`], with the wrong flag.
 pub fn load_key_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, KeyPairFilesError> {
     let read = |flag, path: &Path| {
         fs::read(path).map_err(|source| KeyPairFilesError::Read { flag, path: path.to_owned(), source })

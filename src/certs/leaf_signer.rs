@@ -1,4 +1,4 @@
-//! Signs the serving certificate of one replica: which CA signs it, and when. Pure: time is a parameter.
+//! Selects the CA and the time for signing the serving certificate of one replica. Pure: time is a parameter.
 
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
@@ -9,10 +9,10 @@ use super::{
     bundle_trust::BundleTrust,
 };
 
-/// A clock that never goes back.
+/// A monotonic clock.
 ///
-/// The wall clock alone could be set back, and a certificate would expire. The monotonic clock alone stops while a
-/// machine is suspended. So the clock returns the later of the wall clock, and the last result plus the elapsed time.
+/// If a user sets the wall clock back, a certificate would expire. The system's monotonic clock stops while a machine is
+/// suspended. So this clock returns the later of the wall clock, and the last result plus the elapsed time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SteadyClock {
     wall: OffsetDateTime,
@@ -31,7 +31,7 @@ impl SteadyClock {
     }
 }
 
-/// The last signed certificate. The CA is kept, and signs until its successor is known and trusted.
+/// The last signed certificate, and its CA, which signs until its successor is known and trusted.
 #[derive(Debug, Clone)]
 struct SignedLeaf {
     authority: Authority,
@@ -48,7 +48,7 @@ impl SignedLeaf {
 /// The state of a replica: the CA Secret, the trusted CAs and its last certificate.
 #[derive(Debug, Default)]
 pub(super) struct LeafSigner {
-    /// The CA Secret. Nothing until it has been read.
+    /// The CA Secret. `None` until it is read.
     pub(super) stored: Option<Result<CaSecret, SecretError>>,
     pub(super) trusted: BundleTrust,
     signed: Option<SignedLeaf>,
@@ -68,12 +68,11 @@ impl LeafSigner {
         Ok(Some(key))
     }
 
-    /// Returns the CA that has to sign a certificate now, or nothing while the current certificate stays.
+    /// Returns the CA that must sign a certificate now. `None` if no certificate is due.
     ///
-    /// The newest CA that every API server trusts signs. Until there is one, the CA of the current certificate
-    /// keeps signing while it is in the bundle, or while no other CA can replace it. Otherwise the CA signs that
-    /// has been in the bundle for longest. The first certificate waits for that, because no API server would trust
-    /// it before.
+    /// The newest CA that every API server trusts signs. If no CA qualifies, the CA of the current certificate keeps
+    /// signing while the bundle has it, or while no other CA can replace it. Otherwise the older CA in the bundle signs.
+    /// The first certificate waits for a CA in the bundle, because no API server would trust it before.
     fn select_authority(&self, now: OffsetDateTime, at: Instant) -> Option<Authority> {
         let stored = self.stored.as_ref().and_then(|stored| stored.as_ref().ok());
         let (current, next) = (stored.map(|stored| &stored.current), stored.and_then(|stored| stored.next.as_ref()));
@@ -91,8 +90,8 @@ impl LeafSigner {
         (is_other || (signed.is_due(now) && self.outlives_current_leaf(chosen, now))).then(|| chosen.clone())
     }
 
-    /// Returns whether a certificate of this CA would end later than the current one. At the end of its validity, a
-    /// CA cannot sign such a certificate.
+    /// Returns whether a certificate of this CA would end later than the current one. Near the end of its
+    /// validity, a CA cannot sign such a certificate.
     fn outlives_current_leaf(&self, authority: &Authority, now: OffsetDateTime) -> bool {
         let signed = self.signed.as_ref().filter(|signed| signed.authority.certificate() == authority.certificate());
         signed.is_none_or(|signed| authority.leaf_not_after(now) > signed.not_after)
@@ -112,11 +111,11 @@ mod tests {
 
     fn signer(stored: CaSecret, bundles: &[&str], at: Instant) -> LeafSigner {
         let mut signer = LeafSigner { stored: Some(Ok(stored)), ..LeafSigner::default() };
-        see(&mut signer, bundles, at);
+        observe(&mut signer, bundles, at);
         signer
     }
 
-    fn see(signer: &mut LeafSigner, bundles: &[&str], at: Instant) {
+    fn observe(signer: &mut LeafSigner, bundles: &[&str], at: Instant) {
         signer.trusted.observe_bundles(&bundles.iter().map(|bundle| bundle.as_bytes()).collect::<Vec<_>>(), at);
     }
 
@@ -132,22 +131,26 @@ mod tests {
         let (old, old_bundle, start) = (stored.current.certificate().clone(), stored.bundle(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut signer = signer(stored, &[&old_bundle], start);
-        assert_eq!(renewed(&mut signer, NOW, start).as_ref(), Some(&old), "the first certificate: immediately");
+        assert_eq!(renewed(&mut signer, NOW, start).as_ref(), Some(&old), "signs the first certificate immediately");
         let stored = signer.stored.take().unwrap().unwrap().prepare(NOW).unwrap();
         let (new, both) = (stored.next.as_ref().unwrap().certificate().clone(), stored.bundle());
         signer.stored = Some(Ok(stored));
         assert_eq!(renewed(&mut signer, NOW, at(1000)), None, "not in the bundle");
-        see(&mut signer, &[&both, &old_bundle], at(1000));
+        observe(&mut signer, &[&both, &old_bundle], at(1000));
         assert_eq!(renewed(&mut signer, NOW, at(2000)), None, "not in the bundle of both webhooks");
-        see(&mut signer, &[&both, &both], at(2000));
+        observe(&mut signer, &[&both, &both], at(2000));
         assert_eq!(renewed(&mut signer, NOW, at(2009)), None, "not long enough");
         assert_eq!(renewed(&mut signer, NOW, at(2010)), Some(new.clone()));
-        see(&mut signer, &[""], at(3000));
+        observe(&mut signer, &[""], at(3000));
         assert_eq!(renewed(&mut signer, NOW, at(3010)), None, "the bundle was emptied");
-        see(&mut signer, &[&old_bundle], at(3020));
-        assert_eq!(renewed(&mut signer, NOW, at(3020)), Some(old), "an old bundle was restored: immediately");
-        see(&mut signer, &[], at(4000));
-        assert_eq!(renewed(&mut signer, NOW, at(4010)), Some(new), "no webhooks: the newest CA");
+        observe(&mut signer, &[&old_bundle], at(3020));
+        assert_eq!(
+            renewed(&mut signer, NOW, at(3020)),
+            Some(old),
+            "signs immediately after an old bundle was restored"
+        );
+        observe(&mut signer, &[], at(4000));
+        assert_eq!(renewed(&mut signer, NOW, at(4010)), Some(new), "the newest CA signs if no webhook exists");
     }
 
     #[test]
@@ -157,23 +160,23 @@ mod tests {
         let mut signer = signer(stored, &[&bundle], start);
         assert!(renewed(&mut signer, NOW, start).is_some());
         let mut now = NOW;
-        for lacking in
+        for error in
             [SecretError::Missing, SecretError::Malformed(super::super::authority::MalformedSecret::Missing("tls.crt"))]
         {
-            signer.stored = Some(Err(lacking));
+            signer.stored = Some(Err(error));
             assert_eq!(renewed(&mut signer, now + Span::hours(15), start), None);
             now += Span::hours(16);
-            assert_eq!(renewed(&mut signer, now, start).as_ref(), Some(&old), "it is still trusted");
+            assert_eq!(renewed(&mut signer, now, start).as_ref(), Some(&old), "the CA is still trusted");
         }
         // A new CA that is not in the bundle yet does not sign.
         signer.stored = Some(CaSecret::replace(&[], NOW).map_err(|_| SecretError::Missing));
         assert_eq!(renewed(&mut signer, now, start), None);
         assert_eq!(renewed(&mut signer, now + Span::hours(16), start), Some(old));
         let new = signer.stored.as_ref().unwrap().as_ref().unwrap().bundle();
-        see(&mut signer, &[&(new.clone() + &bundle)], start);
+        observe(&mut signer, &[&(new.clone() + &bundle)], start);
         assert_eq!(renewed(&mut signer, now, start), None, "another API server may not have the new bundle yet");
-        see(&mut signer, &[&new], start);
-        assert!(renewed(&mut signer, now, start).is_some(), "the old CA is not trusted any more");
+        observe(&mut signer, &[&new], start);
+        assert!(renewed(&mut signer, now, start).is_some(), "the old CA is no longer trusted");
     }
 
     #[test]
@@ -188,13 +191,13 @@ mod tests {
         assert_eq!(signer.signed.as_ref().unwrap().not_after, hours(16) + LEAF_LIFETIME);
         assert!(renewed(&mut signer, end - Span::hours(1), start).is_some());
         assert_eq!(signer.signed.as_ref().unwrap().not_after, end);
-        assert!(renewed(&mut signer, end - Span::minutes(1), start).is_none(), "it would end no later");
+        assert!(renewed(&mut signer, end - Span::minutes(1), start).is_none(), "a new leaf would not end later");
         assert!(renewed(&mut signer, end + Span::hours(1), start).is_none());
         assert_eq!(end, NOW + CA_LIFETIME);
     }
 
     #[test]
-    fn the_clock_never_goes_back_and_catches_up_after_suspend() {
+    fn the_clock_is_monotonic_and_advances_after_suspend() {
         let start = Instant::now();
         let mut clock = SteadyClock::start(NOW, start);
         let hours = |hours: u64| start + Duration::from_secs(3600 * hours);

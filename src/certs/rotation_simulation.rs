@@ -1,5 +1,5 @@
-//! Simulates years of CA rotation in a cluster with a controller, some replicas, an API server and faults. After every
-//! step, each replica's certificate is verified with the live bundle.
+//! Simulates years of CA rotation in a cluster with a controller, some replicas, an API server and faults. After each
+//! step, the test verifies each replica's certificate with the live bundle.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -55,7 +55,7 @@ type Secret = Option<BTreeMap<String, String>>;
 /// The objects of the API server.
 struct Cluster {
     secret: Secret,
-    /// The bundle of both webhooks. Nothing without a configuration.
+    /// The bundle of both webhooks. `None` without a configuration.
     bundle: Option<String>,
     /// Bundles of the last seconds, which another API server may still use.
     recent: Vec<(OffsetDateTime, Option<String>)>,
@@ -121,7 +121,7 @@ struct Simulation {
     controller_observed: ObservedBundle,
     /// The Secret as the controller last read it.
     read: (Secret, Result<CaSecret, SecretError>),
-    /// The CAs that the controller remembers.
+    /// The CAs that the controller has in memory.
     known: Vec<CaCertificate>,
     controller_is_down_until: OffsetDateTime,
     active_until: OffsetDateTime,
@@ -245,8 +245,7 @@ impl Simulation {
     }
 
     fn inject_faults(&mut self) {
-        // A controller that is down while the Secret or the bundle is missing cannot help. An alert reports
-        // that.
+        // A stopped controller cannot restore a missing Secret or bundle. An alert reports this state.
         if self.random.one_in(300) && self.is_steady() {
             self.controller_is_down_until = self.now + self.random.hours(1, 24 * 60);
         }
@@ -256,7 +255,7 @@ impl Simulation {
         }
         if self.random.one_in(300) {
             let index = usize::try_from(self.random.below(3)).unwrap();
-            // A replica cannot cope with a clock that starts a third of a leaf's validity behind.
+            // A replica cannot sign a trusted leaf if its clock starts a third of a leaf's validity behind.
             let error = self.replicas[index].clock_error.max(Span::hours(-2));
             self.replicas[index] = SimulatedReplica::start(self.now, error, self.at());
         }
@@ -264,7 +263,7 @@ impl Simulation {
             let index = usize::try_from(self.random.below(3)).unwrap();
             self.replicas[index].disconnected_until = self.now + self.random.hours(1, 24);
         }
-        // The controller has to repair these faults soon.
+        // The controller must repair these faults.
         if self.controller_is_down_until > self.now {
             return;
         }
@@ -322,14 +321,14 @@ impl Simulation {
         }
         let recent = self.cluster.recent.iter().filter_map(|(until, bundle)| Some((*until, bundle.as_ref()?)));
         let live = self.cluster.bundle.iter().map(|bundle| (self.now, bundle));
-        // Nothing is trusted before the first bundle, and while a user has emptied it.
+        // The API server trusts no CA before the first bundle, or while the bundle is empty.
         let bundles: Vec<_> = live.chain(recent).filter(|(_, bundle)| !bundle.is_empty()).collect();
         for (index, replica) in self.replicas.iter_mut().enumerate() {
             let Some((certificate, leaf)) = &replica.leaf else { continue };
             let (now, error, steps) = (self.now, replica.clock_error, &self.steps);
             let context = || format!("{now} replica {index} (clock off by {error}), steps {steps:?}");
             assert!(leaf.is_valid(now), "not valid now: {}", context());
-            // A replica that has started later cannot know since when the bundle has a CA.
+            // A replica that started later does not know the age of a CA in the bundle.
             for (_, bundle) in bundles
                 .iter()
                 .filter(|(until, _)| *until >= replica.started_at + BUNDLE_PROPAGATION_TIME || *until == self.now)
@@ -357,7 +356,7 @@ fn verify(certificate: &CertificateDer<'_>, bundle: &str, now: OffsetDateTime) -
 }
 
 #[test]
-fn years_of_faults_never_break_trust_in_a_served_certificate() {
+fn served_certificates_stay_trusted_through_years_of_faults() {
     for seed in 0..3 {
         let mut simulation = Simulation::new(seed);
         while simulation.now < START + Span::days(3 * 365) {
@@ -374,7 +373,7 @@ fn years_of_faults_never_break_trust_in_a_served_certificate() {
 }
 
 #[test]
-fn the_ca_rotates_every_eight_months_and_the_bundle_shrinks() {
+fn the_ca_rotates_every_eight_months_and_old_cas_are_removed() {
     let mut simulation = Simulation::new(0);
     let mut most = 0;
     while simulation.now < START + Span::days(800) {

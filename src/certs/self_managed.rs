@@ -1,5 +1,5 @@
-//! The self-managed certificate of one replica. It watches the CA Secret and the `caBundle`, and signs its own serving
-//! certificate. It does not write to the cluster.
+//! The self-managed certificate of one replica. The replica watches the CA Secret and the `caBundle`, and signs its own
+//! serving certificate. It does not write to the cluster.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use tokio::{
 };
 
 use super::{
-    Leaf, ServingCertificate,
     authority::{CaSecret, SecretError},
     bundle_trust::BundleTrust,
     leaf_signer::{LeafSigner, SteadyClock},
+    serving_certificate::{Leaf, ServingCertificate},
 };
 use crate::{
     kubernetes::{ObjectKey, Store, Watch},
@@ -31,11 +31,10 @@ pub(crate) const CA_SECRET_NAME: &str = "spillway-ca";
 /// Name of the MutatingWebhookConfiguration, whose `caBundle` the API server trusts.
 pub(crate) const WEBHOOK_CONFIGURATION_NAME: &str = "aci-spillway";
 
-/// Interval of checks of the wall clock. Timers stop while a machine is suspended, and do not notice that the clock was
-/// set.
+/// Interval of checks of the wall clock. Timers stop while a machine is suspended, and ignore changes of the clock.
 const WALL_CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Keeps a certificate in `serving` that the API server trusts. Never returns. On failure, the last certificate stays.
+/// Keeps a certificate in `serving` that the API server trusts. Never returns. On failure, it keeps the last certificate.
 pub async fn self_managed(client: Client, namespace: String, serving: ServingCertificate, metrics: CertificateMetrics) {
     let secret = Watch::namespaced(&client, "secrets", &namespace).named(CA_SECRET_NAME);
     let configuration = Watch::all(&client, "mutatingwebhookconfigurations").named(WEBHOOK_CONFIGURATION_NAME);
@@ -61,7 +60,7 @@ async fn sign(
     let (secret, configuration) =
         (ObjectKey::new(namespace, CA_SECRET_NAME), ObjectKey::cluster_scoped(WEBHOOK_CONFIGURATION_NAME));
     loop {
-        // A watch that cannot list changes nothing.
+        // Ignores a watch that cannot list.
         tokio::select! {
             Ok(()) = secrets.changed() => {
                 let secrets = secrets.borrow_and_update();
@@ -142,8 +141,8 @@ impl SelfManagedCertificate {
 
     fn log_waiting_reason(&mut self) {
         let reason = waiting_reason(&self.signer);
-        if let Some(what) = reason {
-            self.serving.set_waiting_reason(what);
+        if let Some(reason) = reason {
+            self.serving.set_waiting_reason(reason);
         }
         if reason != self.waiting_for {
             let namespace = &self.namespace;
@@ -159,12 +158,12 @@ impl SelfManagedCertificate {
     }
 }
 
-/// Returns what a replica waits for before it can sign a certificate that the API server trusts.
+/// Returns the missing condition for signing a certificate that the API server trusts. `None` if the replica can sign.
 fn waiting_reason(signer: &LeafSigner) -> Option<&'static str> {
     let stored = match (&signer.stored, &signer.trusted) {
-        (None, _) => return Some("certificate: cannot look for Secret spillway-ca"),
+        (None, _) => return Some("certificate: cannot read Secret spillway-ca"),
         (_, BundleTrust::Unknown) => {
-            return Some("certificate: cannot look for MutatingWebhookConfiguration aci-spillway");
+            return Some("certificate: cannot read MutatingWebhookConfiguration aci-spillway");
         }
         (Some(Err(SecretError::Missing)), _) => {
             return Some("certificate: waiting for Secret spillway-ca, which spillway-controller writes");
@@ -175,8 +174,8 @@ fn waiting_reason(signer: &LeafSigner) -> Option<&'static str> {
         (Some(Ok(stored)), _) => stored,
     };
     let mut signing = [Some(&stored.current), stored.next.as_ref()].into_iter().flatten();
-    let is_carried = signing.any(|authority| signer.trusted.trusts(authority.certificate()));
-    (!is_carried).then_some("certificate: waiting for the caBundle of aci-spillway, which spillway-controller writes")
+    let is_trusted = signing.any(|authority| signer.trusted.trusts(authority.certificate()));
+    (!is_trusted).then_some("certificate: waiting for the caBundle of aci-spillway, which spillway-controller writes")
 }
 
 /// DNS names and IP addresses of the webhook: its Service, or this machine.
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn readiness_reports_what_the_certificate_waits_for() {
+    async fn readiness_reports_the_missing_condition() {
         let (mut signer, now) = (signer(), OffsetDateTime::now_utc());
         let stored = CaSecret::replace(&[], now).unwrap();
         let mut step = |change: &dyn Fn(&mut SelfManagedCertificate)| {
@@ -208,9 +207,9 @@ mod tests {
             signer.renew(now, Instant::now());
             signer.serving.not_ready_reason(now).unwrap_or("nothing")
         };
-        assert_eq!(step(&|_| {}), "certificate: cannot look for Secret spillway-ca");
+        assert_eq!(step(&|_| {}), "certificate: cannot read Secret spillway-ca");
         let missing = step(&|signer| signer.observe_secret(None));
-        assert_eq!(missing, "certificate: cannot look for MutatingWebhookConfiguration aci-spillway");
+        assert_eq!(missing, "certificate: cannot read MutatingWebhookConfiguration aci-spillway");
         let trust = |bundle: &str| {
             let bundle = bundle.to_owned();
             move |signer: &mut SelfManagedCertificate| {
@@ -224,7 +223,7 @@ mod tests {
         let missing = step(&|signer| signer.observe_secret(Some(&secret(&stored))));
         assert_eq!(missing, "certificate: waiting for the caBundle of aci-spillway, which spillway-controller writes");
         assert_eq!(step(&trust(&stored.bundle())), "nothing");
-        assert_eq!(step(&|signer| signer.observe_secret(None)), "nothing", "the last certificate stays");
+        assert_eq!(step(&|signer| signer.observe_secret(None)), "nothing", "the replica keeps the last certificate");
     }
 
     #[tokio::test(start_paused = true)]

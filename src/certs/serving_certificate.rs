@@ -67,7 +67,7 @@ impl Default for Shared {
 }
 
 impl ServingCertificate {
-    /// Sets the certificate for new handshakes. Existing connections keep theirs.
+    /// Sets the certificate for new handshakes. Existing connections keep their certificate.
     pub fn replace(&self, leaf: Leaf) {
         self.0.leaf.store(Some(Arc::new(leaf)));
     }
@@ -78,12 +78,12 @@ impl ServingCertificate {
     }
 
     /// Sets the result of [`ServingCertificate::not_ready_reason`] while there is no certificate.
-    pub(super) fn set_waiting_reason(&self, what: &'static str) {
-        self.0.waiting_reason.store(Arc::new(what));
+    pub(super) fn set_waiting_reason(&self, reason: &'static str) {
+        self.0.waiting_reason.store(Arc::new(reason));
     }
 
-    /// Returns why clients cannot be served: without a certificate, or with an expired one. The reasons come from a
-    /// closed set.
+    /// Returns the reason why the webhook cannot serve clients: no certificate, or an expired one. The reasons come from
+    /// a closed set. `None` if the webhook is ready.
     pub fn not_ready_reason(&self, now: OffsetDateTime) -> Option<&'static str> {
         match self.0.leaf.load().as_ref() {
             None => Some(**self.0.waiting_reason.load()),

@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use time::OffsetDateTime;
 
-use super::{ExitStatus, print_stdout};
+use super::output::{ExitStatus, print_stdout};
 use crate::certs;
 
 /// Generate certificates
@@ -19,9 +19,9 @@ use crate::certs;
 pub(super) enum Command {
     /// Generate a CA and a serving certificate for development
     ///
-    /// Writes ca.crt, tls.crt and tls.key. They are valid for 90 days: for the webhook's Service in namespace
-    /// spillway-system, for localhost, and for the names given. The CA's key is not kept. To renew, generate new
-    /// ones.
+    /// Writes ca.crt, tls.crt and tls.key. They are valid for 90 days, for the webhook's Service in namespace
+    /// spillway-system, for localhost, and for the given names. It does not keep the CA's key. To renew, generate
+    /// new files.
     Dev {
         /// Output directory, which is created if needed
         #[arg(long, value_name = "DIR")]
@@ -36,7 +36,7 @@ pub(super) fn run(command: &Command) -> anyhow::Result<ExitStatus> {
     let Command::Dev { out, names } = command;
     let generated = certs::generate(names, OffsetDateTime::now_utc()).context("cannot generate certificates")?;
     fs::create_dir_all(out).with_context(|| format!("--out: cannot create {}", out.display()))?;
-    // The key comes first: if its path is blocked, no file has been replaced yet.
+    // The key is first. If its path is blocked, no file has been replaced yet.
     write(
         out,
         &[
@@ -58,7 +58,7 @@ fn write(dir: &Path, files: &[(&str, &str, u32)]) -> anyhow::Result<()> {
         .and_then(|()| files.iter().try_for_each(|(name, ..)| rename(&temporary(name), &dir.join(name))));
     if written.is_err() {
         for (name, ..) in files {
-            // Ignores missing files: the error above is the one to report.
+            // Ignores missing files, because the error above is more useful.
             let _ = fs::remove_file(temporary(name));
         }
     }

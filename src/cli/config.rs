@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use clap::Subcommand;
 
-use super::{ExitStatus, print_stdout};
+use super::output::{ExitStatus, print_stdout};
 use crate::{
     config::{Configuration, file::SpillwayConfiguration},
     reload::configuration,

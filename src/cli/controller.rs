@@ -5,7 +5,12 @@ use std::path::PathBuf;
 use anyhow::Context;
 use tokio::sync::{mpsc, watch};
 
-use super::{ExitStatus, kube_client, pod_args::PodArgs, print_stdout, process};
+use super::{
+    kube_client,
+    output::{ExitStatus, print_stdout},
+    pod_args::PodArgs,
+    process,
+};
 use crate::{
     admin::{self, AdminArgs},
     controller::{self, Controller, Leadership, last_resort},
@@ -18,7 +23,7 @@ use crate::{
 /// MutatingWebhookConfiguration aci-spillway. It keeps virtual nodes the last resort, and closes them at a cap. It lets
 /// pods in mode late overflow, and repairs pods that the webhook missed. It checks workload identity.
 ///
-/// One of several replicas acts: the leader, which the Lease spillway-controller elects.
+/// Only the leader acts. The replicas elect it with the Lease spillway-controller.
 ///
 /// The controller finds the cluster as kubectl does: through KUBECONFIG or ~/.kube/config. In a pod without these, it
 /// uses the service account.
@@ -28,7 +33,7 @@ pub(super) struct Args {
     #[arg(long, env = "SPILLWAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Remove Spillway's taints from all nodes and exit. Use this to uninstall: a controller that still runs adds
+    /// Remove Spillway's taints from all nodes and exit. To uninstall, stop the controller first, because it adds
     /// them again
     #[arg(long)]
     cleanup: bool,
@@ -46,7 +51,7 @@ pub(super) struct Args {
     logs: logs::LogArgs,
 }
 
-/// Maximum number of configuration changes that wait to be reported. More are dropped.
+/// Maximum number of configuration changes that wait to be reported. The program drops others.
 const MAX_QUEUED_CONFIG_CHANGES: usize = 8;
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
@@ -84,15 +89,15 @@ async fn client() -> anyhow::Result<kube::Client> {
 
 async fn cleanup_taints() -> anyhow::Result<ExitStatus> {
     let cleaned = last_resort::cleanup(&client().await?).await?;
-    let said = match cleaned.as_slice() {
+    let message = match cleaned.as_slice() {
         [] => "no node has a Spillway taint\n".to_owned(),
         nodes => format!("removed Spillway's taints from {}\n", nodes.join(", ")),
     };
-    print_stdout(said.as_bytes())
+    print_stdout(message.as_bytes())
 }
 
-/// Returns what is missing before the controller can act or stand by. The configuration is always there: without one
-/// the program does not start.
+/// Returns the missing conditions for readiness. The configuration is always present, because the program does not start
+/// without it.
 fn not_ready_reasons(leadership: &watch::Receiver<Leadership>) -> Vec<&'static str> {
     match *leadership.borrow() {
         Leadership::Unknown => vec!["lease"],

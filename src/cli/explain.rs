@@ -1,5 +1,6 @@
-//! `spillway explain`: what happens to the pods of a manifest or of the cluster, and why.
+//! `spillway explain`: explains the decision on the pods of a manifest or of the cluster.
 
+mod explained;
 mod known_cluster;
 mod live_cluster;
 mod placement;
@@ -13,25 +14,21 @@ use std::{
 };
 
 use anyhow::Context;
-use serde_json::Value;
 
 use self::{
+    explained::Explained,
     known_cluster::KnownCluster,
     live_cluster::{ClusterObjects, LiveCluster, Target},
     placement::Placement,
-    webhook_scope::NotCalled,
 };
 use super::{
-    ExitStatus, config,
+    config,
     manifest::{self, Document, PodTemplate},
-    print_stdout,
+    output::{ExitStatus, print_stdout},
 };
-use json_patch::Patch as JsonPatch;
-
 use crate::{
-    burst::{self, Decision, Outcome, Part, Verdict, reasons},
+    burst::{self, Decision, Outcome, Part, Verdict},
     config::{Configuration, GenerationSetting, Overrides, PodSettings, Settings},
-    eligibility::Finding,
 };
 
 /// Explain what happens to the pods of a manifest or of the cluster, and why
@@ -44,7 +41,7 @@ use crate::{
 /// spillway-config. It finds the cluster as kubectl does. For an existing pod it also shows where the pod runs, and
 /// why. With --missed it lists the existing pods that the webhook missed.
 ///
-/// Exits with 1 if a pod cannot overflow that should, or if the webhook missed a pod.
+/// Exits with 1 if a pod that should overflow cannot, or if the webhook missed a pod.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["targets", "files", "missed", "reason", "reasons"]))]
 pub(super) struct Args {
@@ -68,12 +65,12 @@ pub(super) struct Args {
     #[arg(long)]
     reasons: bool,
 
-    /// Path of the SpillwayConfiguration file; by default the cluster's with KIND/NAME, else the built-in
-    /// configuration
+    /// Path of the SpillwayConfiguration file; by default the cluster's configuration with KIND/NAME, otherwise the
+    /// built-in configuration
     #[arg(long, env = "SPILLWAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Namespace; with -f, that of objects without one; with --missed, by default all namespaces that have opted in
+    /// Namespace; with -f, for objects without a namespace; with --missed, by default all opted-in namespaces
     #[arg(short, long, value_name = "NAME")]
     namespace: Option<String>,
 
@@ -115,30 +112,6 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-/// A pod, its decision, and the inputs of the decision.
-struct Explained<'a> {
-    template: &'a PodTemplate,
-    namespace: String,
-    /// The profile that applies, or why the API server does not call Spillway.
-    profile: Result<&'a str, NotCalled>,
-    settings: Option<Settings<'a>>,
-    decision: Decision<'a>,
-    /// The operations that the webhook would send. Empty if nothing changes.
-    patch: JsonPatch,
-    /// The Services that the pod cannot reach without kube-proxy.
-    unreachable_services: Vec<String>,
-    /// `true` if the pod has to be fit for both generations because no virtual node is known.
-    generations_unknown: bool,
-    /// The node of an existing pod.
-    placement: Option<Placement>,
-    /// `true` if all virtual nodes are closed by a cap or the circuit breaker, cordoned, or not Ready.
-    is_closed: bool,
-    /// Number of the namespace's pods on virtual nodes, if it has reached its cap.
-    at_cap: Option<usize>,
-    /// The kinds that could not be read, as plurals.
-    unread: &'a [String],
-}
-
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     if args.reasons {
         return print_stdout(reason_docs::markdown().as_bytes());
@@ -157,7 +130,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
         cluster.add_documents(&manifest::read(file)?)?;
     }
     let templates = templates(&documents)?;
-    anyhow::ensure!(args.missed || !templates.is_empty(), "no pod and no workload among the documents");
+    anyhow::ensure!(args.missed || !templates.is_empty(), "the documents contain no pod and no workload");
     let explained: Vec<_> = templates
         .iter()
         .map(|template| explain(template, &namespace, &configuration, &cluster, &unread))
@@ -181,7 +154,7 @@ struct Input {
     namespace: String,
     /// The kinds that could not be read, as plurals.
     unread: Vec<String>,
-    /// Number of pods on virtual nodes by namespace, where it is known.
+    /// Number of pods on virtual nodes by namespace, if known.
     on_virtual: BTreeMap<String, usize>,
 }
 
@@ -288,30 +261,4 @@ fn unreachable_services(decision: &Decision<'_>, cluster: &KnownCluster, namespa
 fn at_cap(settings: Option<&Settings<'_>>, cluster: &KnownCluster, namespace: &str) -> Option<usize> {
     let (count, cap) = (*cluster.on_virtual.get(namespace)?, settings?.max_pods?);
     (count >= cap as usize).then_some(count)
-}
-
-impl Explained<'_> {
-    fn refusals(&self) -> &[Finding] {
-        self.decision.verdict.refusals()
-    }
-
-    /// Returns whether the pod is refused although it should overflow. A pod with mode `off` is not refused.
-    fn is_refused(&self) -> bool {
-        self.refusals().iter().any(|finding| *finding.reason != reasons::MODE_OFF)
-    }
-
-    /// Returns the value of `spillway.dev/decision`, or why it is not set.
-    fn decision_text(&self) -> String {
-        match (&self.profile, &self.decision.verdict) {
-            (Err(why), _) => why.as_str().to_owned(),
-            (Ok(_), verdict) => verdict.to_string(),
-        }
-    }
-
-    /// Returns the pod with the patch applied.
-    fn admitted(&self) -> anyhow::Result<Value> {
-        let mut pod = self.template.pod.clone();
-        json_patch::patch(&mut pod, &self.patch)?;
-        Ok(pod)
-    }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow, bail};
 use axum::http::{HeaderValue, header};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-/// Time for one request to the API server.
+/// Timeout for one request to the API server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns the client configuration of a context of the kubeconfig, or of the current one. `program` is the user agent
@@ -45,6 +45,6 @@ pub(super) async fn with_timeout_result<T>(
 ) -> anyhow::Result<kube::Result<T>> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(answer) => Ok(answer),
-        Err(_elapsed) => bail!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
+        Err(_elapsed) => bail!("no response within {} s", REQUEST_TIMEOUT.as_secs()),
     }
 }

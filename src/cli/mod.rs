@@ -8,17 +8,17 @@ mod explain;
 mod identity;
 mod kube_client;
 mod manifest;
+mod output;
 mod pod_args;
 mod process;
 mod switch;
 mod webhook;
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::{io, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
+
+use self::output::{ExitStatus, print_stdout};
 
 /// Lets pods overflow from AKS VMs to Azure virtual nodes, as a last resort
 #[derive(Debug, Parser)]
@@ -48,8 +48,8 @@ enum Command {
     Off(switch::Args),
     /// Switch Spillway on again
     ///
-    /// Restores what `spillway off` has removed, with its labels, annotations and field managers. kubectl, helm and
-    /// GitOps tools then find their own fields.
+    /// Restores the configuration that `spillway off` removed, with its labels, annotations and field managers. kubectl,
+    /// helm and GitOps tools still own their fields.
     On(switch::Args),
     /// Print a shell completion script
     ///
@@ -58,15 +58,6 @@ enum Command {
         /// Name of the shell
         shell: clap_complete::Shell,
     },
-}
-
-/// The result of a command without an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ExitStatus {
-    /// No findings.
-    Success,
-    /// There are findings or refusals.
-    Findings,
 }
 
 /// Runs a command. The exit code is 0 on success, 1 for findings, and 2 for invalid usage or unreadable input.
@@ -101,14 +92,6 @@ fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitStatus> {
     print_stdout(&script)
 }
 
-/// Writes a result to standard output.
-fn print_stdout(text: &[u8]) -> anyhow::Result<ExitStatus> {
-    let mut out = io::stdout().lock();
-    out.write_all(text)?;
-    out.flush()?;
-    Ok(ExitStatus::Success)
-}
-
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
@@ -122,8 +105,8 @@ fn print_error(error: &anyhow::Error) {
     }
 }
 
-/// Returns the messages of an error and its causes. A message that an earlier one contains is left out, because many
-/// libraries repeat the cause in the message.
+/// Returns the messages of an error and its causes. Skips a message that an earlier one contains, because many libraries
+/// repeat the cause in the message.
 fn error_messages(error: &anyhow::Error) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for cause in error.chain() {

@@ -23,8 +23,8 @@ pub(super) struct RuntimeArgs {
     worker_threads: Option<NonZeroUsize>,
 }
 
-/// Maximum number of worker threads by default. A request costs some 40 µs of CPU, so one thread serves 20,000 a
-/// second. The second thread is for handshakes and lists.
+/// Maximum number of worker threads by default. A request takes about 40 µs of CPU, so one thread serves 20,000
+/// requests per second. The second thread is for handshakes and lists.
 const MAX_DEFAULT_WORKERS: usize = 2;
 
 impl RuntimeArgs {
@@ -70,7 +70,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Starts listening. The signals no longer end the process by themselves.
+    /// Starts listening. The signals then no longer terminate the process.
     pub(super) fn listen() -> anyhow::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
@@ -82,7 +82,7 @@ impl Signals {
         }
     }
 
-    /// Runs `work`, which shuts down after the first signal. A second signal ends it immediately.
+    /// Runs `work`, which shuts down after the first signal. A second signal cancels it immediately.
     pub(super) async fn run_until_signal<W: Future<Output = ()>>(mut self, work: impl FnOnce(ShutdownSignal) -> W) {
         let (notify, stop) = oneshot::channel();
         let work = work(ShutdownSignal(stop));

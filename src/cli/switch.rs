@@ -1,7 +1,7 @@
 //! `spillway off` and `spillway on`: the emergency switch.
 //!
-//! It can be interrupted at any time without loss. The configuration is copied before it is removed, and removed only
-//! if it equals the copy. The copy is deleted only after the configuration is restored.
+//! A user can interrupt both commands at any time without loss. `off` stores a copy, and removes the configuration only
+//! if it equals the copy. `on` deletes the copy only after it has restored the configuration.
 
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -15,9 +15,8 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    ExitStatus,
     kube_client::{self, with_timeout, with_timeout_result},
-    print_stdout,
+    output::{ExitStatus, print_stdout},
 };
 use crate::certs::self_managed::WEBHOOK_CONFIGURATION_NAME;
 
@@ -41,7 +40,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
 
-    /// Only print what would be done
+    /// Only print the change
     #[arg(long)]
     dry_run: bool,
 }
@@ -59,11 +58,11 @@ fn run<T>(task: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     runtime.context("cannot start the runtime")?.block_on(task)
 }
 
-fn print_message(words: &str) -> anyhow::Result<ExitStatus> {
-    print_stdout(format!("{words}\n").as_bytes())
+fn print_message(text: &str) -> anyhow::Result<ExitStatus> {
+    print_stdout(format!("{text}\n").as_bytes())
 }
 
-/// The copy that `off` has stored.
+/// The copy that `off` stored.
 struct StoredCopy {
     map: ConfigMap,
     object: DynamicObject,
@@ -80,7 +79,7 @@ struct Switch {
 impl Switch {
     async fn connect(Args { namespace, context, dry_run: _ }: &Args) -> anyhow::Result<Self> {
         let client = Client::try_from(kube_client::config(context.as_deref(), FIELD_MANAGER).await?)?;
-        // Untyped, so that fields that this program does not know are restored too.
+        // Untyped, so that the copy also has fields that this program does not know.
         let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration");
         let resource = ApiResource::from_gvk_with_plural(&kind, "mutatingwebhookconfigurations");
         Ok(Self {
@@ -97,19 +96,19 @@ impl Switch {
                 return Ok(match self.stored().await? {
                     Some(_) => {
                         format!(
-                            "Already off: {WEBHOOK_CONFIGURATION_NAME} is in {location}, and `spillway on` puts it back."
+                            "Already off: {WEBHOOK_CONFIGURATION_NAME} is removed, and `spillway on` restores it from {location}."
                         )
                     }
                     None => format!(
-                        "Already off: the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME} does not exist, and there is no copy in {location} either. \
-                         To switch on, apply the manifests."
+                        "Already off: the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME} does not exist, and {location} has no copy. \
+                         To switch Spillway on, apply the manifests."
                     ),
                 });
             };
             if dry_run {
                 return Ok(format!(
                     "Would remove the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME}, so that the API server no longer calls \
-                     Spillway, and keep it in {location}. Dry run: nothing was changed."
+                     Spillway, and store a copy in {location}. Dry run: nothing changed."
                 ));
             }
             self.store(&live).await?;
@@ -117,34 +116,33 @@ impl Switch {
                 return Ok(format!(
                     "Switched off: the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME} is removed, and the API server no longer calls \
                      Spillway.\n\
-                     New pods are created as they are written: they stay on VMs, and Spillway gives them no workload identity label.\n\
-                     Pods that exist keep what they have.\n\
-                     It is kept in {location}, and `spillway on` puts it back. A GitOps tool, `helm upgrade` or another \
-                     `kubectl apply` would put it back before that."
+                     New pods stay on VMs, and get no workload identity label from Spillway. Existing pods do not change.\n\
+                     A copy is in {location}, and `spillway on` restores it. A GitOps tool, `helm upgrade` or \
+                     `kubectl apply` can also restore it."
                 ));
             }
         }
         bail!(
-            "{WEBHOOK_CONFIGURATION_NAME} keeps changing; tried {MAX_ATTEMPTS} times to remove it as stored in {location}"
+            "{WEBHOOK_CONFIGURATION_NAME} changed during each of {MAX_ATTEMPTS} attempts to remove it, so Spillway is still on"
         )
     }
 
     async fn on(&self, dry_run: bool) -> anyhow::Result<String> {
         let location = &self.location;
         match (self.stored().await?, self.live().await?) {
-            (None, Some(_)) => Ok(format!("Already on: {WEBHOOK_CONFIGURATION_NAME} is there.")),
+            (None, Some(_)) => Ok(format!("Already on: {WEBHOOK_CONFIGURATION_NAME} exists.")),
             (None, None) => bail!(
-                "nothing to put back: there is neither {WEBHOOK_CONFIGURATION_NAME} nor a copy in {location}; \
+                "nothing to restore: neither {WEBHOOK_CONFIGURATION_NAME} nor {location} exists; \
                  apply the manifests (kubectl apply -k manifests/base, or helm upgrade)"
             ),
             (Some(_), _) if dry_run => Ok(format!(
-                "Would put back the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME} from {location}, unless it is there already, and \
-                 remove the copy. Dry run: nothing was changed."
+                "Would restore the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME} from {location} unless it exists, and \
+                 delete the copy. Dry run: nothing changed."
             )),
             (Some(stored), Some(live)) => {
                 self.restore_managed_fields(&stored, live).await?;
                 self.delete_copy(&stored.map).await?;
-                Ok(format!("Already on: {WEBHOOK_CONFIGURATION_NAME} is there. The copy in {location} is removed."))
+                Ok(format!("Already on: {WEBHOOK_CONFIGURATION_NAME} exists. The copy in {location} is deleted."))
             }
             (Some(stored), None) => {
                 let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
@@ -153,9 +151,9 @@ impl Switch {
                 self.restore_managed_fields(&stored, created).await?;
                 self.delete_copy(&stored.map).await?;
                 Ok(format!(
-                    "Switched on: the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME} is back as it was, and the API server calls \
+                    "Switched on: the MutatingWebhookConfiguration {WEBHOOK_CONFIGURATION_NAME} is restored, and the API server calls \
                      Spillway for new pods.\n\
-                     Pods that were created meanwhile stay as they are. The copy in {location} is removed."
+                     Pods created in the meantime do not change. The copy in {location} is deleted."
                 ))
             }
         }
@@ -192,11 +190,11 @@ impl Switch {
         });
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let stored = with_timeout(self.maps.patch(COPY_NAME, &params, &Patch::Apply(&map))).await;
-        stored.with_context(|| format!("cannot write {}; nothing was switched off", self.location))?;
+        stored.with_context(|| format!("cannot write {}; Spillway is still on", self.location))?;
         Ok(())
     }
 
-    /// Removes the configuration if it has not changed since it was read. Returns whether it did.
+    /// Removes the configuration, unless it has changed since it was read. Returns whether it was removed.
     async fn remove(&self, live: &DynamicObject) -> anyhow::Result<bool> {
         let preconditions =
             Preconditions { uid: live.metadata.uid.clone(), resource_version: live.metadata.resource_version.clone() };
@@ -209,7 +207,7 @@ impl Switch {
     }
 
     /// Restores the former field managers, so that the next `kubectl apply --server-side` has no conflict with
-    /// Spillway. A configuration that another client has restored stays unchanged.
+    /// Spillway. Does not change a configuration that another client restored.
     async fn restore_managed_fields(&self, stored: &StoredCopy, mut live: DynamicObject) -> anyhow::Result<()> {
         let fields = live.metadata.managed_fields.iter().flatten();
         let is_ours = fields.into_iter().any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
@@ -219,9 +217,8 @@ impl Switch {
         live.metadata.managed_fields.clone_from(&stored.managers.managed_fields);
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let replaced = with_timeout(self.configurations.replace(WEBHOOK_CONFIGURATION_NAME, &params, &live)).await;
-        let context = || {
-            format!("{WEBHOOK_CONFIGURATION_NAME} is on, but its field managers are not back; try `spillway on` again")
-        };
+        let context =
+            || format!("{WEBHOOK_CONFIGURATION_NAME} is restored, but not its field managers; run `spillway on` again");
         replaced.with_context(context)?;
         Ok(())
     }
@@ -231,8 +228,9 @@ impl Switch {
             Preconditions { uid: map.metadata.uid.clone(), resource_version: map.metadata.resource_version.clone() };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         let deleted = with_timeout(self.maps.delete(COPY_NAME, &params)).await;
-        deleted
-            .with_context(|| format!("{WEBHOOK_CONFIGURATION_NAME} is on, but {} cannot be removed", self.location))?;
+        deleted.with_context(|| {
+            format!("{WEBHOOK_CONFIGURATION_NAME} is restored, but {} cannot be deleted", self.location)
+        })?;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use clap::builder::BoolishValueParser;
 use kube::Client;
 use time::OffsetDateTime;
 
-use super::{ExitStatus, kube_client, pod_args::PodArgs, process};
+use super::{kube_client, output::ExitStatus, pod_args::PodArgs, process};
 use crate::{
     background::restart_on_panic,
     certs::{self, KeyPairFiles, Leaf, ServingCertificate},
@@ -109,11 +109,11 @@ enum Source {
 }
 
 impl CertificateArgs {
-    /// Reads the files of the flags, so that a wrong flag fails at startup. Files of the configuration may appear
-    /// later: the webhook waits for them.
+    /// Reads the files of the flags, so that a wrong flag fails at startup. The webhook waits for files of the
+    /// configuration, because they may appear later.
     fn source(&self) -> anyhow::Result<Source> {
         let Self { tls_cert_file, tls_key_file, self_signed } = self;
-        // Not left to clap, which takes SPILLWAY_SELF_SIGNED=false for a given flag.
+        // clap would treat SPILLWAY_SELF_SIGNED=false as a given flag.
         match (tls_cert_file, tls_key_file) {
             (Some(certificate), Some(key)) if !self_signed => {
                 let pair = certs::load_key_pair(certificate, key)?;
@@ -158,8 +158,8 @@ impl CertificateSourceWatcher {
         }
     }
 
-    /// Follows the source in the configuration. The controller does too: otherwise it would write a `caBundle` that
-    /// does not fit the webhook's certificate.
+    /// Follows the source in the configuration, as the controller does. Otherwise the controller would write a `caBundle`
+    /// that does not match the webhook's certificate.
     async fn follow_configuration(&self) {
         loop {
             let configured = self.configuration.borrow().certificates.clone();

@@ -129,7 +129,7 @@ async fn identity_check_compares_a_live_cluster_with_azure_and_entra() {
     let text = shown(&wrong);
     assert_eq!(wrong.status.code(), Some(1), "{text}");
     assert!(text.contains("✗ no credential of identity id-web has the same: Entra refuses it"), "{text}");
-    assert!(text.contains("web: issuer: a slash too many at the end"), "{text}");
+    assert!(text.contains("web: issuer: an extra slash at the end"), "{text}");
 
     let whole = azure.check(&plane.kubeconfig, &["-o", "json"]).await;
     assert!(ids(&whole).contains(&json!("F3")), "{}", shown(&whole));

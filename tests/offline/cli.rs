@@ -249,7 +249,7 @@ fn explain_takes_a_review_only_if_the_webhook_would() {
             "request.object.spec.dnsPolicy: expected a string, got integer `1`",
         ),
         (with("/request/dryRun", json!(1)), "expected"),
-        (update, "this is an update, only creations are explained"),
+        (update, "the request is an update; spillway explain supports only creations"),
     ] {
         let ran = spillway(&["explain", "-f", "-"], &review.to_string());
         assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{review}");
@@ -264,25 +264,25 @@ fn explain_decides_nothing_where_the_webhook_is_not_called() {
         |name: &str, labels: Value| json!({"kind": "Namespace", "metadata": {"name": name, "labels": labels}});
     let opted_in = |key: &str, value: &str| namespace("shop", json!({"spillway.dev/burst": "enabled", key: value}));
     for (namespaces, name, decision, reason) in [
-        (vec![], "kube-system", "not called", "the webhook's configuration leaves out namespace kube-system"),
-        (vec![], "spillway-system", "not called", "the webhook's configuration leaves out namespace spillway-system"),
+        (vec![], "kube-system", "not called", "the webhook's configuration excludes namespace kube-system"),
+        (vec![], "spillway-system", "not called", "the webhook's configuration excludes namespace spillway-system"),
         (
             vec![opted_in("control-plane", "true")],
             "shop",
             "not called",
-            "the webhook's configuration leaves out namespaces with the label control-plane: \"true\"",
+            "the webhook's configuration excludes namespaces with the label control-plane: \"true\"",
         ),
         (
             vec![opted_in("kubernetes.azure.com/managedby", "aks")],
             "shop",
             "not called",
-            "the webhook's configuration leaves out namespaces with the label kubernetes.azure.com/managedby: \"aks\"",
+            "the webhook's configuration excludes namespaces with the label kubernetes.azure.com/managedby: \"aks\"",
         ),
         (
             vec![opted_in("spillway.dev/burst", "disabled")],
             "shop",
             "not opted in",
-            "the webhook's configuration leaves out namespaces with the label spillway.dev/burst: \"disabled\"",
+            "the webhook's configuration excludes namespaces with the label spillway.dev/burst: \"disabled\"",
         ),
         (
             vec![namespace("shop", json!({}))],
@@ -300,7 +300,7 @@ fn explain_decides_nothing_where_the_webhook_is_not_called() {
             (0, &json!(decision), &json!(reason), &json!([]))
         );
         let text = spillway(&["explain", "-f", "-", "-n", name], &stdin).stdout;
-        assert_eq!(text, format!("Pod {name}/p: {decision}\n  {reason}: Spillway is not called\n"));
+        assert_eq!(text, format!("Pod {name}/p: {decision}\n  {reason}, so the API server does not call Spillway\n"));
     }
 }
 
@@ -445,8 +445,8 @@ fn explain_names_what_it_was_forbidden_to_read() {
     };
     let text = explain("text");
     for line in [
-        "\n  network policies could not be read: isolation not judged\n",
-        "\n  nodes could not be read: judged as if no virtual node were known\n",
+        "\n  network policies could not be read: isolation not checked\n",
+        "\n  nodes could not be read: decided as if no virtual node were known\n",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }

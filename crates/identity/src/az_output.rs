@@ -1,13 +1,13 @@
-//! Identities and credentials as `az` prints them.
+//! Reads identities and credentials as `az` prints them.
 //!
-//! Every file is JSON, and may hold any of these, alone, in a list, or in the `value` of an Azure Resource Manager response:
+//! Each file is JSON. It has one or several of these objects, alone, in a list, or in `value` of an Azure Resource Manager response:
 //!
 //! * a federated credential (`az identity federated-credential list` or `show`), whose `id` names its identity;
 //! * a managed identity (`az identity list` or `show`), with `clientId` and `id`;
 //! * a managed identity with its credentials in `federatedIdentityCredentials`.
 //!
-//! Resource IDs connect identities and credentials, also across files. A list without entries and a credential without `id` do not name
-//! their identity: for these the caller has to know the client ID.
+//! Resource IDs connect identities and credentials, also across files. An empty list and a credential without `id` do not name their
+//! identity, so the caller must give the client ID.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use spillway_core::azure::ResourceId;
 
 use super::managed_identity::{Completeness, FederatedCredential, ManagedIdentities, ManagedIdentity, ReadFailure};
 
-/// Why a file was refused.
+/// The reason why a file was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
     /// The file is not JSON.
@@ -37,7 +37,7 @@ pub enum FileError {
     Field {
         /// Such as `[2].audiences`.
         path: String,
-        /// The error, with what was expected.
+        /// The error, with the expected type.
         message: String,
     },
     /// An object is neither a managed identity nor a federated credential.
@@ -45,24 +45,24 @@ pub enum FileError {
     UnknownObject {
         /// Such as `[2]`.
         path: String,
-        /// What the file has there.
+        /// The actual value in the file.
         got: String,
     },
     /// The file holds only the first page of a list.
-    #[error("the answer goes on at its nextLink; expected the whole list, as \"az\" prints it")]
+    #[error("the response continues at its nextLink; expected the complete list, as \"az\" prints it")]
     Truncated,
     /// A credential has no resource ID, so its identity is not known.
-    #[error("{path}: the credential does not say whose it is (no id); name its identity: --identity CLIENT_ID=FILE")]
+    #[error("{path}: the credential has no id; name its identity with --identity CLIENT_ID=FILE")]
     CredentialWithoutId {
         /// Such as `[2]`.
         path: String,
     },
     /// A list has no entries, so its identity is not known.
-    #[error("an empty list does not say whose it is; name its identity: --identity CLIENT_ID=FILE")]
+    #[error("an empty list does not name its identity; use --identity CLIENT_ID=FILE")]
     EmptyList,
 }
 
-/// `properties` of a federated credential, which `az` prints without that level.
+/// `properties` of a federated credential. `az` prints the fields one level up.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawCredential {
@@ -95,7 +95,7 @@ struct RawIdentity {
     tenant_id: Option<String>,
 }
 
-/// An identity, as far as files have described it.
+/// An identity with the fields found so far.
 #[derive(Debug, Default)]
 struct PartialIdentity {
     client_id: String,
@@ -106,7 +106,7 @@ struct PartialIdentity {
     source: String,
 }
 
-/// The credentials of an identity of which only the resource ID is known.
+/// The credentials of an identity whose client ID is not known.
 #[derive(Debug)]
 struct CredentialsOfId {
     id: ResourceId,
@@ -119,7 +119,7 @@ struct CredentialsOfId {
 pub struct Files {
     /// By client ID in lower case.
     identities: BTreeMap<String, PartialIdentity>,
-    /// The credentials of identities of which only the resource ID is known, by that ID.
+    /// The credentials of identities whose client ID is not known, by resource ID.
     by_id: BTreeMap<String, CredentialsOfId>,
     /// `true` if a list of identities was among the files.
     has_identities: bool,
@@ -130,7 +130,7 @@ impl Files {
     ///
     /// # Errors
     ///
-    /// [`FileError`] for anything that is not what [`crate::az_output`] describes.
+    /// Returns [`FileError`] if the file does not have the format that [`crate::az_output`] describes.
     pub fn add(&mut self, source: &str, text: &str) -> Result<(), FileError> {
         let items = items(parse(text)?)?;
         if items.is_empty() {
@@ -152,7 +152,7 @@ impl Files {
     ///
     /// # Errors
     ///
-    /// As for [`Files::add`]. A managed identity is not allowed here.
+    /// Returns the errors of [`Files::add`], and an error for a managed identity.
     pub fn add_for_identity(&mut self, client_id: &str, source: &str, text: &str) -> Result<(), FileError> {
         let mut credentials = Vec::new();
         let mut id = None;
@@ -203,7 +203,7 @@ impl Files {
         Ok(())
     }
 
-    /// Returns the content of all files. An identity of which only credentials are known has no client ID, so no service account finds it.
+    /// Returns the content of all files. An identity without client ID matches no service account.
     pub fn finish(self) -> ManagedIdentities {
         let Self { identities, mut by_id, has_identities } = self;
         let named: Vec<_> = identities
@@ -225,22 +225,23 @@ impl Files {
                 }
             })
             .collect();
-        let nameless = by_id.into_values().map(|CredentialsOfId { id, credentials, source }| ManagedIdentity {
-            client_id: String::new(),
-            principal_id: None,
-            tenant_id: None,
-            id: Some(id),
-            credentials: Ok(credentials),
-            completeness: Completeness::Snapshot,
-            source,
-        });
+        let without_client_id =
+            by_id.into_values().map(|CredentialsOfId { id, credentials, source }| ManagedIdentity {
+                client_id: String::new(),
+                principal_id: None,
+                tenant_id: None,
+                id: Some(id),
+                credentials: Ok(credentials),
+                completeness: Completeness::Snapshot,
+                source,
+            });
         let incomplete = (!has_identities).then(|| ReadFailure {
             reason: "no file lists the managed identities (az identity list)".to_owned(),
             action: "Microsoft.ManagedIdentity/userAssignedIdentities/read".to_owned(),
             scope: "the subscription of the identity".to_owned(),
         });
         ManagedIdentities {
-            identities: named.into_iter().chain(nameless).collect(),
+            identities: named.into_iter().chain(without_client_id).collect(),
             incomplete,
             ..ManagedIdentities::default()
         }
@@ -249,7 +250,7 @@ impl Files {
 
 fn not_in_files(id: Option<&ResourceId>) -> ReadFailure {
     ReadFailure {
-        reason: "no file holds its federated credentials".to_owned(),
+        reason: "no file has its federated credentials".to_owned(),
         action: "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials/read".to_owned(),
         scope: id.map_or_else(|| "the identity".to_owned(), ToString::to_string),
     }
@@ -358,7 +359,7 @@ mod tests {
         )
     }
 
-    /// Name and subject of each credential of the one identity with a client id.
+    /// Name and subject of each credential of the only identity with a client ID.
     fn credentials(azure: &ManagedIdentities) -> Vec<(&str, Option<&str>)> {
         let identity = azure.identities.iter().find(|identity| !identity.client_id.is_empty()).unwrap();
         let credentials = identity.credentials.as_ref().unwrap();
@@ -366,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn identities_find_their_credentials_in_any_file_and_order() {
+    fn credentials_are_joined_to_identities_across_files() {
         let (identities, credential) = (identities(), credential());
         let of_arm = credential
             .replace("\"issuer\"", "\"properties\": {\"issuer\"")
@@ -396,12 +397,12 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_is_known_and_an_absent_one_is_not() {
+    fn an_empty_list_is_known_but_a_missing_list_is_not() {
         let mut all = Files::default();
         all.add_for_identity(CLIENT_ID, "f.json", "[]").unwrap();
         let azure = all.finish();
         assert_eq!(credentials(&azure), []);
-        assert!(azure.incomplete.is_some(), "nobody listed the identities");
+        assert!(azure.incomplete.is_some(), "no file lists the identities");
         let mut all = Files::default();
         all.add("ids.json", &identities()).unwrap();
         let unread = all.finish().identities.remove(0).credentials.unwrap_err();
@@ -409,13 +410,13 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_file_is_refused_with_its_place_and_the_expectation() {
+    fn an_invalid_file_is_refused_with_location_and_expectation() {
         let typed = credential().replace("[\"a\"]", "\"a\"");
-        let nameless = credential().replace(ID, "x");
+        let without_id = credential().replace(ID, "x");
         for (text, expected) in [
             ("", "1:0: expected JSON as \"az ... --output json\" prints it: EOF while parsing a value"),
             ("[\n{]", "2:2: expected JSON as \"az ... --output json\" prints it: key must be a string"),
-            ("[]", "an empty list does not say whose it is; name its identity: --identity CLIENT_ID=FILE"),
+            ("[]", "an empty list does not name its identity; use --identity CLIENT_ID=FILE"),
             ("3", ".: expected a managed identity (with clientId) or a federated credential (with issuer), got 3"),
             (
                 r#"[{"kind": "Pod", "a": 1}]"#,
@@ -425,12 +426,9 @@ mod tests {
             (&format!("[{typed}]"), "[0].audiences: expected a sequence, got string \"a\""),
             (
                 r#"{"value": [], "nextLink": "https://x"}"#,
-                "the answer goes on at its nextLink; expected the whole list, as \"az\" prints it",
+                "the response continues at its nextLink; expected the complete list, as \"az\" prints it",
             ),
-            (
-                &nameless,
-                ".: the credential does not say whose it is (no id); name its identity: --identity CLIENT_ID=FILE",
-            ),
+            (&without_id, ".: the credential has no id; name its identity with --identity CLIENT_ID=FILE"),
             (
                 r#"{"clientId": "c", "federatedIdentityCredentials": {}}"#,
                 "..federatedIdentityCredentials: expected a list",

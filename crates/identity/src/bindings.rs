@@ -1,4 +1,4 @@
-//! Checks of AKS identity bindings: one credential for all service accounts, and grants in the cluster instead of a credential for each.
+//! Checks of AKS identity bindings. They use one credential for all service accounts, and a grant in the cluster for each.
 
 use serde_json::json;
 
@@ -26,10 +26,10 @@ fn bound_client_id<'c>(context: &'c AccountContext<'_>) -> Option<&'c str> {
 static B1: Check = Check {
     id: "B1",
     severity: Severity::Error,
-    title: "an identity binding without a grant",
+    title: "an identity binding has no grant",
     reads: "pods with the annotation azure.workload.identity/use-identity-binding; ClusterRoles of group cid.wi.aks.azure.com and their bindings",
     meaning: "the cluster's token proxy refuses the service account",
-    cure: "grant the verb use-managed-identity on the client id, in group cid.wi.aks.azure.com, to the service account",
+    fix: "grant the service account the verb use-managed-identity on the client id in group cid.wi.aks.azure.com",
     leads_to: &[],
     source: CONCEPTS,
     needs: &[Input::Cluster, Input::Grants],
@@ -49,7 +49,7 @@ static B1: Check = Check {
     })],
 };
 
-/// Returns the command that grants the identity. `kubectl create clusterrole` does not work: it requires a resource that the API server serves.
+/// Returns the command that grants the identity. `kubectl create clusterrole` does not work: it accepts only resources that the API server serves.
 fn grant(context: &AccountContext<'_>, client_id: &str) -> String {
     const GROUP: &str = "rbac.authorization.k8s.io";
     let AccountName { namespace, name } = &context.account.name;
@@ -70,10 +70,10 @@ fn grant(context: &AccountContext<'_>, client_id: &str) -> String {
 static B2: Check = Check {
     id: "B2",
     severity: Severity::Error,
-    title: "an identity binding without its credential",
+    title: "an identity binding has no credential",
     reads: "the credential aks-identity-binding of the identity",
-    meaning: "AKS has not bound the identity to a cluster, or somebody has deleted the credential that it keeps",
-    cure: "az aks identity-binding create --resource-group RESOURCE_GROUP --cluster-name CLUSTER --name NAME --managed-identity-resource-id IDENTITY_ID",
+    meaning: "AKS has not bound the identity to a cluster, or a user deleted the credential that AKS manages",
+    fix: "az aks identity-binding create --resource-group RESOURCE_GROUP --cluster-name CLUSTER --name NAME --managed-identity-resource-id IDENTITY_ID",
     leads_to: &["AADSTS70021", "AADSTS700211"],
     source: CONCEPTS,
     needs: &[Input::Cluster, Input::Grants],
@@ -90,7 +90,7 @@ static B2: Check = Check {
         let message = format!("identity {} has no credential {}", identity.display_name(), keys::BINDING_CREDENTIAL);
         let found = DraftFinding::new(message).fact("read from", &*identity.source);
         vec![match &identity.id {
-            Some(id) => found.fix(B2.cure.replace("IDENTITY_ID", &super::command::quoted(&id.to_string()))),
+            Some(id) => found.fix(B2.fix.replace("IDENTITY_ID", &super::command::quoted(&id.to_string()))),
             None => found,
         }]
     })],
@@ -99,10 +99,10 @@ static B2: Check = Check {
 static B3: Check = Check {
     id: "B3",
     severity: Severity::Error,
-    title: "an identity binding that the webhook does not know",
+    title: "the webhook does not support identity bindings",
     reads: "the tokens and AZURE_KUBERNETES_TOKEN_PROXY of running pods with the annotation azure.workload.identity/use-identity-binding",
-    meaning: "the webhook is older than 1.6 or was not told of bindings: the pods got the ordinary token, or no address of the proxy",
-    cure: "upgrade the cluster's workload identity add-on, then restart the pods",
+    meaning: "the webhook is older than 1.6 or has no bindings enabled; the pods got the standard token, or no proxy address",
+    fix: "upgrade the cluster's workload identity add-on, then restart the pods",
     leads_to: &["AADSTS700213", "AADSTS70021"],
     source: "Azure/azure-workload-identity pkg/webhook/webhook.go (v1.6.0)",
     needs: &[Input::Cluster, Input::Grants],
@@ -123,17 +123,17 @@ fn unknown_binding(context: &PodContext<'_>) -> Vec<DraftFinding> {
     }
     let what = if has_audience { keys::ENV_TOKEN_PROXY } else { "token for the audience of bindings" };
     let audiences: Vec<_> = pod.tokens.iter().map(|token| token.audience.as_str()).collect();
-    let found = DraftFinding::new(format!("the pods ask for an identity binding and got no {what}"));
+    let found = DraftFinding::new(format!("the pods request an identity binding but got no {what}"));
     vec![found.fact("audiences", audiences.join(", ")).fix(restart(&pod.owner))]
 }
 
 static B4: Check = Check {
     id: "B4",
     severity: Severity::Warning,
-    title: "an identity binding without the label",
+    title: "an identity binding is used without the label",
     reads: "the annotation azure.workload.identity/use-identity-binding and the label azure.workload.identity/use of pods and templates",
-    meaning: "without the label the webhook is not called, and the annotation has no effect",
-    cure: "put the label azure.workload.identity/use: \"true\" on the pod template, beside the annotation",
+    meaning: "without the label the API server does not call the webhook, so the annotation has no effect",
+    fix: "add the label azure.workload.identity/use: \"true\" to the pod template",
     leads_to: &[],
     source: CONCEPTS,
     needs: &[Input::Cluster, Input::Grants],
@@ -143,9 +143,9 @@ static B4: Check = Check {
         let is_opted_in =
             context.index.namespace(&context.pod.namespace).is_some_and(|namespace| namespace.is_opted_in);
         let gets_label = is_opted_in && !context.pod.is_admitted;
-        let is_in_vain = context.pod.uses_binding() && !context.pod.is_labelled() && !gets_label;
-        if is_in_vain {
-            vec![DraftFinding::new("the pods ask for an identity binding without the label")]
+        let has_no_effect = context.pod.uses_binding() && !context.pod.is_labelled() && !gets_label;
+        if has_no_effect {
+            vec![DraftFinding::new("the pods request an identity binding without the label")]
         } else {
             Vec::new()
         }

@@ -9,7 +9,7 @@ const HEAD: &str = include_str!("catalogue.md");
 /// Returns `docs/identity.md`.
 pub fn markdown() -> String {
     let mut out = HEAD.to_owned();
-    out.push_str("\n## Findings\n\n| id | severity | what |\n| --- | --- | --- |\n");
+    out.push_str("\n## Findings\n\n| id | severity | finding |\n| --- | --- | --- |\n");
     for check in checks() {
         // Writing to a string cannot fail.
         let _ = writeln!(
@@ -27,7 +27,7 @@ pub fn markdown() -> String {
             let _ = writeln!(out, "| {name} | {} |", text.replace('|', "\\|"));
         }
     }
-    out.push_str("\n## Error codes of Entra\n\n`spillway identity check --explain CODE` says the same, also of a pasted message.\n\n| code | meaning | findings that lead to it |\n| --- | --- | --- |\n");
+    out.push_str("\n## Error codes of Entra\n\n`spillway identity check --explain CODE` prints this table, also for a pasted message.\n\n| code | meaning | findings that lead to it |\n| --- | --- | --- |\n");
     for code in entra::codes() {
         let ids: Vec<_> =
             entra::causes(code).map(|check| format!("[{}](#{})", check.id, check.id.to_lowercase())).collect();
@@ -42,7 +42,7 @@ pub fn fields(check: &Check) -> Vec<(&'static str, String)> {
         ("severity", check.severity.as_str().to_owned()),
         ("reads", check.reads.to_owned()),
         ("meaning", check.meaning.to_owned()),
-        ("cure", check.cure.to_owned()),
+        ("fix", check.fix.to_owned()),
     ];
     if !check.leads_to.is_empty() {
         fields.push(("leads to", check.leads_to.join(", ")));

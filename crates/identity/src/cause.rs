@@ -1,8 +1,8 @@
-//! The ways in which two texts can differ that Entra compares byte for byte.
+//! Causes of a difference between two texts that Entra compares byte for byte.
 
 use std::fmt;
 
-/// A way in which two texts differ.
+/// A cause of a difference between two texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
     /// Spaces, line breaks or invisible characters.
@@ -19,7 +19,7 @@ pub enum Cause {
     Typo,
     /// The issuer's slash at the end is missing.
     SlashMissing,
-    /// The issuer has one slash too many at the end.
+    /// The issuer has an extra slash at the end.
     SlashExtra,
     /// `https://` is missing.
     SchemeMissing,
@@ -92,36 +92,36 @@ impl Cause {
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
-            Self::Whitespace => "white space or invisible characters in it",
-            Self::Quotes => "quotes or brackets around it",
-            Self::Case => "capital and small letters differ",
-            Self::Empty => "it is empty",
-            Self::NotAscii => "letters that are not ASCII, though they may look alike",
+            Self::Whitespace => "white space or invisible characters",
+            Self::Quotes => "quotes or brackets around the value",
+            Self::Case => "upper and lower case differ",
+            Self::Empty => "the value is empty",
+            Self::NotAscii => "non-ASCII letters, which may look like ASCII letters",
             Self::Typo => "one or two letters differ",
             Self::SlashMissing => "the slash at the end is missing",
-            Self::SlashExtra => "a slash too many at the end",
+            Self::SlashExtra => "an extra slash at the end",
             Self::SchemeMissing => "https:// is missing",
             Self::Scheme => "another scheme than https",
-            Self::Document => "the address of a document below the issuer, not the issuer",
+            Self::Document => "the URL of a document below the issuer, not of the issuer",
             Self::Region => "another region in the host name",
             Self::OlderForm => "the other form of an AKS issuer, with or without region",
             Self::Tenant => "another tenant in the path",
             Self::SwappedPath => "tenant and cluster swapped in the path",
-            Self::Cluster => "another cluster, or this one before it was created anew",
+            Self::Cluster => "another cluster, or this cluster before it was recreated",
             Self::BindingIssuer => "the issuer of identity bindings, not the cluster's",
-            Self::ApiServer => "the address of the API server, not the issuer",
+            Self::ApiServer => "the URL of the API server, not of the issuer",
             Self::Host => "another host",
             Self::Path => "another path",
             Self::Swapped => "namespace and name are swapped",
-            Self::Separator => "the parts have to be separated by \":\"",
-            Self::Prefix => "it has to begin with \"system:serviceaccount:\"",
+            Self::Separator => "\":\" must separate the parts",
+            Self::Prefix => "the prefix must be \"system:serviceaccount:\"",
             Self::Namespace => "another namespace",
             Self::Name => "another service account",
-            Self::Wildcard => "wildcards are not expanded",
+            Self::Wildcard => "Entra does not expand wildcards",
             Self::Cloud => "the audience of another cloud",
             Self::BindingAudience => "the audience of identity bindings",
             Self::Several => "more than one audience",
-            Self::Other => "something else altogether",
+            Self::Other => "a completely different value",
         }
     }
 }

@@ -14,35 +14,35 @@ pub struct Check {
     pub id: &'static str,
     /// The usual severity of its findings.
     pub severity: Severity,
-    /// What the check finds, in a few words.
+    /// The finding in a few words.
     pub title: &'static str,
-    /// What the check reads.
+    /// The fields that the check reads.
     pub reads: &'static str,
-    /// What a finding means for the pods.
+    /// The effect on the pods.
     pub meaning: &'static str,
-    /// The remedy, for findings that have no command of their own.
-    pub cure: &'static str,
+    /// The fix for findings that have no command of their own.
+    pub fix: &'static str,
     /// The Entra error codes that a finding can lead to.
     pub leads_to: &'static [&'static str],
     /// The source of these facts: `owner/repo path`, or a page of documentation.
     pub source: &'static str,
-    /// The inputs that the check depends on. A finding that disappears is resolved only if all of them were read in full.
+    /// The inputs that the check depends on. A finding that disappears is resolved only if all inputs were read in full.
     pub needs: &'static [Input],
-    /// The inputs that the check also uses if they are configured. Some of its findings do not depend on them.
+    /// Optional inputs. Some findings of the check do not depend on them.
     pub optional: &'static [Input],
-    /// `true` if findings appear and disappear by themselves, such as those of the pods of a CronJob or of endpoints during a rollout.
+    /// `true` if findings appear and disappear without a change, as for pods of a CronJob or endpoints during a rollout.
     pub transient: bool,
     pub(super) run: &'static [CheckFn],
 }
 
 impl Check {
-    /// Returns whether the check reads this input, always or where it is configured.
+    /// Returns whether the check reads this input, required or optional.
     pub fn reads_input(&self, input: Input) -> bool {
         self.needs.contains(&input) || self.optional.contains(&input)
     }
 }
 
-/// An input of the checks that can be read in full, or not.
+/// An input of the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Input {
     /// Service accounts, pods and namespaces.
@@ -51,7 +51,7 @@ pub enum Input {
     Credentials,
     /// Mutating webhook configurations, and the endpoints behind them.
     Webhooks,
-    /// The cluster roles that grant identity bindings, and their bindings.
+    /// Cluster roles that grant identity bindings, and their bindings.
     Grants,
     /// Virtual nodes.
     Nodes,
@@ -75,7 +75,7 @@ impl PartialEq for Check {
 
 impl Eq for Check {}
 
-/// The function of a check, by what it is called for.
+/// The function of a check, by the object that it checks.
 #[derive(Debug)]
 pub(super) enum CheckFn {
     Account(fn(&AccountContext<'_>) -> Vec<DraftFinding>),

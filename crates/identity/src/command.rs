@@ -42,7 +42,7 @@ impl From<Command> for String {
     }
 }
 
-/// Quotes a text as one word of a POSIX shell. Null characters are left out: no command can contain them.
+/// Quotes a text as one word of a POSIX shell. Removes null characters, which no command can contain.
 pub fn quoted(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"@%+=:,./_-".contains(&byte);
     if !text.is_empty() && text.bytes().all(is_plain) {
@@ -80,7 +80,7 @@ impl ExpectedCredential<'_> {
         self.arguments(command.identity_flags(identity))
     }
 
-    /// Returns a name that Azure accepts (`^[a-zA-Z0-9]{1}[a-zA-Z0-9-_]{2,119}$`) and no other credential of the identity has.
+    /// Returns a name that Azure accepts (`^[a-zA-Z0-9]{1}[a-zA-Z0-9-_]{2,119}$`) and that no other credential of the identity has.
     fn free_name(&self, identity: &ManagedIdentity) -> String {
         const MAX_LENGTH: usize = 116; // leaves 4 of 120 characters for a number such as "-20"
         let AccountName { namespace, name } = self.account;
@@ -128,27 +128,27 @@ mod tests {
 
     use super::*;
 
-    fn through_a_shell(word: &str) -> Vec<u8> {
+    fn printed_by_shell(word: &str) -> Vec<u8> {
         let output = std::process::Command::new("sh").args(["-c", &format!("printf %s {word}")]).output().unwrap();
         assert!(output.status.success(), "{word}");
         output.stdout
     }
 
     #[test]
-    fn hostile_words_survive_the_shell() {
+    fn shell_metacharacters_are_quoted() {
         for text in
             ["", "a b", "$(id)", "`id`", "';id;'", "\\", "a'b", "\"", "*", "~", "!x", "#", "a\nb\n", "--x=$y", "é"]
         {
-            assert_eq!(String::from_utf8(through_a_shell(&quoted(text))).unwrap(), text);
+            assert_eq!(String::from_utf8(printed_by_shell(&quoted(text))).unwrap(), text);
         }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn any_word_survives_the_shell(text in any::<String>()) {
+        fn any_word_is_quoted(text in any::<String>()) {
             let text = text.replace('\0', "");
-            prop_assert_eq!(through_a_shell(&quoted(&text)), text.as_bytes());
+            prop_assert_eq!(printed_by_shell(&quoted(&text)), text.as_bytes());
         }
     }
 }

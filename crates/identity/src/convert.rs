@@ -1,4 +1,4 @@
-//! Conversion of API objects to the input of the checks. Only the fields that checks read are kept.
+//! Converts API objects to the input of the checks. Keeps only the fields that checks read.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ use super::{
     },
 };
 
-/// `spec` of a Pod, as far as identities are concerned.
+/// The fields of a pod's `spec` that concern identities.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSpec {
@@ -105,7 +105,7 @@ impl From<&ObjectMeta> for ServiceAccount {
 }
 
 impl AnnotatedObject {
-    /// Reads the metadata of an object; `None` if it has no key of workload identity.
+    /// Reads the metadata of an object. `None` if it has no workload identity key.
     pub fn from_metadata(kind: &str, meta: &ObjectMeta) -> Option<Self> {
         let (labels, annotations) =
             (workload_identity_keys(meta.labels.as_ref()), workload_identity_keys(meta.annotations.as_ref()));
@@ -116,7 +116,7 @@ impl AnnotatedObject {
 }
 
 impl Pod {
-    /// Reads a pod of the cluster in this phase; `None` if it has ended or is being deleted.
+    /// Reads a pod of the cluster in this phase. `None` if the pod has terminated or is being deleted.
     pub fn running(meta: &ObjectMeta, spec: &PodSpec, phase: Option<&str>) -> Option<Self> {
         if matches!(phase, Some("Succeeded" | "Failed")) || meta.deletion_timestamp.is_some() {
             return None;
@@ -157,7 +157,7 @@ impl Pod {
     }
 }
 
-/// Returns the top-level owner of a pod. The name of a Deployment is that of its ReplicaSet without the hash that is also a label.
+/// Returns the top-level owner of a pod. The name of a Deployment is its ReplicaSet's name without `pod-template-hash`.
 fn top_level_owner(meta: &ObjectMeta) -> Object {
     let namespace = meta.namespace.as_deref().unwrap_or_default();
     let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
@@ -238,7 +238,7 @@ impl From<&MutatingWebhookConfiguration> for WebhookConfiguration {
     }
 }
 
-/// Returns the Service of an EndpointSlice, and the number of its ready endpoints. An endpoint without that condition is ready.
+/// Returns the Service of an EndpointSlice, and the number of its ready endpoints. An endpoint without the condition `ready` is ready.
 pub fn ready_endpoints(slice: &EndpointSlice) -> Option<(ServiceName, usize)> {
     let service = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
     let is_ready = |conditions: &Option<k8s_openapi::api::discovery::v1::EndpointConditions>| {
@@ -249,7 +249,7 @@ pub fn ready_endpoints(slice: &EndpointSlice) -> Option<(ServiceName, usize)> {
     Some((ServiceName { namespace, name: service.clone() }, count))
 }
 
-/// The API group of the resources that identity bindings are granted on. Their names are client IDs
+/// The API group of identity bindings. The names of its resources are client IDs
 /// (learn.microsoft.com/azure/aks/identity-bindings-concepts).
 const BINDING_GROUP: &str = "cid.wi.aks.azure.com";
 

@@ -1,4 +1,4 @@
-//! The search for the federated credential of a service account: found, nearly found, or not found.
+//! Finds the federated credential of a service account, or the nearest one.
 
 use spillway_core::azure::is_guid;
 
@@ -13,30 +13,30 @@ use super::{
 /// The result of the search for a service account's credential.
 #[derive(Debug)]
 pub(super) enum CredentialMatch<'o> {
-    /// There is nothing to look for, or no source of credentials is configured.
+    /// The service account needs no credential, or no source of credentials is configured.
     NotApplicable,
     /// No identity has the client ID.
     IdentityNotFound,
-    /// Something that could not be read would decide.
+    /// The result depends on an input that could not be read.
     Unknown { what: &'static str, failure: ReadFailure, fix: String },
-    /// Issuer, subject and audience are right.
+    /// Issuer, subject and audience match.
     Matched { credential: &'o FederatedCredential },
-    /// Issuer and subject are right.
+    /// Only issuer and subject match.
     AudienceMismatch { identity: &'o ManagedIdentity, credential: &'o FederatedCredential, difference: Difference },
-    /// The subject is right.
+    /// Only the subject matches.
     IssuerMismatch { identity: &'o ManagedIdentity, credential: &'o FederatedCredential, difference: Difference },
-    /// The subject is nearly right, and the issuer is right or nearly right.
+    /// The subject nearly matches, and the issuer matches or nearly matches.
     SubjectMismatch {
         identity: &'o ManagedIdentity,
         credential: &'o FederatedCredential,
         subject: Difference,
         issuer: Option<Difference>,
     },
-    /// No credential comes near.
+    /// No credential is similar.
     NoCredential { identity: &'o ManagedIdentity },
 }
 
-/// How far a credential is from the right one: the class of the difference, then the number of causes.
+/// The distance of a credential from the expected one: the class of the difference, then the number of causes.
 type Distance = (usize, usize);
 
 impl<'o> CredentialMatch<'o> {
@@ -85,7 +85,7 @@ impl<'o> CredentialMatch<'o> {
         let mut nearest: Option<(Distance, Self)> = None;
         for credential in credentials.iter().filter(|credential| credential.expression.is_none()) {
             let Some(own) = credential.subject.as_deref() else { continue };
-            let (distance, link) = if own == subject && credential.issuer == issuer {
+            let (distance, result) = if own == subject && credential.issuer == issuer {
                 return Self::audience(identity, credential, lookup.audience());
             } else if own == subject {
                 let difference = difference::issuer(issuer, &credential.issuer);
@@ -96,10 +96,10 @@ impl<'o> CredentialMatch<'o> {
                 near
             };
             if nearest.as_ref().is_none_or(|(nearest, _)| distance < *nearest) {
-                nearest = Some((distance, link));
+                nearest = Some((distance, result));
             }
         }
-        nearest.map_or(Self::NoCredential { identity }, |(_, link)| link)
+        nearest.map_or(Self::NoCredential { identity }, |(_, result)| result)
     }
 
     fn audience(identity: &'o ManagedIdentity, credential: &'o FederatedCredential, expected: &str) -> Self {
@@ -112,7 +112,7 @@ impl<'o> CredentialMatch<'o> {
         Self::AudienceMismatch { identity, credential, difference }
     }
 
-    /// The credential that is not right but was probably meant.
+    /// Returns the incorrect credential that was probably meant for the service account.
     pub(super) const fn near_miss(&self) -> Option<(&'o ManagedIdentity, &'o FederatedCredential)> {
         match self {
             Self::AudienceMismatch { identity, credential, .. }
@@ -122,7 +122,7 @@ impl<'o> CredentialMatch<'o> {
         }
     }
 
-    /// Returns whether it is certain that no credential fits.
+    /// Returns `true` if certainly no credential matches.
     pub(super) fn is_broken(&self) -> bool {
         match self {
             Self::NoCredential { identity } => identity.completeness != Completeness::Partial,
@@ -131,7 +131,8 @@ impl<'o> CredentialMatch<'o> {
     }
 }
 
-/// Returns a credential whose subject is nearly the account's and no other account's, with the cluster's issuer or nearly that.
+/// Returns the credential if its subject is similar to this account's, and its issuer to the cluster's. `None` if the subject is another
+/// account's.
 fn near_subject<'o>(
     account: &ServiceAccount,
     identity: &'o ManagedIdentity,
@@ -156,14 +157,14 @@ fn near_subject<'o>(
 
 fn no_issuer() -> ReadFailure {
     ReadFailure {
-        reason: "it was not read".to_owned(),
+        reason: "the issuer was not read".to_owned(),
         action: "get on the non-resource URL /.well-known/openid-configuration (ClusterRole system:service-account-issuer-discovery)"
             .to_owned(),
         scope: "the API server".to_owned(),
     }
 }
 
-/// Returns namespace and name of the service account that a subject names, byte for byte.
+/// Returns namespace and name of the service account that a subject names. `None` if the subject has another form.
 pub(super) fn parse_subject(subject: &str) -> Option<(&str, &str)> {
     let names = subject.strip_prefix(difference::SUBJECT_PREFIX)?.split_once(':');
     names.filter(|(_, name)| !name.contains(':'))

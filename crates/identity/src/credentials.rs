@@ -1,4 +1,4 @@
-//! Checks of the credential that a service account needs.
+//! Checks of the credential of a service account.
 
 use super::{
     check::{Check, CheckFn, Input},
@@ -17,10 +17,10 @@ const CODES: &str = "learn.microsoft.com/entra/identity-platform/reference-error
 static F0: Check = Check {
     id: "F0",
     severity: Severity::Unknown,
-    title: "it cannot be told",
-    reads: "what the sources of credentials could not read",
-    meaning: "nothing: whether pods can sign in is not known",
-    cure: "give the reader the permission that is named, at the scope that is named",
+    title: "Spillway could not read an input",
+    reads: "the failures of the sources of credentials",
+    meaning: "Spillway does not know whether the pods can sign in",
+    fix: "grant the reader the missing permission at the scope",
     leads_to: &[],
     source: "learn.microsoft.com/azure/role-based-access-control/built-in-roles/identity",
     needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
@@ -32,7 +32,7 @@ static F0: Check = Check {
         else {
             return Vec::new();
         };
-        let found = DraftFinding::new(format!("it cannot be told {what}: {reason}"));
+        let found = DraftFinding::new(format!("Spillway does not know {what}: {reason}"));
         let found = match action.as_str() {
             "" => found.fact("asked for", scope.clone()),
             action => found.fact("missing permission", action).fact("at scope", scope.clone()),
@@ -45,9 +45,9 @@ static F1: Check = Check {
     id: "F1",
     severity: Severity::Warning,
     title: "no visible identity has the client id",
-    reads: "the service account's client id; the client ids of all identities that can be seen",
-    meaning: "the identity was deleted, is in another subscription or tenant, may not be seen, or the client id is that of an app registration, which is not looked at",
-    cure: "az identity list --query \"[?clientId=='CLIENT_ID'].id\" --output tsv",
+    reads: "the service account's client id; the client ids of all visible identities",
+    meaning: "the identity is deleted or not visible, or the client id is of an app registration, which Spillway does not read",
+    fix: "az identity list --query \"[?clientId=='CLIENT_ID'].id\" --output tsv",
     leads_to: &["AADSTS700016"],
     source: CODES,
     needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
@@ -59,13 +59,13 @@ static F1: Check = Check {
         else {
             return Vec::new();
         };
-        // S5 reports it in more detail.
+        // S5 reports more detail.
         if context.index.principal(client_id).is_some() {
             return Vec::new();
         }
         let count = context.index.observation.managed_identities.as_ref().map_or(0, |all| all.identities.len());
         let message = format!(
-            "none of the {count} visible identities has the client id {client_id}: deleted, elsewhere, not to be seen, or an app registration"
+            "none of the {count} visible identities has the client id {client_id}: deleted, not visible, or an app registration"
         );
         vec![DraftFinding::new(message).fix(find_identity(client_id))]
     })],
@@ -74,10 +74,10 @@ static F1: Check = Check {
 static F2: Check = Check {
     id: "F2",
     severity: Severity::Error,
-    title: "no credential is for the service account",
+    title: "the service account has no credential",
     reads: "the subjects of the identity's credentials",
     meaning: "Entra refuses the tokens of its pods",
-    cure: "create the credential",
+    fix: "create the credential",
     leads_to: &["AADSTS700213", "AADSTS70021", "AADSTS700211"],
     source: CODES,
     needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
@@ -89,22 +89,22 @@ static F2: Check = Check {
         let issuers =
             credentials.iter().filter(|one| context.index.issuer().is_some_and(|issuer| issuer.url == one.issuer));
         let (name, subject) = (identity.display_name(), context.account.subject());
-        // An absent credential proves nothing in a partial list.
+        // A partial list does not prove that the credential is absent.
         let (message, severity) = match identity.completeness {
             Completeness::Snapshot | Completeness::Complete => {
                 (format!("identity {name} has no credential with the subject {subject}"), Severity::Error)
             }
             Completeness::Partial => (
                 format!(
-                    "no custom resource is a credential of identity {name} with the subject {subject}; whether Azure has one is not known"
+                    "no custom resource declares a credential of identity {name} with the subject {subject}; Azure may have one"
                 ),
                 Severity::Unknown,
             ),
         };
-        let count = format!("{}, of which {} for this cluster", credentials.len(), issuers.count());
+        let count = format!("{}, {} of them for this cluster", credentials.len(), issuers.count());
         let found = DraftFinding::new(message).severity(severity);
         let found = found.fact("credentials", count).fact("read from", &*identity.source);
-        vec![to_create(found, context, identity)]
+        vec![with_create_command(found, context, identity)]
     })],
 };
 
@@ -116,14 +116,14 @@ fn expected_credential<'c>(context: &'c AccountContext<'_>) -> ExpectedCredentia
     }
 }
 
-/// Adds the command that creates the credential. If the identity is full, another one has to be deleted first.
-fn to_create(found: DraftFinding, context: &AccountContext<'_>, identity: &ManagedIdentity) -> DraftFinding {
+/// Adds the command that creates the credential. If the identity is full, another credential must be deleted first.
+fn with_create_command(found: DraftFinding, context: &AccountContext<'_>, identity: &ManagedIdentity) -> DraftFinding {
     let count = identity.credentials.as_deref().unwrap_or_default().len();
-    let found = if count < MAX_CREDENTIALS { found } else { found.fact("first", "make room, see F6") };
+    let found = if count < MAX_CREDENTIALS { found } else { found.fact("first", "delete a credential, see F6") };
     found.fix(expected_credential(context).create(identity))
 }
 
-/// Adds the names of credential and identity, and where they were read.
+/// Adds the names of credential and identity, and their source.
 fn with_credential_facts(
     found: DraftFinding,
     identity: &ManagedIdentity,
@@ -136,10 +136,10 @@ fn with_credential_facts(
 static F3: Check = Check {
     id: "F3",
     severity: Severity::Error,
-    title: "the credential's issuer is another",
+    title: "the credential has another issuer",
     reads: "the issuer of the credential with the service account's subject; the cluster's issuer",
-    meaning: "Entra compares issuers byte for byte, the slash at the end included, and refuses the tokens; that it once worked does not mean that it will",
-    cure: "write the cluster's issuer into the credential",
+    meaning: "Entra compares issuers byte for byte, with the final slash, and refuses the tokens, even if they worked before",
+    fix: "set the credential's issuer to the cluster's issuer",
     leads_to: &["AADSTS700211", "AADSTS70021"],
     source: "Azure/azure-workload-identity#1700; Azure/azure-workload-identity#340; Azure/AKS#3982",
     needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
@@ -152,14 +152,14 @@ static F3: Check = Check {
         let message = format!("the credential's issuer is not the cluster's: {}", difference.why());
         let found =
             with_credential_facts(DraftFinding::new(message).difference(difference.clone()), identity, credential);
-        // The credential may be right for another cluster: do not take it away.
+        // Another cluster may need the credential, so do not change it.
         let found = if difference.is_spelling() {
             found.fix(expected_credential(context).update(identity, &credential.name))
         } else if identity.completeness == Completeness::Partial {
-            // Azure may also have the right one.
-            to_create(found.severity(Severity::Warning), context, identity)
+            // Azure may also have a matching credential.
+            with_create_command(found.severity(Severity::Warning), context, identity)
         } else {
-            to_create(found, context, identity)
+            with_create_command(found, context, identity)
         };
         vec![found]
     })],
@@ -170,8 +170,8 @@ static F4: Check = Check {
     severity: Severity::Error,
     title: "the credential's subject is nearly right",
     reads: "the subjects of the identity's credentials for this cluster; the service accounts",
-    meaning: "Entra compares subjects byte for byte, with regard to case, and refuses the tokens",
-    cure: "write the service account's subject into the credential",
+    meaning: "Entra compares subjects byte for byte, including case, and refuses the tokens",
+    fix: "set the credential's subject to the service account's subject",
     leads_to: &["AADSTS700213", "AADSTS7002138", "AADSTS70021"],
     source: "Azure/login#515; learn.microsoft.com/entra/identity-platform/reference-error-codes",
     needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
@@ -182,15 +182,15 @@ static F4: Check = Check {
         else {
             return Vec::new();
         };
-        let message = format!("the credential's subject is not quite the service account's: {}", subject.why());
+        let message = format!("the credential's subject is not the service account's: {}", subject.why());
         let found = DraftFinding::new(message).difference(subject.clone());
         let found = issuer.iter().fold(found, |found, issuer| found.difference(issuer.clone()));
         let found = with_credential_facts(found, identity, credential);
-        // A credential that is near to several service accounts can be changed for one of them only.
+        // A credential that is similar to several service accounts can be changed for only one of them.
         let found = if context.index.near_misses(identity, credential) == 1 {
             found.fix(expected_credential(context).update(identity, &credential.name))
         } else {
-            to_create(found, context, identity)
+            with_create_command(found, context, identity)
         };
         vec![found]
     })],
@@ -199,10 +199,10 @@ static F4: Check = Check {
 static F5: Check = Check {
     id: "F5",
     severity: Severity::Error,
-    title: "the credential's audience is another",
+    title: "the credential has another audience",
     reads: "the audiences of the credential with the right issuer and subject; the cloud",
-    meaning: "Entra refuses tokens for another audience than the credential names",
-    cure: "write the cloud's audience, and no other, into the credential",
+    meaning: "Entra refuses tokens for an audience that the credential does not name",
+    fix: "set the cloud's audience, and no other, in the credential",
     leads_to: &["AADSTS700212", "AADSTS7002121"],
     source: CONSIDERATIONS,
     needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
@@ -224,10 +224,10 @@ static F5: Check = Check {
 static F10: Check = Check {
     id: "F10",
     severity: Severity::Info,
-    title: "the credential is only some minutes old",
-    reads: "when the credential was created, or seen for the first time",
-    meaning: "Entra may go on refusing for some minutes, from what it remembers",
-    cure: "wait ten minutes; whoever signs in should try again",
+    title: "the credential is less than 10 minutes old",
+    reads: "the time when the credential was created or first read",
+    meaning: "Entra may refuse sign-ins for some minutes, because it caches credentials",
+    fix: "wait 10 minutes, and let the program retry",
     leads_to: &["AADSTS70021", "AADSTS700213", "AADSTS700211"],
     source: CONSIDERATIONS,
     needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
@@ -239,7 +239,7 @@ static F10: Check = Check {
             return Vec::new();
         };
         let found =
-            DraftFinding::new(format!("credential {} is new; Entra need not know it everywhere yet", credential.name));
+            DraftFinding::new(format!("credential {} is new; Entra may not use it everywhere yet", credential.name));
         vec![found.fact("since", since.to_string()).fact("read from", &*credential.source)]
     })],
 };

@@ -1,6 +1,6 @@
-//! Explanations for two texts that Entra compares byte for byte and that differ.
+//! Explains differences between texts that Entra compares byte for byte.
 //!
-//! Nothing is normalised before the comparison, because Entra does not do that either. This module only explains a difference that exists.
+//! Neither Entra nor Spillway normalises a text before the comparison. This module only explains an existing difference.
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
@@ -9,7 +9,7 @@ pub use super::cause::Cause;
 /// The prefix of the subjects of service accounts.
 pub(super) const SUBJECT_PREFIX: &str = "system:serviceaccount:";
 
-/// Two texts that should be equal and are not.
+/// Two different texts that must be equal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Difference {
     /// The name of the field, such as `issuer`.
@@ -18,7 +18,7 @@ pub struct Difference {
     pub expected: String,
     /// The actual text.
     pub found: String,
-    /// The ways in which they differ.
+    /// The causes of the difference.
     pub causes: Vec<Cause>,
 }
 
@@ -40,7 +40,7 @@ impl Difference {
         self.causes.iter().map(|cause| cause.as_str()).collect::<Vec<_>>().join("; ")
     }
 
-    /// Returns both texts with all characters visible, and the column, from 0, of the first difference.
+    /// Returns both texts with all characters visible, and the column of the first difference, from 0.
     pub fn shown(&self) -> (String, String, usize) {
         let (expected, found) = (visible(&self.expected), visible(&self.found));
         let column = expected.bytes().zip(found.bytes()).take_while(|(one, other)| one == other).count();
@@ -60,8 +60,8 @@ impl Serialize for Difference {
     }
 }
 
-/// Returns the text with all characters visible: what is not printable ASCII becomes an escape, and so do spaces at both ends. One
-/// byte is one column.
+/// Returns the text with all characters visible. Spaces at both ends and characters other than printable ASCII become escapes. One byte is
+/// one column.
 pub fn visible(text: &str) -> String {
     let inner = text.trim_matches(' ');
     let begin = text.len() - text.trim_start_matches(' ').len();
@@ -82,11 +82,11 @@ pub fn visible(text: &str) -> String {
 fn is_typo(expected: &str, found: &str) -> bool {
     let (longer, shorter) = (expected.len().max(found.len()), expected.len().min(found.len()));
     let allowed = (expected.chars().count() / 3).min(2);
-    // A letter has at most four bytes: the lengths rule out most comparisons.
+    // A letter has at most four bytes, so the lengths rule out most comparisons.
     longer - shorter <= 4 * allowed && strsim::levenshtein(expected, found) <= allowed
 }
 
-/// Returns the text without stray characters, and what they were.
+/// Returns the text without stray characters, and the kinds of characters removed.
 fn clean(text: &str) -> (String, Vec<Cause>) {
     let mut causes = Vec::new();
     let is_invisible = |c: char| {
@@ -248,7 +248,7 @@ fn compare_subjects(namespace: &str, name: &str, found: &str, causes: &mut Vec<C
         let part = part.to_ascii_lowercase();
         ["system", "serviceaccount", "serviceaccounts", "sa", "service-account"].contains(&part.as_str())
     };
-    // A namespace may also be called "system": the prefix has at most two words, and two words have to remain.
+    // A namespace may also be named "system". The prefix has at most two words, and two words must remain.
     let most = parts.len().saturating_sub(2).min(2);
     let count = parts.iter().take(most).take_while(is_prefix).count();
     let (prefix, rest) = parts.split_at(count);
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn each_wrong_spelling_of_an_issuer_is_named() {
+    fn wrong_issuers_are_explained() {
         let base = format!("https://westeurope.oic.prod-aks.azure.com/{TENANT}/{CLUSTER}");
         let host = "https://westeurope.oic.prod-aks.azure.com";
         for (found, expected) in [
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn each_wrong_spelling_of_a_subject_is_named() {
+    fn wrong_subjects_are_explained() {
         for (found, expected) in [
             ("system:serviceaccount:shop:web ", &[Cause::Whitespace][..]),
             ("system:serviceaccount:shop:Web", &[Cause::Case]),
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn each_wrong_spelling_of_an_audience_is_named() {
+    fn wrong_audiences_are_explained() {
         const PUBLIC: &str = "api://AzureADTokenExchange";
         for (found, expected) in [
             (&["api://AzureADTokenExchangeUSGov"][..], Cause::Cloud),

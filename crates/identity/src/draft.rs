@@ -1,4 +1,4 @@
-//! What the functions of checks return.
+//! Findings as the functions of checks return them.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,9 +12,9 @@ pub enum Severity {
     Error,
     /// Sign-in may fail, fails for some pods, or there is a risk.
     Warning,
-    /// Good to know.
+    /// Information. No action is necessary.
     Info,
-    /// An input could not be read. Never counted as an error.
+    /// An input could not be read. This is never an error.
     Unknown,
 }
 
@@ -41,11 +41,11 @@ pub enum Evidence {
         /// The value.
         value: String,
     },
-    /// Two texts that should be equal byte for byte.
+    /// Two texts that must be equal byte for byte.
     Difference(Difference),
 }
 
-/// A finding as the function of a check returns it, without what follows from the check and the object that it was called for.
+/// A finding without the fields that [`Finding`](super::Finding) takes from the check and the checked object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct DraftFinding {
     pub(super) severity: Option<Severity>,
@@ -60,12 +60,12 @@ impl DraftFinding {
         Self { severity: None, object: None, message: message.into(), evidence: Vec::new(), fix: String::new() }
     }
 
-    /// Another severity than the check's.
+    /// Replaces the check's severity.
     pub(super) fn severity(self, severity: Severity) -> Self {
         Self { severity: Some(severity), ..self }
     }
 
-    /// Another object than the one that the check was called for.
+    /// Replaces the checked object.
     pub(super) fn about(self, object: Object) -> Self {
         Self { object: Some(object), ..self }
     }

@@ -1,4 +1,4 @@
-//! The error codes with which Entra refuses a sign-in. They explain a failure and decide nothing: codes and texts may change
+//! The error codes of refused sign-ins. They only explain a failure, because Entra may change codes and texts
 //! (learn.microsoft.com/entra/identity-platform/reference-error-codes).
 
 use super::{check::Check, registry};
@@ -19,26 +19,23 @@ const fn code(code: &'static str, meaning: &'static str) -> Code {
 const CODES: &[Code] = &[
     code(
         "AADSTS70021",
-        "no federated credential matches the token: issuer, subject or audience; also said while a new credential spreads, and more often in the past, when it had no more precise sisters",
+        "no federated credential matches the token's issuer, subject and audience; Entra also returns this code while a new credential propagates",
     ),
     code(
         "AADSTS700211",
-        "no federated credential has the token's issuer: a slash, another or re-created cluster, or the client id of something that has no credential for it",
+        "no federated credential has the token's issuer: check the final slash, the cluster and the client id",
     ),
     code("AADSTS700212", "no federated credential has the token's audience"),
     code("AADSTS7002121", "no federated credential has the token's audience"),
     code(
         "AADSTS700213",
-        "no federated credential has the token's subject: namespace or service account; rarely also said of a credential that is right, so try again",
+        "no federated credential has the token's namespace and service account; rarely, Entra refuses a correct credential, so retry",
     ),
-    code(
-        "AADSTS7002138",
-        "the subject matches only if capital and small letters are taken for the same, which they are not",
-    ),
+    code("AADSTS7002138", "the subjects differ only in upper and lower case, which Entra compares"),
     code("AADSTS7002131", "the expression of a flexible credential does not match the token"),
     code(
         "AADSTS700016",
-        "the tenant knows no application of this client id: a typo, a deleted identity, another tenant, or an id of something else",
+        "the tenant has no application with this client id: a typo, a deleted identity, another tenant, or another kind of id",
     ),
     code("AADSTS50166", "Entra cannot fetch the issuer's discovery document or keys"),
     code(
@@ -47,14 +44,14 @@ const CODES: &[Code] = &[
     ),
     code(
         "AADSTS7000272",
-        "the key that signed the token is not among the issuer's: keys were rotated and not published",
+        "the issuer does not publish the key that signed the token, for example after a key rotation",
     ),
     code(
         "AADSTS700024",
-        "the token is not valid at this time: the program does not read its file again, or clocks differ",
+        "the token is not valid at this time: the program does not reload the token file, or clocks differ",
     ),
-    code("AADSTS90002", "there is no such tenant"),
-    code("AADSTS900439", "a client of Azure US Government asks the public endpoint"),
+    code("AADSTS90002", "the tenant does not exist"),
+    code("AADSTS900439", "a client of Azure US Government uses the public endpoint"),
 ];
 
 /// Returns all known codes.

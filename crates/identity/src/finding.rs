@@ -8,24 +8,24 @@ use super::{
     object::{AccountName, Object},
 };
 
-/// A break in the chain from pod to federated credential, with its remedy.
+/// A break in the chain from pod to federated credential, with its fix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// The check that found it.
+    /// The check that returned the finding.
     #[serde(rename = "id")]
     pub check: &'static Check,
-    /// Usually that of the check.
+    /// The severity of the check, or another one for this finding.
     pub severity: Severity,
-    /// The object at fault; for pods, their owner.
+    /// The object with the error. For pods, their owner.
     pub object: Object,
-    /// The service account whose identity it concerns, if any.
+    /// The service account that the finding concerns, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_account: Option<AccountName>,
-    /// What is wrong, in one line.
+    /// The error in one line.
     pub message: String,
-    /// The facts that support it.
+    /// The facts that support the finding.
     pub evidence: Vec<Evidence>,
-    /// The remedy: commands to paste, or words where no command exists.
+    /// Commands to paste, or instructions if no command exists.
     pub fix: String,
 }

@@ -12,9 +12,9 @@ use super::{
     managed_identity::{FederatedCredential, MAX_CREDENTIALS},
 };
 
-/// The number of credentials from which an identity counts as nearly full.
+/// The lowest number of credentials at which F6 reports an identity.
 const NEARLY_FULL: usize = 18;
-/// The number of service accounts from which an identity counts as widely shared.
+/// The lowest number of service accounts at which F11 reports an identity.
 const MANY_USERS: usize = 10;
 
 pub(super) const CONSIDERATIONS: &str =
@@ -23,10 +23,10 @@ pub(super) const CONSIDERATIONS: &str =
 pub(super) static F6: Check = Check {
     id: "F6",
     severity: Severity::Warning,
-    title: "the identity has hardly room for another credential",
-    reads: "how many credentials the identity has; how many of its service accounts lack one",
-    meaning: "an identity can have 20 credentials; the next one is refused",
-    cure: "delete credentials that nobody uses (F7, F8), use a second identity, or AKS identity bindings, which need one credential for all clusters and accounts",
+    title: "the identity is near its limit of credentials",
+    reads: "the number of credentials of the identity; the number of its service accounts without one",
+    meaning: "an identity can have 20 credentials; Azure refuses the next one",
+    fix: "delete unused credentials (F7, F8), or use a second identity or AKS identity bindings, which need only one credential",
     leads_to: &[],
     source: CONSIDERATIONS,
     needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
@@ -47,7 +47,7 @@ pub(super) static F6: Check = Check {
     })],
 };
 
-/// Returns the credentials for service accounts of clusters that no other finding reports.
+/// Returns the credentials for service accounts that no other check reports.
 fn unreported_credentials<'c>(context: &'c IdentityContext<'_>) -> impl Iterator<Item = &'c FederatedCredential> {
     let now = context.index.observation.at;
     context.credentials.iter().filter(move |credential| {
@@ -63,8 +63,8 @@ pub(super) static F7: Check = Check {
     severity: Severity::Warning,
     title: "a credential for a service account that does not exist",
     reads: "the credentials for this cluster; the service accounts",
-    meaning: "it takes up one of 20 places, and whoever may create that service account becomes the identity",
-    cure: "delete the credential",
+    meaning: "the credential counts towards the limit of 20; a user who can create the service account can use the identity",
+    fix: "delete the credential",
     leads_to: &[],
     source: "Azure/azure-workload-identity#373; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
     needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
@@ -95,8 +95,8 @@ pub(super) static F8: Check = Check {
     severity: Severity::Info,
     title: "a credential for another cluster",
     reads: "the issuers of the credentials",
-    meaning: "another cluster uses the identity, or one did that is gone; then the credential is of no use",
-    cure: "nothing to mend while that cluster exists; else delete the credential",
+    meaning: "another cluster uses the identity, or the credential is left over from a deleted cluster",
+    fix: "keep the credential while the cluster exists, otherwise delete it",
     leads_to: &[],
     source: "Azure/AKS#3982",
     needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
@@ -116,7 +116,7 @@ pub(super) static F8: Check = Check {
         let foreign = unreported_credentials(context)
             .filter(|one| one.issuer != issuer.url && difference::is_aks_issuer(&one.issuer));
         let found = foreign.filter(|one| !is_shared(one)).map(|credential| {
-            let message = format!("credential {} is for another AKS cluster, or one that is gone", credential.name);
+            let message = format!("credential {} is for another AKS cluster, or for a deleted one", credential.name);
             DraftFinding::new(message).fact("issuer", credential.issuer.clone()).fact("read from", &*credential.source)
         });
         found.collect()
@@ -132,8 +132,8 @@ pub(super) static F9: Check = Check {
     severity: Severity::Warning,
     title: "a flexible credential for a cluster",
     reads: "claimsMatchingExpression and issuer of the credentials",
-    meaning: "matching expressions are documented for GitHub, GitLab and Terraform Cloud alone: it is not counted as a credential of any service account",
-    cure: "create one credential with a plain subject for each service account, or use AKS identity bindings",
+    meaning: "Microsoft documents matching expressions only for GitHub, GitLab and Terraform Cloud, so Spillway does not evaluate the credential",
+    fix: "create one credential with a subject for each service account, or use AKS identity bindings",
     leads_to: &["AADSTS7002131", "AADSTS700213"],
     source: "learn.microsoft.com/entra/workload-id/workload-identities-flexible-federated-identity-credentials; Azure/AKS#4688",
     needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
@@ -143,7 +143,7 @@ pub(super) static F9: Check = Check {
         let is_documented = |issuer: &str| FLEXIBLE_ISSUERS.iter().any(|known| issuer.starts_with(known));
         let flexible = context.credentials.iter().filter_map(|one| Some((one, one.expression.as_ref()?)));
         let found = flexible.filter(|(one, _)| !is_documented(&one.issuer)).map(|(one, expression)| {
-            DraftFinding::new(format!("credential {} has an expression in place of a subject", one.name))
+            DraftFinding::new(format!("credential {} has an expression instead of a subject", one.name))
                 .fact("expression", expression.clone())
                 .fact("issuer", one.issuer.clone())
                 .fact("read from", &*one.source)
@@ -155,10 +155,10 @@ pub(super) static F9: Check = Check {
 pub(super) static F11: Check = Check {
     id: "F11",
     severity: Severity::Info,
-    title: "an identity that many share",
+    title: "many service accounts share an identity",
     reads: "the service accounts that name the identity; the issuers of their credentials",
-    meaning: "all of them can do what any of them can; one identity for each workload is the least privilege",
-    cure: "nothing to mend if that is meant",
+    meaning: "each service account has the permissions of all others; one identity for each workload is least privilege",
+    fix: "no change if this is intended",
     leads_to: &[],
     source: "learn.microsoft.com/azure/architecture/reference-architectures/containers/aks-microservices/aks-microservices",
     needs: &[Input::Cluster, Input::Credentials, Input::Issuer],
@@ -176,7 +176,7 @@ pub(super) static F11: Check = Check {
             let same = context.credentials.iter().filter(move |one| one.subject.as_deref() == Some(subject));
             same.map(|one| one.issuer.as_str()).collect::<HashSet<_>>()
         };
-        // Service accounts beyond the limit of credentials have none.
+        // Service accounts beyond the limit have no credential.
         let shared = context
             .users
             .iter()
@@ -188,9 +188,7 @@ pub(super) static F11: Check = Check {
         let names: Vec<_> = shared.map(|account| format!("{}/{}", account.name.namespace, account.name.name)).collect();
         if !names.is_empty() {
             let names: Vec<_> = names.iter().map(String::as_str).collect();
-            let found = DraftFinding::new(
-                "service accounts of this cluster and of others use the identity under the same name",
-            );
+            let found = DraftFinding::new("service accounts of the same name in several clusters use the identity");
             all.push(found.fact("service accounts", super::draft::abbreviate(&names)));
         }
         all

@@ -1,4 +1,4 @@
-//! What a check is called for: a service account, a pod or a managed identity, each with everything that concerns it.
+//! The inputs of check functions: a service account, a pod or a managed identity, with related objects.
 
 use std::{collections::HashMap, ops::Deref};
 
@@ -13,11 +13,11 @@ use super::{
 pub(super) struct Index<'o> {
     lookup: Lookup<'o>,
     matches: HashMap<AccountKey<'o>, CredentialMatch<'o>>,
-    /// For how many service accounts a credential is a near miss, by client ID and name of the credential.
+    /// The number of service accounts for which a credential is a near miss, by client ID and credential name.
     near_misses: HashMap<(&'o str, &'o str), usize>,
 }
 
-/// A service account with everything that concerns it.
+/// A service account with related objects.
 pub(super) struct AccountContext<'i> {
     pub(super) account: &'i ServiceAccount,
     pub(super) pods: &'i [&'i Pod],
@@ -25,7 +25,7 @@ pub(super) struct AccountContext<'i> {
     pub(super) index: &'i Index<'i>,
 }
 
-/// A pod with everything that concerns it.
+/// A pod with related objects.
 pub(super) struct PodContext<'i> {
     pub(super) pod: &'i Pod,
     /// The pod's service account, if it is known.
@@ -35,10 +35,10 @@ pub(super) struct PodContext<'i> {
     pub(super) index: &'i Index<'i>,
 }
 
-/// A managed identity with everything that concerns it.
+/// A managed identity with related objects.
 pub(super) struct IdentityContext<'i> {
     pub(super) identity: &'i ManagedIdentity,
-    /// The credentials of the identity; empty if they are not known.
+    /// The credentials of the identity. Empty if they are not known.
     pub(super) credentials: &'i [FederatedCredential],
     /// The service accounts that name the identity.
     pub(super) users: &'i [&'i ServiceAccount],
@@ -67,7 +67,7 @@ impl<'o> Index<'o> {
         Self { lookup, matches, near_misses }
     }
 
-    /// Returns for how many service accounts this credential is a near miss.
+    /// Returns the number of service accounts for which this credential is a near miss.
     pub(super) fn near_misses(&self, identity: &ManagedIdentity, credential: &FederatedCredential) -> usize {
         self.near_misses.get(&(identity.client_id.as_str(), credential.name.as_str())).copied().unwrap_or_default()
     }

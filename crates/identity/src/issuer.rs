@@ -17,8 +17,8 @@ static I1: Check = Check {
     severity: Severity::Error,
     title: "Entra cannot use the issuer",
     reads: "the issuer of the cluster's tokens; id_token_signing_alg_values_supported of its discovery document",
-    meaning: "Entra fetches keys over the internet from the issuer's address and takes RS256 alone; no pod of the cluster can sign in",
-    cure: "az aks update --resource-group RESOURCE_GROUP --name CLUSTER --enable-oidc-issuer",
+    meaning: "Entra fetches keys from the issuer's public URL and accepts only RS256; no pod of the cluster can sign in",
+    fix: "az aks update --resource-group RESOURCE_GROUP --name CLUSTER --enable-oidc-issuer",
     leads_to: &["AADSTS50166", "AADSTS90061", "AADSTS700211"],
     source: "Azure/azure-workload-identity#616; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
     needs: &[Input::Issuer, Input::Discovery],
@@ -38,26 +38,28 @@ fn unusable_issuer(index: &Index<'_>) -> Vec<DraftFinding> {
     for issuer in &index.observation.issuers {
         let algorithms = issuer.algorithms.as_deref().unwrap_or_default();
         if !algorithms.is_empty() && !algorithms.iter().any(|algorithm| algorithm == "RS256") {
-            let message = format!("the issuer signs with {}, and Entra takes RS256 alone", algorithms.join(", "));
+            let message = format!("the issuer signs with {}, but Entra accepts only RS256", algorithms.join(", "));
             all.push(DraftFinding::new(message).about(object()).fact("read from", issuer.source.clone()));
         }
         if issuer.url != first.url {
-            let message =
-                format!("{} and {} disagree on the issuer; what stands in tokens counts", first.source, issuer.source);
+            let message = format!(
+                "{} and {} name different issuers; the issuer in the tokens counts",
+                first.source, issuer.source
+            );
             let difference = difference::issuer(&first.url, &issuer.url);
             let found = DraftFinding::new(message).about(object()).difference(difference).severity(Severity::Warning);
-            let fix = "tokens made before the issuer changed still name the old one: restart the pods, and read the issuer again";
+            let fix = "restart the pods, because old tokens name the old issuer; then read the issuer again";
             all.push(found.fix(fix));
         }
     }
     all
 }
 
-/// Returns why Entra cannot use an issuer's URL, if so.
+/// Returns the reason why Entra cannot use an issuer's URL. `None` if Entra can use the URL.
 fn url_problem(issuer: &str) -> Option<String> {
     const PRIVATE: &[&str] = &[".svc", ".local", ".internal", ".localhost", ".lan", ".corp", ".home.arpa"];
     if issuer.trim() != issuer || issuer.chars().any(char::is_control) {
-        return Some("has white space in it".to_owned());
+        return Some("contains white space".to_owned());
     }
     let Some(rest) = issuer.strip_prefix("https://") else { return Some("does not begin with https://".to_owned()) };
     if issuer.contains(['?', '#']) {
@@ -70,10 +72,10 @@ fn url_problem(issuer: &str) -> Option<String> {
         return (!is_public(address)).then(|| "has a private address, which Entra cannot reach".to_owned());
     }
     if host.ends_with(".azmk8s.io") {
-        return Some("is the address of the API server, which shows its keys to nobody outside".to_owned());
+        return Some("is the URL of the API server, which does not publish its keys".to_owned());
     }
     let is_private = host.is_empty() || !host.contains('.') || PRIVATE.iter().any(|suffix| host.ends_with(suffix));
-    is_private.then(|| "has a host that is known inside the cluster only, where Entra cannot reach it".to_owned())
+    is_private.then(|| "has an internal host, which Entra cannot reach".to_owned())
 }
 
 fn is_public(address: IpAddr) -> bool {
@@ -90,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_issuer_that_entra_cannot_reach_is_recognized() {
+    fn an_issuer_that_entra_cannot_reach_is_reported() {
         for good in [
             "https://westeurope.oic.prod-aks.azure.com/t/c/",
             "https://oidc.prod-aks.azure.com/c/",

@@ -1,4 +1,4 @@
-//! Checks of keys of workload identity that stand in the wrong place or do not exist.
+//! Checks of workload identity keys that are on the wrong object or do not exist.
 
 use super::{
     check::{Check, CheckFn, Input},
@@ -14,10 +14,10 @@ use super::{
 pub(super) static S3: Check = Check {
     id: "S3",
     severity: Severity::Warning,
-    title: "a label or annotation stands in the wrong place",
+    title: "a label or annotation is on the wrong object",
     reads: "keys that begin with azure.workload.identity/ on service accounts, pods, workloads and Services",
-    meaning: "it is not read there: the label counts on pods alone, the client id on service accounts alone",
-    cure: "move it to where it is read",
+    meaning: "the key has no effect there; the label works only on pods, the client id only on service accounts",
+    fix: "move the key to the object from which it is read",
     leads_to: &[],
     source: "Azure/azure-workload-identity#1357; Azure/azure-workload-identity#601",
     needs: &[Input::Cluster],
@@ -32,7 +32,7 @@ pub(super) static S3: Check = Check {
 
 fn misplaced_on_account(context: &AccountContext<'_>) -> Vec<DraftFinding> {
     let mut keys = wrong_keys(&context.account.labels, "service account", "label", &[]);
-    // Since azure-workload-identity 1.0 the label of a service account has no effect. It does no harm if the pods have it too.
+    // Since azure-workload-identity 1.0, the label has no effect on a service account. Report it only if pods lack the label.
     let is_harmless = !context.pods.is_empty() && context.pods.iter().all(|pod| pod.labels.contains_key(keys::USE));
     keys.retain(|(key, _)| !(is_harmless && *key == keys::USE));
     keys.extend(wrong_keys(&context.account.annotations, "service account", "annotation", &[Place::AccountAnnotation]));
@@ -48,7 +48,7 @@ fn misplaced_on_pod(context: &PodContext<'_>) -> Vec<DraftFinding> {
 fn misplaced_on_objects(index: &Index<'_>) -> Vec<DraftFinding> {
     let mut all = Vec::new();
     for object in &index.observation.cluster.annotated_objects {
-        // A key on the workload does no harm if the pod template has it too.
+        // A key on the workload is harmless if the pod template has it too.
         let template = index.template(&object.object);
         let is_repeated =
             |key: &str| template.is_some_and(|pod| pod.labels.contains_key(key) || pod.annotations.contains_key(key));
@@ -67,9 +67,9 @@ fn wrong_keys<'k>(own: &'k KeyValues, on: &str, what: &str, right: &[Place]) -> 
         let is_right = places.iter().any(|place| right.contains(place));
         (!is_right).then(|| {
             let wanted = places.iter().map(|place| place.as_str()).collect::<Vec<_>>().join(" or ");
-            let message = format!("{key} is a {what} of the {on} and has no effect there; it is a {wanted}");
+            let message = format!("{key} has no effect as a {what} of the {on}; it must be a {wanted}");
             let message = message.replace("a annotation", "an annotation");
-            (key.as_str(), DraftFinding::new(message).fix(format!("move {key} from the {on}: it is read as {wanted}")))
+            (key.as_str(), DraftFinding::new(message).fix(format!("move {key} from the {on}; it must be the {wanted}")))
         })
     });
     wrong.collect()
@@ -78,10 +78,10 @@ fn wrong_keys<'k>(own: &'k KeyValues, on: &str, what: &str, right: &[Place]) -> 
 pub(super) static S4: Check = Check {
     id: "S4",
     severity: Severity::Warning,
-    title: "a key that does not exist",
-    reads: "keys that begin with azure.workload.identity/, or nearly, on service accounts, pods and workloads",
-    meaning: "nobody reads it, and nobody complains",
-    cure: "use the key that was meant",
+    title: "a workload identity key does not exist",
+    reads: "keys that begin with azure.workload.identity/ or a similar prefix, on service accounts, pods and workloads",
+    meaning: "azure-workload-identity ignores the key without an error",
+    fix: "use the intended key",
     leads_to: &[],
     source: "Azure/azure-workload-identity#1026; Azure/azure-workload-identity pkg/webhook/consts.go",
     needs: &[Input::Cluster],
@@ -105,7 +105,7 @@ fn unknown_keys(object: &Object, maps: [&KeyValues; 2]) -> Vec<DraftFinding> {
 }
 
 fn unknown_key(object: &Object, key: &str, value: &str) -> DraftFinding {
-    let found = DraftFinding::new(format!("nobody reads the key {key}")).about(object.clone());
+    let found = DraftFinding::new(format!("azure-workload-identity does not read the key {key}")).about(object.clone());
     let Some(meant) = keys::nearest(key) else { return found };
     let found = DraftFinding { message: format!("{}; did you mean {meant}?", found.message), ..found };
     if object.kind != "ServiceAccount" {

@@ -57,12 +57,12 @@ const KEYS: &[(&str, &[Place])] = &[
     (USE_BINDING, &[Place::PodAnnotation]),
 ];
 
-/// Returns the objects that a key is read from; `None` if the key does not exist.
+/// Returns the objects that a key is read from. `None` if the key does not exist.
 pub(super) fn places(key: &str) -> Option<&'static [Place]> {
     KEYS.iter().find(|(known, _)| *known == key).map(|(_, places)| *places)
 }
 
-/// Returns the key that a mistyped one most likely stands for.
+/// Returns the most similar key for a mistyped one. `None` if no key is similar.
 pub(super) fn nearest(key: &str) -> Option<&'static str> {
     let plain = |key: &str| key.to_lowercase().replace('_', "-");
     let (plain_key, name) = (plain(key), |key: &'static str| key.strip_prefix(PREFIX).unwrap_or(key));
@@ -72,7 +72,7 @@ pub(super) fn nearest(key: &str) -> Option<&'static str> {
     (score(name(best)) > 0.8).then_some(best)
 }
 
-/// Returns whether a key is one of these, or a mistyped one.
+/// Returns whether a key has the prefix, possibly mistyped.
 pub(super) fn is_workload_identity_key(key: &str) -> bool {
     let Some((prefix, _)) = key.split_once('/') else { return false };
     let right = PREFIX.trim_end_matches('/');
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistyped_key_leads_to_the_right_one() {
+    fn a_mistyped_key_is_corrected() {
         for (key, expected) in [
             ("azure.workload.identity/client_id", Some(CLIENT_ID)),
             ("azure.workload.identity/clientID", Some(CLIENT_ID)),

@@ -1,15 +1,14 @@
-//! From a pod to the federated credential that lets it sign in: every link checked, every break named with its cure.
+//! Checks every link from a pod to the federated credential that it signs in with, and names the fix for each break.
 //!
 //! ```text
 //! pod ── label ──▶ azure-workload-identity ── token ──▶ issuer, subject, audience ══ federated credential ── managed identity
 //!  └── service account ── client id ─────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The crate is pure: no network, no files, no clock. Its manifest enforces that. An [`Observation`] comes in, a list of [`Finding`]s
-//! goes out.
+//! The crate is pure: no network, no files, no clock. Its manifest enforces that. [`check`] turns an [`Observation`] into [`Finding`]s.
 //!
-//! Each check is one function; each family of checks is one file. Checks compare texts byte for byte, as Entra does, and then explain the
-//! difference. Where an input could not be read, a check reports *unknown*, never an error. `docs/identity.md` is generated from the checks.
+//! Each check is one function, and each family of checks is one file. Checks compare texts byte for byte, as Entra does, and explain the
+//! difference. If an input could not be read, a check reports *unknown*, never an error. `docs/identity.md` is generated from the checks.
 
 pub mod az_output;
 mod bindings;

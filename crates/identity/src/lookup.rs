@@ -1,4 +1,4 @@
-//! The observation by the keys that the checks look up. It is built once, so that no check searches.
+//! Indexes of the observation. They are built once, so that no check searches.
 
 use std::collections::HashMap;
 
@@ -98,12 +98,12 @@ impl<'o> Lookup<'o> {
         self.observation.cloud.audience()
     }
 
-    /// Returns whether it is certain that no webhook injects identities.
+    /// Returns `true` if certainly no webhook injects identities.
     pub(super) fn lacks_injector(&self) -> bool {
         self.observation.cluster.is_complete && self.injectors().is_some_and(|mut injectors| injectors.next().is_none())
     }
 
-    /// Returns the webhooks that inject identities, with the names of their configurations; `None` if configurations are not known.
+    /// Returns the webhooks that inject identities, with the names of their configurations. `None` if configurations are not known.
     pub(super) fn injectors(&self) -> Option<impl Iterator<Item = (&'o str, &'o Webhook)>> {
         let configurations = self.observation.cluster.webhooks.as_deref()?;
         let webhooks = configurations.iter().flat_map(|configuration| {

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use spillway_core::azure::ResourceId;
 
-/// Managed identities, as far as they could be read.
+/// The managed identities that could be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ManagedIdentities {
     /// The identities that could be read.
     pub identities: Vec<ManagedIdentity>,
-    /// Why other identities may exist; `None` if the list is complete.
+    /// The reason why other identities may exist. `None` if the list is complete.
     pub incomplete: Option<ReadFailure>,
-    /// Client IDs in lower case that certainly no identity has, although the list is incomplete.
+    /// Client IDs in lower case that certainly no identity has, even if the list is incomplete.
     pub absent: BTreeSet<String>,
 }
 
@@ -27,18 +27,18 @@ pub struct ManagedIdentity {
     pub tenant_id: Option<String>,
     /// The resource ID, if it is known.
     pub id: Option<ResourceId>,
-    /// The federated credentials, or why they are not known.
+    /// The federated credentials, or the reason why they are not known.
     pub credentials: Result<Vec<FederatedCredential>, ReadFailure>,
-    /// How complete the list of credentials is.
+    /// Completeness of the list of credentials.
     pub completeness: Completeness,
-    /// Where the value was read, for output.
+    /// The source of the value, for output.
     pub source: String,
 }
 
-/// How complete a list of credentials is. A greater value is more trustworthy.
+/// Completeness of a list of credentials. Spillway prefers a greater value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Completeness {
-    /// Only those that custom resources of the cluster manage. Azure may have others.
+    /// Only credentials that custom resources of the cluster manage. Azure may have others.
     Partial,
     /// All credentials at the time when a user wrote the list.
     Snapshot,
@@ -47,20 +47,20 @@ pub enum Completeness {
 }
 
 impl ManagedIdentity {
-    /// Returns the name for output, or the client ID if there is none.
+    /// Returns the name for output, or the client ID without a name.
     pub fn display_name(&self) -> &str {
         self.id.as_ref().map_or(&self.client_id, |id| &id.name)
     }
 }
 
-/// Something that could not be read.
+/// A failure to read a subscription or resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadFailure {
     /// Reason such as `403 AuthorizationFailed`.
     pub reason: String,
-    /// The missing permission, such as `Microsoft.ManagedIdentity/userAssignedIdentities/read`; empty if no permission is missing.
+    /// The missing permission, such as `Microsoft.ManagedIdentity/userAssignedIdentities/read`. Empty if no permission is missing.
     pub action: String,
-    /// The subscription or resource that was read, and on which the permission is missing.
+    /// The subscription or resource that could not be read.
     pub scope: String,
 }
 
@@ -71,15 +71,15 @@ pub struct FederatedCredential {
     pub name: String,
     /// `properties.issuer`
     pub issuer: String,
-    /// `properties.subject`; a flexible credential has none.
+    /// `properties.subject`. A flexible credential has no subject.
     pub subject: Option<String>,
     /// `properties.audiences`
     pub audiences: Vec<String>,
     /// `properties.claimsMatchingExpression.value` of a flexible credential.
     pub expression: Option<String>,
-    /// Time of creation, or when Spillway first read the credential.
+    /// The time of creation, or the time when Spillway first read the credential.
     pub since: Option<Timestamp>,
-    /// Where the value was read, for output.
+    /// The source of the value, for output.
     pub source: String,
 }
 
@@ -87,7 +87,7 @@ pub struct FederatedCredential {
 /// (learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations).
 pub(super) const MAX_CREDENTIALS: usize = 20;
 
-/// How long Entra may use outdated credentials from its cache
+/// The time for which Entra may use outdated credentials from its cache
 /// (learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations, propagation).
 const PROPAGATION_TIME: SignedDuration = SignedDuration::from_mins(10);
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct Object {
     /// Such as `ServiceAccount`, or `ManagedIdentity`.
     pub kind: String,
-    /// Absent for cluster-scoped objects and those of Azure.
+    /// Absent for cluster-scoped objects and objects of Azure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// `metadata.name`, or the name in Azure.

@@ -20,13 +20,13 @@ pub type KeyValues = BTreeMap<String, String>;
 pub struct Observation {
     /// The cluster.
     pub cluster: Cluster,
-    /// The issuers of the cluster's tokens. The first is the one that tokens name.
+    /// The issuers of the cluster's tokens. Tokens name the first one.
     pub issuers: Vec<Issuer>,
     /// The cloud of the cluster.
     pub cloud: Cloud,
-    /// The managed identities; `None` if no source of credentials is configured.
+    /// The managed identities. `None` if no source of credentials is configured.
     pub managed_identities: Option<ManagedIdentities>,
-    /// Time of the observation. A new credential is fresh relative to this time.
+    /// Time of the observation, from which the age of a credential is computed.
     pub at: Timestamp,
 }
 
@@ -35,11 +35,11 @@ pub struct Observation {
 pub struct Cluster {
     /// Service accounts.
     pub service_accounts: Vec<ServiceAccount>,
-    /// `true` if the lists are complete, so that an object that is not in them does not exist.
+    /// `true` if the lists are complete. An object that is not listed then does not exist.
     pub is_complete: bool,
     /// Pods, and the pod templates of workloads.
     pub pods: Vec<Pod>,
-    /// Other objects with a key of workload identity in their own metadata, such as a Deployment or a Service.
+    /// Other objects with workload identity keys in their own metadata, such as a Deployment or a Service.
     pub annotated_objects: Vec<AnnotatedObject>,
     /// Namespaces by name, if they are known.
     pub namespaces: BTreeMap<String, Namespace>,
@@ -87,11 +87,11 @@ impl ServiceAccount {
 pub struct Pod {
     /// `metadata.namespace`
     pub namespace: String,
-    /// `metadata.name`; empty for a template.
+    /// `metadata.name`. Empty for a template.
     pub name: String,
-    /// The top-level owner: a Deployment rather than its ReplicaSet; the pod itself if it has none.
+    /// The top-level owner: a Deployment rather than its ReplicaSet. The pod itself if it has no owner.
     pub owner: Object,
-    /// `true` if the pod has passed admission, so that webhooks have injected their part.
+    /// `true` if the pod has passed admission, so that webhooks have changed it.
     pub is_admitted: bool,
     /// `spec.serviceAccountName`
     pub service_account: String,
@@ -112,17 +112,17 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Returns whether the label asks for a token.
+    /// Returns whether the label requests a token.
     pub fn is_labelled(&self) -> bool {
         self.labels.get(keys::USE).is_some_and(|value| value == keys::USE_VALUE)
     }
 
-    /// Returns whether the annotation asks for an identity binding.
+    /// Returns whether the annotation requests an identity binding.
     pub fn uses_binding(&self) -> bool {
         self.annotations.get(keys::USE_BINDING).is_some_and(|value| value.eq_ignore_ascii_case("true"))
     }
 
-    /// Returns whether anything in the pod concerns identities.
+    /// Returns whether the pod has a field that concerns identities.
     pub fn concerns_identities(&self) -> bool {
         let is_set_up = |container: &Container| !container.env.is_empty();
         !self.labels.is_empty()
@@ -153,7 +153,7 @@ impl Pod {
 pub struct Container {
     /// `name`
     pub name: String,
-    /// Environment variables that concern identities. Of several with the same name, the last one counts.
+    /// Environment variables that concern identities. If a name occurs several times, the last value counts.
     pub env: Vec<(String, EnvValue)>,
     /// `volumeMounts[*].mountPath`, if a variable names the path of a token.
     pub mounts: Vec<String>,
@@ -193,7 +193,7 @@ pub struct Token {
     pub path: String,
 }
 
-/// An object with keys of workload identity in its own metadata.
+/// An object with workload identity keys in its own metadata.
 #[derive(Debug, Clone)]
 pub struct AnnotatedObject {
     /// Kind, namespace and name.
@@ -225,7 +225,7 @@ pub struct ServiceName {
 /// A mutating webhook configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookConfiguration {
-    /// `metadata.name`, which decides the order of calls.
+    /// `metadata.name`, which determines the order of calls.
     pub name: String,
     /// `webhooks`
     pub webhooks: Vec<Webhook>,
@@ -238,7 +238,7 @@ pub struct Webhook {
     pub name: String,
     /// `true` if the objectSelector requires the identity label, as azure-workload-identity's does.
     pub wants_label: bool,
-    /// The Service behind the webhook, unless it is called by URL.
+    /// The Service of the webhook. `None` if the API server calls it by URL.
     pub service: Option<ServiceName>,
     /// `true` if `clientConfig.caBundle` is set.
     pub has_ca_bundle: bool,
@@ -249,7 +249,7 @@ pub struct Webhook {
 pub struct Issuer {
     /// `iss`, unchanged.
     pub url: String,
-    /// Where the issuer was read, for output, such as `--issuer`.
+    /// The source of the issuer, for output, such as `--issuer`.
     pub source: String,
     /// `id_token_signing_alg_values_supported` of the discovery document, if it was read.
     pub algorithms: Option<Vec<String>>,
@@ -258,7 +258,7 @@ pub struct Issuer {
 /// The permission of service accounts to use an identity through an identity binding.
 #[derive(Debug, Clone)]
 pub struct Grant {
-    /// The client ID; `*` for all identities.
+    /// The client ID, or `*` for all identities.
     pub client_id: String,
     /// The service accounts that have the permission.
     pub to: Grantee,
@@ -277,11 +277,11 @@ pub enum Grantee {
 
 impl Grant {
     pub(super) fn covers(&self, client_id: &str, account: &AccountName) -> bool {
-        let is_meant = match &self.to {
+        let is_grantee = match &self.to {
             Grantee::Account(one) => one == account,
             Grantee::Namespace(name) => *name == account.namespace,
             Grantee::Everyone => true,
         };
-        is_meant && (self.client_id == "*" || self.client_id.eq_ignore_ascii_case(client_id))
+        is_grantee && (self.client_id == "*" || self.client_id.eq_ignore_ascii_case(client_id))
     }
 }

@@ -1,4 +1,4 @@
-//! Checks of pods and of what was injected into them.
+//! Checks of pods and of the fields that the webhook injects.
 
 use super::{
     check::{Check, CheckFn, Input},
@@ -18,8 +18,8 @@ static P1: Check = Check {
     severity: Severity::Error,
     title: "pods are older than their service account's annotations",
     reads: "AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_FEDERATED_TOKEN_FILE of running pods; the service account's annotations",
-    meaning: "annotations are read once, when a pod is created: these pods still sign in as before, or not at all",
-    cure: "restart the pods",
+    meaning: "the webhook reads annotations only when a pod is created; these pods use old values, or cannot sign in",
+    fix: "restart the pods",
     leads_to: &["AADSTS700016", "AADSTS700213", "AADSTS70021"],
     source: "Azure/azure-workload-identity#109; MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-overview.md",
     needs: &[Input::Cluster],
@@ -36,7 +36,8 @@ fn outdated(context: &PodContext<'_>) -> Vec<DraftFinding> {
         let is_explained =
             context.pod.is_labelled_by_spillway || excluded_by(context).is_some() || context.index.lacks_injector();
         let skips_all = context.pod.containers_with_identity().next().is_none();
-        let message = "the pods have the label, and nothing was injected: azure-workload-identity was not there when they were created";
+        let message =
+            "the pods have the label but no identity: azure-workload-identity did not run when they were created";
         return if is_explained || skips_all { Vec::new() } else { vec![DraftFinding::new(message).fix(fix)] };
     }
     let mut found = Vec::new();
@@ -59,7 +60,9 @@ fn differs(context: &PodContext<'_>, container: &Container, variable: &'static s
     match container.env(variable) {
         // The webhook injects no variables into the proxy.
         None if container.env(keys::ENV_TOKEN_FILE).is_none() => None,
-        None => Some(format!("the pods have no {variable}: their service account got it after they were created")),
+        None => {
+            Some(format!("the pods have no {variable}: the service account was annotated after the pods were created"))
+        }
         Some(EnvValue::ValueFrom) => None,
         Some(EnvValue::Literal(value)) if value.eq_ignore_ascii_case(wanted) => None,
         Some(EnvValue::Literal(value)) => Some(format!("the pods still use {variable}={value}")),
@@ -75,8 +78,8 @@ static P2: Check = Check {
     severity: Severity::Warning,
     title: "a container sets the variables itself",
     reads: "AZURE_CLIENT_ID, AZURE_TENANT_ID, AZURE_FEDERATED_TOKEN_FILE and AZURE_AUTHORITY_HOST of pod templates",
-    meaning: "the webhook keeps the container's own value, whatever the service account says; a token path that is written down breaks when the webhook moves it",
-    cure: "drop the variable from the pod template",
+    meaning: "the webhook keeps the container's value; a fixed token path breaks when the webhook changes its path",
+    fix: "remove the variable from the pod template",
     leads_to: &["AADSTS700016"],
     source: WEBHOOK,
     needs: &[Input::Cluster],
@@ -100,8 +103,8 @@ fn overridden(context: &PodContext<'_>) -> Vec<DraftFinding> {
     all.collect()
 }
 
-/// Returns a finding for a variable that the container sets itself: any value in a template, and `valueFrom` in a running pod, because the
-/// webhook injects only literal values.
+/// Returns a finding for a variable that the container sets itself. In a template any value counts. In a running pod only `valueFrom`
+/// counts, because the webhook injects literal values.
 fn own_value(context: &PodContext<'_>, container: &Container, variable: &'static str) -> Option<DraftFinding> {
     let value = container.env(variable)?.literal();
     if context.pod.is_admitted && (value.is_some() || context.template.is_some()) {
@@ -111,21 +114,21 @@ fn own_value(context: &PodContext<'_>, container: &Container, variable: &'static
     let wanted = context.account.and_then(|account| account.annotations.get(key));
     let is_same = matches!(variable, keys::ENV_CLIENT_ID | keys::ENV_TENANT_ID)
         && wanted.zip(value).is_some_and(|(wanted, value)| wanted.eq_ignore_ascii_case(value));
-    let shown = value.map_or_else(|| "from elsewhere".to_owned(), |value| format!("to {value:?}"));
+    let shown = value.map_or_else(|| "with valueFrom".to_owned(), |value| format!("to {value:?}"));
     let found = DraftFinding::new(format!("container {} sets {variable} itself, {shown}", container.name));
     let found = if is_same { found.severity(Severity::Info) } else { found };
     let says = wanted.filter(|_| matches!(variable, keys::ENV_CLIENT_ID | keys::ENV_TENANT_ID));
     let found = says.into_iter().fold(found, |found, wanted| found.fact("service account says", wanted.clone()));
-    Some(found.fix(format!("drop {variable} from container {} of the pod template", container.name)))
+    Some(found.fix(format!("remove {variable} from container {} of the pod template", container.name)))
 }
 
 static P3: Check = Check {
     id: "P3",
     severity: Severity::Error,
-    title: "the token's path is under no mount",
+    title: "no volume is mounted at the token's path",
     reads: "AZURE_FEDERATED_TOKEN_FILE and volumeMounts of the containers of running pods",
-    meaning: "the file does not exist, so sign-in fails before Entra is asked; version 1.6 of the webhook moved it to /var/run/secrets/azure/wi",
-    cure: "drop AZURE_FEDERATED_TOKEN_FILE from the pod template: the webhook sets it",
+    meaning: "the token file does not exist, so the pod cannot sign in; webhook 1.6 moved the file to /var/run/secrets/azure/wi",
+    fix: "remove AZURE_FEDERATED_TOKEN_FILE from the pod template; the webhook sets it",
     leads_to: &[],
     source: WEBHOOK,
     needs: &[Input::Cluster],
@@ -142,7 +145,7 @@ static P3: Check = Check {
                     .is_some_and(|rest| rest.starts_with('/') || rest.is_empty())
             };
             let message =
-                format!("container {} looks for its token at {path}, where nothing is mounted", container.name);
+                format!("container {} reads its token at {path}, but no volume is mounted there", container.name);
             (!container.mounts.iter().any(is_under)).then(|| {
                 DraftFinding::new(message).fact(
                     "mounts",
@@ -160,10 +163,10 @@ const TOKEN: &str = "azure-identity-token";
 static P4: Check = Check {
     id: "P4",
     severity: Severity::Error,
-    title: "the token is for another audience",
+    title: "the token has another audience",
     reads: "spec.volumes[*].projected.sources[*].serviceAccountToken of pods and templates",
-    meaning: "Entra takes only tokens for the audience of its cloud",
-    cure: "drop the volume and let the webhook mount the token; outside the public cloud the webhook has to run with --audience",
+    meaning: "Entra accepts only tokens for the audience of its cloud",
+    fix: "remove the volume, so that the webhook mounts the token; outside the public cloud, run the webhook with --audience",
     leads_to: &["AADSTS700212", "AADSTS7002121"],
     source: "Azure/azure-workload-identity pkg/webhook/webhook.go; learn.microsoft.com/entra/workload-id/workload-identity-federation-considerations",
     needs: &[Input::Cluster],
@@ -171,19 +174,19 @@ static P4: Check = Check {
     transient: true,
     run: &[CheckFn::Pod(|context| {
         let audience = context.index.audience();
-        let is_azures = |audience: &str| {
+        let is_azure_audience = |audience: &str| {
             let audience = audience.to_ascii_lowercase();
             audience.starts_with("api://azureadtokenexchange")
                 || audience == keys::BINDING_AUDIENCE.to_ascii_lowercase()
         };
         // B3 checks the tokens of identity bindings.
         let wrong = context.pod.tokens.iter().filter(|token| {
-            let is_meant = is_azures(&token.audience) || token.path.ends_with(TOKEN);
+            let is_meant = is_azure_audience(&token.audience) || token.path.ends_with(TOKEN);
             is_meant && token.audience != audience && !context.pod.uses_binding()
         });
         let found = wrong.map(|token| {
             let difference = super::difference::audience(audience, std::slice::from_ref(&token.audience));
-            let message = format!("the mounted token is for another audience than the cloud's: {}", difference.why());
+            let message = format!("the audience of the mounted token is not the cloud's: {}", difference.why());
             DraftFinding::new(message).difference(difference)
         });
         found.collect()
@@ -193,10 +196,10 @@ static P4: Check = Check {
 static P5: Check = Check {
     id: "P5",
     severity: Severity::Error,
-    title: "a labelled pod in a namespace that webhooks do not reach",
+    title: "a labelled pod is in a namespace that is excluded from webhooks",
     reads: "the label of running pods; their namespace's name and labels",
-    meaning: "AKS keeps admission webhooks out of kube-system and its own namespaces, so nothing is injected",
-    cure: "run the pods in another namespace; for a namespace of your own drop the label that excludes it",
+    meaning: "AKS excludes kube-system and its own namespaces from admission webhooks, so the pod gets no identity",
+    fix: "run the pods in another namespace, or remove the label that excludes your namespace",
     leads_to: &[],
     source: "Azure/azure-workload-identity#687; learn.microsoft.com/azure/aks/faq",
     needs: &[Input::Cluster],
@@ -207,12 +210,12 @@ static P5: Check = Check {
             return Vec::new();
         };
         vec![DraftFinding::new(format!(
-            "the pods ask for a token, but webhooks are kept out of their namespace by {why}"
+            "the pods have the label, but their namespace is excluded from webhooks by {why}"
         ))]
     })],
 };
 
-/// Returns why the API server calls no webhook for pods of this namespace.
+/// Returns the reason why the API server calls no webhook for pods of this namespace. `None` if the namespace is not excluded.
 pub(super) fn excluded_by(context: &PodContext<'_>) -> Option<String> {
     if context.pod.namespace == "kube-system" {
         return Some("its name".to_owned());
@@ -224,10 +227,10 @@ pub(super) fn excluded_by(context: &PodContext<'_>) -> Option<String> {
 static P6: Check = Check {
     id: "P6",
     severity: Severity::Error,
-    title: "a labelled pod on a virtual node of the first generation",
+    title: "a labelled pod runs on a virtual node of the first generation",
     reads: "the label and spec.nodeName of pods; the labels of nodes",
-    meaning: "the old virtual nodes add-on mounts no token, so every sign-in fails; the second generation does",
-    cure: "keep the pods on VMs, or move to virtual nodes on Azure Container Instances (microsoft/virtualnodesOnAzureContainerInstances)",
+    meaning: "the first generation mounts no token, so sign-in fails; the second generation mounts it",
+    fix: "keep the pods on VMs, or use virtual nodes on Azure Container Instances (microsoft/virtualnodesOnAzureContainerInstances)",
     leads_to: &[],
     source: "MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-overview.md (Limitations)",
     needs: &[Input::Cluster, Input::Nodes],
@@ -237,7 +240,7 @@ static P6: Check = Check {
         let node =
             context.pod.node.as_ref().filter(|node| context.index.observation.cluster.v1_virtual_nodes.contains(*node));
         let node = node.filter(|_| context.pod.is_labelled());
-        node.map(|node| DraftFinding::new(format!("the pods run on virtual node {node}, which has no tokens")))
+        node.map(|node| DraftFinding::new(format!("the pods run on virtual node {node}, which mounts no tokens")))
             .into_iter()
             .collect()
     })],

@@ -1,4 +1,4 @@
-//! Comparison of a token with the credentials of an identity, as Entra makes it at sign-in.
+//! Compares a token with the credentials of an identity, as Entra does at sign-in.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -35,7 +35,7 @@ enum Audiences {
     Several(Vec<String>),
 }
 
-/// Returns the claims of a JSON Web Token as bytes (RFC 7519, section 7.2); `None` if it is not one. Does not verify the signature.
+/// Returns the claims of a JSON Web Token as bytes (RFC 7519, section 7.2). Does not verify the signature. `None` if the text is no token.
 pub fn payload(token: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()
 }
@@ -45,7 +45,7 @@ impl Claims {
     ///
     /// # Errors
     ///
-    /// What is wrong with the token. The error contains nothing of its content.
+    /// Returns the defect of the token. The error contains no part of the token.
     pub fn read(token: &str) -> Result<Self, &'static str> {
         let payload = payload(token).ok_or("expected a JSON Web Token")?;
         let RawClaims { iss: issuer, sub: subject, aud } =
@@ -63,11 +63,11 @@ impl Claims {
 pub struct Comparison<'c> {
     /// The credential.
     pub credential: &'c FederatedCredential,
-    /// The differences from the token. Entra accepts the token if there are none.
+    /// The differences from the token. Empty if Entra accepts the token.
     pub differences: Vec<Difference>,
 }
 
-/// Compares a token with credentials, byte for byte. Returns the nearest credential first, without flexible ones, which have no subject.
+/// Compares a token with credentials, byte for byte. Returns the nearest credential first. Skips flexible credentials, which have no subject.
 pub fn compare<'c>(claims: &Claims, credentials: &'c [FederatedCredential]) -> Vec<Comparison<'c>> {
     let plain = credentials.iter().filter(|credential| credential.expression.is_none());
     let mut all: Vec<_> = plain.filter_map(|credential| one(claims, credential)).collect();
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_without_the_claims_is_refused_and_not_repeated() {
+    fn a_token_without_claims_is_refused_and_not_printed() {
         let one = r#"{"iss": "i", "sub": "s", "aud": "a"}"#;
         assert_eq!(Claims::read(&token(one)).unwrap().audiences, ["a"]);
         let broken = ["", "{}", r#"{"iss": "secret", "sub": 5, "aud": "a"}"#].map(token);

@@ -1,4 +1,4 @@
-//! All checks, and a run of them.
+//! Lists and runs all checks.
 
 use std::collections::HashMap;
 
@@ -29,8 +29,8 @@ pub fn check_of(id: &str) -> Option<&'static Check> {
     checks().find(|check| check.id.eq_ignore_ascii_case(id))
 }
 
-/// Runs all checks, in linear time. Findings are sorted by namespace and service account, those of the whole cluster and of Azure first;
-/// within one service account by severity.
+/// Runs all checks, in linear time. Sorts findings by namespace, service account and severity. Findings of the whole cluster and of Azure
+/// are first.
 pub fn check(observation: &Observation) -> Vec<Finding> {
     let index = Index::new(observation);
     let runs = checks().flat_map(|check| check.run.iter().map(move |run| (check, run)));
@@ -72,7 +72,7 @@ fn finish(check: &'static Check, found: DraftFinding, object: &Object, account: 
         service_account: account.cloned(),
         message,
         evidence,
-        fix: if fix.is_empty() { check.cure.to_owned() } else { fix },
+        fix: if fix.is_empty() { check.fix.to_owned() } else { fix },
     }
 }
 
@@ -134,15 +134,15 @@ mod tests {
     fn every_check_is_documented_under_a_unique_id() {
         let mut ids = BTreeSet::new();
         for check in checks() {
-            let Check { id, severity: _, title, reads, meaning, cure, leads_to, source, .. } = check;
-            assert!(ids.insert(id), "{id} stands for two checks");
-            for text in [title, reads, meaning, cure, source] {
+            let Check { id, severity: _, title, reads, meaning, fix, leads_to, source, .. } = check;
+            assert!(ids.insert(id), "two checks have the id {id}");
+            for text in [title, reads, meaning, fix, source] {
                 assert!(!text.trim().is_empty() && text.trim() == *text, "{id}: {text:?}");
                 assert!(!text.ends_with('.') && !text.contains(['\n', '\t']), "{id}: {text:?} is one clause");
             }
             assert!(source.contains(['/', '#']), "{id}: {source:?} is neither owner/repo nor a page");
             for code in *leads_to {
-                assert!(entra::codes().any(|known| known.code == *code), "{id}: nothing is known of {code}");
+                assert!(entra::codes().any(|known| known.code == *code), "{id}: {code} is not a known code");
             }
         }
         for id in ["S1", "S12", "P1", "P6", "W1", "W3", "I1", "F0", "F11", "B1", "B3"] {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn every_check_names_its_inputs_and_every_input_is_needed() {
+    fn every_check_has_inputs_and_every_input_is_used() {
         let is_unique = |inputs: &[Input]| inputs.iter().collect::<HashSet<_>>().len() == inputs.len();
         for Check { id, needs, optional, .. } in checks() {
             assert!(!needs.is_empty() && is_unique(&[*needs, *optional].concat()), "{id}: {needs:?} {optional:?}");
@@ -161,9 +161,9 @@ mod tests {
         }
     }
 
-    /// A new check needs a row here: nothing follows from the letter of its ID.
+    /// A new check needs a row here.
     #[test]
-    fn the_inputs_of_each_check_are_as_listed_here() {
+    fn checks_have_the_listed_inputs() {
         use Input::{Cluster, Credentials, Discovery, Grants, Issuer, Nodes, Webhooks};
         type Row = (&'static [&'static str], &'static [Input], &'static [Input], bool);
         const ROWS: &[Row] = &[
@@ -194,7 +194,7 @@ mod tests {
 
     const CLUSTER: &str = "https://westeurope.oic.prod-aks.azure.com/t/c/";
 
-    /// A cluster of this size in which everything is slightly wrong. Each identity has ten service accounts, and eight credentials.
+    /// A cluster of this size with many findings. Each identity has ten service accounts and eight credentials.
     fn large(accounts: usize, pods: usize) -> Observation {
         let client_id = |number: usize| format!("00000000-0000-4000-8000-{:012}", number / 10);
         let name =
@@ -258,7 +258,7 @@ mod tests {
         }
     }
 
-    /// An unoptimised build takes a second on a busy machine; a quadratic algorithm takes minutes.
+    /// A debug build takes a second on a busy machine. A quadratic algorithm takes minutes.
     #[test]
     fn a_large_cluster_is_checked_in_linear_time() {
         let observation = large(5_000, 20_000);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_missing_from_a_partial_list_is_no_error() {
+    fn a_credential_missing_from_a_partial_list_is_not_an_error() {
         let severities = |completeness: managed_identity::Completeness| {
             let mut observation = large(10, 0);
             for identity in observation.managed_identities.iter_mut().flat_map(|all| &mut all.identities) {
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_findings_of_one_owner_are_one_in_a_stable_order() {
+    fn findings_of_one_owner_are_merged_in_a_stable_order() {
         let mut observation = large(10, 200);
         let findings = check(&observation);
         let of_pods = findings.iter().filter(|finding| finding.check.id == "P1").collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! Checks of service accounts, and of the labels and annotations that ask for their identity.
+//! Checks of service accounts, and of the labels and annotations that request an identity.
 
 use std::collections::BTreeMap;
 
@@ -26,8 +26,8 @@ static S1: Check = Check {
     severity: Severity::Warning,
     title: "pods of an annotated service account have no label",
     reads: "the service account's annotation azure.workload.identity/client-id; the label azure.workload.identity/use of its pods and their templates",
-    meaning: "nothing is injected into these pods: no token, no client id; they sign in as nobody, or as the node's identity",
-    cure: "put the label azure.workload.identity/use: \"true\" on the pod template; pods that are older than the label have to be restarted",
+    meaning: "the webhook injects no token and no client id; the pods sign in as the node's identity, or not at all",
+    fix: "add the label azure.workload.identity/use: \"true\" to the pod template; restart pods that are older than the label",
     leads_to: &[],
     source: "Azure/azure-workload-identity#601; MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-overview.md",
     needs: &[Input::Cluster],
@@ -69,10 +69,10 @@ fn unlabelled_pods(context: &AccountContext<'_>) -> Vec<DraftFinding> {
     let found = DraftFinding::new(message).fix(fixes.collect::<Vec<_>>().join("\n"));
     let names: Vec<_> = owners.keys().map(ToString::to_string).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
-    vec![found.fact("made by", super::draft::abbreviate(&names))]
+    vec![found.fact("owners", super::draft::abbreviate(&names))]
 }
 
-/// Returns the command that adds the label to the pod template, which restarts the pods; words for a bare pod.
+/// Returns the command that adds the label to the pod template, which restarts the pods. Returns instructions for a bare pod.
 fn add_label(owner: &Object) -> String {
     let patch = match owner.kind.as_str() {
         "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" => {
@@ -81,14 +81,19 @@ fn add_label(owner: &Object) -> String {
         "CronJob" => {
             r#"{"spec":{"jobTemplate":{"spec":{"template":{"metadata":{"labels":{"azure.workload.identity/use":"true"}}}}}}}"#
         }
-        _ => return format!("put the label {}: \"true\" into the manifest of {owner} and create it anew", keys::USE),
+        _ => {
+            return format!(
+                "add the label {}: \"true\" to the manifest of {owner}, then recreate the object",
+                keys::USE
+            );
+        }
     };
     let kind = owner.kind.to_lowercase();
     let command = Command::new(&format!("kubectl patch {kind}")).word(&owner.name);
     command.arg("--namespace", owner.namespace.as_deref().unwrap_or("default")).arg("--patch", patch).into()
 }
 
-/// Returns the command that recreates the pods.
+/// Returns the command that restarts the pods.
 pub(super) fn restart(owner: &Object) -> String {
     let namespace = owner.namespace.as_deref().unwrap_or("default");
     match owner.kind.as_str() {
@@ -96,7 +101,7 @@ pub(super) fn restart(owner: &Object) -> String {
             let target = format!("{}/{}", kind.to_lowercase(), owner.name);
             Command::new("kubectl rollout restart").word(&target).arg("--namespace", namespace).into()
         }
-        _ => format!("delete the pods of {owner}, and create them anew"),
+        _ => format!("delete and recreate the pods of {owner}"),
     }
 }
 
@@ -105,8 +110,8 @@ static S2: Check = Check {
     severity: Severity::Error,
     title: "the label's value is not \"true\"",
     reads: "the label azure.workload.identity/use of pods and templates",
-    meaning: "only the exact string \"true\" selects the pod, so nothing is injected; \"false\" opts out, and is only noted",
-    cure: "set the label to \"true\", in quotes, on the pod template",
+    meaning: "the webhook selects only pods with the exact value \"true\"; the value \"false\" opts out and is reported as info",
+    fix: "set the label to \"true\", in quotes, on the pod template",
     leads_to: &[],
     source: "Azure/azure-workload-identity deploy/azure-wi-webhook.yaml (objectSelector)",
     needs: &[Input::Cluster],
@@ -116,9 +121,10 @@ static S2: Check = Check {
         let Some(value) = context.pod.labels.get(keys::USE).filter(|value| *value != "true") else { return Vec::new() };
         if value == "false" {
             let has_client_id = context.account.is_some_and(|account| account.client_id().is_some());
-            let found =
-                DraftFinding::new("the label opts the pods out of identity, though their service account has one");
-            let found = found.severity(Severity::Info).fix("nothing to mend if that is meant");
+            let found = DraftFinding::new(
+                "the label opts the pods out of workload identity, but their service account has a client id",
+            );
+            let found = found.severity(Severity::Info).fix("no change if this is intended");
             return if has_client_id { vec![found] } else { Vec::new() };
         }
         let message = format!("the label {} is {value:?}; only \"true\" has an effect", keys::USE);
@@ -129,10 +135,10 @@ static S2: Check = Check {
 static S5: Check = Check {
     id: "S5",
     severity: Severity::Error,
-    title: "the client id is not one",
+    title: "the client id is invalid",
     reads: "the service account's annotation azure.workload.identity/client-id; the principal ids of the identities",
-    meaning: "Entra knows no application of this id, so every sign-in fails",
-    cure: "use the identity's clientId: az identity show --name IDENTITY_NAME --resource-group RESOURCE_GROUP --query clientId --output tsv",
+    meaning: "Entra knows no application with this id, so sign-in fails",
+    fix: "use the identity's clientId: az identity show --name IDENTITY_NAME --resource-group RESOURCE_GROUP --query clientId --output tsv",
     leads_to: &["AADSTS700016"],
     source: "Azure/azure-workload-identity#1231; MicrosoftDocs/azure-docs#108526",
     needs: &[Input::Cluster],
@@ -161,7 +167,7 @@ fn malformed_client_id(context: &AccountContext<'_>) -> Vec<DraftFinding> {
     let (why, right) = if value.trim().is_empty() {
         ("is empty", None)
     } else if is_guid(bare) {
-        ("has something around it", Some(bare.to_owned()))
+        ("has other characters around it", Some(bare.to_owned()))
     } else if let Some(id) = id {
         let by_id = |identity: &&super::managed_identity::ManagedIdentity| {
             identity.id.as_ref().is_some_and(|own| own.key() == id.key())
@@ -169,7 +175,7 @@ fn malformed_client_id(context: &AccountContext<'_>) -> Vec<DraftFinding> {
         let known = context.index.observation.managed_identities.iter().flat_map(|all| &all.identities).find(by_id);
         ("is a resource id, not a client id", known.map(|identity| identity.client_id.clone()))
     } else if value.contains("${") || value.contains("{{") || value.starts_with('$') || value.starts_with('<') {
-        ("is a placeholder that nobody filled in", None)
+        ("is an unreplaced placeholder", None)
     } else {
         ("is not a GUID", None)
     };
@@ -186,8 +192,8 @@ static S6: Check = Check {
     severity: Severity::Error,
     title: "the tenant id is wrong",
     reads: "the service account's annotation azure.workload.identity/tenant-id; the tenant of its identity",
-    meaning: "pods sign in at another tenant, which does not know the identity",
-    cure: "drop the annotation: the tenant of the cluster is the default; or set it to the identity's tenantId",
+    meaning: "pods sign in to another tenant, which does not know the identity",
+    fix: "remove the annotation to use the cluster's tenant, or set it to the identity's tenantId",
     leads_to: &["AADSTS700016", "AADSTS90002"],
     source: "Azure/azure-workload-identity pkg/webhook/webhook.go; learn.microsoft.com/entra/identity-platform/reference-error-codes",
     needs: &[Input::Cluster],
@@ -214,10 +220,10 @@ static S6: Check = Check {
 static S7: Check = Check {
     id: "S7",
     severity: Severity::Warning,
-    title: "a labelled pod whose service account has no client id",
+    title: "the service account of a labelled pod has no client id",
     reads: "the label of pods and templates; the service account's annotations; AZURE_CLIENT_ID of the containers",
-    meaning: "a token is mounted, but nothing says for which identity; that is right only for a program that is told in another way",
-    cure: "kubectl annotate serviceaccount NAME azure.workload.identity/client-id=CLIENT_ID",
+    meaning: "the webhook mounts a token but sets no client id; only a program with its own client id can sign in",
+    fix: "kubectl annotate serviceaccount NAME azure.workload.identity/client-id=CLIENT_ID",
     leads_to: &[],
     source: "Azure/azure-workload-identity#1357",
     needs: &[Input::Cluster],
@@ -230,7 +236,7 @@ static S7: Check = Check {
         if !is_concerned || has_own {
             return Vec::new();
         }
-        let message = format!("the pods ask for a token, but service account {} has no client id", account.name.name);
+        let message = format!("the pods have the label, but service account {} has no client id", account.name.name);
         vec![DraftFinding::new(message).fix(annotate(&account.name, keys::CLIENT_ID, Some("CLIENT_ID")))]
     })],
 };
@@ -238,10 +244,10 @@ static S7: Check = Check {
 static S8: Check = Check {
     id: "S8",
     severity: Severity::Warning,
-    title: "a labelled pod that runs as service account default",
+    title: "a labelled pod runs as service account default",
     reads: "the label and spec.serviceAccountName of pods and templates",
-    meaning: "as a rule serviceAccountName was forgotten; an identity of default is shared by every pod of the namespace that names none",
-    cure: "name a service account of its own in spec.serviceAccountName of the pod template",
+    meaning: "usually spec.serviceAccountName is missing; all pods of the namespace without it share the identity of default",
+    fix: "set spec.serviceAccountName of the pod template to a separate service account",
     leads_to: &["AADSTS700213", "AADSTS70021"],
     source: "Azure/azure-workload-identity#691",
     needs: &[Input::Cluster],
@@ -249,7 +255,7 @@ static S8: Check = Check {
     transient: true,
     run: &[CheckFn::Pod(|context| {
         let is_concerned = context.pod.is_labelled() && context.pod.service_account == "default";
-        let message = "the pods ask for a token and run as service account default";
+        let message = "the pods have the label and run as service account default";
         if is_concerned { vec![DraftFinding::new(message)] } else { Vec::new() }
     })],
 };
@@ -259,8 +265,8 @@ static S9: Check = Check {
     severity: Severity::Error,
     title: "the token's lifetime is out of range",
     reads: "the annotation azure.workload.identity/service-account-token-expiration of service accounts and pods",
-    meaning: "the webhook refuses every labelled pod with 400, whatever its failurePolicy",
-    cure: "set whole seconds from 3600 to 86400, or drop the annotation",
+    meaning: "the webhook refuses each labelled pod with status 400, regardless of its failurePolicy",
+    fix: "set a whole number of seconds from 3600 to 86400, or remove the annotation",
     leads_to: &[],
     source: WEBHOOK,
     needs: &[Input::Cluster],
@@ -281,7 +287,7 @@ fn bad_expiration(annotations: &KeyValues) -> Option<DraftFinding> {
     let value = annotations
         .get(keys::EXPIRATION)
         .filter(|seconds| !spillway_core::workload_identity::is_valid_expiration(seconds))?;
-    Some(DraftFinding::new(format!("the token's lifetime {value:?} is no number of seconds from 3600 to 86400")))
+    Some(DraftFinding::new(format!("the token's lifetime {value:?} is not a number of seconds from 3600 to 86400")))
 }
 
 static S10: Check = Check {
@@ -289,8 +295,8 @@ static S10: Check = Check {
     severity: Severity::Warning,
     title: "skip-containers names no container",
     reads: "the annotation azure.workload.identity/skip-containers; the names of the containers",
-    meaning: "the names are separated by a semicolon; a list with commas is one name that no container has, so nothing is skipped",
-    cure: "separate the names by \";\" and use those of the containers",
+    meaning: "semicolons separate the names; the webhook reads a list with commas as one name, and skips no container",
+    fix: "separate the names with \";\", and use the names of the containers",
     leads_to: &[],
     source: WEBHOOK,
     needs: &[Input::Cluster],
@@ -302,12 +308,12 @@ static S10: Check = Check {
         let found = unknown.map(|name| {
             if name.contains(',') {
                 let right = name.split(',').map(str::trim).collect::<Vec<_>>().join(";");
-                return DraftFinding::new(format!("skip-containers separates names by a comma: {name:?}"))
+                return DraftFinding::new(format!("skip-containers separates names with a comma: {name:?}"))
                     .fix(format!("write {}: {right:?}", keys::SKIP_CONTAINERS));
             }
             let names: Vec<_> = context.pod.containers.iter().map(|container| container.name.as_str()).collect();
             let hint = did_you_mean(name, &names);
-            DraftFinding::new(format!("skip-containers names {name:?}, which is no container{hint}"))
+            DraftFinding::new(format!("skip-containers names {name:?}, but no container has this name{hint}"))
                 .fact("containers", names.join(", "))
         });
         found.collect()
@@ -317,10 +323,10 @@ static S10: Check = Check {
 static S11: Check = Check {
     id: "S11",
     severity: Severity::Warning,
-    title: "inject-proxy-sidecar that says no, and injects",
+    title: "inject-proxy-sidecar is not true, but injects the proxy",
     reads: "the annotation azure.workload.identity/inject-proxy-sidecar",
-    meaning: "its presence alone counts: the privileged proxy is injected, whatever the value",
-    cure: "drop the annotation azure.workload.identity/inject-proxy-sidecar from the pod template",
+    meaning: "the webhook ignores the value, and injects the privileged proxy",
+    fix: "remove the annotation azure.workload.identity/inject-proxy-sidecar from the pod template",
     leads_to: &[],
     source: WEBHOOK,
     needs: &[Input::Cluster],
@@ -328,8 +334,9 @@ static S11: Check = Check {
     transient: true,
     run: &[CheckFn::Pod(|context| {
         let value = context.pod.annotations.get(keys::PROXY).filter(|value| !value.eq_ignore_ascii_case("true"));
-        let found =
-            |value: &String| DraftFinding::new(format!("{} is {value:?}, and yet the proxy is injected", keys::PROXY));
+        let found = |value: &String| {
+            DraftFinding::new(format!("{} is {value:?}, but the webhook injects the proxy", keys::PROXY))
+        };
         value.map(found).into_iter().collect()
     })],
 };
@@ -337,10 +344,10 @@ static S11: Check = Check {
 static S12: Check = Check {
     id: "S12",
     severity: Severity::Error,
-    title: "the proxy with hostNetwork",
+    title: "the proxy is used with hostNetwork",
     reads: "the annotation azure.workload.identity/inject-proxy-sidecar; spec.hostNetwork; the label",
-    meaning: "the webhook refuses the pod with 400, whatever its failurePolicy",
-    cure: "drop the proxy's annotation, or hostNetwork",
+    meaning: "the webhook refuses the pod with status 400, regardless of its failurePolicy",
+    fix: "remove the proxy's annotation, or hostNetwork",
     leads_to: &[],
     source: WEBHOOK,
     needs: &[Input::Cluster],
@@ -349,7 +356,7 @@ static S12: Check = Check {
     run: &[CheckFn::Pod(|context| {
         let has_both = context.pod.host_network && context.pod.annotations.contains_key(keys::PROXY);
         let is_refused = has_both && context.pod.is_labelled();
-        let message = "the pods ask for the proxy and for the host's network, and are refused";
+        let message = "the pods request the proxy and hostNetwork, so the webhook refuses them";
         if is_refused { vec![DraftFinding::new(message)] } else { Vec::new() }
     })],
 };

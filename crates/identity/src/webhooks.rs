@@ -1,4 +1,4 @@
-//! Checks of the webhook that injects identities: it exists, is called after Spillway's, and answers.
+//! Checks of the webhook that injects identities: it exists, runs after Spillway's webhook, and responds.
 
 use super::{
     check::{Check, CheckFn, Input},
@@ -11,7 +11,7 @@ use super::{
 
 pub(super) const CHECKS: &[&Check] = &[&W1, &W2, &W3];
 
-/// A webhook of Spillway, which identifies its configuration whatever its name.
+/// The webhook of Spillway. It identifies Spillway's configuration under any name.
 const SPILLWAY_WEBHOOK: &str = "pods.spillway.dev";
 /// The configuration of azure-workload-identity, on AKS too.
 const INJECTOR: &str = "azure-wi-webhook-mutating-webhook-configuration";
@@ -22,8 +22,8 @@ static W1: Check = Check {
     severity: Severity::Error,
     title: "azure-workload-identity is not installed",
     reads: "the objectSelector of all mutating webhook configurations",
-    meaning: "nobody injects tokens: labelled pods start without identity",
-    cure: "az aks update --resource-group RESOURCE_GROUP --name CLUSTER --enable-oidc-issuer --enable-workload-identity",
+    meaning: "no webhook injects tokens, so labelled pods start without an identity",
+    fix: "az aks update --resource-group RESOURCE_GROUP --name CLUSTER --enable-oidc-issuer --enable-workload-identity",
     leads_to: &[],
     source: "MicrosoftDocs/azure-aks-docs articles/aks/workload-identity-deploy-cluster.md",
     needs: &[Input::Cluster, Input::Webhooks],
@@ -31,12 +31,12 @@ static W1: Check = Check {
     transient: true,
     run: &[CheckFn::Cluster(|index| {
         let cluster = &index.observation.cluster;
-        let is_wanted = cluster.service_accounts.iter().any(|account| account.client_id().is_some())
+        let is_needed = cluster.service_accounts.iter().any(|account| account.client_id().is_some())
             || cluster.pods.iter().any(super::observation::Pod::is_labelled);
         let message = "no mutating webhook selects pods by the label azure.workload.identity/use: \"true\"";
         let names = cluster.webhooks.iter().flatten().map(|configuration| configuration.name.as_str());
         let names: Vec<_> = names.collect();
-        if index.lacks_injector() && is_wanted {
+        if index.lacks_injector() && is_needed {
             vec![
                 DraftFinding::new(message)
                     .about(Object::global(KIND, INJECTOR))
@@ -51,16 +51,16 @@ static W1: Check = Check {
 static W2: Check = Check {
     id: "W2",
     severity: Severity::Error,
-    title: "the label comes too late",
+    title: "Spillway adds the label too late",
     reads: "the names of the mutating webhook configurations; pods that Spillway has labelled",
-    meaning: "configurations are called in byte order of their names, and one that was skipped is not called again: what Spillway labels after azure-workload-identity gets no token",
-    cure: "give Spillway's configuration its name aci-spillway, which sorts before azure-wi-webhook-mutating-webhook-configuration",
+    meaning: "the API server calls configurations in byte order of their names; pods labelled after azure-workload-identity get no token",
+    fix: "name Spillway's configuration aci-spillway, which sorts before azure-wi-webhook-mutating-webhook-configuration",
     leads_to: &[],
     source: "kubernetes/apiserver pkg/admission/configuration/mutating_webhook_manager.go; kubernetes/apiserver pkg/admission/plugin/webhook/mutating/dispatcher.go",
     needs: &[Input::Cluster, Input::Webhooks],
     optional: &[],
     transient: true,
-    run: &[CheckFn::Cluster(wrong_order), CheckFn::Pod(labelled_in_vain)],
+    run: &[CheckFn::Cluster(wrong_order), CheckFn::Pod(labelled_but_not_injected)],
 };
 
 fn wrong_order(index: &Index<'_>) -> Vec<DraftFinding> {
@@ -79,27 +79,27 @@ fn wrong_order(index: &Index<'_>) -> Vec<DraftFinding> {
     late.collect()
 }
 
-fn labelled_in_vain(context: &PodContext<'_>) -> Vec<DraftFinding> {
+fn labelled_but_not_injected(context: &PodContext<'_>) -> Vec<DraftFinding> {
     let pod = context.pod;
-    let is_in_vain = expects_injection(context) && pod.is_labelled_by_spillway && !pod.is_injected();
-    if !is_in_vain
+    let lacks_identity = expects_injection(context) && pod.is_labelled_by_spillway && !pod.is_injected();
+    if !lacks_identity
         || context.index.lacks_injector()
         || excluded_by(context).is_some()
         || pod.containers_with_identity().next().is_none()
     {
         return Vec::new();
     }
-    let message = "Spillway has labelled the pods, and nothing was injected: the label came too late, or azure-workload-identity did not answer";
+    let message = "Spillway labelled the pods, but azure-workload-identity injected nothing: it ran before Spillway, or did not respond";
     vec![DraftFinding::new(message).fix(restart(&pod.owner))]
 }
 
 static W3: Check = Check {
     id: "W3",
     severity: Severity::Error,
-    title: "azure-workload-identity does not answer",
+    title: "azure-workload-identity does not respond",
     reads: "the caBundle and Service of its webhook; the endpoints of that Service",
-    meaning: "its failurePolicy is Fail: no labelled pod can be created in the cluster",
-    cure: "kubectl --namespace kube-system get pods --selector azure-workload-identity.io/system=true --output wide",
+    meaning: "its failurePolicy is Fail, so no labelled pod can be created in the cluster",
+    fix: "kubectl --namespace kube-system get pods --selector azure-workload-identity.io/system=true --output wide",
     leads_to: &[],
     source: "Azure/AKS#5686; Azure/azure-workload-identity deploy/azure-wi-webhook.yaml",
     needs: &[Input::Cluster, Input::Webhooks],
@@ -119,7 +119,7 @@ static W3: Check = Check {
             };
             let ready = endpoints.get(service).copied();
             if ready == Some(0) || (ready.is_none() && index.observation.cluster.is_complete) {
-                let message = format!("no endpoint of its Service {}/{} is ready", service.namespace, service.name);
+                let message = format!("its Service {}/{} has no ready endpoint", service.namespace, service.name);
                 let fix = super::command::Command::new("kubectl get endpointslices")
                     .arg("--namespace", &service.namespace)
                     .arg("--selector", &format!("kubernetes.io/service-name={}", service.name));

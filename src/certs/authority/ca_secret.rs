@@ -12,20 +12,23 @@ use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{Authority, AuthorityError, CaCertificate, OLD_CA_RETENTION, certificates};
+use super::{
+    certificate::{Authority, AuthorityError, CaCertificate, certificates},
+    durations::OLD_CA_RETENTION,
+};
 
 const CURRENT_KEYS: [&str; 2] = ["tls.crt", "tls.key"];
 const NEXT_KEYS: [&str; 2] = ["next.crt", "next.key"];
 const OLD_CERTIFICATES_KEY: &str = "old.crt";
 const OLD_UNTIL_KEY: &str = "old.until";
 
-/// Maximum number of former CAs. A Secret that is deleted again and again must not grow the bundle without limit.
+/// Maximum number of former CAs. Repeated deletion of the Secret must not grow the bundle without limit.
 const MAX_OLD_CAS: usize = 8;
 
 /// The data of a Secret.
 pub(crate) type Data<T> = BTreeMap<String, T>;
 
-/// Why the Secret has no usable CA.
+/// The reason why the Secret has no usable CA.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The Secret does not exist.
@@ -36,7 +39,7 @@ pub enum SecretError {
     Malformed(#[from] MalformedSecret),
 }
 
-/// The error in the content of the Secret. It never includes the content itself.
+/// The error in the content of the Secret. It never includes the content.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MalformedSecret {
@@ -62,7 +65,7 @@ pub enum MalformedSecret {
 pub struct RetiredCas {
     /// Their certificates, latest first.
     pub certificates: Vec<CaCertificate>,
-    /// When they leave the bundle.
+    /// The time when they leave the bundle.
     pub until: OffsetDateTime,
 }
 
@@ -82,7 +85,7 @@ impl CaSecret {
     ///
     /// # Errors
     ///
-    /// [`MalformedSecret`], which names the key at fault.
+    /// [`MalformedSecret`], with the wrong key.
     pub fn read<T: AsRef<[u8]>>(data: &Data<T>) -> Result<Self, MalformedSecret> {
         let text = |key: &'static str| data.get(key).map(T::as_ref).filter(|text| !text.is_empty());
         let current = authority(CURRENT_KEYS, text)?;
@@ -98,7 +101,7 @@ impl CaSecret {
         Ok(Self { current, next, old: old.transpose()? })
     }
 
-    /// Returns the data of the Secret. Unknown keys of the Secret are not kept.
+    /// Returns the data of the Secret. Drops unknown keys of the Secret.
     pub fn data(&self) -> Data<String> {
         let Self { current, next, old } = self;
         let mut data = Data::new();
@@ -123,14 +126,14 @@ impl CaSecret {
         pem(self.certificates())
     }
 
-    /// Returns all certificates, first those of CAs that sign.
+    /// Returns all certificates. The certificates of signing CAs are first.
     pub fn certificates(&self) -> impl Iterator<Item = &CaCertificate> {
         let signing = [Some(&self.current), self.next.as_ref()].into_iter().flatten().map(Authority::certificate);
         signing.chain(self.old.iter().flat_map(|old| &old.certificates))
     }
 
-    /// Returns a new CA that replaces all others. The bundle keeps the CAs that the API server trusts (`trusted`)
-    /// for a while: replicas serve with them until they see the new CA in the bundle.
+    /// Returns a new CA that replaces all others. The bundle keeps the CAs that the API server trusts (`trusted`) for
+    /// [`OLD_CA_RETENTION`], because replicas use them until they observe the new CA in the bundle.
     ///
     /// # Errors
     ///

@@ -15,7 +15,7 @@ use rustls::{
 use time::OffsetDateTime;
 use x509_parser::{parse_x509_certificate, prelude::X509Error};
 
-use super::{CA_LIFETIME, LEAF_LIFETIME, MAX_CLOCK_SKEW};
+use super::durations::{CA_LIFETIME, LEAF_LIFETIME, MAX_CLOCK_SKEW};
 
 /// Error in generating a CA or in signing.
 #[derive(Debug, thiserror::Error)]
@@ -103,8 +103,7 @@ impl fmt::Debug for CaCertificate {
     }
 }
 
-/// Returns the CA certificates of a PEM bundle. Everything else in the bundle is ignored, as clients do not trust it
-/// either.
+/// Returns the CA certificates of a PEM bundle. Ignores other content of the bundle, as clients do.
 pub fn certificates(bundle: &[u8]) -> Vec<CaCertificate> {
     CertificateDer::pem_slice_iter(bundle).filter_map(|der| CaCertificate::new(der.ok()?).ok()).collect()
 }
@@ -131,8 +130,8 @@ impl Authority {
     pub fn generate(now: OffsetDateTime) -> Result<Self, AuthorityError> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
-        // During a rotation the bundle has two CAs. A subject of its own for each lets users and verifiers
-        // tell them apart. Verifiers also have the key identifiers.
+        // During a rotation the bundle has two CAs. Unique subjects let users and verifiers distinguish them.
+        // Verifiers also have the key identifiers.
         let id = params.key_identifier(&key).iter().take(4).fold(0_u32, |id, byte| id << 8 | u32::from(*byte));
         params.distinguished_name.push(DnType::CommonName, format!("Spillway CA {} {id:08x}", now.date()));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -143,7 +142,7 @@ impl Authority {
         Ok(Self { certificate, key: Arc::new(key) })
     }
 
-    /// Returns the CA of a certificate and a key, or nothing if they do not match.
+    /// Returns the CA of a certificate and a key. `None` if they do not match.
     pub(super) fn from_parts(certificate: CaCertificate, key: KeyPair) -> Option<Self> {
         let (_, x509) = parse_x509_certificate(&certificate.der).ok()?;
         let belongs = x509.public_key().raw == key.subject_public_key_info();
@@ -163,14 +162,14 @@ impl Authority {
     /// Returns the end of the validity of a leaf certificate that is signed now.
     pub(in crate::certs) fn leaf_not_after(&self, now: OffsetDateTime) -> OffsetDateTime {
         let ca = &self.certificate;
-        // A clock that is behind must not place the leaf before its CA.
+        // With a slow clock, the leaf must not end before its CA is valid.
         (now.max(ca.not_before + MAX_CLOCK_SKEW) + LEAF_LIFETIME).min(ca.not_after)
     }
 
     /// Signs a leaf certificate for these names, with a new key. It ends after [`LEAF_LIFETIME`], or with its CA.
     ///
-    /// Its validity starts with that of its CA, and not only [`MAX_CLOCK_SKEW`] ago. So clients still trust the
-    /// leaf of a replica whose clock was ahead and has been corrected. A later start would protect nothing.
+    /// Its validity starts with its CA's validity, not [`MAX_CLOCK_SKEW`] ago. So clients still trust the leaf of a
+    /// replica whose clock was ahead and was corrected. A later start would not improve security.
     ///
     /// # Errors
     ///

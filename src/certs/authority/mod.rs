@@ -1,5 +1,5 @@
 //! The certificate authority (CA) that all replicas share: the content of its Secret, and its rotation. Pure: time is a
-//! parameter, and other modules read and write the Secret.
+//! parameter, and other modules access the Secret.
 //!
 //! Rotation overlaps, so that the API server always trusts the served certificates:
 //!
@@ -9,30 +9,15 @@
 //!    certificate with the successor.
 //! 3. *Promote*: the successor becomes the current CA. The key of the former CA is deleted. Its certificate stays in
 //!    the bundle.
-//! 4. *Retire*: after [`OLD_CA_RETENTION`] no certificate of the former CA is served any more, and the CA leaves the
+//! 4. *Retire*: after [`OLD_CA_RETENTION`] no replica serves a certificate of the former CA, and the CA leaves the
 //!    bundle.
 
 mod ca_secret;
 mod certificate;
+mod durations;
 mod rotation;
 
 pub use ca_secret::{CaSecret, MalformedSecret, RetiredCas, SecretError};
 pub use certificate::{Authority, AuthorityError, CaCertificate, certificates};
+pub use durations::{BUNDLE_PROPAGATION_TIME, CA_LIFETIME, LEAF_LIFETIME, MAX_CLOCK_SKEW, OLD_CA_RETENTION};
 pub use rotation::{RotationReason, RotationStep, next_step};
-use time::Duration;
-
-/// Validity of a CA. It rotates after two thirds, which leaves four months to notice a failed rotation.
-pub const CA_LIFETIME: Duration = Duration::days(365);
-
-/// Validity of a leaf certificate. A replica signs the next one after two thirds, so it can be without its CA for 8 h.
-pub const LEAF_LIFETIME: Duration = Duration::hours(24);
-
-/// Maximum difference between the clocks of two machines.
-pub const MAX_CLOCK_SKEW: Duration = Duration::hours(1);
-
-/// Time that a former CA stays trusted: the validity of its leaf certificates, and room for clock skew.
-pub const OLD_CA_RETENTION: Duration = Duration::hours(26);
-
-/// Time that the bundle must have a CA before a leaf of that CA is served. Each API server of the cluster learns about
-/// the bundle from its own watch.
-pub const BUNDLE_PROPAGATION_TIME: std::time::Duration = std::time::Duration::from_secs(10);

@@ -4,9 +4,9 @@ use std::fmt;
 
 use time::OffsetDateTime;
 
-use super::{CaSecret, SecretError};
+use super::ca_secret::{CaSecret, SecretError};
 
-/// The next step. There is at most one: the caller writes its result and then asks again.
+/// The next step. The caller writes its result before it requests another step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RotationStep {
     /// Change nothing.
@@ -30,7 +30,7 @@ pub enum RotationReason {
     Malformed,
     /// The current CA has expired.
     Expired,
-    /// The current CA is not valid yet: a clock that was ahead generated it.
+    /// The current CA is not valid yet, because the clock was ahead when it was generated.
     NotYetValid,
     /// Two thirds of the current CA's validity have passed.
     RotationDue,
@@ -45,7 +45,7 @@ impl fmt::Display for RotationReason {
             Self::Malformed => "the Secret is malformed",
             Self::Expired => "the current authority has expired",
             Self::NotYetValid => "the current authority is not valid yet",
-            Self::RotationDue => "two thirds of the current authority's life are over",
+            Self::RotationDue => "two thirds of the current authority's life have passed",
             Self::Trusted => "the API server trusts it",
         })
     }
@@ -53,8 +53,8 @@ impl fmt::Display for RotationReason {
 
 /// Returns the next step for the Secret.
 ///
-/// `next_is_trusted` says that the `caBundle` has had the successor for [`super::BUNDLE_PROPAGATION_TIME`]. It is also
-/// true without a MutatingWebhookConfiguration, because no API server has to trust the CA then.
+/// `next_is_trusted` is `true` if the `caBundle` has had the successor for [`BUNDLE_PROPAGATION_TIME`](super::BUNDLE_PROPAGATION_TIME). It is also
+/// `true` without a MutatingWebhookConfiguration, because then no API server needs to trust the CA.
 pub fn next_step(stored: Result<&CaSecret, &SecretError>, next_is_trusted: bool, now: OffsetDateTime) -> RotationStep {
     let CaSecret { current, next, old } = match stored {
         Ok(stored) => stored,
@@ -82,7 +82,7 @@ pub fn next_step(stored: Result<&CaSecret, &SecretError>, next_is_trusted: bool,
 mod tests {
     use time::{Duration, macros::datetime};
 
-    use super::{super::MalformedSecret, *};
+    use super::{super::ca_secret::MalformedSecret, *};
 
     const NOW: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(at(&stored, true, -1), RotationStep::Replace(RotationReason::NotYetValid));
         let stored = stored.prepare(NOW + Duration::days(300)).unwrap();
         assert_eq!(at(&stored, false, 366), RotationStep::Promote(RotationReason::Expired), "the successor exists");
-        assert_eq!(at(&stored, false, 3660), RotationStep::Replace(RotationReason::Expired), "both are gone");
+        assert_eq!(at(&stored, false, 3660), RotationStep::Replace(RotationReason::Expired), "both CAs have expired");
     }
 
     #[test]

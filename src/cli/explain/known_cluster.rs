@@ -135,7 +135,7 @@ impl KnownCluster {
         if labels.iter().any(|(k, v)| (k, v) == (key, value)) {
             let taints = document.value.pointer("/spec/taints").and_then(Value::as_array);
             let keys: Vec<_> = taints.into_iter().flatten().filter_map(|taint| taint.get("key")?.as_str()).collect();
-            if !keys.contains(&FULL_TAINT) && takes_pods(&document.value) {
+            if !keys.contains(&FULL_TAINT) && accepts_pods(&document.value) {
                 self.open.insert(name.clone());
             }
             if keys.contains(&LAST_RESORT_TAINT) {
@@ -153,7 +153,7 @@ impl KnownCluster {
         Ok(())
     }
 
-    /// Returns a namespace. Without a document, it is that of the flags.
+    /// Returns a namespace. Without a document, returns the namespace of the flags.
     pub(super) fn namespace(&self, name: &str) -> &Namespace {
         self.namespaces.get(name).unwrap_or(&self.assumed)
     }
@@ -168,8 +168,8 @@ impl KnownCluster {
         self.account(namespace, name).map_or(ServiceAccount::Unknown, |account| account.identity)
     }
 
-    /// Returns whether pods of a service account mount its token by default. An unknown service account counts as
-    /// one that does.
+    /// Returns whether pods of a service account mount its token by default. Returns `true` for an unknown service
+    /// account.
     pub(super) fn mounts_token(&self, namespace: &str, name: &str) -> bool {
         self.account(namespace, name).is_none_or(|account| account.mounts_token)
     }
@@ -193,7 +193,7 @@ impl KnownCluster {
         }
     }
 
-    /// Returns whether any virtual node is known, and so its generation.
+    /// Returns whether a virtual node is known, and so its generation.
     pub(super) fn knows_virtual_nodes(&self) -> bool {
         !self.virtual_nodes.is_empty()
     }
@@ -214,7 +214,7 @@ impl KnownCluster {
         self.knows_virtual_nodes() && self.open.is_empty()
     }
 
-    /// Returns the NetworkPolicies of a namespace, and those without a namespace.
+    /// Returns the NetworkPolicies of a namespace, and NetworkPolicies without a namespace.
     pub(super) fn policies(&self, namespace: &str) -> Vec<NetworkPolicy> {
         let of = |namespace: Option<String>| self.network_policies.get(&namespace).into_iter().flatten().cloned();
         of(Some(namespace.to_owned())).chain(of(None)).collect()
@@ -222,13 +222,13 @@ impl KnownCluster {
 
     /// Returns the names of the namespace's Services with a ClusterIP.
     pub(super) fn cluster_ips(&self, namespace: &str) -> Vec<&str> {
-        let is_there = |of: &Option<String>| of.as_deref().is_none_or(|of| of == namespace);
-        self.services.iter().filter(|(of, _)| is_there(of)).map(|(_, name)| name.as_str()).collect()
+        let is_in_namespace = |of: &Option<String>| of.as_deref().is_none_or(|of| of == namespace);
+        self.services.iter().filter(|(of, _)| is_in_namespace(of)).map(|(_, name)| name.as_str()).collect()
     }
 }
 
-/// Returns whether a node is Ready and not cordoned. A node in a file may have no status, and then counts as Ready.
-fn takes_pods(node: &Value) -> bool {
+/// Returns whether a node is Ready and not cordoned. A node without status, as in a file, counts as Ready.
+fn accepts_pods(node: &Value) -> bool {
     let is_cordoned = node.pointer("/spec/unschedulable").and_then(Value::as_bool).unwrap_or_default();
     let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
     let is_ready = |condition: &Value| {
@@ -261,7 +261,7 @@ mod tests {
             cluster.are_virtual_nodes_closed()
         };
         assert!(!is_closed(json!({})));
-        assert!(!is_closed(json!({"status": null})), "a manifest says nothing of that");
+        assert!(!is_closed(json!({"status": null})), "a manifest has no status");
         assert!(is_closed(json!({"spec": {"taints": [{"key": FULL_TAINT, "effect": "NoSchedule"}]}})));
         assert!(is_closed(json!({"spec": {"unschedulable": true}})));
         assert!(is_closed(json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}})));

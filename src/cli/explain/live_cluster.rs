@@ -78,7 +78,7 @@ impl LiveCluster {
         Ok(Self { client: Client::try_from(config)?, namespace })
     }
 
-    /// Returns the configuration of the installation, or nothing if it cannot be read.
+    /// Returns the configuration of the installation. `None` if it cannot be read.
     pub(super) async fn configuration(&self) -> Option<String> {
         let map = resource("", "v1", "ConfigMap", "configmaps");
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), "spillway-system", &map);
@@ -97,8 +97,8 @@ impl LiveCluster {
         Ok(documents)
     }
 
-    /// Returns the pods that the webhook missed, in one namespace or in all that have opted in. Pods whose
-    /// matchConditions only the API server can evaluate are reported and left out.
+    /// Returns the pods that the webhook missed, in one namespace or in all opted-in namespaces. Skips and reports pods
+    /// whose matchConditions only the API server can evaluate.
     pub(super) async fn missed(&self, namespace: Option<&str>) -> anyhow::Result<Vec<Document>> {
         let webhooks: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
         let scope = match with_timeout_result(webhooks.get(WEBHOOK_CONFIGURATION_NAME)).await? {
@@ -129,10 +129,10 @@ impl LiveCluster {
 
     async fn missed_of(&self, namespace: &impl ResourceExt, scope: &Scope) -> anyhow::Result<Vec<Document>> {
         let name = namespace.name_any();
-        // Without managedFields of the label, it is unknown which pods are older.
+        // Without managedFields of the label, the age of the opt-in is unknown.
         let Some(since) = opted_in_since(namespace.meta()) else {
             eprintln!(
-                "namespace {name}: the time of its label {BURST_LABEL} is not recorded, so all of its pods are listed"
+                "namespace {name}: the time of its label {BURST_LABEL} is not recorded, so the list has all its pods"
             );
             return self.undecided(&name, namespace.labels(), scope, Timestamp::MIN).await;
         };

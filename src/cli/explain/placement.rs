@@ -1,5 +1,5 @@
-//! The node of an existing pod, and why it runs there. The webhook, the controller and the scheduler write this on the
-//! pod.
+//! The node of an existing pod, and the reason for this node. The webhook, the controller and the scheduler write it on
+//! the pod.
 
 use serde_json::Value;
 
@@ -12,16 +12,16 @@ use crate::{
 /// The node of a pod.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Placement {
-    /// None while the pod waits for a node.
+    /// `None` while the pod is pending.
     pub(super) node: Option<String>,
-    /// None if no virtual node is known.
+    /// `None` if no virtual node is known.
     pub(super) is_virtual: Option<bool>,
     pub(super) why: String,
 }
 
 impl Placement {
-    /// Returns the placement of a pod with a status. `is_called` says whether the API server would call Spillway
-    /// for it today.
+    /// Returns the placement of a pod with a status. `is_called` is `true` if the API server would now call Spillway for
+    /// the pod.
     pub(super) fn of(pod: &Value, cluster: &KnownCluster, is_called: bool, settings: Option<&Settings<'_>>) -> Self {
         let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty());
         let annotation = |key: &str| pod.pointer("/metadata/annotations")?.get(key)?.as_str();
@@ -29,7 +29,7 @@ impl Placement {
         let is_virtual = node.filter(|_| cluster.knows_virtual_nodes()).map(|node| cluster.is_virtual(node));
         let added = annotation(ADDED).unwrap_or_default();
         let is_ours = added.split(',').any(|part| part == Part::Toleration.as_str());
-        let seen = PodStatus {
+        let status = PodStatus {
             decided: annotation(DECISION),
             since: annotation(UNSCHEDULABLE_SINCE),
             is_ours,
@@ -37,13 +37,13 @@ impl Placement {
             late_after: settings.map_or(0, |settings| settings.late_after.value.as_secs()),
         };
         let why = match (node, is_virtual) {
-            (None, _) => seen.why_waiting(condition(pod)),
+            (None, _) => status.why_waiting(condition(pod)),
             (Some(_), Some(true)) => {
                 let at = condition(pod).and_then(|condition| condition.get("lastTransitionTime")?.as_str());
-                seen.why_virtual(at, node.is_some_and(|node| cluster.is_last_resort(node)))
+                status.why_virtual(at, node.is_some_and(|node| cluster.is_last_resort(node)))
             }
-            (Some(_), Some(false)) => seen.why_vm(),
-            (Some(_), None) => "no virtual node is known here, so this may be a virtual node or a VM".to_owned(),
+            (Some(_), Some(false)) => status.why_vm(),
+            (Some(_), None) => "no virtual node is known, so the node may be a virtual node or a VM".to_owned(),
         };
         Self { node: node.map(str::to_owned), is_virtual, why }
     }
@@ -60,7 +60,7 @@ struct PodStatus<'p> {
     /// The decision of the webhook, such as `prefer`.
     decided: Option<&'p str>,
     since: Option<&'p str>,
-    /// `true` if it has the toleration of virtual nodes from Spillway.
+    /// `true` if Spillway added the toleration of virtual nodes.
     is_ours: bool,
     is_called: bool,
     /// In seconds.
@@ -72,40 +72,44 @@ impl PodStatus<'_> {
         self.decided == Some(Mode::Late.as_str())
     }
 
-    fn unseen(&self) -> &'static str {
-        if self.is_called { "Spillway did not see it when it was created" } else { "Spillway is not called for it" }
+    fn not_called_reason(&self) -> &'static str {
+        if self.is_called {
+            "the API server did not call Spillway when the pod was created"
+        } else {
+            "the API server does not call Spillway for this pod"
+        }
     }
 
     fn why_virtual(&self, at: Option<&str>, is_last_resort: bool) -> String {
         let when = at.map_or_else(String::new, |at| format!(" at {at}"));
         match (self.decided, self.since) {
             (Some(_), Some(since)) if self.is_late() && self.is_ours => {
-                format!("it was unschedulable since {since} and was let onto virtual nodes late; scheduled{when}")
+                format!("unschedulable since {since}, so Spillway added the toleration late; scheduled{when}")
             }
             (Some(_), _) if self.is_ours && is_last_resort => {
                 format!(
-                    "VMs come first, and none had room for it when it was scheduled{when}, if the last-resort taint was there then"
+                    "VMs come first, and no VM had room when the pod was scheduled{when}, if the node had the last-resort taint then"
                 )
             }
             (Some(_), _) if self.is_ours => format!(
-                "it may overflow, and it was scheduled{when}; the node has no last-resort taint, so VMs may have had room"
+                "the pod may overflow, and was scheduled{when}; the node has no last-resort taint, so VMs may have had room"
             ),
             (Some(decided), _) => {
-                format!("the decision was \"{decided}\", and it tolerates virtual nodes by itself")
+                format!("the decision was \"{decided}\", but the pod has its own toleration of virtual nodes")
             }
-            (None, _) => format!("{}, and it tolerates virtual nodes by itself", self.unseen()),
+            (None, _) => format!("{}, but the pod has its own toleration of virtual nodes", self.not_called_reason()),
         }
     }
 
     fn why_vm(&self) -> String {
         match self.decided {
             Some(_) if self.is_late() && self.is_ours => {
-                "a VM took it after it had been let onto virtual nodes".to_owned()
+                "scheduled to a VM after Spillway had added the toleration".to_owned()
             }
-            Some(_) if self.is_late() => "a VM took it before it was let onto virtual nodes".to_owned(),
-            Some(_) if self.is_ours => "VMs come first, and this one had room for it".to_owned(),
+            Some(_) if self.is_late() => "scheduled to a VM before Spillway added the toleration".to_owned(),
+            Some(_) if self.is_ours => "VMs come first, and this VM had room".to_owned(),
             Some(decided) => format!("the decision was \"{decided}\""),
-            None => self.unseen().to_owned(),
+            None => self.not_called_reason().to_owned(),
         }
     }
 
@@ -114,14 +118,14 @@ impl PodStatus<'_> {
         let scheduler = match (text("reason"), text("message")) {
             (Some(reason), Some(message)) => format!("{reason}: {message}"),
             (Some(reason), None) => reason.to_owned(),
-            _ => "the scheduler has not looked at it yet".to_owned(),
+            _ => "the scheduler has not tried the pod yet".to_owned(),
         };
         match self.since {
             Some(since) if self.is_late() && !self.is_ours => format!(
-                "{scheduler}; unschedulable since {since}, let onto virtual nodes after {}s of that (late.after)",
+                "{scheduler}; unschedulable since {since}, Spillway adds the toleration after {}s (late.after)",
                 self.late_after
             ),
-            _ if self.decided.is_none() => format!("{scheduler}; {}", self.unseen()),
+            _ if self.decided.is_none() => format!("{scheduler}; {}", self.not_called_reason()),
             _ => scheduler,
         }
     }
@@ -176,15 +180,20 @@ mod tests {
                 &prefer,
                 "vn",
                 Some(true),
-                "VMs come first, and none had room for it when it was scheduled at 2026-01-01T12:00:00Z, if the last-resort taint was there then",
+                "VMs come first, and no VM had room when the pod was scheduled at 2026-01-01T12:00:00Z, if the node had the last-resort taint then",
             ),
             (&prefer, "bare", Some(true), "no last-resort taint"),
-            (&prefer, "vm", Some(false), "VMs come first, and this one had room for it"),
+            (&prefer, "vm", Some(false), "VMs come first, and this VM had room"),
             (&prefer, "", None, "Unschedulable: 0/3 nodes are available"),
-            (&late, "vn", Some(true), "unschedulable since 2026-01-01T11:00:00Z and was let onto virtual nodes late"),
-            (&late, "vm", Some(false), "after it had been let onto virtual nodes"),
-            (&waits, "vm", Some(false), "before it was let onto virtual nodes"),
-            (&waits, "", None, "unschedulable since 2026-01-01T11:00:00Z, let onto virtual nodes after 180s of that"),
+            (
+                &late,
+                "vn",
+                Some(true),
+                "unschedulable since 2026-01-01T11:00:00Z, so Spillway added the toleration late",
+            ),
+            (&late, "vm", Some(false), "after Spillway had added the toleration"),
+            (&waits, "vm", Some(false), "before Spillway added the toleration"),
+            (&waits, "", None, "unschedulable since 2026-01-01T11:00:00Z, Spillway adds the toleration after 180s"),
             (
                 &json!({DECISION: "stay: HostPathVolume"}),
                 "vm",
@@ -195,9 +204,9 @@ mod tests {
                 &json!({}),
                 "vn",
                 Some(true),
-                "Spillway did not see it when it was created, and it tolerates virtual nodes by itself",
+                "the API server did not call Spillway when the pod was created, but the pod has its own toleration of virtual nodes",
             ),
-            (&json!({}), "vm", Some(false), "Spillway did not see it when it was created"),
+            (&json!({}), "vm", Some(false), "the API server did not call Spillway when the pod was created"),
         ] {
             let placement = placement(annotations, node);
             assert!(placement.why.contains(why), "{placement:?}, expected {why}");

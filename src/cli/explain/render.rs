@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use similar::{ChangeTag, TextDiff};
 
-use super::{Explained, placement::Placement};
+use super::{explained::Explained, placement::Placement};
 use crate::{
     admission,
     burst::{Outcome, Verdict, Why},
@@ -45,7 +45,7 @@ fn headline(out: &mut String, one: &Explained<'_>, colors: &Colors) -> std::fmt:
     )
 }
 
-/// Writes the node of an existing pod, and why it runs there.
+/// Writes the node of an existing pod, and the reason for this node.
 fn placement(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     let Some(Placement { node, is_virtual, why }) = &one.placement else { return Ok(()) };
     match (node, is_virtual) {
@@ -93,9 +93,12 @@ fn owner(pod: &Value) -> Option<String> {
 
 fn reasons(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     match (&one.profile, &one.decision.verdict) {
-        (Err(why), _) => writeln!(out, "  {why}: Spillway is not called"),
+        (Err(why), _) => writeln!(out, "  {why}, so the API server does not call Spillway"),
         (_, Verdict::OptedOut) => {
-            writeln!(out, "  the label spillway.dev/burst: disabled opts the pod out: Spillway is not called")
+            writeln!(
+                out,
+                "  the label spillway.dev/burst: disabled opts the pod out, so the API server does not call Spillway"
+            )
         }
         (_, Verdict::Stay(findings)) => findings.iter().try_for_each(|finding| {
             let reason = finding.reason;
@@ -115,12 +118,12 @@ fn generation(reason: &Reason) -> String {
 /// Returns the consequence of objects that could not be read.
 fn unread(plural: &str) -> String {
     let (what, consequence) = match plural {
-        "networkpolicies" => ("network policies", "isolation not judged"),
-        "nodes" => ("nodes", "judged as if no virtual node were known"),
-        "pods" => ("pods on virtual nodes", "maxPods not taken into account"),
-        "serviceaccounts" => ("service accounts", "identity not judged, and a token taken for mounted"),
-        "services" => ("services", "those that cannot be reached without kube-proxy not listed"),
-        other => (other, "not taken into account"),
+        "networkpolicies" => ("network policies", "isolation not checked"),
+        "nodes" => ("nodes", "decided as if no virtual node were known"),
+        "pods" => ("pods on virtual nodes", "maxPods ignored"),
+        "serviceaccounts" => ("service accounts", "identity not checked, and a mounted token assumed"),
+        "services" => ("services", "unreachable Services not listed"),
+        other => (other, "ignored"),
     };
     format!("{what} could not be read: {consequence}")
 }
@@ -129,8 +132,8 @@ fn unread(plural: &str) -> String {
 fn notes(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     let is_of_one = |finding: &Finding| finding.reason.applies != Applies::Any;
     if one.generations_unknown && one.refusals().iter().any(is_of_one) {
-        writeln!(out, "  no virtual node is known here, so the pod must be fit for both generations:")?;
-        writeln!(out, "    give Node objects with -f, or set virtualNodes.generation in the configuration")?;
+        writeln!(out, "  no virtual node is known, so the pod must support both generations:")?;
+        writeln!(out, "    add Node objects with -f, or set virtualNodes.generation in the configuration")?;
     }
     if one.profile.is_ok() {
         one.unread.iter().try_for_each(|plural| writeln!(out, "  {}", unread(plural)))?;
@@ -143,7 +146,7 @@ fn notes(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
             )?;
         }
         if let (Mode::Late, Some(count)) = (mode, one.at_cap) {
-            writeln!(out, "  the namespace has {count} pods on virtual nodes and maxPods lets no more overflow late")?;
+            writeln!(out, "  the namespace has {count} pods on virtual nodes, so maxPods stops late overflow")?;
         }
     }
     for finding in &one.decision.accepted {
@@ -159,7 +162,7 @@ fn notes(out: &mut String, one: &Explained<'_>) -> std::fmt::Result {
     if !one.unreachable_services.is_empty() {
         writeln!(
             out,
-            "  without kube-proxy these Services cannot be reached: {}",
+            "  the pod cannot reach these Services without kube-proxy: {}",
             one.unreachable_services.join(", ")
         )?;
     }
@@ -184,7 +187,7 @@ fn steps(out: &mut String, one: &Explained<'_>, colors: &Colors) -> std::fmt::Re
     Ok(())
 }
 
-/// Returns why a part is not added, with the flag that helps if one does.
+/// Returns the reason why a part is not added, and the flag that changes this, if any.
 fn left_reason(why: Why, one: &Explained<'_>) -> String {
     match why {
         Why::ServiceAccountUnknown => {

@@ -1,4 +1,4 @@
-//! Whether the API server calls Spillway: the selectors of `manifests/base/mutatingwebhookconfiguration.yaml`.
+//! The selectors of `manifests/base/mutatingwebhookconfiguration.yaml`, with which the API server selects pods.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ const LABELS: &[(&str, &str)] =
 /// Annotation of mirror pods.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// Why the API server does not call Spillway for a pod.
+/// The reason why the API server does not call Spillway for a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum NotCalled {
     /// The namespace has no label with a profile.
@@ -46,16 +46,16 @@ impl fmt::Display for NotCalled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotOptedIn => write!(f, "the namespace has no label {BURST_LABEL} that names a profile"),
-            Self::Namespace(name) => write!(f, "the webhook's configuration leaves out namespace {name}"),
+            Self::Namespace(name) => write!(f, "the webhook's configuration excludes namespace {name}"),
             Self::Label(key, value) => {
-                write!(f, "the webhook's configuration leaves out namespaces with the label {key}: {value:?}")
+                write!(f, "the webhook's configuration excludes namespaces with the label {key}: {value:?}")
             }
             Self::MirrorPod => f.write_str("the pod is the mirror of a static pod, which already runs on its node"),
         }
     }
 }
 
-/// Returns the profile for a pod in this namespace, or why the API server does not call Spillway.
+/// Returns the profile for a pod in this namespace, or the reason why the API server does not call Spillway.
 pub(super) fn profile<'n>(name: &str, namespace: &'n Namespace, pod: &Pod<'_>) -> Result<&'n str, NotCalled> {
     if NAMESPACES.contains(&name) {
         return Err(NotCalled::Namespace(name.to_owned()));
@@ -85,7 +85,7 @@ mod tests {
         expected.push(not_in("kubernetes.io/metadata.name", json!(NAMESPACES)));
         for webhook in manifest["webhooks"].as_array().unwrap() {
             assert_eq!(webhook["namespaceSelector"], json!({"matchExpressions": expected}), "{}", webhook["name"]);
-            // A Binding has no labels to select by.
+            // A Binding has no labels.
             let is_of_bindings = webhook["name"] == "bindings.spillway.dev";
             let pods = json!({"matchExpressions": [not_in(BURST_LABEL, json!([DISABLED]))]});
             let expected = if is_of_bindings { Value::Null } else { pods };

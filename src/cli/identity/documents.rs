@@ -35,7 +35,7 @@ struct PodPhase {
     phase: Option<String>,
 }
 
-/// The cluster, and the file of each object.
+/// The objects of the manifests, and the file of each object.
 pub(super) struct Documents {
     /// The namespace of objects without one.
     namespace: String,
@@ -168,7 +168,7 @@ impl Documents {
         self.files.insert(object, document.source.clone());
     }
 
-    /// Returns the cluster. To be called once.
+    /// Returns the cluster. The caller must call this only once.
     pub(super) fn cluster(&mut self) -> Cluster {
         if !self.skipped.is_empty() {
             let kinds: Vec<_> = mem::take(&mut self.skipped).into_iter().collect();

@@ -16,13 +16,13 @@ pub(super) fn explain(text: &str) -> anyhow::Result<String> {
     let mut out = format!("{}: {}\n", code.code, code.meaning);
     let mut causes = entra::causes(code).peekable();
     if causes.peek().is_none() {
-        writeln!(out, "\nNo finding of \"spillway identity check\" causes it.")?;
+        writeln!(out, "\nNo finding of \"spillway identity check\" causes this error.")?;
     } else {
-        writeln!(out, "\nFindings of \"spillway identity check\" that cause it:")?;
+        writeln!(out, "\nFindings of \"spillway identity check\" that cause this error:")?;
     }
     for check in causes {
         writeln!(out, "\n  {:<4} {}", check.id, check.title)?;
-        writeln!(out, "       fix: {}", check.cure)?;
+        writeln!(out, "       fix: {}", check.fix)?;
     }
     writeln!(
         out,

@@ -6,7 +6,7 @@ use std::{
     fmt::{self, Write},
 };
 
-use super::{FailOn, report::Report};
+use super::{args::FailOn, report::Report};
 use crate::identity::{Evidence, Finding, Severity};
 
 /// A test case: its XML element, and its outcome.
@@ -97,7 +97,7 @@ fn attribute(text: &str) -> String {
     format!("\"{}\"", escaped(text).replace('\n', "&#10;").replace('\t', "&#9;").replace('\r', "&#13;"))
 }
 
-/// Escapes a text for XML 1.0. Characters that XML cannot hold are written as Rust escapes.
+/// Escapes a text for XML 1.0. Writes characters that XML does not allow as Rust escapes.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use kube::Client;
 
-use super::{Args, preflight};
+use super::{args::Args, files, preflight};
 use crate::{
     cli::{config as file, kube_client},
     cluster::identity,
@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// Time for reading from Azure. At two requests a second, it is enough for a thousand identities.
+/// Timeout for reading from Azure. At two requests per second, it suffices for a thousand identities.
 const AZURE_READ_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// The inputs of the checks, and a token of the service account with `--token`.
@@ -61,7 +61,7 @@ async fn cluster(client: &Client, namespace: Option<&str>) -> anyhow::Result<obs
         if unread.action == "list serviceaccounts" {
             bail!("cannot list the service accounts of {}: {}", unread.scope, unread.reason);
         }
-        eprintln!("not taken into account: {} (may not {} of {})", unread.reason, unread.action, unread.scope);
+        eprintln!("ignored: {} (no permission to {} of {})", unread.reason, unread.action, unread.scope);
     }
     let cluster = found.cluster;
     if let Some(namespace) = namespace
@@ -85,16 +85,16 @@ fn find_account(cluster: &observation::Cluster, namespace: &str, name: &str) -> 
     bail!("--service-account: no service account \"{name}\" in the cluster{hint}");
 }
 
-/// Returns the issuers. Flags come first, then the token, and then the API server.
+/// Returns the issuers. Flags have priority over the token, and the token over the API server.
 async fn issuers(args: &Args, client: &Client, token: Option<&Claims>) -> anyhow::Result<Vec<Issuer>> {
-    let mut issuers = super::issuers(args)?;
+    let mut issuers = files::issuers(args)?;
     if !issuers.is_empty() {
         return Ok(issuers);
     }
     let read = IssuerReader::new(client.clone()).read().await;
     if let (Some(unread), None) = (&read.failure, token) {
         eprintln!(
-            "the issuer of tokens is not known: {} (may not {}); give it with --issuer",
+            "the issuer of tokens is not known: {} (no permission to {}); use --issuer",
             unread.reason, unread.action
         );
     }
@@ -145,19 +145,19 @@ async fn azure(
         answers.push(source.read(wanted).await);
         bar.finish_and_clear();
     }
-    answers.extend(super::azure(args)?);
+    answers.extend(files::managed_identities(args)?);
     match CustomResources::discover(client).await {
         Ok(found) => {
             if let Some(source) = found {
                 answers.push(source.read(wanted).await);
             }
         }
-        Err(error) => eprintln!("not taken into account: custom resources ({})", kube_client::api_message(error)),
+        Err(error) => eprintln!("ignored custom resources: {}", kube_client::api_message(error)),
     }
     Ok((!answers.is_empty()).then(|| merge(answers)))
 }
 
-/// A line on standard error. It is only drawn on a terminal.
+/// Returns a progress line for standard error. It is visible only on a terminal.
 fn progress() -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::default_spinner());
     bar.enable_steady_tick(Duration::from_millis(100));
@@ -166,7 +166,7 @@ fn progress() -> ProgressBar {
 
 fn show(bar: &ProgressBar, progress: Progress) {
     bar.set_message(match progress {
-        Progress::Identities => "Azure: looking for managed identities".to_owned(),
+        Progress::Identities => "Azure: listing managed identities".to_owned(),
         Progress::Credentials { known, wanted } => {
             format!("Azure: federated credentials of {known} of {wanted} identities")
         }

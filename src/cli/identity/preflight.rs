@@ -25,11 +25,11 @@ use crate::{
 /// The shortest lifetime that the API server accepts (kubernetes.io/docs/reference/kubernetes-api, TokenRequestSpec).
 const TOKEN_LIFETIME_SECONDS: i64 = 600;
 
-/// Returns the claims of a token of this service account. The token itself is not kept.
+/// Returns the claims of a token of this service account. Does not keep the token.
 ///
 /// # Errors
 ///
-/// When the API server issues none. It requires permission to create `serviceaccounts/token`.
+/// When the API server issues no token. This requires permission to create `serviceaccounts/token`.
 pub(super) async fn token(client: &Client, namespace: &str, name: &str, cloud: Cloud) -> anyhow::Result<Claims> {
     let audience = cloud.audience().to_owned();
     let spec = TokenRequestSpec {
@@ -43,7 +43,7 @@ pub(super) async fn token(client: &Client, namespace: &str, name: &str, cloud: C
     let answer =
         answer.with_context(|| format!("--token: cannot get a token of service account {namespace}/{name}"))?;
     let token = answer.status.and_then(|status| status.token).unwrap_or_default();
-    Claims::read(&token).map_err(|why| anyhow!("--token: the API server's token cannot be read: {why}"))
+    Claims::read(&token).map_err(|why| anyhow!("--token: the API server's token is malformed: {why}"))
 }
 
 /// The result of the comparison.
@@ -64,8 +64,8 @@ impl<'p> Preflight<'p> {
         let identities = seen.managed_identities.iter().flat_map(|azure| &azure.identities);
         let own = client_id.and_then(|id| identities.into_iter().find(|one| one.client_id.eq_ignore_ascii_case(id)));
         let verdict = match (client_id, own.map(|identity| (identity, &identity.credentials))) {
-            (None, _) => Verdict::Unknown("the service account names no identity".to_owned()),
-            (Some(id), None) => Verdict::Unknown(format!("no identity with the client id {} is seen", visible(id))),
+            (None, _) => Verdict::Unknown("the service account has no client id".to_owned()),
+            (Some(id), None) => Verdict::Unknown(format!("no visible identity has the client id {}", visible(id))),
             (_, Some((_, Err(unread)))) => Verdict::Unknown(unread.reason.clone()),
             (_, Some((identity, Ok(credentials)))) => Verdict::Compared(identity, compare(claims, credentials)),
         };
@@ -94,7 +94,7 @@ impl<'p> Preflight<'p> {
         writeln!(out, "    audience {}", visible(&audiences.join(", ")))?;
         let (identity, all) = match &self.verdict {
             Verdict::Unknown(why) => {
-                writeln!(out, "{warning}?{warning:#} whether Entra takes it cannot be told: {}", text::line(why))?;
+                writeln!(out, "{warning}?{warning:#} unknown whether Entra accepts the token: {}", text::line(why))?;
                 return Ok(out);
             }
             Verdict::Compared(identity, all) => (visible(identity.display_name()), all),
@@ -103,15 +103,15 @@ impl<'p> Preflight<'p> {
             let name = visible(&matched.credential.name);
             writeln!(
                 out,
-                "{success}✓{success:#} credential {name} of identity {identity} has the same: Entra takes it"
+                "{success}✓{success:#} credential {name} of identity {identity} matches: Entra accepts the token"
             )?;
             return Ok(out);
         }
         if self.is_refused() {
-            writeln!(out, "{error}✗{error:#} no credential of identity {identity} has the same: Entra refuses it")?;
+            writeln!(out, "{error}✗{error:#} no credential of identity {identity} matches: Entra refuses the token")?;
         } else {
-            let name = format!("{warning}?{warning:#} no credential of identity {identity} that is seen");
-            writeln!(out, "{name} has the same; Azure may have more")?;
+            let text = format!("no visible credential of identity {identity} matches; Azure may have more");
+            writeln!(out, "{warning}?{warning:#} {text}")?;
         }
         for Comparison { credential, differences } in all.iter().take(MAX_SHOWN_CREDENTIALS) {
             let parts: Vec<_> = differences.iter().map(|one| format!("{}: {}", one.what, one.why())).collect();

@@ -1,10 +1,10 @@
-//! The content of a report: the chosen findings, and the service accounts.
+//! The content of a report: findings and service accounts in its scope.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use anyhow::bail;
 
-use super::Documents;
+use super::documents::Documents;
 use crate::{
     config::did_you_mean,
     identity::{self, AccountName, Finding, Object, Observation, Severity, observation::ServiceAccount},
@@ -22,7 +22,7 @@ pub(super) struct Account<'r> {
     pub(super) client_id: Option<&'r str>,
     /// The name of its identity, if known.
     pub(super) identity: Option<&'r str>,
-    /// Number of workloads that use it.
+    /// Number of workloads that use the service account.
     pub(super) workloads: usize,
     /// The ids of its findings, worst first.
     pub(super) ids: Vec<&'static str>,
@@ -33,7 +33,7 @@ pub(super) struct Account<'r> {
 pub(super) struct Scope<'s> {
     pub(super) namespace: Option<&'s str>,
     pub(super) account: Option<&'s str>,
-    /// Where service accounts come from, for messages.
+    /// The source of service accounts, for messages.
     pub(super) place: &'static str,
     /// The files of credentials.
     pub(super) files: HashSet<String>,
@@ -60,13 +60,13 @@ impl<'r> Report<'r> {
         }
         let is_narrow = namespace.is_some() || account.is_some();
         let used = identities_of(seen, &chosen);
-        let is_asked_for = |finding: &Finding| match (&finding.service_account, &finding.object) {
+        let is_in_scope = |finding: &Finding| match (&finding.service_account, &finding.object) {
             (Some(name), _) => is_chosen(name),
             (None, object) if object.kind == "ManagedIdentity" => !is_narrow || used.contains(object.name.as_str()),
             (None, Object { namespace: Some(own), .. }) => namespace.is_none_or(|n| n == own) && account.is_none(),
             (None, _) => true,
         };
-        let findings: Vec<_> = identity::check(seen).into_iter().filter(is_asked_for).collect();
+        let findings: Vec<_> = identity::check(seen).into_iter().filter(is_in_scope).collect();
         let accounts = accounts(seen, &chosen, &findings);
         let files = findings.iter().filter_map(|finding| {
             let object = &finding.object;

@@ -41,7 +41,7 @@ fn rule(check: &Check) -> Value {
         "id": check.id,
         "shortDescription": {"text": check.title},
         "fullDescription": {"text": check.meaning},
-        "help": {"text": format!("{}. See {PAGE}#{}", check.cure, check.id.to_lowercase())},
+        "help": {"text": format!("{}. See {PAGE}#{}", check.fix, check.id.to_lowercase())},
         "defaultConfiguration": {"level": level(check.severity)},
     })
 }

@@ -42,7 +42,7 @@ pub(super) fn text(report: &Report<'_>) -> Result<String, fmt::Error> {
     let counts: Vec<_> = report.counts().iter().map(|(severity, count)| counted(*severity, *count)).collect();
     let accounts = report.accounts.len();
     let plural = if accounts == 1 { "" } else { "s" };
-    let found = if counts.is_empty() { "nothing to mend".to_owned() } else { counts.join(", ") };
+    let found = if counts.is_empty() { "no findings".to_owned() } else { counts.join(", ") };
     writeln!(out, "{accounts} service account{plural}: {found}")?;
     Ok(out)
 }
@@ -52,8 +52,8 @@ fn counted(severity: Severity, count: usize) -> String {
     match severity {
         Severity::Error => format!("{count} error{plural}"),
         Severity::Warning => format!("{count} warning{plural}"),
-        Severity::Info => format!("{count} remark{plural}"),
-        Severity::Unknown => format!("{count} that cannot be told"),
+        Severity::Info => format!("{count} info"),
+        Severity::Unknown => format!("{count} unknown"),
     }
 }
 
@@ -66,7 +66,7 @@ fn table(out: &mut String, report: &Report<'_>, colors: &Colors) -> fmt::Result 
     let mut widths = HEAD.map(str::len);
     for (_, cells) in &rows {
         for (width, cell) in widths.iter_mut().zip(cells) {
-            *width = (*width).max(cell.len()); // ASCII: every cell is made visible
+            *width = (*width).max(cell.len()); // all cells are ASCII
         }
     }
     let line = |cells: &[&str]| {

@@ -24,7 +24,7 @@ pub(super) fn without_position(error: &serde_json::Error) -> String {
 /// Returns serde's "invalid type: X, expected Y" without the names of Rust types.
 fn api_error(message: &str) -> String {
     if message.starts_with("invalid length") {
-        // serde's derive accepts a list in place of a struct, and counts its items.
+        // serde's derive accepts a list instead of a struct, and counts its items.
         return "expected a map of fields, got a list".to_owned();
     }
     let parts = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));

@@ -1,9 +1,9 @@
-//! The pod of a pod template as the webhook receives it: with the fields that its controller and the API server add.
-//! Only fields that the rules read are added.
+//! Creates the pod of a pod template as the webhook receives it, with the fields that its controller and the API server
+//! add. Adds only fields that the rules read.
 
 use serde_json::{Map, Value, json};
 
-use super::{Document, name_of};
+use super::document::{Document, name_of};
 
 /// Returns the pod of a Pod manifest, or the pod that a controller creates from its template.
 pub(super) fn pod_from_template(owner: &Document, mut pod: Map<String, Value>) -> Value {
@@ -23,7 +23,7 @@ pub(super) fn pod_from_template(owner: &Document, mut pod: Map<String, Value>) -
     Value::Object(pod)
 }
 
-/// Sets the name as the controller does, whatever name the template has. A StatefulSet numbers its pods, and the API
+/// Sets the name as the controller does, and ignores the name in the template. A StatefulSet numbers its pods, and the API
 /// server generates the end of all other names. Generated characters are `x`, at their maximum length: ten for the hash
 /// of a Deployment's ReplicaSet, eight for the minute of a CronJob's Job.
 fn set_name(owner: &Document, metadata: &mut Map<String, Value>) {
@@ -86,19 +86,19 @@ fn mount_claims(owner: &Document, spec: &mut Map<String, Value>) {
 }
 
 /// Adds the volume with the token of the pod's service account, as the API server does before it calls a webhook. It
-/// does not if the pod or the account opts out, or if every container mounts another volume at that path (kubernetes
+/// adds none if the pod or the account opts out, or if every container mounts another volume at that path (kubernetes
 /// `plugin/pkg/admission/serviceaccount/admission.go`, `mountServiceAccountToken`).
 pub(super) fn mount_token(spec: &mut Map<String, Value>, mounts_token: impl Fn(&str) -> bool) {
     let account = spec.get("serviceAccountName").and_then(Value::as_str).filter(|name| !name.is_empty());
-    let says = spec.get("automountServiceAccountToken").and_then(Value::as_bool);
-    if !says.unwrap_or_else(|| mounts_token(account.unwrap_or("default"))) || !needs_token(spec) {
+    let automount = spec.get("automountServiceAccountToken").and_then(Value::as_bool);
+    if !automount.unwrap_or_else(|| mounts_token(account.unwrap_or("default"))) || !needs_token(spec) {
         return;
     }
     let volumes = spec.entry("volumes").or_insert(Value::Null);
     if volumes.is_null() {
         *volumes = json!([]);
     }
-    let Some(volumes) = volumes.as_array_mut() else { return }; // the view says what is wrong with it
+    let Some(volumes) = volumes.as_array_mut() else { return }; // decoding the pod reports the error
     let is_api_access =
         |volume: &Value| volume["name"].as_str().is_some_and(|name| name.starts_with("kube-api-access-"));
     if !volumes.iter().any(is_api_access) {
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_mounted_where_the_api_server_mounts_it() {
+    fn the_token_is_mounted_as_by_the_api_server() {
         let own = json!([{"name": "t", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}]);
         let is_token = |volume: &Value| volume["name"] == "kube-api-access-xxxxx";
         for (spec, is_mounted) in [

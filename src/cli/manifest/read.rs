@@ -1,14 +1,14 @@
-//! Reads a manifest: splits its text into documents, as kubectl does.
+//! Reads a manifest and splits its text into documents, as kubectl does.
 
 use std::path::Path;
 
 use anyhow::{anyhow, bail};
 use serde_json::{Map, Value};
 
-use super::Document;
+use super::document::Document;
 use crate::{cli::config::read_text, config::describe_yaml};
 
-/// Reads all documents of a file, or of standard input for `-`. Lists are flattened, and empty documents are left out.
+/// Reads all documents of a file, or of standard input for `-`. Flattens lists, and skips empty documents.
 pub(in crate::cli) fn read(file: &Path) -> anyhow::Result<Vec<Document>> {
     let (text, file) = (read_text(file)?, file.display().to_string());
     let mut documents = Vec::new();
@@ -93,8 +93,8 @@ fn flatten(source: &str, value: Value, documents: &mut Vec<Document>) -> anyhow:
     }
 }
 
-/// Returns the items of a list, or else the object. A kind that ends in `List` is not always a list. The items of a
-/// typed list such as `PodList` have no kind, so it is added.
+/// Returns the items of a list, or the object itself. A kind that ends in `List` is not always a list. Adds the
+/// kind to the items of a typed list such as `PodList`, which have no kind.
 fn items(mut object: Map<String, Value>) -> Result<Vec<Value>, Map<String, Value>> {
     let kind = object.get("kind").and_then(Value::as_str).and_then(|kind| kind.strip_suffix("List")).map(Value::from);
     let (kind, mut items) = match (kind, object.remove("items")) {
