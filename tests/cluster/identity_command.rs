@@ -120,7 +120,7 @@ async fn identity_check_compares_a_live_cluster_with_azure_and_entra() {
     assert_eq!((&report["token"]["matches"], &report["token"]["issuer"]), (&json!("web"), &json!(issuer)));
     assert_eq!(report["token"]["subject"], subject);
     let text = shown(&azure.check(&plane.kubeconfig, &args).await);
-    assert!(text.contains("✓ credential web of identity id-web has the same: Entra takes it"), "{text}");
+    assert!(text.contains("✓ credential web of identity id-web matches: Entra accepts the token"), "{text}");
 
     azure.set_credential(&format!("{issuer}/"), &subject);
     let slash = azure.check(&plane.kubeconfig, &[&args[..], &["-o", "json"]].concat()).await;
@@ -128,7 +128,7 @@ async fn identity_check_compares_a_live_cluster_with_azure_and_entra() {
     let wrong = azure.check(&plane.kubeconfig, &args).await;
     let text = shown(&wrong);
     assert_eq!(wrong.status.code(), Some(1), "{text}");
-    assert!(text.contains("✗ no credential of identity id-web has the same: Entra refuses it"), "{text}");
+    assert!(text.contains("✗ no credential of identity id-web matches: Entra refuses the token"), "{text}");
     assert!(text.contains("web: issuer: an extra slash at the end"), "{text}");
 
     let whole = azure.check(&plane.kubeconfig, &["-o", "json"]).await;

@@ -108,7 +108,7 @@ fn explain_reads_workload_and_context_from_the_cluster() {
         &format!("Deployment {}/web: prefer", namespace.name),
         "identity-label  added",
         "profile high-scale: ",
-        "without kube-proxy these Services cannot be reached: orders",
+        "the pod cannot reach these Services without kube-proxy: orders",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
@@ -152,7 +152,7 @@ fn explain_names_the_node_of_a_running_pod_and_why() {
     };
     let (code, text) = explain(&["pod/web", "-n", &namespace.name]);
     let head = format!(
-        "Pod {}/web: prefer\n  on virtual node {node}: it may overflow, and it was scheduled at ",
+        "Pod {}/web: prefer\n  on virtual node {node}: the pod may overflow, and was scheduled at ",
         namespace.name
     );
     assert!(text.starts_with(&head), "{text}");

@@ -97,7 +97,7 @@ fn off_and_on_restore_the_configuration() {
         let before = live(plane).unwrap();
         expect(plane, &["off"], 0, &["Switched off", "stay on VMs", "ConfigMap spillway-system/spillway-switched-off"]);
         assert!(live(plane).is_none() && saved_copy(plane).is_some());
-        expect(plane, &["on"], 0, &["Switched on", "as it was"]);
+        expect(plane, &["on"], 0, &["Switched on", "is restored"]);
         let after = live(plane).unwrap();
         assert_eq!(comparable(&before), comparable(&after), "{how:?}");
         assert!(saved_copy(plane).is_none());
@@ -123,7 +123,7 @@ fn off_and_on_are_idempotent() {
     expect(plane, &["on"], 0, &["Already on"]);
     expect(plane, &["off"], 0, &["Switched off"]);
     let copy = saved_copy(plane);
-    expect(plane, &["off"], 0, &["Already off", "`spillway on` puts it back"]);
+    expect(plane, &["off"], 0, &["Already off", "`spillway on` restores it"]);
     assert_eq!(copy, saved_copy(plane));
     expect(plane, &["on"], 0, &["Switched on"]);
     let before = live(plane);
@@ -137,7 +137,7 @@ fn on_without_a_copy_says_what_to_do() {
     let plane = sandbox.plane;
     install(plane, &[]);
     plane.delete(WEBHOOK_CONFIGURATION);
-    expect(plane, &["on"], 2, &["nothing to put back", "kubectl apply -k manifests/base"]);
+    expect(plane, &["on"], 2, &["nothing to restore", "kubectl apply -k manifests/base"]);
     expect(plane, &["off"], 0, &["Already off", "no copy", "apply the manifests"]);
 }
 
@@ -147,11 +147,11 @@ fn a_dry_run_of_the_switch_changes_nothing() {
     let plane = sandbox.plane;
     install(plane, &[]);
     let before = live(plane);
-    expect(plane, &["off", "--dry-run"], 0, &["Would remove", "nothing was changed"]);
+    expect(plane, &["off", "--dry-run"], 0, &["Would remove", "nothing changed"]);
     assert_eq!((before, None), (live(plane), saved_copy(plane)));
     expect(plane, &["off"], 0, &[]);
     let copy = saved_copy(plane);
-    expect(plane, &["on", "--dry-run"], 0, &["Would put back", "nothing was changed"]);
+    expect(plane, &["on", "--dry-run"], 0, &["Would restore", "nothing changed"]);
     assert_eq!((None, copy), (live(plane), saved_copy(plane)));
 }
 
@@ -163,7 +163,7 @@ fn on_leaves_a_configuration_that_a_user_restored() {
     expect(plane, &["off"], 0, &[]);
     plane.kubectl(&["apply", "-k", BASE]);
     let before = live(plane);
-    expect(plane, &["on"], 0, &["Already on", "The copy", "is removed"]);
+    expect(plane, &["on"], 0, &["Already on", "The copy", "is deleted"]);
     assert_eq!((before, None), (live(plane), saved_copy(plane)));
 
     expect(plane, &["off"], 0, &[]);
@@ -245,7 +245,7 @@ fn an_interrupted_off_or_on_can_be_repeated() {
     };
 
     may("list", "create");
-    expect_as(&["off"], 2, &["cannot write ConfigMap", "nothing was switched off"]);
+    expect_as(&["off"], 2, &["cannot write ConfigMap", "Spillway is still on"]);
     assert!(live(plane).is_some());
     may("list", "create,patch");
     expect_as(&["off"], 2, &["cannot remove aci-spillway"]);
@@ -256,9 +256,9 @@ fn an_interrupted_off_or_on_can_be_repeated() {
     expect_as(&["on"], 2, &["cannot create aci-spillway"]);
     assert!(live(plane).is_none() && saved_copy(plane).is_some());
     may("create", "list");
-    expect_as(&["on"], 2, &["its field managers are not back"]);
+    expect_as(&["on"], 2, &["but not its field managers"]);
     may("create,update", "list");
-    expect_as(&["on"], 2, &["is on, but ConfigMap spillway-system/spillway-switched-off cannot be removed"]);
+    expect_as(&["on"], 2, &["is restored, but ConfigMap spillway-system/spillway-switched-off cannot be deleted"]);
     assert_eq!(comparable(&live(plane).unwrap()), before);
     may("create", "delete");
     expect_as(&["on"], 0, &["Already on"]);
