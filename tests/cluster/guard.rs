@@ -201,7 +201,10 @@ async fn the_controller_writes_nothing_else_of_pods() {
             "tolerations with a key and an effect",
         ),
         // The API server itself allows this change.
-        (json!([{"op": "replace", "path": "/spec/tolerations/0/tolerationSeconds", "value": 9}]), "may not change tolerations"),
+        (
+            json!([{"op": "replace", "path": "/spec/tolerations/0/tolerationSeconds", "value": 9}]),
+            "may not change tolerations",
+        ),
         (json!({"metadata": {"annotations": {"example.com/a": "c"}}}), "annotations spillway.dev/*"),
         (json!({"metadata": {"annotations": {"example.com/a": null}}}), "annotations spillway.dev/*"),
         (json!({"metadata": {"annotations": {"example.com/new": ""}}}), "annotations spillway.dev/*"),
@@ -215,7 +218,9 @@ async fn the_controller_writes_nothing_else_of_pods() {
         controller.refuses("PATCH", &pod_path, patch, words).await;
     }
     for patch in metadata_changes() {
-        controller.refuses("PATCH", &pod_path, patch, "Spillway may change only the annotations of a pod's metadata").await;
+        controller
+            .refuses("PATCH", &pod_path, patch, "Spillway may change only the annotations of a pod's metadata")
+            .await;
     }
     let mut replaced = rich.clone();
     replaced["spec"]["containers"][0]["image"] = "evil".into();
