@@ -1,12 +1,12 @@
-//! How much memory the controller takes in a large cluster: 500 nodes and 10,000 pods on the real API server, played by KWOK.
+//! Measures the memory of the controller in a large cluster: 500 nodes and 10,000 pods on a real API server, simulated by KWOK.
 //!
-//! `make bench-controller` runs this. 9,000 pods are on VMs, half of them in namespaces that have not opted in; 500 are on virtual nodes,
-//! 500 wait in mode `late`. Pods have the size of the recorded `review.json`, nodes as many images as a kubelet reports. Fails above the
-//! goal.
+//! `make bench-controller` runs this benchmark. 9,000 pods are on VMs, half of them in namespaces that have not opted in. 500 pods are on
+//! virtual nodes, and 500 wait in mode `late`. Pods have the size of the recorded `review.json`. Nodes have as many images as a kubelet
+//! reports. The benchmark fails above the goal.
 
 #![allow(clippy::print_stdout)]
 
-// Written for tests, where a panic is an answer, and with more than is needed here.
+// The harness is written for tests, where a panic is a failure. This benchmark uses a part of it.
 #[allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #[path = "../tests/cluster/harness/mod.rs"]
 mod harness;
@@ -30,14 +30,14 @@ const REVIEW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/review.json")
 
 const VMS: usize = 490;
 const VIRTUAL_NODES: usize = 10;
-/// Of these, every second one has opted in.
+/// Every second namespace has opted in.
 const NAMESPACES: usize = 20;
 const ON_VMS: usize = 9_000;
 const ON_VIRTUAL_NODES: usize = 500;
 const WAITING: usize = 500;
 const GOAL_MIB: f64 = 60.0;
-/// How long the scheduler may take for the pods that wait.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// The timeout for the scheduler's verdict on the waiting pods.
+const SCHEDULING_TIMEOUT: Duration = Duration::from_secs(300);
 
 fn main() -> anyhow::Result<()> {
     let plane = control_plane();
@@ -51,7 +51,7 @@ fn main() -> anyhow::Result<()> {
         create(&Api::<Node>::all(client.clone()), (0..VMS + VIRTUAL_NODES).map(node)).await?;
         println!("creating {} pods", ON_VMS + ON_VIRTUAL_NODES + WAITING);
         pods(&client, &namespaces).await?;
-        until_unschedulable(&client).await
+        wait_until_unschedulable(&client).await
     })?;
 
     let kubeconfig = plane.kubeconfig_for("spillway-system", "spillway-controller");
@@ -59,17 +59,17 @@ fn main() -> anyhow::Result<()> {
     let env: Vec<_> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let controller = Controller::start_with(plane, "controller", &kubeconfig, &[], &env);
     let began = Instant::now();
-    // All has arrived when those that wait have been looked at.
+    // The controller starts a clock only after all lists have arrived.
     let started = || controller.metric("spillway_actions_total{action=\"start_clock\",result=\"success\"}");
-    eventually("the clocks of the pods that wait to start", || (started() == WAITING as u64).then_some(()));
-    println!("all seen and {WAITING} clocks started after {:.1} s", began.elapsed().as_secs_f64());
-    eventually("a pass over the advice", || {
+    eventually("the clocks of the waiting pods to start", || (started() == WAITING as u64).then_some(()));
+    println!("all objects listed and {WAITING} clocks started after {:.1} s", began.elapsed().as_secs_f64());
+    eventually("a round of the advice reconciler", || {
         (controller.metric("spillway_reconciles_total{reconciler=\"advice\",result=\"success\"}") > 0).then_some(())
     });
     let [resident, peak] = ["VmRSS:", "VmHWM:"].map(|field| mib(&controller.pid(), field));
     let (resident, peak) = (resident?, peak?);
-    println!("RSS {resident:.1} MiB, at most {peak:.1} MiB; goal {GOAL_MIB} MiB");
-    ensure!(peak < GOAL_MIB, "the controller took {peak:.1} MiB");
+    println!("RSS {resident:.1} MiB, peak {peak:.1} MiB; goal {GOAL_MIB} MiB");
+    ensure!(peak < GOAL_MIB, "the controller used {peak:.1} MiB, expected less than {GOAL_MIB} MiB");
     Ok(())
 }
 
@@ -77,8 +77,8 @@ fn is_opted_in(place: usize) -> bool {
     place.is_multiple_of(2)
 }
 
-/// The scheduler, not the controller, is what takes its time with so many nodes.
-async fn until_unschedulable(client: &Client) -> anyhow::Result<()> {
+/// Waits for the scheduler, which is slow with many nodes, so that the benchmark measures only the controller.
+async fn wait_until_unschedulable(client: &Client) -> anyhow::Result<()> {
     let began = Instant::now();
     let waiting = ListParams::default().fields("spec.nodeName=");
     let is_so = |pod: &Pod| {
@@ -90,7 +90,10 @@ async fn until_unschedulable(client: &Client) -> anyhow::Result<()> {
         if pods.iter().filter(|pod| is_so(pod)).count() >= WAITING {
             return Ok(());
         }
-        ensure!(began.elapsed() < PATIENCE, "the scheduler has not looked at all pods");
+        ensure!(
+            began.elapsed() < SCHEDULING_TIMEOUT,
+            "the scheduler has not tried all pods within {SCHEDULING_TIMEOUT:?}"
+        );
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
@@ -99,15 +102,15 @@ async fn create<K>(api: &Api<K>, objects: impl Iterator<Item = Value>) -> anyhow
 where
     K: Clone + std::fmt::Debug + serde::Serialize + serde::de::DeserializeOwned,
 {
-    const AT_A_TIME: usize = 32;
+    const CONCURRENCY: usize = 32;
     let create = |object| async move {
         let object = serde_json::from_value(object)?;
         api.create(&PostParams::default(), &object).await.map(drop).context("create an object")
     };
-    stream::iter(objects).map(create).buffer_unordered(AT_A_TIME).try_collect::<()>().await
+    stream::iter(objects).map(create).buffer_unordered(CONCURRENCY).try_collect::<()>().await
 }
 
-/// The first ones are virtual.
+/// Returns a node. The first nodes are virtual.
 fn node(place: usize) -> Value {
     let is_virtual = place < VIRTUAL_NODES;
     let labels = if is_virtual {
@@ -120,7 +123,7 @@ fn node(place: usize) -> Value {
     } else {
         json!([])
     };
-    // A kubelet reports the 50 largest (kubernetes `pkg/kubelet/apis/config/v1beta1/defaults.go`, nodeStatusMaxImages).
+    // A kubelet reports its 50 largest images (kubernetes `pkg/kubelet/apis/config/v1beta1/defaults.go`, nodeStatusMaxImages).
     let image = |i: usize| {
         let digest = format!("{i:064x}");
         json!({"names": [format!("registry.example/team/service-{i}@sha256:{digest}"), format!("registry.example/team/service-{i}:v1")], "sizeBytes": 123_456_789})
@@ -154,7 +157,7 @@ async fn pods(client: &Client, namespaces: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The recorded pod on this node, or one that no node is large enough for.
+/// Returns the recorded pod on this node, or a pod that no node matches.
 fn pod(recorded: &Value, name: &str, node: Option<usize>, is_decided: bool) -> Value {
     let mut spec = recorded.get("spec").cloned().unwrap_or_default();
     let annotations = is_decided.then(|| json!({"spillway.dev/decision": "late", "spillway.dev/added": "affinity"}));
@@ -163,13 +166,13 @@ fn pod(recorded: &Value, name: &str, node: Option<usize>, is_decided: bool) -> V
         spec.insert("serviceAccountName".to_owned(), "default".into());
         match node {
             Some(place) => spec.insert("nodeName".to_owned(), name_of(place).into()),
-            None => spec.insert("nodeSelector".to_owned(), json!({"nobody": "has-it"})),
+            None => spec.insert("nodeSelector".to_owned(), json!({"no-node": "has-this-label"})),
         };
     }
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels, "annotations": annotations}, "spec": spec})
 }
 
-/// What the Deployment sets for the allocator.
+/// Returns the environment variables that the Deployment sets for the allocator.
 fn environment() -> anyhow::Result<Vec<(String, String)>> {
     let deployment: Value = serde_saphyr::from_str(include_str!("../manifests/base/controller-deployment.yaml"))?;
     let env = deployment.pointer("/spec/template/spec/containers/0/env").and_then(Value::as_array).context("no env")?;
@@ -177,7 +180,7 @@ fn environment() -> anyhow::Result<Vec<(String, String)>> {
     Ok(plain.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
 }
 
-/// A field of what the kernel says of a process's memory.
+/// Returns a field of `/proc/PID/status` in MiB.
 fn mib(pid: &str, field: &str) -> anyhow::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(field)).context("no such field")?;

@@ -1,8 +1,8 @@
-//! What a decision costs in instructions and allocations, which do not depend on how busy the machine is.
+//! Counts the instructions and allocations of a decision. These do not depend on the load of the machine.
 //!
-//! Without arguments this program runs itself under valgrind, each of its paths with two numbers of rounds. The difference is
-//! what the rounds cost, without start and end. The numbers go to `target/bench-decide.json`, and are printed beside those of
-//! `benches/decide-baseline.json`. A copy of the former makes a new baseline.
+//! Without arguments, this program runs itself under valgrind, each path with two numbers of rounds. The difference is the cost of the
+//! rounds, without start and exit. The program writes the numbers to `target/bench-decide.json`, and prints them beside those of
+//! `benches/decide-baseline.json`. To set a new baseline, copy the first file to the second.
 
 #![allow(clippy::print_stdout)]
 
@@ -11,7 +11,7 @@ mod one_decision;
 use std::{env, fs, hint::black_box, io::ErrorKind, path::Path, process::Command};
 
 use anyhow::{Context, bail, ensure};
-use one_decision::{REVIEW, Surroundings, decide};
+use one_decision::{REVIEW, WebhookState, decide};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use spillway::admission;
 
@@ -23,12 +23,12 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-/// What runs under valgrind.
+/// Runs one path, under valgrind.
 fn run(path: &str, rounds: u32) -> anyhow::Result<()> {
-    let surroundings = Surroundings::default();
+    let state = WebhookState::default();
     for _ in 0..rounds {
         match path {
-            "whole" => drop(black_box(decide(&surroundings, black_box(REVIEW))?)),
+            "whole" => drop(black_box(decide(&state, black_box(REVIEW))?)),
             "parse" => drop(black_box(admission::parse(black_box(REVIEW))?)),
             "floor" => drop(black_box(serde_json::from_slice::<IgnoredAny>(black_box(REVIEW))?)),
             other => bail!("unknown path {other}"),
@@ -41,19 +41,19 @@ fn run(path: &str, rounds: u32) -> anyhow::Result<()> {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Costs {
-    /// Which compiler: another one makes other code.
+    /// The version of the compiler, on which the numbers depend.
     rustc: String,
-    /// The review's size.
+    /// The size of the review.
     body_bytes: u32,
-    /// From body to answer.
+    /// From the request body to the response body.
     whole_instructions: u32,
-    /// Up to the view of the pod.
+    /// From the request body to the view of the pod.
     parse_instructions: u32,
-    /// The least that reading the body takes: serde_json skips all of it.
+    /// The least cost of reading the body: serde_json skips everything.
     floor_instructions: u32,
-    /// Calls of the allocator in the whole path, those included that make a block larger.
+    /// Calls of the allocator in the whole path, including reallocations.
     allocations: u32,
-    /// What they asked for.
+    /// The bytes that these calls requested.
     allocated_bytes: u32,
 }
 
@@ -71,7 +71,7 @@ impl Costs {
         })
     }
 
-    /// The rows of the report: what, how much, of what.
+    /// Returns the rows of the report: name, number and unit.
     fn rows(&self) -> [(&'static str, f64, &'static str); 7] {
         let floors = |instructions: u32| f64::from(instructions) / f64::from(self.floor_instructions);
         [
@@ -107,7 +107,7 @@ fn report() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What one round costs: the difference that more rounds make.
+/// Returns the cost of one round, from the difference between many and few rounds.
 fn per_round(cost: impl Fn(u32) -> anyhow::Result<u64>) -> anyhow::Result<u32> {
     const FEW: u32 = 200;
     const MANY: u32 = 1200;
@@ -118,15 +118,16 @@ fn per_round(cost: impl Fn(u32) -> anyhow::Result<u64>) -> anyhow::Result<u32> {
 
 fn instructions(path: &str, rounds: u32) -> anyhow::Result<u64> {
     // ==1== Collected : 123456
-    let said = valgrind(&["--tool=callgrind", "--callgrind-out-file=/dev/null"], path, rounds)?;
-    let count = said.lines().find_map(|line| line.split_once("Collected : ")).context("callgrind has no total")?.1;
+    let report = valgrind(&["--tool=callgrind", "--callgrind-out-file=/dev/null"], path, rounds)?;
+    let count = report.lines().find_map(|line| line.split_once("Collected : ")).context("callgrind has no total")?.1;
     count.trim().parse().with_context(|| format!("not a number: {count}"))
 }
 
 fn heap_usage(path: &str, rounds: u32, unit: &str) -> anyhow::Result<u64> {
     // ==1==   total heap usage: 1,234 allocs, 1,234 frees, 56,789 bytes allocated
-    let said = valgrind(&["--tool=memcheck", "--leak-check=no"], path, rounds)?;
-    let usage = said.lines().find_map(|line| line.split_once("total heap usage: ")).context("memcheck has no total")?.1;
+    let report = valgrind(&["--tool=memcheck", "--leak-check=no"], path, rounds)?;
+    let usage =
+        report.lines().find_map(|line| line.split_once("total heap usage: ")).context("memcheck has no total")?.1;
     let words: Vec<_> = usage.split([' ', '\n']).map(|word| word.replace(',', "")).collect();
     let before = words.windows(2).find_map(|pair| match pair {
         [number, word] if word == unit => Some(number),
@@ -135,17 +136,17 @@ fn heap_usage(path: &str, rounds: u32, unit: &str) -> anyhow::Result<u64> {
     before.with_context(|| format!("no {unit} in: {usage}"))?.parse().context("not a number")
 }
 
-/// Runs one path of this program under valgrind and returns what valgrind said.
+/// Runs one path of this program under valgrind, and returns the output of valgrind.
 fn valgrind(tool: &[&str], path: &str, rounds: u32) -> anyhow::Result<String> {
     let program = env::current_exe()?;
     let started = Command::new("valgrind").args(tool).arg(program).args(["run", path, &rounds.to_string()]).output();
     let output = match started {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            bail!("valgrind is not in PATH; it counts the instructions: install it (apt-get install valgrind)")
+            bail!("valgrind, which counts the instructions, is not in PATH: install it (apt-get install valgrind)")
         }
         output => output.context("start valgrind")?,
     };
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.success(), "valgrind failed:\n{said}");
-    Ok(said)
+    let report = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "valgrind failed:\n{report}");
+    Ok(report)
 }

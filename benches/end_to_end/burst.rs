@@ -1,4 +1,4 @@
-//! A thousand connections that idle, and then all ask at once.
+//! A thousand idle connections that all send a request at the same time.
 
 use std::{
     fs,
@@ -26,10 +26,10 @@ use tokio_rustls::TlsConnector;
 use crate::{REVIEW, harness::Webhook, process, report::Idle};
 
 const CONNECTIONS: usize = 1000;
-/// Longer than it takes a server to close a connection that has asked nothing.
-const QUIET: Duration = Duration::from_secs(10);
+/// The idle time. Longer than the time after which a server closes a connection without a first request.
+const IDLE_TIME: Duration = Duration::from_secs(10);
 
-/// Opens the connections, each with one request, lets them idle, and measures the requests that then come all at once.
+/// Opens the connections with one request each, waits, and then measures one concurrent request on each connection.
 pub(crate) fn of_idle_connections(webhook: &Webhook) -> anyhow::Result<Idle> {
     println!("{CONNECTIONS} idle connections, then a burst");
     let pid = webhook.pid().parse()?;
@@ -42,7 +42,7 @@ pub(crate) fn of_idle_connections(webhook: &Webhook) -> anyhow::Result<Idle> {
             ask(&mut connection, review.clone()).await?;
             connections.push(connection);
         }
-        tokio::time::sleep(QUIET).await;
+        tokio::time::sleep(IDLE_TIME).await;
         let before_mib = process::resident_mib(pid)?;
         let asked = connections.iter_mut().map(|connection| ask(connection, review.clone()));
         let mut latencies = try_join_all(asked).await?;
@@ -74,7 +74,7 @@ async fn connect(webhook: &Webhook) -> anyhow::Result<SendRequest<Body>> {
     Ok(client)
 }
 
-/// How long the answer took, with all of its body.
+/// Sends a review, and returns the time until the whole response has arrived.
 async fn ask(connection: &mut SendRequest<Body>, review: Vec<u8>) -> anyhow::Result<Duration> {
     let request = Request::builder()
         .method(Method::POST)
@@ -84,7 +84,7 @@ async fn ask(connection: &mut SendRequest<Body>, review: Vec<u8>) -> anyhow::Res
         .body(Body::from(review))?;
     let started = Instant::now();
     let answer = connection.send_request(request).await.context("the connection was closed")?;
-    anyhow::ensure!(answer.status() == 200, "the answer is {}", answer.status());
+    anyhow::ensure!(answer.status() == 200, "the response has status {}", answer.status());
     answer.into_body().collect().await?;
     Ok(started.elapsed())
 }

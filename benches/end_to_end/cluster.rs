@@ -1,4 +1,4 @@
-//! The real control plane: what the webhook watches there, and how fast it creates pods.
+//! The real control plane: the objects that the webhook watches, and the rate at which the control plane creates pods.
 
 use std::{
     fs,
@@ -29,11 +29,11 @@ const DEPLOYMENTS: u32 = 20;
 const REPLICAS: u32 = 100;
 const PODS: u32 = DEPLOYMENTS * REPLICAS;
 
-/// The program on one thread, with what a large cluster has for it to watch; and once more, without a line in the log for each pod.
+/// Starts two webhooks with one thread each in a large cluster. The second logs no line for each pod.
 pub(crate) fn webhooks() -> anyhow::Result<[Webhook; 2]> {
     let plane = control_plane();
     plane.kubectl_with(&["apply", "-f", "-"], &nodes().to_string());
-    // The namespace of the review, so that the program decides about it as it would in that cluster.
+    // The namespace of the review, so that the webhook decides as in the recorded cluster.
     let shop = json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": "shop", "labels": {"spillway.dev/burst": "high-scale"}},
@@ -53,7 +53,7 @@ pub(crate) fn webhooks() -> anyhow::Result<[Webhook; 2]> {
     Ok([start("spillway", "--log-level=info"), start("quiet", "--log-level=warn,spillway::cli=info")])
 }
 
-/// Ten virtual nodes, and VMs with room for all pods: without the webhook they have no other place.
+/// Returns ten virtual nodes, and VMs with room for all pods, which need VMs without the webhook.
 fn nodes() -> Value {
     let room = |pods: &str| json!({"cpu": "1000", "memory": "4Ti", "pods": pods});
     let node = |name: String, labels: Value, taints: Value, pods: &str| {
@@ -70,7 +70,7 @@ fn nodes() -> Value {
 }
 
 async fn service_accounts(plane: &ControlPlane) -> anyhow::Result<()> {
-    const AT_A_TIME: usize = 32;
+    const CONCURRENCY: usize = 32;
     let accounts: Api<ServiceAccount> = Api::namespaced(plane.client().await, "default");
     let account = |i: usize| ServiceAccount {
         metadata: ObjectMeta {
@@ -85,18 +85,18 @@ async fn service_accounts(plane: &ControlPlane) -> anyhow::Result<()> {
         async move { accounts.create(&PostParams::default(), &account).await.map(drop) }
     };
     println!("creating {SERVICE_ACCOUNTS} service accounts");
-    stream::iter(0..SERVICE_ACCOUNTS).map(create).buffer_unordered(AT_A_TIME).try_collect::<()>().await?;
+    stream::iter(0..SERVICE_ACCOUNTS).map(create).buffer_unordered(CONCURRENCY).try_collect::<()>().await?;
     Ok(())
 }
 
-/// What the webhook answers to the review, in a file. All five parts must be in it: anything less would be cheaper.
+/// Writes the webhook's response to the review to a file. The response must have all five parts, because fewer parts cost less.
 pub(crate) fn answer(webhook: &Webhook) -> anyhow::Result<PathBuf> {
     let review = fs::read(REVIEW)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (status, answer) = runtime.block_on(webhook.https().review(review));
     let parsed: Value = serde_json::from_slice(&answer)?;
     let decision = parsed.pointer("/response/auditAnnotations/decision");
-    ensure!(status == 200 && decision == Some(&json!("prefer")), "unexpected answer: {status} {parsed}");
+    ensure!(status == 200 && decision == Some(&json!("prefer")), "unexpected response: {status} {parsed}");
     let patch = parsed.pointer("/response/patch").and_then(Value::as_str).context("no patch")?;
     let patch: Vec<Value> = serde_json::from_slice(&STANDARD.decode(patch)?)?;
     ensure!(patch.len() == 7, "expected seven operations: {patch:?}");
@@ -105,12 +105,12 @@ pub(crate) fn answer(webhook: &Webhook) -> anyhow::Result<PathBuf> {
     Ok(file)
 }
 
-/// Creates the pods of some Deployments as fast as the controller-manager does it, with the webhook and without it.
+/// Measures how fast the controller-manager creates the pods of some Deployments, with and without the webhook.
 pub(crate) fn creation(webhook: &Webhook) -> anyhow::Result<Creation> {
     let plane = control_plane();
     let (mut with, mut without) = (0.0, 0.0);
     let mut admission = Admission::default();
-    // In turns: the API server slows down with all that it has stored.
+    // The turns alternate, because the API server becomes slower with each stored object.
     const TURNS: u32 = 2;
     for _ in 0..TURNS {
         println!("creating {PODS} pods with the webhook");
@@ -130,7 +130,7 @@ pub(crate) fn creation(webhook: &Webhook) -> anyhow::Result<Creation> {
     Ok(Creation { pods: PODS, per_minute_without: without / turns, per_minute_with: with / turns, admission })
 }
 
-/// A namespace that has opted in, for some work that is done when the namespace is gone.
+/// Runs `work` in a new namespace that has opted in, and deletes the namespace.
 fn in_a_namespace(plane: &'static ControlPlane, work: impl FnOnce(&str) -> anyhow::Result<f64>) -> anyhow::Result<f64> {
     let namespace = plane.namespace(Some("high-scale"));
     let done = work(&namespace.name);
@@ -163,7 +163,7 @@ fn pods_per_minute(plane: &ControlPlane, namespace: &str) -> anyhow::Result<f64>
         let started = Instant::now();
         plane.kubectl_with(&["create", "-f", "-"], &list.to_string());
         loop {
-            // The rest is counted without being sent.
+            // The API server counts the remaining items without sending them.
             let one = pods.list_metadata(&ListParams::default().limit(1)).await?;
             let rest = one.metadata.remaining_item_count.unwrap_or(0);
             if rest + 1 >= i64::from(PODS) {
@@ -176,7 +176,7 @@ fn pods_per_minute(plane: &ControlPlane, namespace: &str) -> anyhow::Result<f64>
 }
 
 impl Admission {
-    /// What the API server has measured of our webhook so far.
+    /// Reads the API server's metrics of calls to Spillway's webhook.
     fn of_api_server(plane: &ControlPlane) -> anyhow::Result<Self> {
         let text = plane.kubectl(&["get", "--raw", "/metrics"]);
         let mut measured = Self::default();

@@ -1,4 +1,4 @@
-//! Load on one server, made by oha.
+//! Generates load on one server with oha.
 
 use std::{
     net::SocketAddr,
@@ -15,7 +15,7 @@ use crate::{
     report::{Paced, RATE, Row},
 };
 
-/// How often everything is measured. The median counts.
+/// The number of rounds. The report has the medians.
 pub(crate) const ROUNDS: usize = 7;
 const PACED: Duration = Duration::from_secs(6);
 const SATURATED: Duration = Duration::from_secs(3);
@@ -43,7 +43,7 @@ impl Load {
         Ok(Row { paced, saturated_per_second: number(&oha, "/summary/requestsPerSec")? })
     }
 
-    /// What oha says, and what the server's memory was half-way.
+    /// Runs oha. Returns its output, and the memory of the server in the middle of the run.
     fn oha(&self, time: Duration, rate: Option<u32>) -> anyhow::Result<(Value, f64)> {
         let mut oha = Command::new(env!("CARGO_MANIFEST_DIR").to_owned() + "/target/tools/bin/oha");
         oha.args(["--no-tui", "--output-format=json", "--insecure", "--http-version=1.1", "-c", CONNECTIONS]);
@@ -57,13 +57,13 @@ impl Load {
         let resident_mib = process::resident_mib(self.pid)?;
         let output = oha.wait_with_output()?;
         ensure!(output.status.success(), "oha failed");
-        let said: Value = serde_json::from_slice(&output.stdout).context("what oha says is no JSON")?;
-        let answers = said.pointer("/statusCodeDistribution").and_then(Value::as_object).context("no answers")?;
-        ensure!(answers.keys().eq(["200"]), "not every answer was a good one: {answers:?}");
-        Ok((said, resident_mib))
+        let report: Value = serde_json::from_slice(&output.stdout).context("the output of oha is not JSON")?;
+        let statuses = report.pointer("/statusCodeDistribution").and_then(Value::as_object).context("no responses")?;
+        ensure!(statuses.keys().eq(["200"]), "expected only responses with status 200, got {statuses:?}");
+        Ok((report, resident_mib))
     }
 }
 
-fn number(said: &Value, pointer: &str) -> anyhow::Result<f64> {
-    said.pointer(pointer).and_then(Value::as_f64).with_context(|| format!("oha says nothing of {pointer}"))
+fn number(report: &Value, pointer: &str) -> anyhow::Result<f64> {
+    report.pointer(pointer).and_then(Value::as_f64).with_context(|| format!("the output of oha has no {pointer}"))
 }

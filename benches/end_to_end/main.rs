@@ -1,7 +1,7 @@
-//! What a request costs from one end of a TLS connection to the other, and what admission costs a real API server.
+//! Measures the cost of a request over a TLS connection, and the cost of admission for a real API server.
 //!
-//! `make bench` runs this, with a static release of the program (`benches/README.md` says what is measured). The program is compared
-//! with two handlers on the same server, which this binary serves itself when it is called with `serve`.
+//! `make bench` runs this benchmark with a static release build of the program (see `benches/README.md`). The benchmark compares the
+//! program with two handlers on the same server. With the argument `serve`, this binary serves such a handler.
 
 #![allow(clippy::print_stdout)]
 
@@ -12,7 +12,7 @@ mod process;
 mod report;
 mod serve;
 
-// Written for tests, where a panic is an answer, and with more than is needed here.
+// The harness is written for tests, where a panic is a failure. This benchmark uses a part of it.
 #[allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #[path = "../../tests/cluster/harness/mod.rs"]
 mod harness;
@@ -46,10 +46,10 @@ fn measure() -> anyhow::Result<()> {
         ("quiet", quiet.pid().parse()?, quiet.address),
     ];
 
-    // In turns, so that what else the machine does meets all of them alike.
+    // The servers take turns, so that other load on the machine affects all of them.
     let mut rounds: [Vec<Row>; 4] = Default::default();
     for round in 1..=load::ROUNDS {
-        println!("round {round} of {}: {} requests/s, then as many as there can be", load::ROUNDS, report::RATE);
+        println!("round {round} of {}: {} requests/s, then saturated", load::ROUNDS, report::RATE);
         for ((_, pid, address), rows) in servers.iter().zip(&mut rounds) {
             rows.push(Load { pid: *pid, address: *address }.row()?);
         }
@@ -60,7 +60,7 @@ fn measure() -> anyhow::Result<()> {
     let report = Report { noop, tokeniser, spillway, quiet, idle, creation };
     report.print();
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
-    // By the other benchmark, if it has run.
+    // The result of benchmark `decide`, if it has run.
     let decision = fs::read(target.join("bench-decide.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let file = target.join("bench.json");
     fs::write(&file, format!("{:#}\n", report.json(&decision.unwrap_or_default())))

@@ -1,4 +1,4 @@
-//! Processes: those of the handlers, and what the kernel says that a process has used.
+//! Processes of the handlers, and the resources that a process has used.
 
 use std::{
     env, fs,
@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 
-/// A handler in a process of its own, which ends with this one.
+/// A handler in a child process, which stops with this process.
 pub(crate) struct Server {
     pub(crate) pid: u32,
     pub(crate) address: SocketAddr,
@@ -24,8 +24,7 @@ impl Server {
         let mut child = command.spawn().context("start a handler")?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
-        let address =
-            line.trim().parse().with_context(|| format!("{handler} does not say where it listens: {line}"))?;
+        let address = line.trim().parse().with_context(|| format!("{handler} printed no address: {line}"))?;
         Ok(Self { pid: child.id(), address, child })
     }
 }
@@ -37,17 +36,17 @@ impl Drop for Server {
     }
 }
 
-/// The CPU time that a process has used so far, in user and system together, in seconds.
+/// Returns the CPU time of a process in seconds, user and system time together.
 pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     const TICKS_PER_SECOND: f64 = 100.0; // USER_HZ, the same on every Linux that Rust knows
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in the second field may hold anything but a later closing parenthesis. utime and stime are 14 and 15.
+    // The second field is a name in parentheses, with any characters. utime and stime are fields 14 and 15.
     let fields: Vec<_> = stat.rsplit_once(')').context("no name in stat")?.1.split_whitespace().collect();
     let ticks = |field: usize| -> anyhow::Result<f64> { Ok(fields.get(field - 3).context("stat is short")?.parse()?) };
     Ok((ticks(14)? + ticks(15)?) / TICKS_PER_SECOND)
 }
 
-/// The memory of a process that is in RAM now, in MiB.
+/// Returns the resident memory of a process in MiB.
 pub(crate) fn resident_mib(pid: u32) -> anyhow::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;

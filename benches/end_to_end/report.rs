@@ -1,17 +1,17 @@
-//! The numbers, as a table for people and as JSON.
+//! The report, as tables and as JSON.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-/// One server in one round.
+/// The results of one server in one round.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
     pub(crate) paced: Paced,
     pub(crate) saturated_per_second: f64,
 }
 
-/// At one rate, the same for all servers.
+/// The results at the fixed rate, which is the same for all servers.
 #[derive(Debug, Clone)]
 pub(crate) struct Paced {
     pub(crate) requests_per_second: f64,
@@ -21,7 +21,7 @@ pub(crate) struct Paced {
     pub(crate) rss_mib: f64,
 }
 
-/// Each number's median by itself.
+/// Returns the median of each number.
 pub(crate) fn median(rows: &[Row]) -> Row {
     let of = |number: fn(&Row) -> f64| {
         let mut numbers: Vec<_> = rows.iter().map(number).collect();
@@ -40,7 +40,7 @@ pub(crate) fn median(rows: &[Row]) -> Row {
     }
 }
 
-/// Many connections that idle and then all ask at once.
+/// The results of many idle connections that all send a request at the same time.
 #[derive(Debug)]
 pub(crate) struct Idle {
     pub(crate) connections: usize,
@@ -59,20 +59,20 @@ pub(crate) struct Creation {
     pub(crate) admission: Admission,
 }
 
-/// What the API server says of its calls to the webhook.
+/// The API server's metrics of its calls to the webhook.
 #[derive(Debug, Default)]
 pub(crate) struct Admission {
-    /// How many took at most that long, in seconds; by the bits of the limit, which sort as the limits do.
+    /// The number of calls within each limit in seconds. The keys are the bits of the limits, which have the same order.
     pub(crate) buckets: BTreeMap<u64, f64>,
     pub(crate) seconds: f64,
     pub(crate) calls: f64,
-    /// Calls that failed, were refused or were not waited for, by the API server's metrics.
+    /// Calls that failed, timed out or were refused, by the API server's metrics.
     pub(crate) failures: f64,
-    /// Pods that were admitted without the webhook because of that, by the audit log.
+    /// Pods that the API server admitted without the webhook after such a call, by the audit log.
     pub(crate) failed_open: usize,
 }
 
-/// Requests per second that are easy for every server: a saturated one keeps everything awake, which flatters the fast one.
+/// Requests per second, below the capacity of every server. Saturation keeps CPUs busy, which would favour the fast server.
 pub(crate) const RATE: u32 = 4000;
 
 impl Admission {
@@ -94,20 +94,20 @@ impl Admission {
         self
     }
 
-    /// The smallest limit that so many percent of the calls kept to, in milliseconds.
+    /// Returns the smallest limit that this percentage of calls did not exceed, in milliseconds.
     fn within_ms(&self, percent: f64) -> f64 {
         let kept = |(_, count): &(&u64, &f64)| **count >= self.calls * percent / 100.0;
         self.buckets.iter().find(kept).map_or(f64::NAN, |(limit, _)| f64::from_bits(*limit) * 1e3)
     }
 }
 
-/// All that was measured.
+/// All results.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) noop: Row,
     pub(crate) tokeniser: Row,
     pub(crate) spillway: Row,
-    /// Without a line in the log for each pod.
+    /// The webhook without a log line for each pod.
     pub(crate) quiet: Row,
     pub(crate) idle: Idle,
     pub(crate) creation: Creation,
@@ -140,7 +140,7 @@ impl Report {
         );
         let Admission { seconds, calls, failures, failed_open, .. } = admission;
         println!(
-            "the API server waited {:.2} ms for an answer on average, 99 % within {:.1} ms; {calls} calls, {failures} failures, {failed_open} pods admitted without it",
+            "the API server waited {:.2} ms for a response on average, 99 % within {:.1} ms; {calls} calls, {failures} failures, {failed_open} pods admitted without the webhook",
             seconds / calls * 1e3,
             admission.within_ms(99.0),
         );
@@ -155,7 +155,7 @@ impl Report {
         ]
     }
 
-    /// Another handler's CPU for a request as a part of ours.
+    /// Returns another handler's CPU time per request, divided by Spillway's.
     fn ratio_to(&self, other: &Row) -> f64 {
         other.paced.cpu_us / self.spillway.paced.cpu_us
     }

@@ -1,4 +1,4 @@
-//! The handlers that the program is compared with, on the program's own server.
+//! The handlers with which the benchmark compares the program, on the program's own server.
 
 use std::{fs, io, path::Path, thread};
 
@@ -13,14 +13,14 @@ use spillway::{
 };
 use time::OffsetDateTime;
 
-/// Serves one of them, on this thread alone, until standard input closes. Prints its address.
+/// Serves a handler on this thread until standard input closes. Prints the address.
 pub(crate) fn serve(handler: &str, answer: &Path) -> anyhow::Result<()> {
     let answer = Bytes::from(fs::read(answer).context("read the answer")?);
     let fixed = move || ([(header::CONTENT_TYPE, "application/json")], answer.clone()).into_response();
     let handler = match handler {
         // Only reads the body.
         "noop" => post(async move |_: Bytes| fixed()),
-        // Also walks the JSON once, which is the least that a correct webhook must do.
+        // Also walks the JSON once, which is the least work of a correct webhook.
         "tokeniser" => post(async move |body: Bytes| match serde_json::from_slice::<IgnoredAny>(&body) {
             Ok(IgnoredAny) => fixed(),
             Err(error) => error.to_string().into_response(),

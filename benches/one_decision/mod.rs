@@ -1,4 +1,4 @@
-//! One decision as the webhook makes it, on a review as the API server sends it.
+//! One decision of the webhook, on a review from a real API server.
 
 use spillway::{
     admission::{self, ReviewError},
@@ -8,19 +8,19 @@ use spillway::{
     webhook,
 };
 
-/// The review of a Deployment's pod with three containers: recorded from a real API server, then its UIDs and times made constant
-/// and its user the ReplicaSet controller's service account.
+/// The review of a Deployment's pod with three containers, recorded from a real API server. UIDs and times were replaced by constants,
+/// and the user by the ReplicaSet controller's service account.
 pub(crate) const REVIEW: &[u8] = include_bytes!("../review.json");
 
-/// What the webhook has at hand before a request comes.
-pub(crate) struct Surroundings {
+/// The webhook's configuration and cached objects.
+pub(crate) struct WebhookState {
     configuration: Configuration,
     namespace: Overrides,
     virtual_nodes: Vec<VirtualNode>,
 }
 
-impl Default for Surroundings {
-    /// Ten virtual nodes of the second generation: what a cluster of 2,000 overflowing pods has.
+impl Default for WebhookState {
+    /// Returns a state with ten virtual nodes of the second generation, which run 2,000 pods.
     fn default() -> Self {
         let labels = [("type", "virtual-kubelet"), ("virtualization", "virtualnode2"), ("kubernetes.io/os", "linux")];
         let labels: Vec<_> = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -33,14 +33,14 @@ impl Default for Surroundings {
     }
 }
 
-/// From the body of a request to the body of its answer. All five parts are added to this pod.
-pub(crate) fn decide(surroundings: &Surroundings, body: &[u8]) -> Result<Vec<u8>, ReviewError> {
+/// Returns the response body for a request body. The decision adds all five parts to this pod.
+pub(crate) fn decide(state: &WebhookState, body: &[u8]) -> Result<Vec<u8>, ReviewError> {
     let review = admission::parse(body)?;
     let overrides = Overrides::read(review.pod.annotations());
-    let settings = surroundings.configuration.settings("high-scale", &surroundings.namespace, &overrides);
+    let settings = state.configuration.settings("high-scale", &state.namespace, &overrides);
     let cluster = ClusterContext {
         namespace: &review.namespace,
-        virtual_nodes: &surroundings.virtual_nodes,
+        virtual_nodes: &state.virtual_nodes,
         ..ClusterContext::only(ServiceAccount::WithClientId)
     };
     let decision = burst::decide(&review.pod, &settings, &cluster);

@@ -1,4 +1,4 @@
-//! Reading a quantity never panics, and its value is what arithmetic without limits makes of it.
+//! Parsing a quantity never panics, and the value equals the result of unlimited arithmetic.
 
 #![no_main]
 
@@ -10,7 +10,7 @@ use spillway_core::pod::{MaybeQuantity, Quantity};
 fuzz_target!(|body: &[u8]| {
     let json_is_sound = serde_json::from_slice::<Value>(body).is_ok();
     let read = serde_json::from_slice::<MaybeQuantity>(body);
-    assert!(read.is_ok() || !json_is_sound, "a field that is no quantity must not spoil the pod");
+    assert!(read.is_ok() || !json_is_sound, "an invalid quantity must not make the pod unreadable");
 
     let Ok(text) = std::str::from_utf8(body) else { return };
     let Ok(quantity) = Quantity::parse(text) else { return };
@@ -25,7 +25,7 @@ fuzz_target!(|body: &[u8]| {
     assert_eq!(floor.floor_to(step), floor);
 });
 
-/// The value of a text that is a quantity, in nanos. Nothing for exponents that would take long.
+/// Returns the value of a quantity in nanos. Returns `None` for large exponents, which would take long.
 fn nanos(text: &str) -> Option<BigInt> {
     let suffix =
         text.trim_start_matches(['+', '-']).trim_start_matches(['.', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9']);

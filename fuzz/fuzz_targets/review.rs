@@ -1,4 +1,4 @@
-//! Reading a body never panics, and a UID that stands in it is found.
+//! Parsing a body never panics, and Spillway finds a UID that the body contains.
 
 #![no_main]
 
@@ -21,8 +21,7 @@ fuzz_target!(|body: &[u8]| {
     }
 });
 
-/// `request.uid` of a body that is JSON. Nothing for an empty one, which is no UID, and where one of the two keys stands twice:
-/// then it depends on the reader which of them counts.
+/// Returns `request.uid` of a JSON body. Returns `None` if the UID is empty or a key is duplicated, because parsers then differ.
 fn readable_uid(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Review {
@@ -34,6 +33,6 @@ fn readable_uid(body: &[u8]) -> Option<String> {
     }
     let json: Value = serde_json::from_slice(body).ok()?;
     let uid = json.pointer("/request/uid")?.as_str()?;
-    let without_twins: Review = serde_json::from_slice(body).ok()?;
-    (!uid.is_empty() && without_twins.request.uid == uid).then(|| uid.to_owned())
+    let without_duplicates: Review = serde_json::from_slice(body).ok()?;
+    (!uid.is_empty() && without_duplicates.request.uid == uid).then(|| uid.to_owned())
 }

@@ -1,4 +1,4 @@
-//! Keeps the certificate authority in Secret `spillway-ca`: creates it, rotates it, replaces it when it cannot be used.
+//! Keeps the certificate authority in Secret `spillway-ca`: creates it, rotates it, and replaces it if it is unusable.
 
 use k8s_openapi::{
     ByteString,
@@ -37,15 +37,15 @@ pub enum RotationError {
     /// The API server refused to read or write an object.
     #[error("cannot {0}")]
     Api(&'static str, #[source] kube::Error),
-    /// The time is not known.
+    /// The time is unknown.
     #[error(transparent)]
     Clock(#[from] ClockError),
-    /// No authority could be made.
+    /// No authority could be created.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
 }
 
-/// Runs rounds until it is dropped.
+/// Runs rounds until the future is dropped.
 pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let Context { client, namespace, events, metrics, .. } = context;
     let mut reconciler = AuthorityReconciler::new(client.clone(), namespace, events.clone(), metrics.clone());
@@ -72,7 +72,7 @@ struct Observation {
 }
 
 impl AuthorityReconciler {
-    /// A reconciler that has observed nothing yet.
+    /// Returns a reconciler that has observed nothing yet.
     pub fn new(client: Client, namespace: &str, events: EventRecorder, metrics: ControllerMetrics) -> Self {
         Self {
             secrets: Api::namespaced(client.clone(), namespace),
@@ -85,12 +85,12 @@ impl AuthorityReconciler {
         }
     }
 
-    /// Observes once, and takes at most one step. The write applies to the observed version only, so it never overwrites the change of
-    /// another client.
+    /// Observes once, and takes at most one step. The write applies to the observed version only, so no change of another client is
+    /// overwritten.
     ///
     /// # Errors
     ///
-    /// If the API server does not answer or refuses, or if no authority can be made.
+    /// If the API server does not respond or refuses the request, or if no authority can be created.
     pub async fn round(&mut self) -> Result<Outcome, RotationError> {
         let Observation { secret, stored, now } = self.observe().await?;
         let next = stored.as_ref().ok().and_then(|stored| stored.next.as_ref());
@@ -129,7 +129,7 @@ impl AuthorityReconciler {
         self.metrics.authority(stored.current.certificate().not_after(), next, old);
     }
 
-    /// Returns the desired content of the Secret, or nothing if it may stay as it is.
+    /// Returns the desired content of the Secret. Returns `None` if the Secret needs no change.
     fn plan(
         &self,
         step: RotationStep,
@@ -150,7 +150,7 @@ impl AuthorityReconciler {
         Ok(Some(wanted))
     }
 
-    /// Creates the Secret, or replaces the observed version. Returns nothing if another client was faster.
+    /// Creates the Secret, or replaces the observed version. Returns `None` if another client was faster.
     async fn apply(&self, observed: Option<Secret>, wanted: &CaSecret) -> Result<Option<Secret>, RotationError> {
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let data = wanted.data().into_iter().map(|(key, value)| (key, ByteString(value.into_bytes())));
@@ -183,10 +183,14 @@ impl AuthorityReconciler {
         let (type_, reason, note) = match step {
             RotationStep::Keep => return,
             RotationStep::Replace(RotationReason::Missing) => {
-                (EventType::Normal, "AuthorityCreated", "there was none".to_owned())
+                (EventType::Normal, "AuthorityCreated", "the Secret did not exist".to_owned())
             }
-            RotationStep::Replace(why) => (EventType::Warning, "AuthorityReplaced", format!("it was of no use: {why}")),
-            RotationStep::Prepare(why) => (EventType::Normal, "AuthorityRotating", format!("made a successor: {why}")),
+            RotationStep::Replace(why) => {
+                (EventType::Warning, "AuthorityReplaced", format!("the former authority was unusable: {why}"))
+            }
+            RotationStep::Prepare(why) => {
+                (EventType::Normal, "AuthorityRotating", format!("created a successor: {why}"))
+            }
             RotationStep::Promote(why) => {
                 (EventType::Normal, "AuthorityRotated", format!("the successor signs now: {why}"))
             }

@@ -1,8 +1,8 @@
 //! Keeps the `caBundle` of the MutatingWebhookConfiguration `aci-spillway` equal to the trusted certificates in the authority's Secret.
 //!
-//! Writes a JSON patch to the observed version. Server-side apply does not fit: webhooks are a list of named entries, and a client that
-//! applies one field of an entry owns the entry too. A later manifest without that webhook would leave half of the entry, which the API
-//! server refuses.
+//! The controller writes a JSON patch to the observed version. It does not use server-side apply: webhooks are a list of named entries,
+//! and a client that applies one field of an entry also owns the entry. A later manifest without that webhook would leave an incomplete
+//! entry, which the API server refuses.
 
 use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, jsonptr::PointerBuf};
 use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret};
@@ -28,7 +28,7 @@ use crate::{
 #[error("cannot {0}")]
 struct BundleError(&'static str, #[source] kube::Error);
 
-/// Runs rounds until it is dropped.
+/// Runs rounds until the future is dropped.
 pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let round = async || if context.is_self_managed() { round(context).await } else { Ok(Outcome::UpToDate) };
     Box::pin(run_rounds("ca-bundle", &context.metrics, context.certificate_changes(inventory), round)).await;
@@ -39,11 +39,11 @@ async fn round(context: &Context) -> Result<Outcome, BundleError> {
     let configurations: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
     let secret =
         secrets.get_opt(CA_SECRET_NAME).await.map_err(|error| BundleError("read Secret spillway-ca", error))?;
-    // The authority reconciler repairs the Secret, and that change starts a round here.
+    // The authority reconciler repairs the Secret. That change starts another round.
     let Ok(stored) = read_ca_secret(secret.as_ref()) else { return Ok(Outcome::UpToDate) };
     let read_error = |error| BundleError("read MutatingWebhookConfiguration aci-spillway", error);
     let configuration = configurations.get_opt(WEBHOOK_CONFIGURATION_NAME).await.map_err(read_error)?;
-    // Without the configuration the webhook is switched off on purpose.
+    // A user who deletes the configuration switches the webhook off.
     let Some(configuration) = configuration else { return Ok(Outcome::UpToDate) };
     let Some(patch) = plan(&configuration, &stored.bundle()) else { return Ok(Outcome::UpToDate) };
 
@@ -66,7 +66,7 @@ async fn round(context: &Context) -> Result<Outcome, BundleError> {
     }
 }
 
-/// Returns the patch, or nothing if every webhook has this bundle already.
+/// Returns the patch, or `None` if every webhook already has this bundle.
 fn plan(configuration: &MutatingWebhookConfiguration, bundle: &str) -> Option<JsonPatch> {
     let webhooks = configuration.webhooks.as_deref().unwrap_or_default();
     let wrong = webhooks

@@ -6,7 +6,7 @@ use futures_util::{
 };
 use tokio::sync::watch;
 
-/// An item for each change of a value.
+/// Returns a stream with an item for each change of a value.
 pub(super) fn changes_of<T: Send + Sync + 'static>(value: watch::Receiver<T>) -> BoxStream<'static, ()> {
     let changes = stream::unfold(value, async |mut value| {
         value.changed().await.ok()?;

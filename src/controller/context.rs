@@ -27,7 +27,7 @@ impl Context {
         self.configuration.borrow().certificates.source == CertificateSource::SelfManaged
     }
 
-    /// An item for each change of an input of the certificates: the authority's Secret, the webhook configuration, the configuration.
+    /// Returns an item for each change of the authority's Secret, the webhook configuration or the configuration file.
     pub(super) fn certificate_changes(&self, inventory: &Inventory) -> impl Stream<Item = ()> {
         let objects = [changes_of(inventory.secret_version.clone()), changes_of(inventory.webhook_version.clone())];
         stream::select(stream::select_all(objects), changes_of(self.configuration.clone()))

@@ -1,9 +1,9 @@
-//! Which nodes accept a pod, and how much capacity they have free.
+//! Finds the nodes that accept a pod, and their free capacity.
 //!
-//! This is not the scheduler. It says whether a pod is *certain* to fit, by the filters that depend on the node and on the sums of its
-//! pods only (kubernetes `pkg/scheduler/framework/plugins`: nodeunschedulable, tainttoleration, nodeaffinity, noderesources/fit). A pod
-//! whose constraints depend on the places of other pods fits nowhere. Required pod affinity is not in the view of a pod, so callers leave
-//! out pods that have it. Anti-affinity of other pods, volumes, ports and images are ignored.
+//! This module does not simulate the whole scheduler. It applies only the filters that depend on the node and on the sums of its pods
+//! (kubernetes `pkg/scheduler/framework/plugins`: nodeunschedulable, tainttoleration, nodeaffinity, noderesources/fit). A pod whose
+//! constraints depend on the nodes of other pods fits nowhere. Callers must leave out pods with required pod affinity, which the view of
+//! a pod lacks. Anti-affinity of other pods, volumes, ports and images are ignored.
 
 use std::collections::HashMap;
 
@@ -12,8 +12,8 @@ use crate::{
     pod::{Pod, Quantity, ResourceList, ResourceRequirements, Taint},
 };
 
-/// Returns whether the node accepts the pod, apart from its capacity: it is Ready and not cordoned, the pod tolerates its taints, and
-/// the pod's selector and required affinity match it.
+/// Returns whether the node accepts the pod, apart from its capacity. The node must be Ready and not cordoned. The pod must tolerate its
+/// taints, and the pod's selector and required affinity must match the node.
 pub(super) fn accepts(node: &Node, pod: &Pod<'_>) -> bool {
     let is_tolerated = |taint: Taint<'_>| pod.tolerations().iter().any(|toleration| toleration.tolerates(taint));
     let view = node.view();
@@ -24,7 +24,7 @@ pub(super) fn accepts(node: &Node, pod: &Pod<'_>) -> bool {
         && pod.required_node_affinity().is_none_or(|required| required.matches(view))
 }
 
-/// Taints that keep pods away, without those that are a preference.
+/// Returns the taints with the effect `NoSchedule` or `NoExecute`.
 pub(super) fn hard_taints(node: &Node) -> impl Iterator<Item = Taint<'_>> {
     let hard = node.taints.iter().filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
     hard.map(|taint| {
@@ -46,7 +46,7 @@ struct NodeUsage<'n> {
 }
 
 impl<'n> FreeCapacity<'n> {
-    /// The capacity that the assigned pods leave on these nodes.
+    /// Returns the capacity that the assigned pods leave on these nodes.
     pub(super) fn new<'p>(nodes: impl Iterator<Item = &'n Node>, pods: impl Iterator<Item = &'p ScheduledPod>) -> Self {
         let usage = nodes.map(|node| NodeUsage { node, requests: Requests::default(), pods: 0 });
         let mut usage: Vec<_> = usage.collect();
@@ -60,8 +60,8 @@ impl<'n> FreeCapacity<'n> {
         Self(usage)
     }
 
-    /// Places a pod on the first node that accepts it and has capacity for it, and takes that capacity. Returns the node, or nothing if
-    /// the pod is not certain to fit.
+    /// Places a pod on the first node that accepts the pod and has enough capacity, and takes that capacity. Returns the node, or
+    /// `None` if the pod does not fit.
     pub(super) fn place(&mut self, pod: &Pod<'_>) -> Option<&'n Node> {
         if depends_on_others(pod) || requests_other_resources(pod) {
             return None;
@@ -80,7 +80,7 @@ impl NodeUsage<'_> {
         self.pods += 1;
     }
 
-    /// Returns whether the requests fit. As for the scheduler, a request of zero fits even if the resource is exhausted.
+    /// Returns whether the requests fit. As in the scheduler, a request of zero fits even if the resource is exhausted.
     fn fits(&self, requests: Requests) -> bool {
         let fits = |requested: Quantity, used: Quantity, allocatable: Quantity| {
             requested == Quantity::ZERO || used + requested <= allocatable
@@ -92,7 +92,7 @@ impl NodeUsage<'_> {
     }
 }
 
-/// Returns whether the pod's constraints depend on the places of other pods.
+/// Returns whether the pod's constraints depend on the nodes of other pods.
 fn depends_on_others(pod: &Pod<'_>) -> bool {
     let is_hard = |kind: Option<&str>| kind.is_none_or(|kind| kind != "ScheduleAnyway");
     let mut spread = pod.spec.topology_spread_constraints.iter().flatten();
@@ -172,7 +172,7 @@ mod tests {
         }
     }
 
-    /// The nodes of as many pods as fit.
+    /// Places pods until no more fit, and returns their nodes.
     fn place(nodes: &[Node], assigned: &[ScheduledPod], spec: &Value) -> Vec<String> {
         let text = pod(spec);
         let mut capacity = FreeCapacity::new(nodes.iter(), assigned.iter());

@@ -1,7 +1,7 @@
-//! Keeps the taint `spillway.dev/last-resort:PreferNoSchedule` on virtual nodes, so that pods go there only when no VM has room.
+//! Keeps the taint `spillway.dev/last-resort:PreferNoSchedule` on virtual nodes, so that the scheduler prefers VMs with free capacity.
 //!
-//! A preferred node affinity alone leaks: with one preferred term its weight is normalised away, and the default spreading of
-//! ReplicaSets outweighs it (kubernetes `pkg/scheduler/framework/plugins/tainttoleration` weighs 3, `nodeaffinity` 2,
+//! A preferred node affinity alone is too weak. The scheduler normalises the weight of a single preferred term, and the default spreading
+//! of ReplicaSets outweighs the term (kubernetes `pkg/scheduler/framework/plugins/tainttoleration` weighs 3, `nodeaffinity` 2,
 //! `podtopologyspread` 2; virtual-kubelet/virtual-kubelet#1250).
 
 use futures_util::stream;
@@ -23,7 +23,7 @@ use crate::{
 
 const RECONCILER: &str = "last-resort";
 
-/// Runs rounds until it is dropped.
+/// Runs rounds until the future is dropped.
 pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let changes = stream::select(changes_of(inventory.nodes.clone()), changes_of(context.configuration.clone()));
     let mut backoff = Backoff::default();
@@ -41,7 +41,7 @@ async fn round(context: &Context, inventory: &Inventory, backoff: &mut Backoff) 
     context.reconcile_taints(LAST_RESORT, &plan, backoff).await
 }
 
-/// Returns the nodes whose taint must change, and whether they get it. A node that is no longer selected loses it.
+/// Returns the nodes whose taint must change, with `true` to add the taint. A node that is no longer selected loses the taint.
 fn plan(nodes: &Store<Node>, settings: &VirtualNodes) -> Vec<(Node, bool)> {
     let wrong = nodes.values().filter_map(|node| {
         let desired = settings.last_resort_taint && node.is_virtual(&settings.selector);
@@ -50,14 +50,14 @@ fn plan(nodes: &Store<Node>, settings: &VirtualNodes) -> Vec<(Node, bool)> {
     wrong.collect()
 }
 
-/// Removes Spillway's taints from all nodes, undoes its cordons, and returns the names of the nodes that had any.
+/// Removes Spillway's taints and cordons from all nodes. Returns the names of the nodes that had any.
 ///
 /// # Errors
 ///
-/// Errors of the API server, and [`CleanupError::Contended`] if another client writes to a node all the time.
+/// Errors of the API server, and [`CleanupError::Contended`] if another client keeps writing to a node.
 pub async fn cleanup(client: &Client) -> Result<Vec<String>, CleanupError> {
     let (nodes, partial): (Api<v1::Node>, Api<NodeObject>) = (Api::all(client.clone()), Api::all(client.clone()));
-    let has_taints = |node: &Node| OURS.into_iter().any(|taint| taint.is_on_observed(node));
+    let has_taints = |node: &Node| MANAGED_TAINTS.into_iter().any(|taint| taint.is_on_observed(node));
     let tainted = list(&partial, ListParams::default(), |node| Node::read(node).filter(has_taints));
     let mut cleaned = Vec::new();
     for node in tainted.await.map_err(CleanupError::List)? {
@@ -65,7 +65,7 @@ pub async fn cleanup(client: &Client) -> Result<Vec<String>, CleanupError> {
             let uncordoned = set_cordon(&nodes, &node.name, false).await;
             uncordoned.map_err(|error| CleanupError::Write(node.name.clone(), error))?;
         }
-        for taint in OURS.into_iter().filter(|taint| taint.is_on_observed(&node)) {
+        for taint in MANAGED_TAINTS.into_iter().filter(|taint| taint.is_on_observed(&node)) {
             let written = write_taint(&nodes, &node.name, taint, false).await;
             match written.map_err(|error| CleanupError::Write(node.name.clone(), error))? {
                 TaintWrite::UpToDate | TaintWrite::Changed => {}
@@ -77,8 +77,7 @@ pub async fn cleanup(client: &Client) -> Result<Vec<String>, CleanupError> {
     Ok(cleaned)
 }
 
-/// The taints of Spillway.
-const OURS: [ManagedTaint; 3] = [LAST_RESORT, FULL, GHOST];
+const MANAGED_TAINTS: [ManagedTaint; 3] = [LAST_RESORT, FULL, GHOST];
 
 /// Why the taints could not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +90,6 @@ pub enum CleanupError {
     #[error("cannot write the taints of node {0}")]
     Write(String, #[source] kube::Error),
     /// The taint is still there.
-    #[error("another client writes the taints of node {0} at the same time: try again")]
+    #[error("another client writes the taints of node {0} at the same time: retry")]
     Contended(String),
 }

@@ -1,5 +1,5 @@
-//! The controller: reconcilers that one elected replica runs. Each has a file or folder of its own, and runs in rounds: observe, plan,
-//! apply, report. `reconcile_all` lists them.
+//! The controller: reconcilers that only the elected leader runs. Each reconciler has its own file or folder, and runs in rounds: observe,
+//! plan, apply, report. `reconcile_all` lists the reconcilers.
 
 mod advice;
 pub mod authority;
@@ -37,7 +37,7 @@ use crate::{
     telemetry::ControllerMetrics,
 };
 
-/// The reconcilers, and the election that decides which replica runs them.
+/// The reconcilers, and the election of the leader that runs them.
 pub struct Controller {
     context: Context,
     elector: LeaderElector,
@@ -45,7 +45,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// A controller that has not started. `pod_name` is its identity among the replicas.
+    /// Returns a controller that has not started. `pod_name` is the identity of this replica in the election.
     pub fn new(
         client: Client,
         namespace: &str,
@@ -61,21 +61,21 @@ impl Controller {
         Self { context, elector, leadership: watch::Sender::new(Leadership::Unknown) }
     }
 
-    /// The role of this replica, as it changes.
+    /// Returns a watch of this replica's role.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.subscribe()
     }
 
-    /// Takes part in the election, and reconciles while this replica leads. Ends when `stop` does, and releases the Lease.
+    /// Takes part in the election, and reconciles while this replica is the leader. Releases the Lease and returns when `stop` completes.
     ///
-    /// `refusals` brings the error of the configuration file each time that the file changes, or nothing if the file is valid.
+    /// `refusals` receives an item for each change of the configuration file: its error, or `None` if the file is valid.
     pub async fn run(self, stop: impl Future<Output = ()>, refusals: mpsc::Receiver<Option<String>>) {
         tokio::select! {
             () = stop => {}
             () = Box::pin(self.lead_when_elected()) => {}
             () = report_configuration(&self.context, refusals) => {}
         }
-        // All reconcilers have been dropped: nothing is written from here on.
+        // All reconcilers have been dropped, so the controller writes nothing from here on.
         self.set_leadership(Leadership::StandingBy);
         self.elector.release().await;
     }
@@ -119,20 +119,26 @@ async fn reconcile_all(context: &Context) {
     );
 }
 
-/// Writes an event when the configuration file becomes invalid, and when it is valid again. Each replica reports its own file.
+/// Writes an event when the configuration file becomes invalid, and when the file is valid again. Each replica reports its own file.
 async fn report_configuration(context: &Context, mut refusals: mpsc::Receiver<Option<String>>) {
     let about = object_reference("v1", "ConfigMap", Some(&context.namespace), CONFIG_MAP);
     let mut is_invalid = false;
     while let Some(refusal) = refusals.recv().await {
         let was_invalid = std::mem::replace(&mut is_invalid, refusal.is_some());
         let (type_, reason, note) = match refusal {
-            Some(refusal) => (EventType::Warning, "ConfigurationInvalid", format!("kept the last good one: {refusal}")),
-            None if was_invalid => (EventType::Normal, "ConfigurationReloaded", "it is good again".to_owned()),
+            Some(refusal) => (
+                EventType::Warning,
+                "ConfigurationInvalid",
+                format!("the last valid configuration stays in force: {refusal}"),
+            ),
+            None if was_invalid => {
+                (EventType::Normal, "ConfigurationReloaded", "the configuration file is valid again".to_owned())
+            }
             None => continue,
         };
         context.events.publish(&about, type_, reason, note).await;
     }
-    // Without a file there is nothing to report.
+    // A controller without a file has nothing to report.
     std::future::pending::<()>().await;
 }
 
@@ -147,7 +153,7 @@ mod tests {
 
     const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 
-    /// The watches that the reconcilers start in some minutes, and how often each.
+    /// Returns the watches that the reconcilers start in some minutes, with the number of starts.
     async fn watches(api: &FakeApi) -> BTreeMap<String, usize> {
         let context = Context {
             client: api.client(),
@@ -165,7 +171,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_controller_opens_one_watch_for_each_kind() {
         let api = FakeApi::default();
-        // With everything that is watched only where it matters: a webhook that injects identities, and a pod with an identity binding.
+        // This cluster needs every optional watch: a webhook injects identities, and a pod has an identity binding.
         let service = json!({"namespace": "kube-system", "name": "wi"});
         let webhook = json!({
             "name": "wi", "admissionReviewVersions": ["v1"], "sideEffects": "None", "clientConfig": {"service": service},
@@ -203,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn endpoints_and_grants_are_watched_only_where_they_matter() {
+    async fn endpoints_and_grants_are_watched_only_if_necessary() {
         let watches = watches(&FakeApi::default()).await;
         let is_watched = |word: &str| watches.keys().any(|watch| watch.contains(word));
         assert!(is_watched("pods") && !is_watched("endpointslices") && !is_watched("rbac"), "{watches:?}");

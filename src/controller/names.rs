@@ -1,10 +1,10 @@
-//! Names under which the API server knows the controller.
+//! Names of the controller in the API server.
 
-/// The name of the controller: of its Lease, in its events, and as user agent and field manager.
+/// The name of the controller in its Lease and its events, and its user agent and field manager.
 pub const NAME: &str = "spillway-controller";
 
 /// The field manager of all writes.
 pub(super) const FIELD_MANAGER: &str = NAME;
 
-/// The ConfigMap that the configuration file comes from.
+/// The ConfigMap that holds the configuration file.
 pub(super) const CONFIG_MAP: &str = "spillway-config";

@@ -15,7 +15,7 @@ use crate::{
     telemetry::Causes,
 };
 
-/// The most requests at the same time.
+/// The most concurrent requests.
 pub(super) const MAX_CONCURRENT_REQUESTS: usize = 8;
 
 /// Why a request about a pod failed.
@@ -33,7 +33,7 @@ impl PodError {
         Self { verb, pod: pod.clone(), source }
     }
 
-    /// Returns whether the API server did not answer, so that other pods will fail as well.
+    /// Returns whether the API server did not respond. Requests for other pods will then fail too.
     pub(super) fn is_unanswered(&self) -> bool {
         is_unanswered(&self.source)
     }
@@ -52,7 +52,7 @@ pub(super) async fn patch_pod(
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace);
     let (result, outcome) = match pods.patch_metadata(&pod.name, &params, &patch).await {
         Ok(_) => ("success", Ok(Outcome::Changed)),
-        // The pod is gone or has changed. The watch will bring that.
+        // The pod was deleted or has changed. The watch will report that.
         Err(error) if is_conflict(&error) => ("conflict", Ok(Outcome::Conflict)),
         Err(error) => ("failure", Err(PodError::new("write", pod, error))),
     };
@@ -60,14 +60,14 @@ pub(super) async fn patch_pod(
     outcome
 }
 
-/// Runs a write for each of a number of pods, which are named by their uids.
+/// Runs a write for each pod. The keys are the uids of the pods.
 ///
-/// A pod whose write is refused, for example by an admission policy, backs off: that is logged, and the other pods go on. A pod that has
-/// changed in the meantime does not back off: the watch brings its new state.
+/// A pod whose write is refused, for example by an admission policy, backs off. The controller logs the error and continues with the
+/// other pods. A pod that has changed in the meantime does not back off, because the watch reports its new state.
 ///
 /// # Errors
 ///
-/// If the API server does not answer.
+/// If the API server does not respond.
 pub(super) async fn apply_all<F: Future<Output = Result<Outcome, PodError>>>(
     writes: Vec<(String, F)>,
     backoff: &mut Backoff,
@@ -91,7 +91,7 @@ pub(super) async fn apply_all<F: Future<Output = Result<Outcome, PodError>>>(
                 backoff.reset(&uid);
                 all = Err(error);
             }
-            Err(error) => tracing::warn!(error = %Causes(&error), "pod write failed, trying again later"),
+            Err(error) => tracing::warn!(error = %Causes(&error), "pod write failed, retrying later"),
         }
     }
     all
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn no_answer_fails_the_round_and_no_pod_backs_off() {
+    fn no_response_fails_the_round_and_no_pod_backs_off() {
         let (all, backing_off) = apply(vec![("p", Err(kube::Error::Service("down".into())))]);
         assert!(all.is_err());
         assert_eq!(backing_off, <[&str; 0]>::default());

@@ -1,4 +1,4 @@
-//! The loop of a reconciler: a round after each change and every half minute, with a minimum interval, and with backoff while it fails.
+//! The loop of a reconciler. Runs a round after each change and every 30 s, with a minimum interval, and with backoff after a failure.
 
 use std::{error::Error, panic::AssertUnwindSafe, time::Duration};
 
@@ -13,19 +13,19 @@ use tokio::{
 
 use crate::telemetry::{Causes, ControllerMetrics};
 
-/// The time after which a round starts even without a change.
+/// The most time between two rounds, if nothing changes.
 const RESYNC_PERIOD: Duration = Duration::from_secs(30);
 
-/// The least time between two rounds. Limits the cost of a fight with another writer.
+/// The least time between two rounds. Limits the load while another client keeps undoing the controller's writes.
 const MIN_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The time between two rounds while an input has not arrived.
 const SYNC_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The most time between two rounds that fail.
+/// The most time between two failed rounds.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// The most time for a round. The API server answers in milliseconds, or not at all.
+/// The timeout of a round. The API server usually responds in milliseconds, or not at all.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The result of a round.
@@ -33,9 +33,9 @@ const ROUND_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Outcome {
     /// Nothing had to change.
     UpToDate,
-    /// Something was written. More may be necessary.
+    /// The round wrote an object. Another round may be necessary.
     Changed,
-    /// Another client wrote at the same time. The next round looks again.
+    /// Another client wrote at the same time. The next round observes again.
     Conflict,
     /// An input has not arrived yet, so the round did nothing.
     NotSynced,
@@ -75,21 +75,21 @@ impl<E> CombinedOutcome<E> {
     }
 }
 
-/// Starts a round at a time that only the previous round knows.
+/// Starts a round at the time that the previous round requested.
 #[derive(Debug, Default)]
 pub(super) struct Requeue(watch::Sender<Option<Instant>>);
 
 impl Requeue {
-    /// Sets the time of the next round. Replaces the former time.
+    /// Sets the time of the next round, and replaces any earlier request.
     pub(super) fn after(&self, duration: Duration) {
         self.0.send_replace(Some(Instant::now() + duration));
     }
 
-    /// An item each time that a round is due.
+    /// Returns a stream with an item each time that a round is due.
     pub(super) fn due(&self) -> BoxStream<'static, ()> {
         let due = stream::unfold((self.0.subscribe(), None), async |(mut requested, last)| {
             loop {
-                // Once for each requested time.
+                // Each requested time starts one round.
                 let next = (*requested.borrow_and_update()).filter(|next| Some(*next) != last);
                 let reached = async {
                     match next {
@@ -109,7 +109,7 @@ impl Requeue {
 
 /// Runs rounds until `changes` ends.
 ///
-/// A round that panics counts as failed: it must not end the other reconcilers. The panic hook counts and logs the panic itself.
+/// A round that panics counts as failed, so that the other reconcilers continue. The panic hook counts and logs the panic.
 pub(super) async fn run_rounds<E: Error + 'static>(
     reconciler: &'static str,
     metrics: &ControllerMetrics,
@@ -137,7 +137,7 @@ pub(super) async fn run_rounds<E: Error + 'static>(
     }
 }
 
-/// Runs one round, and logs how it failed. Returns nothing if it failed.
+/// Runs one round, and logs any failure. Returns `None` if the round failed.
 async fn run_round<E: Error + 'static>(
     reconciler: &'static str,
     round: &mut impl AsyncFnMut() -> Result<Outcome, E>,
@@ -145,7 +145,7 @@ async fn run_round<E: Error + 'static>(
     match timeout(ROUND_TIMEOUT, AssertUnwindSafe(round()).catch_unwind()).await {
         Ok(Ok(Ok(outcome))) => {
             if outcome == Outcome::Conflict {
-                tracing::info!(reconciler, "another client wrote at the same time, trying again");
+                tracing::info!(reconciler, "another client wrote at the same time, retrying");
             }
             Some(outcome)
         }
@@ -158,7 +158,7 @@ async fn run_round<E: Error + 'static>(
             None
         }
         Err(_elapsed) => {
-            tracing::warn!(reconciler, "no answer from the API server within {ROUND_TIMEOUT:?}, trying again");
+            tracing::warn!(reconciler, "no response from the API server within {ROUND_TIMEOUT:?}, retrying");
             None
         }
     }
@@ -170,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    /// Number of rounds in just under a minute, each with this outcome.
+    /// Returns the number of rounds in just under a minute, if each round has this outcome.
     async fn rounds(changes: impl Stream<Item = ()>, outcome: impl Fn() -> Result<Outcome, io::Error>) -> u32 {
         let (metrics, rounds) = (ControllerMetrics::default(), Cell::new(0));
         let round = async || {
@@ -186,7 +186,7 @@ mod tests {
         let four_a_second = 230..240;
         assert_eq!(rounds(stream::pending(), || Ok(Outcome::UpToDate)).await, 2);
         assert!(four_a_second.contains(&rounds(stream::repeat(()), || Ok(Outcome::UpToDate)).await));
-        // After a change the next round starts at once: more may be necessary.
+        // After a change the next round starts at once, because more changes may be necessary.
         assert!(four_a_second.contains(&rounds(stream::pending(), || Ok(Outcome::Changed)).await));
         for outcome in [|| Ok(Outcome::Conflict), || Err(io::Error::other("down")), || panic!("a bug")] {
             let failing = rounds(stream::repeat(()), outcome).await;

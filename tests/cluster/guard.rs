@@ -182,7 +182,7 @@ async fn the_controller_writes_nothing_else_of_pods() {
     let namespace = sandbox.plane.namespace(Some("enabled"));
     let rich = namespace.create(&rich());
     let pod_path = path(&namespace, "rich");
-    let spec = "of a pod's spec Spillway may change its tolerations only";
+    let spec = "Spillway may change only the tolerations of a pod's spec";
     for (patch, words) in [
         (json!([{"op": "replace", "path": "/spec/containers/0/image", "value": "evil"}]), spec),
         (json!({"spec": {"activeDeadlineSeconds": 1}}), spec),
@@ -190,18 +190,21 @@ async fn the_controller_writes_nothing_else_of_pods() {
         (json!({"spec": {"nodeSelector": {"type": "virtual-kubelet"}}}), spec),
         (
             json!([{"op": "add", "path": "/spec/tolerations/-", "value": {"operator": "Exists"}}]),
-            "name a key and an effect",
+            "tolerations with a key and an effect",
         ),
         (
             json!([{"op": "add", "path": "/spec/tolerations/-", "value": {"operator": "Exists", "effect": "NoSchedule"}}]),
-            "name a key and an effect",
+            "tolerations with a key and an effect",
         ),
         (
             json!([{"op": "add", "path": "/spec/tolerations/-", "value": {"key": "gpu", "operator": "Exists"}}]),
-            "name a key and an effect",
+            "tolerations with a key and an effect",
         ),
         // The API server itself allows this change.
-        (json!([{"op": "replace", "path": "/spec/tolerations/0/tolerationSeconds", "value": 9}]), "and change none"),
+        (
+            json!([{"op": "replace", "path": "/spec/tolerations/0/tolerationSeconds", "value": 9}]),
+            "may not change tolerations",
+        ),
         (json!({"metadata": {"annotations": {"example.com/a": "c"}}}), "annotations spillway.dev/*"),
         (json!({"metadata": {"annotations": {"example.com/a": null}}}), "annotations spillway.dev/*"),
         (json!({"metadata": {"annotations": {"example.com/new": ""}}}), "annotations spillway.dev/*"),
@@ -215,7 +218,9 @@ async fn the_controller_writes_nothing_else_of_pods() {
         controller.refuses("PATCH", &pod_path, patch, words).await;
     }
     for patch in metadata_changes() {
-        controller.refuses("PATCH", &pod_path, patch, "of a pod's metadata Spillway may change annotations only").await;
+        controller
+            .refuses("PATCH", &pod_path, patch, "Spillway may change only the annotations of a pod's metadata")
+            .await;
     }
     let mut replaced = rich.clone();
     replaced["spec"]["containers"][0]["image"] = "evil".into();
@@ -223,7 +228,7 @@ async fn the_controller_writes_nothing_else_of_pods() {
 
     let pods = format!("/api/v1/namespaces/{}/pods", namespace.name);
     controller.allows("POST", &format!("{pods}?dryRun=All"), pod("trial", &json!({}))).await;
-    let other = "neither create nor delete them, nor use another subresource";
+    let other = "may not create or delete pods, nor use other subresources";
     controller.refuses("POST", &pods, pod("new", &json!({})), other).await;
     controller.refuses("DELETE", &pod_path, json!({}), other).await;
     controller.refuses("DELETE", &pods, json!({}), other).await;
@@ -280,8 +285,8 @@ async fn the_controller_writes_its_own_taints_and_unschedulable() {
     controller.allows("PATCH", path, json!({"spec": {"unschedulable": true}})).await;
     controller.allows("PATCH", path, json!({"spec": {"unschedulable": null}})).await;
     controller.allows("PATCH", "/api/v1/nodes/bare", json!({"spec": {"unschedulable": true}})).await;
-    let only = "of a node Spillway may change taints and unschedulable only";
-    let taints = "Spillway may write the taints spillway.dev/* only";
+    let only = "Spillway may change only taints and unschedulable of a node";
+    let taints = "Spillway may write only the taints spillway.dev/*";
     for (patch, words) in [
         (json!({"spec": {"taints": null}}), taints),
         (json!({"spec": {"taints": [own]}}), taints),
@@ -295,7 +300,7 @@ async fn the_controller_writes_its_own_taints_and_unschedulable() {
     for patch in metadata_changes() {
         controller.refuses("PATCH", path, patch, only).await;
     }
-    let other = "neither create nor delete them, nor use a subresource";
+    let other = "may not create or delete nodes, nor use subresources";
     controller.refuses("DELETE", path, json!({}), other).await;
     controller.refuses("PATCH", &format!("{path}/status"), json!({"status": {"capacity": {"cpu": "9"}}}), other).await;
     controller.refuses("POST", "/api/v1/nodes", json!({"metadata": {"name": "new"}}), other).await;
@@ -322,7 +327,7 @@ async fn the_controller_writes_only_the_secret_of_its_authority() {
                 json!({"data": {"tls.crt": "YQ=="}, "metadata": {"labels": {"a": "b"}}}),
             )
             .await;
-        let only = "Spillway may create and change the Secret spillway-ca";
+        let only = "Spillway may create and change only the Secret spillway-ca";
         controller.refuses("DELETE", &format!("{secrets}/spillway-ca"), json!({}), only).await;
         sandbox.plane.delete(AUTHORITY_SECRET);
         controller.refuses("POST", secrets, secret("other", kind), only).await;
@@ -345,7 +350,7 @@ async fn the_controller_writes_only_its_own_config_map_and_events() {
     let maps = |namespace: &str| format!("/api/v1/namespaces/{namespace}/configmaps");
     let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
     let report = format!("{}/spillway-identity-report", maps("spillway-system"));
-    let only = "Spillway may create and change the ConfigMap spillway-identity-report only";
+    let only = "Spillway may create and change only the ConfigMap spillway-identity-report";
     controller.allows("POST", &maps("spillway-system"), map("spillway-identity-report")).await;
     controller.allows("PATCH", &report, json!({"data": {"report.json": "{}"}})).await;
     controller.refuses("DELETE", &report, json!({}), only).await;
@@ -360,7 +365,7 @@ async fn the_controller_writes_only_its_own_config_map_and_events() {
             "action": "Reconcile", "reason": "IdentityF3", "type": "Warning",
             "regarding": {"kind": kind, "namespace": namespace, "name": "default"}})
     };
-    let only = "Spillway may write events in its own name only";
+    let only = "Spillway may write only events in its own name";
     let ours = "spillway-controller";
     controller.allows("POST", &events("default"), event("guard-a", "default", "ServiceAccount", ours)).await;
     controller.allows("POST", &events("spillway-system"), event("guard-b", "spillway-system", "Secret", ours)).await;
@@ -382,7 +387,7 @@ async fn the_controller_writes_only_the_ca_bundle_of_its_webhooks() {
             controller.allows("PATCH", &ours, json!([{"op": op, "path": path, "value": bundle}])).await;
         }
     }
-    let only = "the caBundle of its webhooks only";
+    let only = "only the caBundle of the webhooks of aci-spillway";
     for patch in [
         json!([{"op": "replace", "path": "/webhooks/0/clientConfig", "value": {"url": "https://evil.example", "caBundle": "YQo="}}]),
         json!([{"op": "replace", "path": "/webhooks/0/clientConfig/service/name", "value": "evil"}]),
@@ -397,7 +402,7 @@ async fn the_controller_writes_only_the_ca_bundle_of_its_webhooks() {
     ] {
         controller.refuses("PATCH", &ours, patch, only).await;
     }
-    let name = "Spillway may change the configuration aci-spillway only";
+    let name = "Spillway may change only the MutatingWebhookConfiguration aci-spillway";
     controller.refuses("DELETE", &ours, json!({}), name).await;
     controller.refuses("POST", CONFIGURATIONS, json!({"metadata": {"name": "other"}}), name).await;
     sandbox.plane.create(&json!({

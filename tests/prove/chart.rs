@@ -1,4 +1,4 @@
-//! A chart: over time, how many pods are on VMs, on virtual nodes, and waiting.
+//! Draws the number of pods on VMs, on virtual nodes and waiting, over time.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use plotters::{
 
 use crate::timeline::{Counts, Recording};
 
-/// Of one group, or of one scene.
+/// The chart of one group or one scene.
 #[derive(Debug)]
 pub(crate) struct Panel {
     pub(crate) title: String,
@@ -18,15 +18,15 @@ pub(crate) struct Panel {
 
 type Error = Box<dyn std::error::Error>;
 
-// Told apart by those who do not tell red from green, too.
+// Readers who cannot distinguish red from green can distinguish these colours.
 const VMS: RGBColor = RGBColor(0x2b, 0x6c, 0xb0);
 const VIRTUAL: RGBColor = RGBColor(0xed, 0x89, 0x36);
 const WAITING: RGBColor = RGBColor(0xa0, 0xae, 0xc0);
 
-/// The name and the colour of a layer, and what it shows.
+/// The name, the colour and the height of a layer.
 type Layer = (&'static str, RGBColor, fn(Counts) -> usize);
 
-/// The layers from the back to the front: each covers what is below it.
+/// The layers from the back to the front. Each layer covers the layers behind it.
 const LAYERS: [Layer; 3] = [
     ("waiting", WAITING, Counts::total),
     ("on the virtual node", VIRTUAL, |counts| counts.vms + counts.virtual_nodes),
@@ -74,7 +74,7 @@ fn draw_panel(
         chart.draw_series(AreaSeries::new(steps(recording, height), 0, colour.filled()))?;
     }
     for (place, (at, what)) in recording.marks.iter().enumerate() {
-        // Neighbours would write over each other.
+        // Labels at the same height would overlap.
         let top = most + most / 3 - place % 3 * (most / 9);
         chart.draw_series(LineSeries::new([(*at, 0), (*at, top)], BLACK.mix(0.5)))?;
         let style = ("sans-serif", 11).into_text_style(area).pos(Pos::new(HPos::Left, VPos::Top));
@@ -83,7 +83,7 @@ fn draw_panel(
     Ok(())
 }
 
-/// A count stays until the next one.
+/// Returns a step function: each count applies until the next count.
 fn steps(recording: &Recording, height: fn(Counts) -> usize) -> Vec<(f64, usize)> {
     let mut points: Vec<(f64, usize)> = Vec::new();
     for (at, counts) in &recording.samples {

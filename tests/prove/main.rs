@@ -1,9 +1,9 @@
-//! `make prove`: stories on the real scheduler, each beside a control group that does by hand what is usually advised, a toleration
-//! and a preferred affinity in every manifest.
+//! `make prove`: scenarios on the real scheduler. The control group follows the usual advice: a toleration and a preferred affinity in
+//! every manifest.
 //!
-//! Each story makes claims. A run in which one does not hold fails and leaves `docs/proof` as it is; one that confirms all of them
-//! writes a table and a chart for each story there. With the letters of some stories as arguments only these run, and what they
-//! show stays in `target/proof`.
+//! Each scenario makes claims. If all claims hold, the run writes a table and a chart of each scenario to `docs/proof`. Otherwise the run
+//! fails and does not change `docs/proof`. With the letters of some scenarios as arguments, only these scenarios run, and the results
+//! are in `target/proof`.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,15 +15,15 @@
 )]
 
 mod chart;
+mod clusters;
 mod late;
 mod outage;
 mod proof;
 mod scale_in;
-mod stage;
 mod timeline;
 mod vm_first;
 
-#[allow(dead_code, unused_imports)] // what is here is for all tests, and these use some of it
+#[allow(dead_code, unused_imports)] // this test uses a part of the harness
 #[path = "../cluster/harness/mod.rs"]
 mod harness;
 
@@ -33,33 +33,34 @@ use std::{
     process::ExitCode,
 };
 
-use proof::Story;
-use stage::Stage;
+use clusters::Clusters;
+use proof::Scenario;
 
-/// A story's letter, and what plays it.
-type Play = (&'static str, fn(&mut Stage) -> Story);
+/// The letter of a scenario, and its function.
+type NamedScenario = (&'static str, fn(&mut Clusters) -> Scenario);
 
-const STORIES: [Play; 4] = [("A", vm_first::play), ("B", scale_in::play), ("D", late::play), ("E", outage::play)];
+const SCENARIOS: [NamedScenario; 4] =
+    [("A", vm_first::run), ("B", scale_in::run), ("D", late::run), ("E", outage::run)];
 
 fn main() -> ExitCode {
     let chosen: Vec<String> = env::args().skip(1).collect();
     let is_chosen = |letter: &str| chosen.is_empty() || chosen.iter().any(|one| one.eq_ignore_ascii_case(letter));
-    let mut stage = Stage::set();
-    let stories = STORIES.iter().filter(|(letter, _)| is_chosen(letter));
-    let stories: Vec<Story> = stories
-        .map(|(letter, play)| {
-            println!("story {letter}");
-            let story = play(&mut stage);
-            story.print();
-            story
+    let mut clusters = Clusters::start();
+    let scenarios = SCENARIOS.iter().filter(|(letter, _)| is_chosen(letter));
+    let scenarios: Vec<Scenario> = scenarios
+        .map(|(letter, run)| {
+            println!("scenario {letter}");
+            let scenario = run(&mut clusters);
+            scenario.print();
+            scenario
         })
         .collect();
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let is_confirmed = stories.iter().all(Story::is_confirmed);
-    let is_complete = stories.len() == STORIES.len();
+    let is_confirmed = scenarios.iter().all(Scenario::is_confirmed);
+    let is_complete = scenarios.len() == SCENARIOS.len();
     let target: PathBuf = project.join(if is_confirmed && is_complete { "docs/proof" } else { "target/proof" });
     fs::create_dir_all(&target).unwrap();
-    proof::write(&stories, &target);
+    proof::write(&scenarios, &target);
     println!("written to {}", target.display());
     if is_confirmed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,49 +1,49 @@
-//! What a story has shown: a table, claims, and a chart.
+//! The results of a scenario: a table, claims, and a chart.
 
 use std::{fmt::Write, fs, path::Path};
 
 use crate::{
     chart::{self, Panel},
-    stage::wait_for_age,
+    clusters::wait_for_age,
     timeline::{Counts, Timeline},
 };
 
-/// What a story claims, and whether it came true.
+/// A claim of a scenario, and whether the run confirmed the claim.
 #[derive(Debug)]
 pub(crate) struct Claim {
     text: String,
     holds: bool,
 }
 
-/// A row of a story's table.
+/// A row of a scenario's table.
 #[derive(Debug)]
 struct Row {
     scene: String,
     group: &'static str,
-    /// On each VM, such as `8/8/8`.
+    /// The number of pods on each VM, such as `8/8/8`.
     vms: String,
     counts: Counts,
     remark: String,
 }
 
-/// What a story has shown so far.
+/// The results of a scenario so far.
 #[derive(Debug)]
-pub(crate) struct Story {
+pub(crate) struct Scenario {
     letter: &'static str,
     title: &'static str,
-    /// What is done, in a sentence or two.
+    /// A description of the scenario.
     about: &'static str,
     rows: Vec<Row>,
     claims: Vec<Claim>,
     panels: Vec<Panel>,
 }
 
-impl Story {
+impl Scenario {
     pub(crate) fn new(letter: &'static str, title: &'static str, about: &'static str) -> Self {
         Self { letter, title, about, rows: Vec::new(), claims: Vec::new(), panels: Vec::new() }
     }
 
-    /// Where the pods are now.
+    /// Adds a row with the present numbers of pods.
     pub(crate) fn row(&mut self, scene: &str, group: &'static str, timeline: &Timeline, remark: String) {
         let nodes = timeline.nodes().into_iter().filter(|(node, _)| node.starts_with("vm-"));
         let vms: Vec<_> = nodes.map(|(_, count)| count.to_string()).collect();
@@ -56,7 +56,7 @@ impl Story {
         self.claims.push(Claim { text: text.into(), holds });
     }
 
-    /// What of it the chart is to show, side by side. It goes on for a while, so that it is seen that nothing more happens.
+    /// Adds the timeline to the chart, beside the others. Records for a while longer, to show that the pods stay where they are.
     pub(crate) fn panel(&mut self, title: impl Into<String>, timeline: &Timeline) {
         wait_for_age(timeline.began(), timeline.elapsed() * 9 / 8);
         self.panels.push(Panel { title: title.into(), recording: timeline.recording() });
@@ -96,20 +96,20 @@ impl Story {
 
 const HEAD: &str = "# Proof
 
-Written by `make prove`: stories on a real etcd, API server, scheduler and controller-manager (Kubernetes 1.36) with fake nodes: three VMs with
-room for 24 pods of half a CPU, and a virtual node. *By hand* is what is usually advised, a toleration and a preferred node affinity
-in the manifest; *with Spillway* the manifest says nothing of virtual nodes, and webhook and controller run as they are installed. A run in
-which a claim does not hold fails, and changes nothing here.
+`make prove` writes this page. It runs scenarios on a real etcd, API server, scheduler and controller-manager (Kubernetes 1.36) with fake
+nodes: a virtual node, and three VMs with room for 24 pods of half a CPU. *By hand* follows the usual advice: a toleration and a preferred
+node affinity in the manifest. *With Spillway*, the manifest does not mention virtual nodes, and the webhook and the controller run as
+users install them. A run in which a claim does not hold fails, and does not change this page.
 
-What it does not show: Azure. No container runs, so a pod starts as soon as it is bound.
+The scenarios do not cover Azure. No container runs, so a pod starts as soon as it is bound.
 
 ";
 
-/// Writes a page, and the charts beside it.
-pub(crate) fn write(stories: &[Story], target: &Path) {
-    let sections: Vec<_> = stories.iter().map(Story::section).collect();
+/// Writes the page and the charts.
+pub(crate) fn write(scenarios: &[Scenario], target: &Path) {
+    let sections: Vec<_> = scenarios.iter().map(Scenario::section).collect();
     fs::write(target.join("README.md"), format!("{HEAD}{}", sections.join("\n"))).unwrap();
-    for story in stories {
-        chart::draw(&target.join(story.chart_name()), &story.panels).unwrap();
+    for scenario in scenarios {
+        chart::draw(&target.join(scenario.chart_name()), &scenario.panels).unwrap();
     }
 }

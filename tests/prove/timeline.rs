@@ -1,4 +1,4 @@
-//! Where the pods of a namespace are, from moment to moment, as a watch brings it.
+//! Records the nodes of a namespace's pods over time, by a watch.
 
 use std::{
     collections::BTreeMap,
@@ -17,13 +17,13 @@ use tokio::sync::oneshot;
 
 use crate::harness::{ControlPlane, eventually};
 
-/// How many pods are where.
+/// The number of pods by kind of node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) vms: usize,
     pub(crate) virtual_nodes: usize,
     pub(crate) waiting: usize,
-    /// Those of the waiting that the scheduler has found no node for.
+    /// Waiting pods for which the scheduler found no node.
     pub(crate) unschedulable: usize,
 }
 
@@ -32,40 +32,41 @@ impl Counts {
         self.vms + self.virtual_nodes + self.waiting
     }
 
-    /// Whether there are so many pods, and the scheduler has looked at every one.
+    /// Returns whether this number of pods exists, and the scheduler has tried each of them.
     pub(crate) fn is_settled(self, pods: usize) -> bool {
         self.total() == pods && self.unschedulable == self.waiting
     }
 }
 
-/// A pod as it was seen last, and when what was seen first.
+/// The last observed state of a pod, and the times of its changes.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Seen {
+pub(crate) struct ObservedPod {
     pub(crate) node: Option<String>,
     pub(crate) is_unschedulable: bool,
-    /// How many tolerations of virtual nodes it has, and since when.
+    /// The number of tolerations of virtual nodes.
     pub(crate) tolerations: usize,
+    /// When the first of them was observed.
     pub(crate) tolerates: Option<Instant>,
-    /// `spillway.dev/decision`
+    /// The annotation `spillway.dev/decision`.
     pub(crate) decision: Option<String>,
     pub(crate) bound: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
 struct Record {
-    pods: BTreeMap<String, Seen>,
+    pods: BTreeMap<String, ObservedPod>,
     samples: Vec<(Instant, Counts)>,
     marks: Vec<(Instant, String)>,
 }
 
-/// Follows the pods until it is dropped.
+/// Watches the pods until the timeline is dropped.
 pub(crate) struct Timeline {
     began: Instant,
     record: Arc<Mutex<Record>>,
     _stop: oneshot::Sender<()>,
 }
 
-/// What a timeline has recorded, in seconds.
+/// The content of a timeline, with times in seconds.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Recording {
     pub(crate) samples: Vec<(f64, Counts)>,
@@ -74,7 +75,7 @@ pub(crate) struct Recording {
 }
 
 impl Timeline {
-    /// Returns once the first list has arrived.
+    /// Starts a watch, and returns when the first list has arrived.
     pub(crate) fn follow(plane: &'static ControlPlane, namespace: &str) -> Self {
         let record = Arc::new(Mutex::new(Record::default()));
         let (stop, stopped) = oneshot::channel();
@@ -97,7 +98,7 @@ impl Timeline {
                 }
             });
         });
-        eventually("the watch of pods to begin", || (!lock(&record).samples.is_empty()).then_some(()));
+        eventually("the first list of pods", || (!lock(&record).samples.is_empty()).then_some(()));
         Self { began: Instant::now(), record, _stop: stop }
     }
 
@@ -105,21 +106,21 @@ impl Timeline {
         lock(&self.record).counts()
     }
 
-    /// Something happens that a chart should name.
+    /// Marks an event that the chart should name.
     pub(crate) fn mark(&self, what: &str) {
         lock(&self.record).marks.push((Instant::now(), what.to_owned()));
     }
 
-    /// Waits until this is true of the pods.
+    /// Waits until a condition on the counts holds.
     pub(crate) fn wait(&self, what: &str, is_so: impl Fn(Counts) -> bool) -> Counts {
         eventually(&format!("{what} (now {:?})", self.now()), || Some(self.now()).filter(|counts| is_so(*counts)))
     }
 
-    pub(crate) fn pods(&self) -> Vec<Seen> {
+    pub(crate) fn pods(&self) -> Vec<ObservedPod> {
         lock(&self.record).pods.values().cloned().collect()
     }
 
-    /// Node → how many of the pods are on it.
+    /// Returns the number of pods by node.
     pub(crate) fn nodes(&self) -> BTreeMap<String, usize> {
         let mut nodes = BTreeMap::new();
         for node in self.pods().into_iter().filter_map(|pod| pod.node) {
@@ -151,7 +152,7 @@ impl Record {
     fn take(&mut self, event: Event<Pod>) {
         match event {
             Event::Init => self.pods.clear(),
-            Event::InitApply(pod) | Event::Apply(pod) => self.see(&pod),
+            Event::InitApply(pod) | Event::Apply(pod) => self.observe(&pod),
             Event::Delete(pod) => drop(self.pods.remove(&pod.name_any())),
             Event::InitDone => {}
         }
@@ -161,7 +162,7 @@ impl Record {
         }
     }
 
-    fn see(&mut self, pod: &Pod) {
+    fn observe(&mut self, pod: &Pod) {
         let (now, seen) = (Instant::now(), self.pods.entry(pod.name_any()).or_default());
         let Some(spec) = &pod.spec else { return };
         seen.node.clone_from(&spec.node_name);

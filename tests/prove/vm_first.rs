@@ -1,18 +1,18 @@
-//! A: while VMs have room, pods go to VMs.
+//! A: while VMs have room, pods are scheduled to VMs.
 
 use serde_json::json;
 
 use crate::{
-    proof::Story,
-    stage::{Group, ROOM, Stage, Web, clear},
+    clusters::{Clusters, Group, ROOM, Web, clear},
+    proof::Scenario,
 };
 
-const ABOUT: &str = "18 pods where the VMs have room for 24, in several shapes; then 30 pods. The scheduler weighs the preference of the \
-manifest against spreading and free resources, where an empty virtual node wins. Spillway's controller taints virtual nodes with \
+const ABOUT: &str = "Several Deployments of 18 pods, and one of 30, on VMs with room for 24. The scheduler weighs the manifest's preference against \
+spreading and free resources, which favour an empty virtual node. Spillway's controller taints virtual nodes with \
 `spillway.dev/last-resort:PreferNoSchedule`, which weighs more.";
 
-pub(crate) fn play(stage: &mut Stage) -> Story {
-    let mut story = Story::new("A", "VMs first", ABOUT);
+pub(crate) fn run(clusters: &mut Clusters) -> Scenario {
+    let mut scenario = Scenario::new("A", "VMs first", ABOUT);
     let few = || Web::of(18);
     let scenes = [
         ("18 pods", few()),
@@ -26,12 +26,12 @@ pub(crate) fn play(stage: &mut Stage) -> Story {
     let (mut leaked_by_hand, mut leaked) = (0, 0);
     for (scene, web) in scenes {
         for group in Group::BOTH {
-            let namespace = stage.namespace(group, "enabled", &json!({}));
-            let timeline = web.create(stage, group, &namespace);
+            let namespace = clusters.namespace(group, "enabled", &json!({}));
+            let timeline = web.create(clusters, group, &namespace);
             let counts = timeline.wait("every pod to be placed", |counts| counts.is_settled(web.replicas));
-            story.row(scene, group.title(), &timeline, String::new());
+            scenario.row(scene, group.title(), &timeline, String::new());
             if scene == "18 pods" {
-                story.panel(format!("{scene}, {}", group.title()), &timeline);
+                scenario.panel(format!("{scene}, {}", group.title()), &timeline);
             }
             let leak = counts.virtual_nodes.saturating_sub(web.replicas.saturating_sub(ROOM));
             match group {
@@ -39,18 +39,18 @@ pub(crate) fn play(stage: &mut Stage) -> Story {
                 Group::Spillway => leaked += leak,
             }
             if web.replicas > ROOM && group == Group::Spillway {
-                story.claim(
-                    "of 30 pods 24 are on VMs and 6 on the virtual node",
+                scenario.claim(
+                    "of 30 pods, 24 run on VMs and 6 on the virtual node",
                     (counts.vms, counts.virtual_nodes) == (24, 6),
                 );
             }
             clear(&namespace, &timeline);
         }
     }
-    story.claim(
-        format!("by hand pods go to the virtual node while VMs have room ({leaked_by_hand} in all scenes)"),
+    scenario.claim(
+        format!("by hand, pods run on the virtual node while VMs have room ({leaked_by_hand} in all scenes)"),
         leaked_by_hand > 0,
     );
-    story.claim("with Spillway none does, in any scene", leaked == 0);
-    story
+    scenario.claim("with Spillway, no pod does so in any scene", leaked == 0);
+    scenario
 }

@@ -1,17 +1,17 @@
-//! Changes JSON as JSON. Changed byte by byte, nearly every review would only test how serde_json refuses it.
+//! Mutates the structure of JSON. With mutated bytes, nearly every review would only test how serde_json refuses invalid JSON.
 
 use libfuzzer_sys::fuzzer_mutate;
 use serde_json::{Value, json};
 
-/// Changes the input in place and returns its new size; `seed` decides how.
+/// Mutates the input in place and returns its new size. `seed` selects the mutation.
 pub(crate) fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize {
-    let mut dice = Dice(seed);
-    // Now and then bytes all the same: they make what no JSON writer would.
-    if dice.below(4) > 0
+    let mut random = Random(seed);
+    // One input in four gets mutated bytes, which yield texts that no JSON writer produces.
+    if random.below(4) > 0
         && let Ok(mut document) = serde_json::from_slice::<Value>(&data[..size])
     {
-        for _ in 0..=dice.below(3) {
-            change(&mut document, &mut dice);
+        for _ in 0..=random.below(3) {
+            change(&mut document, &mut random);
         }
         let text = document.to_string();
         if text.len() <= max_size {
@@ -23,9 +23,9 @@ pub(crate) fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32) -
 }
 
 /// Pseudo-random numbers: a linear congruential generator (Numerical Recipes, chapter 7).
-struct Dice(u32);
+struct Random(u32);
 
-impl Dice {
+impl Random {
     fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (self.0 >> 8) as usize % limit
@@ -36,7 +36,7 @@ impl Dice {
     }
 }
 
-/// Fields on the way to what Spillway reads or adds, and keys that it gives a meaning to.
+/// Names of fields that Spillway reads or adds, names of their parents, and keys with a meaning for Spillway.
 const KEYS: &[&str] = &[
     "metadata",
     "spec",
@@ -112,62 +112,62 @@ const WORDS: &[&str] = &[
     "quotes \" and \\ and \n and ü",
 ];
 
-fn fragment(dice: &mut Dice) -> Value {
-    match dice.below(8) {
+fn fragment(random: &mut Random) -> Value {
+    match random.below(8) {
         0 => Value::Null,
         1 => json!({}),
         2 => json!([]),
-        3 => json!(dice.below(3)),
-        4 => json!({*dice.one_of(KEYS): *dice.one_of(WORDS)}),
+        3 => json!(random.below(3)),
+        4 => json!({*random.one_of(KEYS): *random.one_of(WORDS)}),
         5 => json!([{"key": "type", "operator": "NotIn", "values": ["virtual-kubelet"]}]),
-        _ => json!(*dice.one_of(WORDS)),
+        _ => json!(*random.one_of(WORDS)),
     }
 }
 
-/// Changes one place of the document.
-fn change(document: &mut Value, dice: &mut Dice) {
-    let places = places(document);
-    let donor = document.pointer(dice.one_of(&places)).cloned().unwrap_or_default();
-    let Some(place) = document.pointer_mut(dice.one_of(&places)) else { return };
-    match (dice.below(6), place) {
+/// Changes one value of the document.
+fn change(document: &mut Value, random: &mut Random) {
+    let pointers = pointers(document);
+    let donor = document.pointer(random.one_of(&pointers)).cloned().unwrap_or_default();
+    let Some(place) = document.pointer_mut(random.one_of(&pointers)) else { return };
+    match (random.below(6), place) {
         (0, place) => *place = donor,
-        (1, place) => *place = fragment(dice),
+        (1, place) => *place = fragment(random),
         (2, Value::Object(map)) => {
-            if let Some(key) = map.keys().nth(dice.below(map.len().max(1))).cloned() {
+            if let Some(key) = map.keys().nth(random.below(map.len().max(1))).cloned() {
                 map.remove(&key);
             }
         }
         (_, Value::Object(map)) => {
-            map.insert((*dice.one_of(KEYS)).to_owned(), fragment(dice));
+            map.insert((*random.one_of(KEYS)).to_owned(), fragment(random));
         }
         (2, Value::Array(list)) => {
             list.pop();
         }
         (3, Value::Array(list)) => list.push(donor),
-        (_, Value::Array(list)) => list.push(fragment(dice)),
-        (_, place) => *place = json!(*dice.one_of(WORDS)),
+        (_, Value::Array(list)) => list.push(fragment(random)),
+        (_, place) => *place = json!(*random.one_of(WORDS)),
     }
 }
 
-/// JSON pointers to every value of the document, the whole included.
-fn places(document: &Value) -> Vec<String> {
-    fn walk(value: &Value, at: &str, places: &mut Vec<String>) {
-        places.push(at.to_owned());
+/// Returns JSON pointers to every value of the document, including the document itself.
+fn pointers(document: &Value) -> Vec<String> {
+    fn walk(value: &Value, at: &str, pointers: &mut Vec<String>) {
+        pointers.push(at.to_owned());
         match value {
             Value::Object(map) => {
                 for (key, value) in map {
-                    walk(value, &format!("{at}/{}", key.replace('~', "~0").replace('/', "~1")), places);
+                    walk(value, &format!("{at}/{}", key.replace('~', "~0").replace('/', "~1")), pointers);
                 }
             }
             Value::Array(list) => {
                 for (i, value) in list.iter().enumerate() {
-                    walk(value, &format!("{at}/{i}"), places);
+                    walk(value, &format!("{at}/{i}"), pointers);
                 }
             }
             _ => {}
         }
     }
-    let mut places = Vec::new();
-    walk(document, "", &mut places);
-    places
+    let mut pointers = Vec::new();
+    walk(document, "", &mut pointers);
+    pointers
 }

@@ -1,4 +1,4 @@
-//! Advice: what people should change about their virtual nodes and namespaces, and the controller cannot.
+//! Advice: changes of virtual nodes and namespaces that only users can make.
 
 mod plan;
 
@@ -32,16 +32,16 @@ const AUTOSCALER_STATUS: (&str, &str) = ("kube-system", "cluster-autoscaler-stat
 
 /// Why a round failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot tell whether there is a node autoscaler")]
+#[error("cannot find out whether the cluster has a node autoscaler")]
 struct AutoscalerError(#[source] kube::Error);
 
-/// A node autoscaler that was found, if any, and when.
+/// The result of the last search for a node autoscaler.
 struct KnownAutoscaler {
     checked: Instant,
     name: Option<&'static str>,
 }
 
-/// Runs rounds until it is dropped. Changes of pods start no round: they may come all the time.
+/// Runs rounds until the future is dropped. Pods change too often to start a round with each change.
 pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let changes = stream::select(changes_of(inventory.nodes.clone()), changes_of(context.configuration.clone()));
     let mut known = None;

@@ -1,4 +1,4 @@
-//! The advice that a cluster needs, and the numbers behind it.
+//! Plans the advice for a cluster, with the numbers for its metrics.
 
 use std::collections::BTreeMap;
 
@@ -22,14 +22,14 @@ const NEARLY_FULL: EventKind = EventKind::problem("VirtualNodeNearlyFull");
 const PREFER_DRAINS: EventKind = EventKind::advice("PreferDrainsVMs");
 const KUBE_PROXY: EventKind = EventKind::advice("KubeProxyOnVirtualNodes");
 
-/// The most pods that a virtual node of the second generation runs, whatever it advertises
+/// The most pods that a virtual node of the second generation runs. The node may advertise more
 /// (microsoft/virtualnodesOnAzureContainerInstances README.md).
 const MAX_PODS_PER_NODE: usize = 200;
 
 /// From this number of pods a virtual node counts as nearly full.
 const NEARLY_FULL_PODS: usize = MAX_PODS_PER_NODE * 9 / 10;
 
-/// From more kube-proxies than this, opting out pays. Only the second generation adds them to pods, and each watches the API server
+/// Above this number of kube-proxies, Spillway advises to opt out. Only the second generation adds them; each watches the API server
 /// (microsoft/virtualnodesOnAzureContainerInstances Docs/HighScaleRecommendations.md).
 const MANY_KUBE_PROXIES: usize = 1_000;
 
@@ -54,7 +54,7 @@ impl Plan {
     }
 }
 
-/// Plans a round. Returns nothing while an input has not arrived.
+/// Plans a round. Returns `None` until all inputs have arrived.
 pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
     let Observation { nodes, pods, configuration, .. } = *observation;
     let settings = &configuration.virtual_nodes;
@@ -77,7 +77,7 @@ fn advise_node(node: &Node, settings: &VirtualNodes, pods: &PodStore, plan: &mut
     if let Some(taint) = untolerated_taint(node, settings) {
         plan.counts.not_tolerated += 1;
         let message = format!(
-            "the toleration of virtualNodes.toleration does not cover the taint {taint} of this virtual node: no pod overflows to it"
+            "no pod overflows to this virtual node: virtualNodes.toleration does not tolerate its taint {taint}"
         );
         plan.event(node.reference(), NOT_TOLERATED, message);
     }
@@ -85,19 +85,19 @@ fn advise_node(node: &Node, settings: &VirtualNodes, pods: &PodStore, plan: &mut
     if node.is_second_generation() && pods >= NEARLY_FULL_PODS {
         plan.counts.nearly_full += 1;
         let message = format!(
-            "{pods} pods are on this virtual node, which runs at most {MAX_PODS_PER_NODE}: more than that hang"
+            "{pods} pods are bound to this virtual node, which runs at most {MAX_PODS_PER_NODE}: further pods hang"
         );
         plan.event(node.reference(), NEARLY_FULL, message);
     }
 }
 
-/// The pods that hold a place on a virtual node.
+/// The pods that are bound to a virtual node and have not ended.
 fn pods_on<'o>(node: &Node, pods: &'o PodStore) -> impl Iterator<Item = &'o VirtualPod> {
-    let there = pods.on_virtual_nodes().filter(|(_, slim, pod)| *slim.node == *node.name && !pod.has_ended);
-    there.map(|(_, _, pod)| pod)
+    let on_node = pods.on_virtual_nodes().filter(|(_, scheduled, pod)| *scheduled.node == *node.name && !pod.has_ended);
+    on_node.map(|(_, _, pod)| pod)
 }
 
-/// Returns a taint that the configured toleration does not cover, as kubectl writes it. Ignores Spillway's taints and those that
+/// Returns a taint that the configured toleration does not tolerate, as kubectl writes it. Ignores the taints that Spillway or
 /// Kubernetes adds and removes.
 fn untolerated_taint(node: &Node, settings: &VirtualNodes) -> Option<String> {
     let is_ignored = |taint: &Taint<'_>| taint.key.starts_with("node.kubernetes.io/") || taint.key.starts_with(PREFIX);
@@ -106,7 +106,7 @@ fn untolerated_taint(node: &Node, settings: &VirtualNodes) -> Option<String> {
     taints.next().map(|Taint { key, value, effect }| format!("{key}={value}:{effect}"))
 }
 
-/// Number of Spillway's pods on virtual nodes for which the VMs have room now.
+/// The number of pods that Spillway let overflow and that would fit on VMs now.
 fn fitting_on_vms(vms: &[&Node], pods: &PodStore) -> u64 {
     let mut capacity = FreeCapacity::new(vms.iter().copied(), pods.scheduled());
     let pods = pods.on_virtual_nodes().map(|(_, _, pod)| pod);
@@ -130,14 +130,14 @@ fn advise_kube_proxy<'o>(pods: impl Iterator<Item = &'o VirtualPod>, plan: &mut 
     }
     for (namespace, count) in namespaces {
         let message = format!(
-            "{total} pods on virtual nodes run a kube-proxy each, {count} of them of this namespace, and every one watches the API server: if they need no Services, annotate the namespace with spillway.dev/kube-proxy: opt-out"
+            "{total} pods on virtual nodes run a kube-proxy that watches the API server, {count} of them in this namespace. If they need no Services, annotate the namespace with spillway.dev/kube-proxy: opt-out"
         );
         plan.event(namespace_reference(namespace), KUBE_PROXY, message);
     }
 }
 
-/// In mode `prefer` pods on VMs have the toleration. The scale-down simulation of a node autoscaler then counts virtual nodes as free
-/// capacity, and it drains VMs onto them.
+/// In mode `prefer`, pods on VMs have the toleration. A node autoscaler that simulates a scale-down then counts virtual nodes as free
+/// capacity, and drains VMs onto them.
 fn advise_prefer(observation: &Observation<'_>, plan: &mut Plan) {
     let Some(autoscaler) = observation.autoscaler else { return };
     let configuration = observation.configuration;
@@ -148,7 +148,7 @@ fn advise_prefer(observation: &Observation<'_>, plan: &mut Plan) {
     for (name, _) in prefer {
         plan.counts.prefer_drains += 1;
         let message = format!(
-            "{autoscaler} runs here, and pods of mode prefer tolerate virtual nodes on VMs too: it may drain VMs onto virtual nodes. Mode late (profile autoscaled) does not have that"
+            "{autoscaler} may drain VMs onto virtual nodes, because pods of mode prefer tolerate virtual nodes even while they run on VMs. Mode late (profile autoscaled) avoids this"
         );
         plan.event(namespace_reference(name), PREFER_DRAINS, message);
     }
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(reported("v", 180, json!({})), nearly_full);
         assert_eq!(reported("v", 180, json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})), nearly_full);
         assert_eq!(reported("v", 180, json!({"status": {"phase": "Failed", "reason": "ProviderFailed"}})), []);
-        assert_eq!(reported("first-generation", 180, json!({})), [], "it has no such limit");
+        assert_eq!(reported("first-generation", 180, json!({})), [], "the first generation has no such limit");
     }
 
     #[test]
@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(reasons(1_000), Vec::<String>::new());
         assert_eq!(reasons(1_001), ["calm", "shop"]);
         let (_, counts) = planned(vec![node("first-generation", &json!([azure()]))], pods(9), None);
-        assert_eq!(counts.with_kube_proxy, 0, "its pods have none");
+        assert_eq!(counts.with_kube_proxy, 0, "pods of the first generation have no kube-proxy");
     }
 
     #[test]
@@ -283,19 +283,23 @@ mod tests {
         assert_eq!(count(pods(6, &json!({}))), 4, "a VM of four CPUs");
         assert_eq!(count(pods(3, &json!({"metadata": {"annotations": null}}))), 0, "not ours");
         let stays = json!({"metadata": {"annotations": {DECISION: "stay: HostPath"}}});
-        assert_eq!(count(pods(3, &stays)), 0, "not let there by us");
+        assert_eq!(count(pods(3, &stays)), 0, "Spillway did not let these pods overflow");
         assert_eq!(
             count(pods(3, &json!({"spec": {"nodeSelector": {"type": "virtual-kubelet"}}}))),
             0,
-            "they want to be there"
+            "these pods do not accept VMs"
         );
         let near = json!([{"topologyKey": "kubernetes.io/hostname", "labelSelector": {}}]);
         let near = json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": near}});
-        assert_eq!(count(pods(3, &json!({"spec": {"affinity": near}}))), 0, "where others are is not known");
+        assert_eq!(
+            count(pods(3, &json!({"spec": {"affinity": near}}))),
+            0,
+            "Spillway does not know the nodes of the other pods"
+        );
         assert_eq!(
             count(pods(3, &json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}))),
             0,
-            "on their way out"
+            "terminating pods"
         );
     }
 }

@@ -1,12 +1,12 @@
-//! Closes virtual nodes to new pods while they are at their cap, or while too many pods fail to start there.
+//! Closes virtual nodes to new pods at the cap, or while too many pods on virtual nodes fail to start.
 //!
-//! A virtual node never looks full. The first generation advertises thousands of CPUs, while the quota of a subscription is often 100
-//! container groups (MicrosoftDocs/azure-compute-docs `container-instances-resource-and-quota-limits.md`), and pods beyond it are bound
-//! and fail. With the taint `spillway.dev/full:NoSchedule` on virtual nodes, they wait for a VM instead.
+//! A virtual node never looks full to the scheduler. The first generation advertises thousands of CPUs, but the quota of a subscription
+//! is often 100 container groups (MicrosoftDocs/azure-compute-docs `container-instances-resource-and-quota-limits.md`). Pods above the
+//! quota are bound to the node and fail. The taint `spillway.dev/full:NoSchedule` makes them wait for a VM.
 //!
-//! The taint keeps away all pods that do not tolerate it, whether they came through Spillway or not. Spillway refuses nothing, and
-//! running pods continue. The scheduler does not count: pods that it binds before it sees the taint exceed the cap. A terminating pod
-//! counts until it is gone, as its container group does; a pod that has ended does not count.
+//! The taint affects all pods that do not tolerate it, also pods that Spillway did not change. Spillway refuses no pod, and running pods
+//! continue. Pods that the scheduler binds before it sees the taint may exceed the cap. A terminating pod counts until it is deleted,
+//! because its container group still exists. A pod that has ended does not count.
 
 mod plan;
 
@@ -24,14 +24,14 @@ use crate::{cluster::Inventory, kubernetes::Backoff};
 
 const RECONCILER: &str = "capacity";
 
-/// Runs rounds until it is dropped.
+/// Runs rounds until the future is dropped.
 pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let changes = [
         changes_of(inventory.nodes.clone()),
         changes_of(inventory.pods.on_virtual_nodes()),
         changes_of(context.configuration.clone()),
     ];
-    // Before the first round, the cause for which a former leader closed virtual nodes is unknown.
+    // Until the first round, the controller does not know why a former leader closed virtual nodes.
     let (mut closed, mut backoff) = (None, Backoff::default());
     let round = async || round(context, inventory, &mut closed, &mut backoff).await;
     Box::pin(run_rounds(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;

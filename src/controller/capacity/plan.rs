@@ -1,4 +1,4 @@
-//! Whether virtual nodes must be closed, and which nodes get or lose the taint.
+//! Decides whether virtual nodes must be closed, and which nodes get or lose the taint.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ const CAP_REACHED: EventKind = EventKind::warning("VirtualNodesFull");
 const BREAKER_OPEN: EventKind = EventKind::warning("BreakerOpen");
 const REOPENED: EventKind = EventKind::action("VirtualNodesReopened");
 
-/// A pod that has not started by then has failed.
+/// The time in which a pod must start. A pod that takes longer counts as failed.
 const START_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
-/// How long a failure counts, from when the pod was bound. Failed pods may stay forever, and newer pods show the present state.
+/// How long a failure counts, from the binding of the pod. Failed pods may never be deleted, and newer pods show the present state.
 const FAILURE_WINDOW: Duration = Duration::from_secs(30 * 60);
 
 /// Why virtual nodes are closed.
@@ -54,7 +54,7 @@ pub(super) struct Plan {
     pub(super) virtual_nodes: Vec<Node>,
 }
 
-/// Plans a round. Returns nothing while an input has not arrived.
+/// Plans a round. Returns `None` until all inputs have arrived.
 pub(super) fn plan(
     nodes: &Store<Node>,
     pods: &PodStore,
@@ -92,14 +92,14 @@ pub(super) fn plan(
     })
 }
 
-/// Returns whether the cap closes virtual nodes. They open again when a tenth of the cap, and at least one pod, is free, so that they do
-/// not open and close with each pod.
+/// Returns whether the cap closes virtual nodes. They reopen when a tenth of the cap, and at least one pod, is free. Otherwise they would
+/// open and close with each pod.
 fn is_at_cap(total: usize, cap: usize, was_at_cap: bool) -> bool {
     let free = if was_at_cap { (cap / 10).max(1) } else { 0 };
     total >= cap || total + free > cap
 }
 
-/// Returns whether the breaker closes virtual nodes. They open again when half of the failures are gone.
+/// Returns whether the breaker closes virtual nodes. They reopen when half of the failures no longer count.
 fn is_tripped(failing: usize, Breaker { failures }: Breaker, was_tripped: bool) -> bool {
     let failures = failures as usize;
     failures > 0 && (failing >= failures || (was_tripped && failing * 2 > failures))
@@ -108,7 +108,7 @@ fn is_tripped(failing: usize, Breaker { failures }: Breaker, was_tripped: bool) 
 /// Returns whether a pod failed to start.
 ///
 /// Pods of DaemonSets do not count. Virtual nodes run none (learn.microsoft.com/azure/aks/virtual-nodes, limitations), and Spillway does
-/// not place them there. Those that tolerate every taint come even to closed virtual nodes, and would keep them closed.
+/// not change them. A DaemonSet that tolerates every taint has pods on closed virtual nodes too, and these would keep the nodes closed.
 fn has_failed(pod: &VirtualPod, now: Timestamp) -> bool {
     if pod.meta.controller.as_ref().is_some_and(|owner| owner.kind == "DaemonSet") {
         return false;
@@ -117,7 +117,7 @@ fn has_failed(pod: &VirtualPod, now: Timestamp) -> bool {
     !pod.is_terminating && since < FAILURE_WINDOW && (pod.is_failed || (!pod.has_started && since >= START_TIMEOUT))
 }
 
-/// The events of a change.
+/// Returns the events about a change.
 pub(super) fn events(
     before: Closed,
     now: Closed,
@@ -128,18 +128,18 @@ pub(super) fn events(
     if now.by_cap && !before.by_cap {
         let cap = configuration.virtual_nodes.max_pods.unwrap_or_default();
         let note =
-            format!("{} pods are on virtual nodes, and virtualNodes.maxPods is {cap}: no more go there", load.total);
+            format!("closed to new pods: {} pods are on virtual nodes, and virtualNodes.maxPods is {cap}", load.total);
         events.push((CAP_REACHED, note));
     }
     if now.by_breaker && !before.by_breaker {
         let note = format!(
-            "{} pods on virtual nodes have failed to start, and breaker.failures is {}: no more go there",
+            "closed to new pods: {} pods on virtual nodes failed to start, and breaker.failures is {}",
             load.failing, configuration.breaker.failures
         );
         events.push((BREAKER_OPEN, note));
     }
     if before.is_closed() && !now.is_closed() {
-        events.push((REOPENED, format!("virtual nodes take pods again; {} are there", load.total)));
+        events.push((REOPENED, format!("open to new pods again: {} pods are on virtual nodes", load.total)));
     }
     events
 }
@@ -204,7 +204,7 @@ mod tests {
         for (total, was, expected) in [(0, false, false), (1, false, true), (1, true, true), (0, true, false)] {
             assert_eq!(is_at_cap(total, 1, was), expected, "{total} of 1, {was}");
         }
-        assert!(is_at_cap(0, 0, false) && is_at_cap(0, 0, true), "none may be there");
+        assert!(is_at_cap(0, 0, false) && is_at_cap(0, 0, true), "a cap of zero permits no pod");
     }
 
     #[test]
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn nothing_is_planned_before_all_pods_have_arrived() {
         let nodes = [node("v", true, true), node("w", true, false)];
-        assert!(planned("", &nodes, &[], None).is_none(), "the pods of w have not arrived");
+        assert!(planned("", &nodes, &[], None).is_none(), "the pods of node w have not been listed");
     }
 
     #[test]

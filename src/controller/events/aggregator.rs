@@ -1,4 +1,4 @@
-//! Aggregates events by object and reason: 2,000 pods of one ReplicaSet make one event, not 2,000.
+//! Aggregates events by object and reason: 2,000 pods of one ReplicaSet cause one event.
 
 use std::{
     collections::BTreeMap,
@@ -35,17 +35,17 @@ impl EventKind {
         Self { reason, is_warning: false, interval: Duration::from_secs(60) }
     }
 
-    /// An action of the controller that people should look at.
+    /// An action of the controller that users should look at.
     pub(in crate::controller) const fn warning(reason: &'static str) -> Self {
         Self { is_warning: true, ..Self::action(reason) }
     }
 
-    /// A problem, for as long as it lasts.
+    /// A problem: repeated each hour while it lasts.
     pub(in crate::controller) const fn problem(reason: &'static str) -> Self {
         Self { reason, is_warning: true, interval: Duration::from_secs(3600) }
     }
 
-    /// Advice, once a day.
+    /// Advice: repeated each day.
     pub(in crate::controller) const fn advice(reason: &'static str) -> Self {
         Self { reason, is_warning: true, interval: Duration::from_secs(24 * 3600) }
     }
@@ -87,12 +87,12 @@ impl PendingEvent {
     }
 }
 
-/// Events that have not been written yet, and those that were written within their interval.
+/// Events that are pending, or that were written within their interval.
 #[derive(Debug, Default)]
 pub(in crate::controller) struct EventAggregator(Mutex<BTreeMap<Key, PendingEvent>>);
 
 impl EventAggregator {
-    /// Records an occurrence. Does not wait.
+    /// Records an occurrence without waiting for the API server.
     pub(in crate::controller) fn record(&self, about: ObjectReference, kind: EventKind, note: String) {
         let field = |field: &Option<String>| field.clone().unwrap_or_default();
         let object = [&about.kind, &about.namespace, &about.name, &about.uid].map(field);
@@ -108,7 +108,7 @@ impl EventAggregator {
         pending.count += 1;
     }
 
-    /// Writes pending events until it is dropped.
+    /// Writes pending events until the future is dropped.
     pub(in crate::controller) async fn publish(&self, recorder: &EventRecorder) {
         loop {
             for ObjectEvent { about, kind, note } in self.take_due(Instant::now()) {
@@ -119,7 +119,7 @@ impl EventAggregator {
         }
     }
 
-    /// Takes the events that are due, up to a limit. They count as written.
+    /// Takes the events that are due, up to a limit, and marks them as written.
     pub(in crate::controller) fn take_due(&self, now: Instant) -> Vec<ObjectEvent> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, pending| pending.count > 0 || pending.is_within_interval(now));
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(published(&aggregator, start + Duration::from_secs(59)), []);
         assert_eq!(published(&aggregator, start + Duration::from_secs(60)), [owned("web", "pod 2000")]);
         assert_eq!(published(&aggregator, start + Duration::from_secs(3600)), []);
-        assert!(aggregator.0.lock().unwrap().is_empty(), "old events take no memory");
+        assert!(aggregator.0.lock().unwrap().is_empty(), "old events are removed");
     }
 
     #[test]

@@ -19,13 +19,13 @@ const MAX_NOTE_BYTES: usize = 1024;
 pub struct EventRecorder(Recorder);
 
 impl EventRecorder {
-    /// A recorder for this replica.
+    /// Returns a recorder for this replica.
     pub fn new(client: Client, pod_name: &str) -> Self {
         let reporter = Reporter { controller: NAME.to_owned(), instance: Some(pod_name.to_owned()) };
         Self(Recorder::new(client, reporter))
     }
 
-    /// Writes an event. Logs a failure and goes on: the action that the event reports has happened.
+    /// Writes an event. Only logs a failure, because the action that the event reports has already happened.
     pub(in crate::controller) async fn publish(
         &self,
         about: &ObjectReference,
@@ -42,15 +42,15 @@ impl EventRecorder {
     }
 }
 
-/// A different action for each note. The recorder treats events that differ only in their notes as the same, and writes the first note
-/// again (kube-runtime `events.rs`, `EventKey`).
+/// Returns a different action for each note. Otherwise the recorder would treat events that differ only in their notes as the same, and
+/// repeat the first note (kube-runtime `events.rs`, `EventKey`).
 fn action(note: &str) -> String {
     let mut hasher = DefaultHasher::new();
     note.hash(&mut hasher);
     format!("Reconcile-{:016x}", hasher.finish())
 }
 
-/// Truncates a note to what the API server accepts, at the end of a character.
+/// Truncates a note to the most bytes that the API server accepts, at a character boundary.
 fn truncated(mut note: String) -> String {
     if note.len() > MAX_NOTE_BYTES {
         let end = (0..=MAX_NOTE_BYTES).rev().find(|end| note.is_char_boundary(*end)).unwrap_or_default();

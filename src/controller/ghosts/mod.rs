@@ -1,7 +1,7 @@
-//! Reports virtual nodes whose pod is gone (ghosts), and cordons them if the configuration says so.
+//! Reports ghosts: virtual nodes whose pod no longer exists. Cordons them if `virtualNodes.cordonGhosts` is on.
 //!
-//! A pod runs each virtual node of the second generation, and labels of the node name it. When that pod is gone, as after a scale-down of
-//! its release, the Node stays, shows Ready, and pods that are bound to it hang
+//! A pod runs each virtual node of the second generation, and labels of the node name that pod. When a scale-down of the release deletes
+//! the pod, the Node is left behind and shows Ready, and pods that are bound to it hang
 //! (microsoft/virtualnodesOnAzureContainerInstances Docs/NodeCustomizations.md). A node without these labels is never a ghost.
 
 mod plan;
@@ -51,18 +51,18 @@ enum GhostError {
     Cordon(String, #[source] kube::Error),
 }
 
-/// Runs rounds until it is dropped.
+/// Runs rounds until the future is dropped.
 pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let requeue = Requeue::default();
     let changes = [changes_of(inventory.nodes.clone()), changes_of(context.configuration.clone()), requeue.due()];
-    let mut memory = Memory::default();
-    let round = async || round(context, inventory, &requeue, &mut memory).await;
+    let mut state = ReconcilerState::default();
+    let round = async || round(context, inventory, &requeue, &mut state).await;
     Box::pin(run_rounds(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
-/// State that is kept between rounds. A new leader starts without it.
+/// The state between rounds. A new leader starts with an empty state.
 #[derive(Debug, Default)]
-struct Memory {
+struct ReconcilerState {
     missing: MissingPods,
     /// Nodes whose taint another webhook strips.
     backoff: Backoff,
@@ -72,7 +72,7 @@ async fn round(
     context: &Context,
     inventory: &Inventory,
     requeue: &Requeue,
-    memory: &mut Memory,
+    state: &mut ReconcilerState,
 ) -> Result<Outcome, GhostError> {
     let settings = context.configuration.borrow().virtual_nodes.clone();
     let nodes: Vec<_> = {
@@ -80,29 +80,29 @@ async fn round(
         if !nodes.is_listed() {
             return Ok(Outcome::NotSynced);
         }
-        memory.backoff.retain(nodes.values().map(|node| node.name.as_str()));
+        state.backoff.retain(nodes.values().map(|node| node.name.as_str()));
         let is_relevant = |node: &&Node| node.is_virtual(&settings.selector) || GHOST.is_on_observed(node);
         nodes.values().filter(is_relevant).cloned().collect()
     };
-    memory.missing.retain(&nodes);
+    state.missing.retain(&nodes);
     let mut combined = CombinedOutcome::default();
     for node in &nodes {
-        combined.add(reconcile_node(context, node, settings.cordon_ghosts, memory).await);
+        combined.add(reconcile_node(context, node, settings.cordon_ghosts, state).await);
     }
     let now = Instant::now();
-    context.metrics.overflow.ghosts(memory.missing.ghosts(now));
-    if let Some(next) = memory.missing.next_ghost(now) {
+    context.metrics.overflow.ghosts(state.missing.ghosts(now));
+    if let Some(next) = state.missing.next_ghost(now) {
         requeue.after(next);
     }
     combined.outcome()
 }
 
-/// Looks for the pod of a node, and takes the next step.
+/// Checks whether the pod of a node exists, and takes the next step.
 async fn reconcile_node(
     context: &Context,
     node: &Node,
     may_cordon: bool,
-    Memory { missing, backoff }: &mut Memory,
+    ReconcilerState { missing, backoff }: &mut ReconcilerState,
 ) -> Result<Outcome, GhostError> {
     let pod = node_pod(node);
     let is_there = match &pod {
@@ -113,12 +113,12 @@ async fn reconcile_node(
     if is_ghost {
         let pod = pod.unwrap_or_default();
         let message = format!(
-            "pod {pod}, which runs this virtual node, is gone: pods that are bound to it hang. If it is not coming back: kubectl delete node {}",
+            "pod {pod}, which runs this virtual node, no longer exists: pods that are bound to this node hang. To remove the node: kubectl delete node {}",
             node.name
         );
         context.event_aggregator.record(node.reference(), FOUND, message);
     }
-    // The pod may be missing for a moment only, so the node stays as it is.
+    // The pod may be missing only for a moment, so the controller does not change the node yet.
     let is_undecided = !is_there && !is_ghost;
     let step = if is_undecided { None } else { Step::next(node, is_ghost && may_cordon) };
     match step {
@@ -126,7 +126,8 @@ async fn reconcile_node(
         Some(Step::AddTaint) => Ok(context.reconcile_taint(node, GHOST, true, backoff).await?),
         Some(Step::RemoveTaint) => Ok(context.reconcile_taint(node, GHOST, false, backoff).await?),
         Some(Step::Cordon) => {
-            cordon_and_report(context, node, true, "cordoned: the pod that runs this virtual node is gone").await
+            cordon_and_report(context, node, true, "cordoned: the pod that runs this virtual node no longer exists")
+                .await
         }
         Some(Step::Uncordon) => cordon_and_report(context, node, false, uncordon_note(is_ghost)).await,
     }
@@ -135,13 +136,13 @@ async fn reconcile_node(
 /// Why a node is no longer cordoned.
 fn uncordon_note(is_ghost: bool) -> &'static str {
     if is_ghost {
-        "uncordoned: its pod is still gone, but virtualNodes.cordonGhosts is off"
+        "uncordoned: virtualNodes.cordonGhosts is off, but the pod that runs this virtual node still does not exist"
     } else {
-        "uncordoned: it is run again"
+        "uncordoned: the pod that runs this virtual node exists again"
     }
 }
 
-/// The pod that runs a node, if its labels name one.
+/// Returns the pod that runs a node. Returns `None` if no labels name a pod.
 fn node_pod(node: &Node) -> Option<ObjectKey> {
     Some(ObjectKey::new(node.label(POD_NAMESPACE)?, node.label(POD_NAME)?))
 }
@@ -186,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ghost_is_not_reported_as_run_again_when_uncordoned() {
-        assert!(uncordon_note(true).contains("cordonGhosts is off") && uncordon_note(false).contains("run again"));
+    fn an_uncordoned_ghost_is_not_reported_as_back() {
+        assert!(uncordon_note(true).contains("cordonGhosts is off") && uncordon_note(false).contains("exists again"));
     }
 }

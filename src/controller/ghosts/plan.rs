@@ -1,4 +1,4 @@
-//! Which virtual nodes are ghosts, and the next step for a node.
+//! Finds the virtual nodes that are ghosts, and plans the next step for a node.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::super::taints::GHOST;
 use crate::cluster::Node;
 
-/// How long a pod must be missing. A StatefulSet replaces its pod under the same name within seconds.
+/// How long a pod must be missing before its node counts as a ghost. A StatefulSet replaces a pod of the same name within seconds.
 const GHOST_AFTER: Duration = Duration::from_secs(25);
 
 /// Since when the pods of nodes have been missing, by node name.
@@ -15,7 +15,7 @@ const GHOST_AFTER: Duration = Duration::from_secs(25);
 pub(super) struct MissingPods(HashMap<String, Instant>);
 
 impl MissingPods {
-    /// Records whether the pod of a node exists. Returns whether the node is a ghost: the pod was missing at each look for a while.
+    /// Records whether the pod of a node exists. Returns whether the node is a ghost: the pod was missing in each round for that time.
     pub(super) fn update(&mut self, node: &str, is_there: bool, now: Instant) -> bool {
         if is_there {
             self.0.remove(node);
@@ -54,7 +54,7 @@ pub(super) enum Step {
 impl Step {
     pub(super) fn next(node: &Node, should_be_cordoned: bool) -> Option<Self> {
         match (should_be_cordoned, GHOST.is_on_observed(node), node.is_cordoned) {
-            // Cordoned already, by Spillway or another client; or not Spillway's.
+            // Another client's cordon stays, and a cordoned node needs no second cordon.
             (true, _, true) | (false, false, _) => None,
             (true, false, false) => Some(Self::AddTaint),
             (true, true, false) => Some(Self::Cordon),
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(missing.ghosts(start + GHOST_AFTER), 1);
         assert!(
             !missing.update("v", true, start + GHOST_AFTER) && !missing.update("v", false, start + GHOST_AFTER),
-            "it was there in between"
+            "the pod existed in between"
         );
         missing.retain(&[]);
         assert!(missing.0.is_empty());

@@ -1,4 +1,4 @@
-//! Which inputs of the checks were read in full, and what a finding that disappears means: pure.
+//! Records the inputs of the checks that were read in full, and decides what the absence of a finding means. Pure.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,7 +10,7 @@ use spillway_identity::{
 
 use super::report::FindingKey;
 
-/// The state of the inputs that the observation itself does not show.
+/// The state of the inputs, as far as the observation does not show the state.
 #[derive(Debug, Clone, Default)]
 pub(super) struct InputStatus {
     /// `true` if all sources of credentials have been read.
@@ -19,16 +19,16 @@ pub(super) struct InputStatus {
     pub(super) has_discovery: bool,
     /// `true` if the virtual nodes are known.
     pub(super) has_nodes: bool,
-    /// The service accounts whose client IDs the sources have not been read for yet.
+    /// The service accounts for whose client IDs the sources have not been read yet.
     pub(super) pending_accounts: HashSet<AccountName>,
 }
 
-/// The inputs that were read in full. If an input is missing, a finding that disappears is not resolved.
+/// The inputs that were read in full. A finding that disappears while an input is missing is not resolved.
 pub(super) struct Coverage {
     /// The service accounts, with their UIDs.
     accounts: HashMap<AccountName, Option<String>>,
     pending_accounts: HashSet<AccountName>,
-    /// The names of the identities whose credentials are known. If several identities share a name, the credentials of all are.
+    /// The names of the identities whose credentials are known. A name is present only if the credentials of all its identities are known.
     identities: HashSet<String>,
     inputs: HashSet<Input>,
     has_all_identities: bool,
@@ -43,7 +43,7 @@ pub(super) struct Coverage {
 pub(super) enum Resolution {
     /// The problem is resolved.
     Resolved,
-    /// The object is gone, or Spillway does not check it any more.
+    /// The object no longer exists, or Spillway no longer checks the object.
     Gone,
     /// An input is missing.
     Unknown,
@@ -85,7 +85,7 @@ impl Coverage {
         self.accounts.get(account).cloned().flatten()
     }
 
-    /// Returns what the absence of a finding means. Nothing is known of service accounts that are in doubt.
+    /// Returns what the absence of a finding means. For a service account in doubt, the result is `Unknown` if the check reads credentials.
     pub(super) fn resolution(&self, key: &FindingKey, in_doubt: &HashSet<&AccountName>) -> Resolution {
         // The check exists in another version of Spillway only.
         let Some(check) = check_of(&key.id) else { return Resolution::Gone };
@@ -107,7 +107,7 @@ impl Coverage {
         if is_in_doubt && check.reads_input(Input::Credentials) {
             return Resolution::Unknown;
         }
-        // The finding may have depended on credentials. Without sources, that will not be known again.
+        // The finding may have depended on credentials. Without sources, Spillway can no longer check that.
         if self.has_no_sources && check.optional.contains(&Input::Credentials) {
             return Resolution::Gone;
         }

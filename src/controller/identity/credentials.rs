@@ -1,4 +1,4 @@
-//! Managed identities and their credentials, read in the background: Azure may be slow, and passes go on with its last result.
+//! Reads managed identities and their credentials in the background. Azure may be slow, so passes use the last result.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     telemetry::Causes,
 };
 
-/// How often the sources are read. The one for Azure Resource Manager caches results for the configured time.
+/// How often the sources are read. The source for Azure Resource Manager caches results for the configured time.
 const POLL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The least time between two reads of the sources, and between a change of custom resources and the next read.
@@ -22,16 +22,16 @@ const MIN_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// The least time between two reads of custom resources.
 const MIN_LIST_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How many times as long as a read of custom resources the time until the next one is: each read lists all objects.
+/// The least time between two reads of custom resources, as a multiple of the last read: each read lists all objects.
 const LIST_INTERVAL_FACTOR: u32 = 20;
 
 /// How often Spillway looks for installed operators.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(300);
 
-/// The identities in custom resources: nothing before the first discovery.
+/// The identities in custom resources. `None` before the first discovery.
 type CustomResourceState = Option<Option<ManagedIdentities>>;
 
-/// The identities of the configured sources, and the client IDs that they were read for: nothing before the first read.
+/// The identities of the configured sources, and the client IDs of that read. `None` before the first read.
 type SourceState = Option<(ClientIds, Option<ManagedIdentities>)>;
 
 /// The identities that are known at one time.
@@ -52,7 +52,7 @@ impl CredentialSnapshot {
     }
 }
 
-/// Reads all sources in the background, until it is dropped.
+/// Reads all sources in the background until the reader is dropped.
 pub(super) struct CredentialReader {
     client_ids: watch::Sender<Option<ClientIds>>,
     sources: watch::Receiver<SourceState>,
@@ -84,7 +84,7 @@ impl CredentialReader {
         publish(&self.client_ids, client_ids);
     }
 
-    /// Returns what is known now.
+    /// Returns the latest results.
     pub(super) fn snapshot(&self) -> CredentialSnapshot {
         let (sources, custom_resources) = (self.sources.borrow().clone(), self.custom_resources.borrow().clone());
         let is_complete = sources.is_some() && custom_resources.is_some();
@@ -167,7 +167,7 @@ async fn read_custom_resources(
             let began = time::Instant::now();
             publish(sender, Some(resources.read(&needed).await));
             let earliest = time::Instant::now() + MIN_LIST_INTERVAL.max(began.elapsed() * LIST_INTERVAL_FACTOR);
-            // All changes until then lead to one read.
+            // One read covers all changes until then.
             let mut next = until;
             loop {
                 tokio::select! {
@@ -213,7 +213,7 @@ mod tests {
         client_ids([&account(client_id)].into_iter())
     }
 
-    /// A reader of these sources, without custom resources.
+    /// Returns a reader of these sources, without custom resources.
     fn reader(configured: Sources) -> CredentialReader {
         let (client_ids, needed) = watch::channel(None);
         let (publish_sources, sources) = watch::channel(None);

@@ -1,8 +1,8 @@
 //! Checks workload identity when something changes, and every five minutes. The reconciler writes Events, metrics and ConfigMap
 //! `spillway-identity-report`, and nothing in Azure.
 //!
-//! A pass has five steps: observe (watches, the issuer, the sources of credentials), check and plan (both pure), write Events, write the
-//! report. A pause follows each pass, so that a change in every second uses at most 5 % of a CPU.
+//! A pass has five steps: observe (watches, the issuer, the sources of credentials), check, plan, write Events, write the report. Check
+//! and plan are pure. A pause follows each pass, so that changes in every second use at most 5 % of a CPU.
 
 mod coverage;
 mod credentials;
@@ -53,20 +53,20 @@ use crate::{
 
 const RECONCILER: &str = "identity";
 
-/// The time between two full passes, which also read what no watch reports: the issuer, the age of credentials, the report itself.
+/// The time between two full passes. They also read inputs without a watch: the issuer, the age of credentials, the report itself.
 const FULL_PASS_INTERVAL: Duration = Duration::from_secs(300);
 
 /// The least and the most time between two passes.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// How many times as long as the work of a pass the pause after it is.
+/// The pause after a pass, as a multiple of the work of the pass.
 const PAUSE_FACTOR: u32 = 20;
 
-/// How long the first pass waits for the sources of credentials. Without them it could not report wrong credentials.
+/// How long the first pass waits for the sources of credentials. Without credentials, no finding about them is possible.
 const INITIAL_READ_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long the API server may take for a response.
+/// The timeout for a response of the API server.
 const API_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The time between a failure and the next attempt.
@@ -77,7 +77,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 enum PassError {
     #[error("cannot {0}")]
     Api(&'static str, #[source] kube::Error),
-    #[error("no answer from the API server within {API_TIMEOUT:?}")]
+    #[error("no response from the API server within {API_TIMEOUT:?}")]
     Timeout,
     #[error("the checks panicked")]
     Check(#[source] JoinError),
@@ -91,7 +91,7 @@ pub(super) async fn run(context: &Context, inventory: &Inventory) {
         if settings.enabled {
             tokio::select! {
                 () = Box::pin(reconcile(context, inventory, &settings)) => {}
-                () = changed => tracing::info!("settings of identity checks changed, starting over"),
+                () = changed => tracing::info!("settings of identity checks changed, restarting the checks"),
             }
         } else {
             tracing::info!("identity checks are disabled");
@@ -117,7 +117,7 @@ struct Reconciler<'c> {
 }
 
 async fn reconcile(context: &Context, inventory: &Inventory, settings: &Identity) {
-    // The first pass may never come.
+    // The first pass may never run.
     context.metrics.identity.source("cluster", false);
     let written = previous_report(context).await;
     let reported = written.as_deref().map(report::reported_findings).unwrap_or_default();
@@ -167,21 +167,21 @@ async fn reconcile(context: &Context, inventory: &Inventory, settings: &Identity
     }
 }
 
-/// Returns the pause after a pass with so much work.
+/// Returns the pause after a pass that worked for this time.
 fn pause(work: Duration) -> Duration {
     (work * PAUSE_FACTOR).clamp(MIN_PAUSE, MAX_PAUSE)
 }
 
-/// Reads the report of the previous leader. It waits for a response: without the report, all findings would get Events again.
+/// Reads the report of the previous leader, and retries until the API server responds. Without the report, Spillway would repeat all Events.
 async fn previous_report(context: &Context) -> Option<String> {
     loop {
         match timeout(API_TIMEOUT, maps(context).get_opt(REPORT_NAME)).await {
             Ok(Ok(map)) => return map.and_then(content),
             Ok(Err(error)) => {
-                tracing::warn!(error = %Causes(&error), "cannot read ConfigMap {REPORT_NAME}, trying again");
+                tracing::warn!(error = %Causes(&error), "cannot read ConfigMap {REPORT_NAME}, retrying");
             }
             Err(_elapsed) => {
-                tracing::warn!("cannot read ConfigMap {REPORT_NAME}: no answer within {API_TIMEOUT:?}, trying again");
+                tracing::warn!("cannot read ConfigMap {REPORT_NAME}: no response within {API_TIMEOUT:?}, retrying");
             }
         }
         sleep(RETRY_INTERVAL).await;
@@ -198,11 +198,11 @@ fn content(map: ConfigMap) -> Option<String> {
 }
 
 impl Reconciler<'_> {
-    /// Waits until the watches have listed everything, and for a limited time until the sources of credentials have been read.
+    /// Waits until all watches have listed their objects. Then waits for the sources of credentials, up to a timeout.
     async fn wait_for_inputs(&mut self) {
         while !self.cluster.pending().is_empty() {
             if timeout(API_TIMEOUT, self.cluster.changed()).await.is_err() {
-                tracing::warn!(waiting_for = ?self.cluster.pending(), "waiting for the first lists before identities are checked");
+                tracing::warn!(waiting_for = ?self.cluster.pending(), "identity checks wait for the first lists");
             }
         }
         self.credentials.set_client_ids(client_ids(&self.cluster.cluster().service_accounts, self.settings));
@@ -212,11 +212,11 @@ impl Reconciler<'_> {
             }
         };
         if timeout(INITIAL_READ_TIMEOUT, complete).await.is_err() {
-            tracing::warn!("not all sources of credentials have been read yet, checking without them");
+            tracing::warn!("identity checks start before all sources of credentials have been read");
         }
     }
 
-    /// Reads what no watch reports.
+    /// Reads the inputs without a watch.
     async fn read_unwatched(&mut self) {
         if let Ok(status) = timeout(API_TIMEOUT, self.issuer_reader.read()).await {
             self.issuer = status;
@@ -227,19 +227,19 @@ impl Reconciler<'_> {
         }
     }
 
-    /// Returns when the next finding counts as resolved without any change.
+    /// Returns when the next absent finding counts as resolved even if nothing changes.
     fn next_resolution(&self) -> Instant {
         let next = plan::next_resolution(&self.reported).map(|at| at.duration_since(Timestamp::now()));
         let wait = next.map_or(FULL_PASS_INTERVAL, |wait| Duration::try_from(wait).unwrap_or_default());
         Instant::now() + wait.min(FULL_PASS_INTERVAL)
     }
 
-    /// Makes one pass.
+    /// Runs one pass.
     async fn pass(&mut self) -> Result<(), PassError> {
         let began = Instant::now();
         let (observation, inputs, status) = self.observe();
         let (settings, reported) = (self.settings.clone(), self.reported.clone());
-        // Tens of thousands of pods would block a thread of the runtime for too long.
+        // The checks of tens of thousands of pods would block a thread of the runtime for too long.
         let plan = tokio::task::spawn_blocking(move || {
             let covers = |namespace: &str| settings.covers(namespace);
             let mut findings = identity::check(&observation);
@@ -254,7 +254,7 @@ impl Reconciler<'_> {
         for event in events {
             self.publish(event).await;
         }
-        // The Events exist even if the report cannot be written.
+        // The Events exist even if the write of the report fails.
         self.reported = reported;
         self.write(report).await
     }
@@ -299,9 +299,9 @@ impl Reconciler<'_> {
         };
         let about = ObjectReference { uid, ..object_reference("v1", kind, Some(&namespace), &name) };
         let type_ = if is_warning { EventType::Warning } else { EventType::Normal };
-        // One attempt is enough: the finding is in the report too.
+        // Spillway does not retry, because the report has the finding too.
         if timeout(API_TIMEOUT, self.context.events.publish(&about, type_, &reason, note)).await.is_err() {
-            tracing::warn!(reason, "cannot write an event: no answer within {API_TIMEOUT:?}");
+            tracing::warn!(reason, "cannot write an event: no response within {API_TIMEOUT:?}");
         }
     }
 
@@ -338,7 +338,7 @@ fn client_ids(accounts: &[ServiceAccount], settings: &Identity) -> ClientIds {
     sources::client_ids(accounts.iter().filter(|account| settings.covers(&account.name.namespace)))
 }
 
-/// Returns why credentials could not be read. Identities that no service account names do not count, nor that custom resources never show all.
+/// Returns why credentials could not be read. Ignores identities without a service account, and that custom resources never show all.
 fn credential_failure(all: Option<&ManagedIdentities>, client_ids: &ClientIds) -> Option<ReadFailure> {
     let all = all?;
     let named = all.identities.iter().filter(|one| client_ids.contains_key(&one.client_id.to_ascii_lowercase()));
@@ -380,7 +380,11 @@ mod tests {
                 ..ManagedIdentities::default()
             };
             assert_eq!(credential_failure(Some(&half), &client_ids), Some(failed(action)));
-            assert_eq!(credential_failure(Some(&half), &ClientIds::new()), None, "no service account names it");
+            assert_eq!(
+                credential_failure(Some(&half), &ClientIds::new()),
+                None,
+                "no service account names the identity"
+            );
         }
         let all =
             ManagedIdentities { identities: vec![managed("named", Ok(Vec::new()))], ..ManagedIdentities::default() };

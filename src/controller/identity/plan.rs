@@ -1,4 +1,4 @@
-//! The plan of a pass: pure. From the findings of now and those that have Events, it makes the Events to write, the metrics and the report.
+//! Plans a pass from the present findings and the findings that have Events: the Events to write, the metrics and the report. Pure.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,10 +11,10 @@ use super::{
 };
 use crate::telemetry::FindingLabels;
 
-/// The number of Events of one pass. One more says how many findings have none.
+/// The most Events of one pass. One further Event has the number of findings without an Event.
 pub(super) const MAX_EVENTS: usize = 20;
 
-/// How long a transient finding has to be absent before it counts as resolved.
+/// How long a transient finding must be absent before it counts as resolved.
 const MIN_ABSENCE: SignedDuration = SignedDuration::from_mins(1);
 
 /// An Event to write.
@@ -29,7 +29,7 @@ pub(super) struct PlannedEvent {
     pub(super) note: String,
 }
 
-/// Everything that a pass writes.
+/// The writes of a pass.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) events: Vec<PlannedEvent>,
@@ -48,7 +48,7 @@ fn event_object(finding: &Finding) -> Object {
 
 /// Findings of one check about one object, which have one Event.
 struct FindingGroup<'f> {
-    /// The first of the highest severity.
+    /// The first finding of the highest severity.
     worst: &'f Finding,
     count: usize,
 }
@@ -58,7 +58,7 @@ pub(super) fn next_resolution(reported: &ReportedFindings) -> Option<Timestamp> 
     reported.values().filter_map(|state| state.absent_since?.checked_add(MIN_ABSENCE).ok()).min()
 }
 
-/// Makes the plan.
+/// Plans a pass.
 pub(super) fn plan(
     before: &ReportedFindings,
     findings: &[Finding],
@@ -114,7 +114,7 @@ fn group(findings: &[Finding]) -> BTreeMap<FindingKey, FindingGroup<'_>> {
     groups
 }
 
-/// Returns the Events of findings that are new or have a higher severity than before, errors first.
+/// Returns the Events of findings that are new or whose severity has risen, errors first.
 fn events_of_new_findings(
     before: &ReportedFindings,
     groups: &BTreeMap<FindingKey, FindingGroup<'_>>,
@@ -132,7 +132,7 @@ fn is_transient(key: &FindingKey) -> bool {
 }
 
 fn finding_event(key: &FindingKey, FindingGroup { worst, count }: &FindingGroup<'_>) -> PlannedEvent {
-    // The Event is about the service account, so another object has to be named.
+    // The Event is about the service account, so the note names any other object.
     let is_named = worst.object == key.object && key.object.kind == "ServiceAccount";
     let object = if is_named { String::new() } else { format!("{}: ", worst.object) };
     let more = if *count > 1 { format!(" (and {} more of this kind)", count - 1) } else { String::new() };
@@ -154,7 +154,7 @@ fn finding_event(key: &FindingKey, FindingGroup { worst, count }: &FindingGroup<
 fn resolved_event(key: &FindingKey) -> PlannedEvent {
     let title = check_of(&key.id).map(|check| format!(", {}", check.title)).unwrap_or_default();
     let object = if key.object.kind == "ServiceAccount" { String::new() } else { format!("{}: ", key.object) };
-    let note = format!("{object}{}{title}: not so any more", key.id);
+    let note = format!("{object}{}{title}: resolved", key.id);
     PlannedEvent {
         account: event_account(key),
         uid: None,
@@ -168,13 +168,13 @@ fn event_account(key: &FindingKey) -> Option<AccountName> {
     account_name(&key.object).filter(|_| key.object.kind == "ServiceAccount")
 }
 
-/// Keeps the first Events, and adds one that says how many others there are.
+/// Keeps the first Events, and adds one Event with the number of the others.
 fn limit(mut events: Vec<PlannedEvent>) -> Vec<PlannedEvent> {
     let others = events.split_off(events.len().min(MAX_EVENTS));
     if !others.is_empty() {
         let warnings = others.iter().filter(|event| event.is_warning).count();
         let note = format!(
-            "{warnings} more findings and {} more that are fixed, without an event of their own: see ConfigMap {}",
+            "{warnings} more findings and {} more resolved findings have no event: see ConfigMap {}",
             others.len() - warnings,
             report::REPORT_NAME
         );
@@ -266,7 +266,7 @@ mod tests {
 
     fn pass(before: &ReportedFindings, findings: &[Finding], coverage: &Coverage) -> (Vec<String>, ReportedFindings) {
         let Plan { events, reported, report, .. } = plan(before, findings, coverage, &InputSummary::default());
-        assert_eq!(report::reported_findings(&report), reported, "the next leader knows the same");
+        assert_eq!(report::reported_findings(&report), reported, "the next leader reads the same findings");
         let events = events.into_iter().map(|event| {
             let name = event.account.map(|account| account.name).unwrap_or_default();
             format!("{} {name}", event.reason)
@@ -288,7 +288,7 @@ mod tests {
         key(id, Object::namespaced("ServiceAccount", "shop", "web"))
     }
 
-    /// Returns which of these findings are still remembered when they are absent, and the Events.
+    /// Returns the absent findings that the report still has, and the Events.
     fn left<const N: usize>(ids: [&str; N], coverage: &Coverage) -> (Vec<String>, Vec<String>) {
         let (events, rest) = pass(&reported(ids.map(account_key)), &[], coverage);
         (rest.into_keys().map(|key| key.id).collect(), events)
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_higher_severity_has_an_event_and_a_lower_one_has_not() {
+    fn only_a_risen_severity_has_an_event() {
         let coverage = coverage(&observation(&["web"]));
         let [warning, error] = [Severity::Warning, Severity::Error].map(|severity| [finding("F3", severity, "web")]);
         let (_, reported) = pass(&ReportedFindings::new(), &warning, &coverage);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unread_input_resolves_nothing_and_a_gone_object_is_forgotten() {
+    fn an_unread_input_resolves_nothing_and_a_deleted_object_is_removed() {
         let of_identity = key("F7", Object::global("ManagedIdentity", "id"));
         let of_webhook = key("W3", Object::global("MutatingWebhookConfiguration", "azure-wi"));
         let before = reported([account_key("F3"), account_key("P1"), of_identity.clone(), of_webhook.clone()]);
@@ -364,7 +364,7 @@ mod tests {
 
         let all = observation(&["web"]);
         let (events, rest) = pass(&before, &[finding("F0", Severity::Unknown, "web")], &coverage(&all));
-        assert_eq!(events, ["IdentityHealed web", "IdentityHealed "], "of the pods and of the webhook");
+        assert_eq!(events, ["IdentityHealed web", "IdentityHealed "], "the findings about the pods and the webhook");
         assert_eq!(keys(rest), [account_key("F3")]);
 
         let failure = ReadFailure { reason: String::new(), action: String::new(), scope: String::new() };
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_of_an_unknown_check_is_forgotten_without_an_event() {
+    fn a_finding_of_an_unknown_check_is_removed_without_an_event() {
         let (rest, events) = left(["X1"], &coverage(&observation(&["web"])));
         assert!(rest.is_empty() && events.is_empty(), "{rest:?} {events:?}");
     }
@@ -446,12 +446,12 @@ mod tests {
         assert_eq!(events.last().unwrap(), "IdentityManyFindings ");
         assert_eq!(reported.len(), 101);
         let (events, _) = pass(&reported, &findings, &coverage);
-        assert!(events.is_empty(), "one event for the others");
+        assert!(events.is_empty(), "one event reports the number of the others");
         assert_eq!(pass(&reported, &[], &coverage).0.len(), MAX_EVENTS + 1);
     }
 
     #[test]
-    fn an_event_has_the_remedy_if_it_fits() {
+    fn an_event_has_the_fix_if_it_fits() {
         let note = |fix: String, message: String| {
             let finding = Finding { message, fix, ..finding("F3", Severity::Error, "web") };
             let plan =

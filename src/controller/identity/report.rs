@@ -1,4 +1,4 @@
-//! ConfigMap `spillway-identity-report`: the findings, for other tools, and the findings that have Events, for the next leader.
+//! ConfigMap `spillway-identity-report`. Other tools read its findings; the next leader reads which findings have Events.
 //!
 //! `docs/identity.md` describes its schema.
 
@@ -40,7 +40,7 @@ pub(super) struct FindingKey {
 pub(super) struct ReportedState {
     /// The severity in the Event.
     pub(super) severity: Option<Severity>,
-    /// Since when the finding is absent, if there is no Event about that yet.
+    /// The time since which the finding is absent, until Spillway writes an Event about the resolution.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) absent_since: Option<Timestamp>,
 }
@@ -56,7 +56,7 @@ struct Entry {
     state: ReportedState,
 }
 
-/// Returns the findings in a report that have Events; none if the report cannot be read.
+/// Returns the findings in a report that have Events. Returns an empty map if the report is malformed.
 pub(super) fn reported_findings(report: &str) -> ReportedFindings {
     #[derive(Deserialize)]
     struct OwnReport {
@@ -75,7 +75,7 @@ pub(super) struct InputSummary {
     pub(super) issuer: Option<String>,
 }
 
-/// Returns the report, with the findings of the highest severity first. It says how many findings do not fit in.
+/// Returns the report, with the findings of the highest severity first. The report has the number of findings that do not fit.
 pub(super) fn report(findings: &[Finding], reported: &ReportedFindings, inputs: &InputSummary) -> String {
     let mut summary: BTreeMap<&'static str, usize> = BTreeMap::new();
     for finding in findings {
@@ -130,7 +130,7 @@ struct Titled<'f> {
     title: &'static str,
 }
 
-/// Returns the first of these values that fit into so many bytes.
+/// Returns the first values that fit into this number of bytes.
 fn fitting(values: impl Iterator<Item = Value>, max_bytes: usize) -> Vec<Value> {
     let mut used = 0;
     let fits = |value: &Value| {

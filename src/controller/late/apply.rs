@@ -1,4 +1,4 @@
-//! The writes of late burst: clocks and tolerations.
+//! Writes of late burst: the start times of clocks, and tolerations.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +36,7 @@ pub(super) enum LateError {
     Pod(#[from] PodError),
 }
 
-/// Records since when pods have been unschedulable.
+/// Records the time since which pods have been unschedulable.
 pub(super) async fn start_clocks(
     context: &Context,
     clocks: Vec<ClockStart>,
@@ -55,7 +55,7 @@ pub(super) async fn start_clocks(
     Ok(apply_all(writes.collect(), backoff).await?)
 }
 
-/// Records the time in whole seconds, as the API server counts. The pod has annotations: the decision is one.
+/// Records the time in whole seconds, as the API server does. A late pod always has annotations, because the decision is one.
 fn clock_patch(since: Timestamp) -> JsonPatch {
     let since = Timestamp::from_second(since.as_second()).unwrap_or(since);
     let path = PointerBuf::from_tokens(["metadata", "annotations", UNSCHEDULABLE_SINCE]);
@@ -63,7 +63,7 @@ fn clock_patch(since: Timestamp) -> JsonPatch {
     JsonPatch(vec![PatchOperation::Add(add)])
 }
 
-/// Gives the toleration to pods whose namespaces are still in mode `late`. Reads the namespaces again: the watch may be behind.
+/// Gives the toleration to pods whose namespaces are still in mode `late`. Reads the namespaces again, because the watch may be behind.
 pub(super) async fn apply_tolerations(
     context: &Context,
     configuration: &Configuration,
@@ -81,7 +81,7 @@ pub(super) async fn apply_tolerations(
         let settings = namespace.and_then(|namespace| {
             configuration.settings(&namespace.profile, &namespace.overrides, &pod.overrides).known()
         });
-        // The namespace has changed since the plan. The watch will bring that too.
+        // The namespace has changed since the plan. The watch will report the change.
         if settings.is_none_or(|settings| settings.mode.value != Mode::Late) {
             return Ok(Outcome::Conflict);
         }
@@ -95,14 +95,14 @@ async fn apply_toleration(context: &Context, pod: DuePod) -> Result<Outcome, Pod
     let outcome = patch_pod(context, &pod.key, &pod.resource_version, "burst", pod.patch).await?;
     if outcome == Outcome::Changed {
         let (ObjectKey { namespace, name }, seconds) = (&pod.key, pod.waited.as_secs());
-        tracing::info!(namespace, pod = name, waited_seconds = seconds, "pod may go to virtual nodes now");
-        let note = format!("pod {name} may go to virtual nodes now: no VM has taken it for {seconds} s");
+        tracing::info!(namespace, pod = name, waited_seconds = seconds, "pod may run on virtual nodes now");
+        let note = format!("pod {name} may run on virtual nodes now: no VM had room for {seconds} s");
         context.event_aggregator.record(pod.owner, BURST, note);
     }
     Ok(outcome)
 }
 
-/// The namespaces of these pods by name, as far as they can be read. The value is `None` for a namespace that has opted out or is gone.
+/// Returns the readable namespaces of these pods by name. The value is `None` if a namespace has opted out or was deleted.
 async fn read_namespaces(
     context: &Context,
     pods: &[DuePod],
@@ -116,7 +116,7 @@ async fn read_namespaces(
             }
             Err(error) if is_unanswered(&error) => return Err(LateError::Namespace(name, error)),
             Err(error) => {
-                tracing::warn!(namespace = name, error = %Causes(&error), "cannot read the namespace, its late pods wait");
+                tracing::warn!(namespace = name, error = %Causes(&error), "cannot read the namespace, its late pods keep waiting");
             }
         }
     }
@@ -158,11 +158,11 @@ mod tests {
         assert_eq!(pod, expected);
         pod["metadata"]["resourceVersion"] = "8".into();
         json_patch::patch(&mut pod, &patch).unwrap();
-        assert_eq!(pod["metadata"]["resourceVersion"], "7", "for the API server to refuse: it has changed since");
+        assert_eq!(pod["metadata"]["resourceVersion"], "7", "the API server refuses a pod that has changed since");
     }
 
     #[tokio::test]
-    async fn a_namespace_is_read_again_before_its_pods_may_go() {
+    async fn a_namespace_is_read_again_before_its_pods_overflow() {
         for (label, mode, expected) in [
             ("autoscaled", "late", Outcome::Changed),
             ("disabled", "late", Outcome::UpToDate),

@@ -1,4 +1,4 @@
-//! Pods between two watches: they got the toleration, left the unscheduled pods, and no watch of a virtual node has shown them yet.
+//! Pods between two watches. They have the toleration and a node, but the watch of the virtual node has not reported them yet.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -6,10 +6,10 @@ use tokio::time::Instant;
 
 use crate::{cluster::PodStore, kubernetes::ObjectKey};
 
-/// How long a pod that is no longer unscheduled counts as on its way to a virtual node.
+/// How long a scheduled pod counts toward virtual nodes before the watch of a virtual node reports the pod.
 pub(super) const IN_FLIGHT_GRACE: Duration = Duration::from_secs(5);
 
-/// Pods that got the toleration and were not yet seen on a virtual node. The value is when they were first seen to be scheduled.
+/// Pods that got the toleration and were not yet observed on a virtual node. The value is when the controller first saw them scheduled.
 #[derive(Debug, Default)]
 pub(super) struct InFlight(HashMap<ObjectKey, Option<Instant>>);
 
@@ -19,7 +19,7 @@ impl InFlight {
         self.0.extend(pods.map(|key| (key, None)));
     }
 
-    /// Removes pods that arrived on a virtual node, and those that went elsewhere.
+    /// Removes pods that were observed on a virtual node, and pods that were bound to other nodes.
     pub(super) fn update(&mut self, pods: &PodStore, now: Instant) {
         self.0.retain(|key, scheduled| {
             if pods.unscheduled_pod(key).is_some() {
@@ -61,11 +61,19 @@ mod tests {
             cluster.in_flight = in_flight;
             cluster.due().len()
         };
-        assert_eq!(due(Duration::from_secs(4), &["another"]), 0, "it has left and not been seen to arrive");
-        assert_eq!(due(Duration::from_secs(4), &["let"]), 1, "the watch of the virtual node counts it from now on");
-        assert_eq!(due(IN_FLIGHT_GRACE, &[]), 1, "it has gone elsewhere");
+        assert_eq!(
+            due(Duration::from_secs(4), &["another"]),
+            0,
+            "the pod is scheduled, but not observed on a virtual node"
+        );
+        assert_eq!(due(Duration::from_secs(4), &["let"]), 1, "the watch of the virtual node reports the pod now");
+        assert_eq!(due(IN_FLIGHT_GRACE, &[]), 1, "the pod was bound to another node");
         let mut in_flight = InFlight([(name.clone(), None)].into());
         in_flight.update(&there(&[]), start);
-        assert_eq!(in_flight.scheduled().collect::<Vec<_>>(), [&name], "however long it had waited before it left");
+        assert_eq!(
+            in_flight.scheduled().collect::<Vec<_>>(),
+            [&name],
+            "the waiting time before scheduling does not count"
+        );
     }
 }

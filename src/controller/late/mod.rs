@@ -1,7 +1,7 @@
-//! Late burst: gives the toleration of virtual nodes to pods of mode `late` that no VM has taken in time.
+//! Late burst: gives the toleration of virtual nodes to pods of mode `late` that were not scheduled to a VM in time.
 //!
-//! All state of a pod is in the pod itself, so a new leader continues where the former one stopped. The waiting time of a pod counts from
-//! when the controller first saw it unschedulable. While a VM seems to be on its way, the pod waits on, up to `late.max`.
+//! The pod itself holds its state, so a new leader continues where the former leader stopped. The waiting time of a pod starts when the
+//! controller first sees the pod unschedulable. While an autoscaler seems to add a VM, the pod waits longer, up to `late.max`.
 
 mod apply;
 mod in_flight;
@@ -34,18 +34,18 @@ const RECONCILER: &str = "late";
 
 const WITHHELD: EventKind = EventKind::problem("LateWithheld");
 
-/// Runs rounds until it is dropped.
+/// Runs rounds until the future is dropped.
 pub(super) async fn run(context: &Context, inventory: &Inventory) {
     let requeue = Requeue::default();
     let changes = [changes_of(inventory.pods.unscheduled()), changes_of(context.configuration.clone()), requeue.due()];
-    let mut memory = Memory::default();
-    let round = async || round(context, inventory, &requeue, &mut memory).await;
+    let mut state = ReconcilerState::default();
+    let round = async || round(context, inventory, &requeue, &mut state).await;
     Box::pin(run_rounds(RECONCILER, &context.metrics, stream::select_all(changes), round)).await;
 }
 
-/// State that is kept between rounds. A new leader starts without it.
+/// The state between rounds. A new leader starts with an empty state.
 #[derive(Debug, Default)]
-struct Memory {
+struct ReconcilerState {
     /// When pods last got the toleration.
     last_applied: Option<Instant>,
     in_flight: InFlight,
@@ -57,22 +57,22 @@ async fn round(
     context: &Context,
     inventory: &Inventory,
     requeue: &Requeue,
-    memory: &mut Memory,
+    state: &mut ReconcilerState,
 ) -> Result<Outcome, LateError> {
     let configuration = context.configuration.borrow().clone();
-    let Some(plan) = observe_and_plan(&configuration, inventory, memory) else { return Ok(Outcome::NotSynced) };
+    let Some(plan) = observe_and_plan(&configuration, inventory, state) else { return Ok(Outcome::NotSynced) };
     context.metrics.overflow.late(plan.counts);
     for withheld in plan.withheld.into_values() {
         context.event_aggregator.record(withheld.owner, WITHHELD, withheld.note);
     }
-    let clocks = start_clocks(context, plan.clock_starts, &mut memory.backoff).await?;
+    let clocks = start_clocks(context, plan.clock_starts, &mut state.backoff).await?;
     if !plan.due.is_empty() {
-        memory.last_applied = Some(Instant::now());
-        memory.in_flight.extend(plan.due.iter().map(|pod| pod.key.clone()));
+        state.last_applied = Some(Instant::now());
+        state.in_flight.extend(plan.due.iter().map(|pod| pod.key.clone()));
     }
-    let tolerations = apply_tolerations(context, &configuration, plan.due, &mut memory.backoff).await?;
-    // Some writes of this round may have failed, and their pods back off now.
-    if let Some(next) = plan.requeue_after.into_iter().chain(memory.backoff.next_expiry(Instant::now())).min() {
+    let tolerations = apply_tolerations(context, &configuration, plan.due, &mut state.backoff).await?;
+    // The pods of failed writes back off from now on.
+    if let Some(next) = plan.requeue_after.into_iter().chain(state.backoff.next_expiry(Instant::now())).min() {
         requeue.after(next);
     }
     Ok(if clocks == Outcome::Changed { clocks } else { tolerations })
@@ -81,7 +81,7 @@ async fn round(
 fn observe_and_plan(
     configuration: &Configuration,
     inventory: &Inventory,
-    Memory { last_applied, in_flight, backoff }: &mut Memory,
+    ReconcilerState { last_applied, in_flight, backoff }: &mut ReconcilerState,
 ) -> Option<Plan> {
     let (pods, instant) = (inventory.pods.borrow(), Instant::now());
     backoff.retain(pods.unscheduled().map(|(_, pod)| pod.meta.uid.as_str()));

@@ -1,4 +1,4 @@
-//! The plan of a round of late burst: which pods get a clock, which get the toleration, and which are withheld.
+//! Plans a round of late burst: the pods whose clocks start, the pods that get the toleration, and the pods that must wait.
 
 use std::{cell::LazyCell, collections::BTreeMap, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     telemetry::LatePodCounts,
 };
 
-/// The least time between two rounds that give the toleration. `lateRate` counts pods in a second, so one round may use all of it.
+/// The least time between two rounds that give the toleration. `lateRate` counts pods per second, so one round may use the whole rate.
 pub(super) const MIN_ROUND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The most clocks that are started in one round.
@@ -32,10 +32,10 @@ pub(super) struct Plan {
     pub(super) clock_starts: Vec<ClockStart>,
     /// Pods that get the toleration.
     pub(super) due: Vec<DuePod>,
-    /// Pods that are due and do not get it, and why: one for each owner, by its uid.
+    /// Due pods that do not get the toleration, with the cause: one pod for each owner, by the owner's uid.
     pub(super) withheld: BTreeMap<String, Withheld>,
     pub(super) counts: LatePodCounts,
-    /// When the next round is necessary even if nothing changes.
+    /// The time until the next round, if nothing changes before.
     pub(super) requeue_after: Option<Duration>,
 }
 
@@ -81,7 +81,7 @@ impl Plan {
     }
 }
 
-/// Plans a round. Returns nothing while an input has not arrived.
+/// Plans a round. Returns `None` until all inputs have arrived.
 pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
     if !observation.is_complete() {
         return None;
@@ -92,7 +92,7 @@ pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
     let mut due = Vec::new();
     for (key, pod) in observation.pods.unscheduled() {
         let state = LateState::of(key, pod, &provisioning, observation);
-        // Checked before the limits apply: pods that back off must not hold up other pods.
+        // This check precedes the limits: pods that back off must not delay other pods.
         let is_backing_off = observation.backoff.remaining(&pod.meta.uid, observation.instant).is_some();
         match state {
             LateState::NotLate => {}
@@ -105,13 +105,13 @@ pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
             LateState::New => plan.clock_starts.push(ClockStart::of(key, pod, observation.now)),
             LateState::Due { .. } if is_backing_off => {
                 plan.counts.refused += 1;
-                plan.withhold(key, pod, "the toleration could not be written, and the controller's log says why");
+                plan.withhold(key, pod, "the write of the toleration failed, see the controller's log");
             }
             LateState::Due { waited } => due.push(Candidate { waited, key, pod }),
         }
     }
     plan.clock_starts.truncate(MAX_STARTS);
-    // Pods that have waited longest go first.
+    // The pods that have waited longest come first.
     due.sort_by(|one, other| other.waited.cmp(&one.waited).then_with(|| one.key.cmp(other.key)));
     select(due, observation, &mut plan);
     Some(plan)
@@ -123,7 +123,7 @@ impl ClockStart {
             key: key.clone(),
             uid: pod.meta.uid.clone(),
             resource_version: pod.resource_version.clone(),
-            // The API server's clock may be ahead of ours.
+            // The API server's clock may be ahead of the controller's.
             since: now.max(pod.meta.created),
         }
     }
@@ -137,7 +137,7 @@ struct Candidate<'o> {
 }
 
 impl Candidate<'_> {
-    /// Returns why the pod's namespace may have no more pods on virtual nodes, if it has reached its cap.
+    /// Returns a message if the pod's namespace has reached its cap of pods on virtual nodes.
     fn at_cap(
         &self,
         observation: &Observation<'_>,
@@ -151,7 +151,7 @@ impl Candidate<'_> {
         is_at_cap.then(|| format!("namespace {namespace} has {count} pods on virtual nodes, and maxPods is {cap}"))
     }
 
-    /// Returns nothing if the pod tolerates virtual nodes already.
+    /// Returns `None` if the pod already tolerates virtual nodes.
     fn accept(&self, nodes: &VirtualNodes) -> Option<DuePod> {
         let patch = burst::late_toleration(self.pod.pod()?, nodes)?;
         Some(DuePod {
@@ -166,13 +166,13 @@ impl Candidate<'_> {
     }
 }
 
-/// Selects pods as far as caps and rates permit.
+/// Selects as many pods as caps and rates permit.
 fn select(due: Vec<Candidate<'_>>, observation: &Observation<'_>, plan: &mut Plan) {
     if due.is_empty() {
         return;
     }
     let is_closed = observation.is_closed();
-    // Counted only where there is a cap.
+    // Pods are counted only in namespaces with a cap.
     let overflowing = LazyCell::new(|| observation.overflowing());
     let overflowing = |namespace: &str| overflowing.get(namespace).copied().unwrap_or_default();
     let rate = observation.configuration.late_rate;
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_that_waited_longest_go_first_within_the_rate() {
+    fn pods_that_waited_longest_overflow_first_within_the_rate() {
         let mut cluster = Cluster::configured("lateRate: {total: 3, perNamespace: 2}");
         for (name, waited) in [("a", 210), ("b", 240), ("c", 270), ("d", 300)] {
             cluster = cluster.pod("shop", name, Some(waited), unchanged).pod(
@@ -239,11 +239,11 @@ mod tests {
         assert_eq!(due, ["d", "d-too", "c"]);
         assert_eq!((plan.counts.paced, plan.requeue_after), (5, Some(MIN_ROUND_INTERVAL)));
         cluster.may_apply = false;
-        assert_eq!(cluster.due(), <[&str; 0]>::default(), "one round in an interval");
+        assert_eq!(cluster.due(), <[&str; 0]>::default(), "one round per interval");
     }
 
     #[test]
-    fn pods_whose_writes_fail_do_not_hold_up_others() {
+    fn pods_whose_writes_fail_do_not_delay_others() {
         let mut cluster = Cluster::configured("lateRate: {total: 1, perNamespace: 1}")
             .pod("shop", "refused", Some(900), unchanged)
             .pod("shop", "next", Some(300), unchanged);
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(plan.due[0].key.name, "next");
         assert_eq!((plan.counts.refused, plan.counts.paced), (1, 0));
         assert!(plan.withheld["rs"].note.starts_with("pod refused stays"), "{:?}", plan.withheld);
-        assert_eq!(plan.requeue_after, None, "the end of the backoff brings the next round");
+        assert_eq!(plan.requeue_after, None, "the end of the backoff starts the next round");
         for number in 0..=MAX_STARTS {
             let name = format!("a{number:03}");
             cluster = cluster.pod("shop", &name, None, unchanged);
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn no_pod_goes_to_closed_virtual_nodes() {
+    fn closed_virtual_nodes_withhold_the_toleration() {
         let taints: [fn(&mut Value); 4] = [
             |node| node["spec"] = json!({"taints": [{"key": "spillway.dev/full", "effect": "NoSchedule"}]}),
             |node| node["spec"] = json!({"unschedulable": true}),
@@ -313,7 +313,9 @@ mod tests {
     #[test]
     fn nothing_is_planned_before_all_inputs_have_arrived() {
         let cluster = Cluster::new().pod("shop", "p", Some(900), unchanged);
-        for unknown in ["waiting", "nodes", "the pods of a virtual node", "all of these", "scale-up signals"] {
+        for unknown in
+            ["waiting", "nodes", "the pods of a virtual node", "all pods of a virtual node", "scale-up signals"]
+        {
             assert!(cluster.plan_without(unknown).is_none(), "{unknown}");
         }
         assert!(cluster.plan_without("").is_some());

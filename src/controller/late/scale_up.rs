@@ -1,4 +1,4 @@
-//! VMs that are about to take pods.
+//! VMs that will soon accept pods.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use k8s_openapi::{api::core::v1::Taint, jiff::Timestamp};
 
 use crate::{cluster::Node, config::Selector, kubernetes::Store};
 
-/// How long a VM that has just become Ready counts as on its way: the scheduler needs a moment to place pods on it.
+/// How long a VM still counts as provisioning after it became Ready. The scheduler needs this time to bind pods to the VM.
 pub(super) const SETTLING: Duration = Duration::from_secs(15);
 
-/// Taints that keep pods from a node until it is set up (kubernetes `staging/src/k8s.io/api/core/v1/well_known_taints.go` and
+/// Taints that a node has until its setup is complete (kubernetes `staging/src/k8s.io/api/core/v1/well_known_taints.go` and
 /// `staging/src/k8s.io/cloud-provider/api/well_known_taints.go`, kubernetes-sigs/karpenter `pkg/apis/v1/taints.go`). Taints of pressure
-/// and shutdown are not among them: they last for an unknown time.
+/// and shutdown are not included, because they last for an unknown time.
 const STARTUP_TAINTS: [&str; 5] = [
     "node.kubernetes.io/not-ready",
     "node.kubernetes.io/unreachable",
@@ -20,9 +20,9 @@ const STARTUP_TAINTS: [&str; 5] = [
     "karpenter.sh/unregistered",
 ];
 
-/// The VMs that are about to take pods, as they will be then, without startup taints.
+/// Returns the VMs that will soon accept pods, without their startup taints.
 ///
-/// Such a VM became Ready so recently that pods may still be placed on it, or still has a startup taint.
+/// Such a VM became Ready within the settling time, or still has a startup taint.
 pub(super) fn provisioning_nodes(nodes: &Store<Node>, selector: &Selector, now: Timestamp) -> Vec<Node> {
     let vms = nodes.values().filter(|node| !node.is_virtual(selector));
     vms.filter(|node| is_provisioning(node, now)).map(without_startup_taints).collect()
@@ -49,7 +49,7 @@ mod tests {
     use super::super::testing::{Cluster, node, unchanged};
 
     #[test]
-    fn only_a_vm_that_is_being_set_up_is_on_its_way() {
+    fn only_a_vm_in_setup_counts_as_provisioning() {
         for (key, cordoned, expected) in [
             ("node.cloudprovider.kubernetes.io/uninitialized", false, 1),
             ("node.kubernetes.io/not-ready", false, 1),

@@ -1,4 +1,4 @@
-//! The state of one late pod: how long it has waited, and whether a VM is on its way for it.
+//! The state of one late pod, from its waiting time and the VMs that an autoscaler adds.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -16,27 +16,27 @@ use crate::{
     pod::Pod,
 };
 
-/// The least time until a pod is looked at again.
+/// The least time until the next round for a pod.
 const MIN_REMAINING: Duration = Duration::from_millis(100);
 
 /// The most time that jitter adds.
 const MAX_JITTER: Duration = Duration::from_secs(30);
 
-/// The state of an unscheduled pod, as far as late burst is concerned.
+/// The state of an unscheduled pod in late burst.
 #[derive(Debug, PartialEq)]
 pub(super) enum LateState {
-    /// Late burst does not apply, or no longer.
+    /// Late burst does not apply to the pod, or no longer applies.
     NotLate,
-    /// Unschedulable for the first time: its clock has not started.
+    /// The pod is unschedulable for the first time, and its clock has not started.
     New,
-    /// It may still find a VM.
+    /// The pod may still be scheduled to a VM.
     Waiting { remaining: Duration, is_scaling_up: bool },
-    /// Its waiting time is over.
+    /// The waiting time of the pod is over.
     Due { waited: Duration },
 }
 
 impl LateState {
-    /// Looks at tolerations only where the result depends on them: every round looks at all unscheduled pods.
+    /// Reads tolerations only if the result depends on them, because each round calls this function for all unscheduled pods.
     pub(super) fn of(
         key: &ObjectKey,
         pod: &UnscheduledPod,
@@ -65,14 +65,14 @@ impl LateState {
             return Self::New;
         }
         if waited < settings.late_max && is_scaling_up(key, pod, view, provisioning, observation) {
-            // The VM may fail to arrive long before `late.max`, so look again soon.
+            // The VM may fail to arrive long before `late.max`, so the next round must follow soon.
             return Self::Waiting { remaining: remaining(settings.late_max).min(SETTLING), is_scaling_up: true };
         }
         Self::Due { waited }
     }
 }
 
-/// Returns whether a VM seems to be on its way for the pod.
+/// Returns whether an autoscaler seems to add a VM for the pod.
 fn is_scaling_up(
     key: &ObjectKey,
     pod: &UnscheduledPod,
@@ -80,15 +80,15 @@ fn is_scaling_up(
     provisioning: &[Node],
     observation: &Observation<'_>,
 ) -> bool {
-    // Both times are the API server's. A signal for an earlier pod of that name is older than this pod.
+    // Both times come from the API server's clock. A signal for an earlier pod of that name is older than this pod.
     let has_signal = observation.scale_up_signals.announced(key).is_some_and(|at| at >= pod.meta.created);
     pod.is_nominated || has_signal || provisioning.iter().any(|node| accepts(node, view))
 }
 
 /// Returns since when the pod has been unschedulable, as the controller recorded it.
 ///
-/// Returns nothing if the record is missing, malformed or in the future, or older than the pod: then it belongs to an earlier pod that
-/// this one was restored from.
+/// Returns `None` if the record is missing, malformed, in the future, or older than the pod. An older record belongs to the pod from
+/// which this pod was restored.
 fn unschedulable_since(pod: &UnscheduledPod, now: Timestamp) -> Option<Timestamp> {
     let since: Timestamp = pod.annotation(UNSCHEDULABLE_SINCE)?.parse().ok()?;
     let created = pod.meta.created;
@@ -139,7 +139,7 @@ mod tests {
             |at: Timestamp| move |pod: &mut Value| pod["metadata"]["creationTimestamp"] = json!(at.to_string());
         let restored = Cluster::new().pod("shop", "p", Some(900), created(before(899))).plan();
         assert_eq!((restored.due.len(), restored.clock_starts.len()), (0, 1));
-        // If our clock is behind the API server's, the time that we write is still valid.
+        // The time that the controller writes is valid even if its clock is behind the API server's.
         let ahead = now() + Duration::from_secs(60);
         let cluster = Cluster::new().pod("shop", "p", None, created(ahead));
         let clock = cluster.plan().clock_starts.swap_remove(0);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn only_pods_marked_late_in_a_namespace_that_is_late_are_due() {
+    fn only_late_pods_in_a_late_namespace_are_due() {
         let decided =
             |decision: &'static str| move |pod: &mut Value| pod["metadata"]["annotations"][DECISION] = decision.into();
         let tolerates = |pod: &mut Value| {
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_waits_for_a_vm_on_its_way_up_to_late_max() {
+    fn a_pod_waits_for_a_provisioning_vm_up_to_late_max() {
         type Made = fn(u64) -> Cluster;
         let cases: [(&str, Made); 3] = [
             ("nominated", |waited| {
@@ -207,7 +207,7 @@ mod tests {
             assert!(plan.requeue_after.unwrap() <= Duration::from_secs(1), "{case}");
             assert_eq!(cluster(600).due(), ["p"], "{case}");
         }
-        // A signal for an earlier pod of that name, a VM that has been Ready for long, a VM that does not take the pod: not on its way.
+        // These do not count: a signal for an earlier pod of that name, a VM that settled long ago, a VM that does not accept the pod.
         let mut cluster = Cluster::new().pod("shop", "p", Some(300), unchanged);
         cluster.scale_up_signals = vec![(ObjectKey::new("shop", "p"), before(301))];
         cluster.nodes.push(node("old", &json!({}), 15));

@@ -26,7 +26,7 @@ pub(super) fn before(seconds: u64) -> Timestamp {
     now() - Duration::from_secs(seconds)
 }
 
-/// A cluster with a namespace `shop` of profile `autoscaled` and a virtual node.
+/// A cluster with namespace `shop` of profile `autoscaled` and a virtual node.
 pub(super) struct Cluster {
     pub(super) configuration: Configuration,
     pub(super) snapshot: Snapshot,
@@ -59,7 +59,7 @@ impl Cluster {
         Self { configuration: parse(&file).unwrap(), ..Self::new() }
     }
 
-    /// Adds a pod. `since` is for how many seconds it has been unschedulable, if that is recorded.
+    /// Adds a pod. `since` is the recorded number of seconds for which the pod has been unschedulable, if any.
     pub(super) fn pod(
         mut self,
         namespace: &str,
@@ -87,7 +87,7 @@ impl Cluster {
         self.plan_without("").unwrap()
     }
 
-    /// The plan while one of the inputs has not arrived.
+    /// Returns the plan while one of the inputs has not arrived.
     pub(super) fn plan_without(&self, unknown: &str) -> Option<Plan> {
         let nodes = self.nodes.iter().map(|node| {
             let node = Node::read(serde_json::from_value(node.clone()).unwrap()).unwrap();
@@ -111,20 +111,20 @@ impl Cluster {
             may_apply: self.may_apply,
         };
         let (no_pods, no_nodes, signals) = (PodStore::default(), Store::default(), ScaleUps::default());
-        let (unsettled, slim) =
+        let (unlisted, incomplete) =
             (PodStore::of(&pods, &[]), PodStore::of(&pods, &["virtual"]).with_incomplete_virtual_pods());
         match unknown {
             "waiting" => observation.pods = &no_pods,
             "nodes" => observation.nodes = &no_nodes,
-            "the pods of a virtual node" => observation.pods = &unsettled,
-            "all of these" => observation.pods = &slim,
+            "the pods of a virtual node" => observation.pods = &unlisted,
+            "all pods of a virtual node" => observation.pods = &incomplete,
             "scale-up signals" => observation.scale_up_signals = &signals,
             _ => {}
         }
         plan(&observation)
     }
 
-    /// The names of the pods that get the toleration.
+    /// Returns the names of the pods that get the toleration.
     pub(super) fn due(&self) -> Vec<String> {
         self.plan().due.into_iter().map(|pod| pod.key.name).collect()
     }

@@ -1,4 +1,4 @@
-//! Decisions on missed pods: by the same function as in the webhook, on the pod as the API server has it now.
+//! Decides on missed pods with the function of the webhook. The input is the pod that the API server has now.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::{
     eviction::may_evict,
-    memory::Assessment,
     plan::{MAX_PODS, Scheduled},
+    state::Assessment,
 };
 use crate::{
     burst::{self, DECISION, Decision, ServiceAccount, Verdict},
@@ -37,7 +37,7 @@ pub(super) struct Decider<'d> {
 }
 
 impl Decider<'_> {
-    /// Reads a pod with all its fields, also those of a newer Kubernetes. Returns nothing if it is gone.
+    /// Reads a pod with all its fields, also fields of a newer Kubernetes. Returns `None` if the pod no longer exists.
     async fn read(&self, key: &ObjectKey) -> Result<Option<Value>, PodError> {
         let url = ApiPod::url_path(&(), Some(&key.namespace));
         let request = Request::new(url).get(&key.name, &kube::api::GetParams::default());
@@ -49,7 +49,7 @@ impl Decider<'_> {
         }
     }
 
-    /// Returns the decision of the webhook, or nothing if the namespace has opted out in the meantime.
+    /// Returns the decision of the webhook, or `None` if the namespace has opted out in the meantime.
     fn decide(&self, namespace: &str, pod: &Pod<'_>) -> Option<Decision<'_>> {
         let known = self.snapshot.namespace(namespace)?;
         let overrides = Overrides::read(pod.annotations());
@@ -59,7 +59,7 @@ impl Decider<'_> {
         Some(burst::decide(pod, &settings, &facts))
     }
 
-    /// Decides on a pod without a node, and adds what can still be added to it.
+    /// Decides on a pod without a node, and adds the fields that an existing pod may still get.
     pub(super) async fn repair(&self, meta: &PodMeta) -> Result<Outcome, PodError> {
         let key = &meta.key();
         let Some(pod) = self.read(key).await? else { return Ok(Outcome::UpToDate) };
@@ -76,15 +76,14 @@ impl Decider<'_> {
         let outcome = patch_pod(self.context, key, version, "heal", patch).await?;
         if outcome == Outcome::Changed {
             let (ObjectKey { namespace, name }, verdict) = (key, &decision.verdict);
-            tracing::info!(namespace, pod = name, decision = %verdict, "decided on a pod that the webhook had missed");
-            let note = format!("pod {name} had been created without Spillway: decided now, {verdict}");
+            tracing::info!(namespace, pod = name, decision = %verdict, "decided on a pod that the webhook missed");
+            let note = format!("pod {name} was created without Spillway; the controller decided now: {verdict}");
             self.context.event_aggregator.record(owner(namespace, &pod), REPAIRED, note);
         }
         Ok(outcome)
     }
 
-    /// Assesses missed pods that have a node, and reports them. Returns whether all had been assessed before. A pod that cannot be read
-    /// does not hold up the others.
+    /// Assesses missed pods that have a node, and reports them. Returns whether all had been assessed before. A pod that cannot be read    /// does not hold up the others.
     pub(super) async fn assess(
         &self,
         scheduled: &[Scheduled],
@@ -116,9 +115,9 @@ impl Decider<'_> {
         }
     }
 
-    /// Assesses one pod. The result is `unknown` if the pod cannot be decided on: reading it again would not change that.
+    /// Assesses one pod. The result is `unknown` if no decision is possible: another read of the pod would not change that.
     fn assess_one(&self, Scheduled { meta, node }: &Scheduled, mut pod: Value) -> Assessment {
-        // The scheduler set the node; a recreated pod has none.
+        // The scheduler set the node. A recreated pod has no node.
         if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
             spec.remove("nodeName");
         }
@@ -127,7 +126,7 @@ impl Decider<'_> {
         let Ok(view) = serde_json::from_str::<Pod<'_>>(&text) else { return unknown };
         let Some(decision) = self.decide(&meta.namespace, &view) else { return unknown };
         let (name, verdict) = (&meta.name, &decision.verdict);
-        tracing::warn!(namespace = meta.namespace, pod = name, node, decision = %verdict, "the webhook has missed a pod");
+        tracing::warn!(namespace = meta.namespace, pod = name, node, decision = %verdict, "the webhook missed a pod");
         let note = format!(
             "pod {name} was created without Spillway and runs on {node}; the decision on a new pod would be: {verdict}"
         );
@@ -142,7 +141,7 @@ impl Decider<'_> {
     }
 }
 
-/// The controller of a pod, or the pod if it has none.
+/// Returns the controller of a pod, or the pod itself if it has no controller.
 fn owner(namespace: &str, pod: &Value) -> ObjectReference {
     let metadata = pod.get("metadata").cloned().unwrap_or_default();
     let metadata = serde_json::from_value(metadata).unwrap_or_default();

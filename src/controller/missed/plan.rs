@@ -1,4 +1,4 @@
-//! Which pods the webhook has missed.
+//! Finds the pods that the webhook missed.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,7 +10,7 @@ use crate::{
     kubernetes::{Backoff, ObjectKey, Store},
 };
 
-/// The most pods that are decided on in one round. The next round follows at once.
+/// The most pods in one round. The next round follows at once.
 pub(super) const MAX_PODS: usize = 200;
 
 /// The missed pods.
@@ -20,7 +20,7 @@ pub(super) struct MissedPods {
     pub(super) waiting: Vec<PodMeta>,
     /// Pods with a node.
     pub(super) scheduled: Vec<Scheduled>,
-    /// A matchCondition that decides, and that only the API server can evaluate.
+    /// A matchCondition that only the API server can evaluate, and that decides whether pods were missed.
     pub(super) unknown_condition: Option<String>,
 }
 
@@ -36,7 +36,7 @@ struct Undecided<'u> {
     meta: &'u PodMeta,
     labels: &'u BTreeMap<String, String>,
     annotations: &'u BTreeMap<String, String>,
-    /// Its node, if it has one.
+    /// The pod's node, if the pod is scheduled.
     node: Option<&'u str>,
 }
 
@@ -55,8 +55,8 @@ fn undecided(pods: &PodStore) -> impl Iterator<Item = Undecided<'_>> {
     unscheduled.chain(scheduled)
 }
 
-/// Returns the pods without a decision that the API server should have sent to the webhook, and that are younger than the opt-in of
-/// their namespace.
+/// Returns the pods without a decision that are in the scope of the webhook configuration and were created after the opt-in of their
+/// namespace.
 pub(super) fn missed(scope: &Scope, pods: &PodStore, opted_in: &Store<Arc<OptedIn>>) -> MissedPods {
     let mut found = MissedPods::default();
     for Undecided { meta, labels, annotations, node } in undecided(pods) {
@@ -74,7 +74,7 @@ pub(super) fn missed(scope: &Scope, pods: &PodStore, opted_in: &Store<Arc<OptedI
     found
 }
 
-/// Number of missed pods by decision; `unknown` for pods that have not been assessed yet.
+/// Returns the number of missed pods by decision, with `unknown` for pods that have not been assessed yet.
 pub(super) fn counts(
     scheduled: &[Scheduled],
     label: impl Fn(&str) -> Option<&'static str>,
@@ -86,7 +86,7 @@ pub(super) fn counts(
     counts
 }
 
-/// The pods that this round decides on. Pods that back off do not hold up others.
+/// Returns the pods that this round decides on. Pods that back off do not delay others.
 pub(super) fn next_pods<'p>(waiting: &'p [PodMeta], backoff: &Backoff, now: Instant) -> Vec<&'p PodMeta> {
     waiting.iter().filter(|pod| backoff.remaining(&pod.uid, now).is_none()).take(MAX_PODS).collect()
 }
@@ -132,8 +132,8 @@ mod tests {
     #[test]
     fn a_pod_in_scope_without_a_decision_was_missed() {
         assert!(waiting(&json!({})));
-        assert!(!waiting(&json!({"metadata": {"annotations": {DECISION: "prefer"}}})), "it has a decision");
-        assert!(!waiting(&json!({"metadata": {"namespace": "plain"}})), "its namespace is not opted in");
+        assert!(!waiting(&json!({"metadata": {"annotations": {DECISION: "prefer"}}})), "the pod has a decision");
+        assert!(!waiting(&json!({"metadata": {"namespace": "plain"}})), "the namespace is not opted in");
         assert!(!waiting(&json!({"metadata": {"labels": {"spillway.dev/burst": "disabled"}}})), "opted out");
         assert!(!waiting(&json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}})), "a mirror");
         assert!(!waiting(&json!({"metadata": {"deletionTimestamp": "2026-01-01T12:06:00Z"}})), "terminating");
@@ -143,7 +143,7 @@ mod tests {
     fn pods_older_than_the_opt_in_were_not_missed() {
         let created = |time: &str| waiting(&json!({"metadata": {"creationTimestamp": time}}));
         assert!(!created("2026-01-01T11:59:59Z") && !created("2026-01-01T12:00:00Z"));
-        assert!(!created("2026-01-01T12:00:01Z"), "the webhook may not know the opt-in yet");
+        assert!(!created("2026-01-01T12:00:01Z"), "the webhook may not have seen the opt-in yet");
         assert!(created("2026-01-01T12:00:02Z"));
     }
 
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_that_back_off_do_not_hold_up_others() {
+    fn pods_that_back_off_do_not_delay_others() {
         let pod = |number: usize| PodMeta { uid: number.to_string(), ..PodMeta::default() };
         let waiting: Vec<_> = (0..=MAX_PODS).map(pod).collect();
         let mut backoff = Backoff::default();

@@ -1,4 +1,4 @@
-//! Writes of the taints that Spillway manages. Each write adds or removes one taint, and changes nothing else of the node.
+//! Writes the taints that Spillway manages. Each write adds or removes one taint, and changes no other field of the node.
 
 mod plan;
 
@@ -30,13 +30,13 @@ const MAX_ATTEMPTS: usize = 5;
 /// The result of writing a taint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TaintWrite {
-    /// The node is as desired without a write, or is gone.
+    /// The node needs no write, or no longer exists.
     UpToDate,
     /// The taint was written.
     Changed,
-    /// Other clients write to the node all the time.
+    /// Other clients wrote to the node during each attempt.
     Conflict,
-    /// The API server's answer lacks the change: another webhook undid it.
+    /// The API server's response lacks the change, because another webhook undid the change.
     Stripped,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct TaintError {
     source: kube::Error,
 }
 
-/// Adds a taint to a node or removes it. Keeps all changes that other clients make in the meantime.
+/// Adds or removes a taint of a node. Keeps all changes that other clients make in the meantime.
 ///
 /// # Errors
 ///
@@ -69,7 +69,7 @@ pub(super) async fn write_taint(
             Ok(node) if taint.is_on(&node) == desired => return Ok(TaintWrite::Changed),
             Ok(_) => return Ok(TaintWrite::Stripped),
             Err(error) if is_conflict(&error) => {}
-            // The list of taints has become shorter. The API server answers this before it compares the version.
+            // The list of taints has become shorter. The API server checks the index of the patch before it compares the version.
             Err(kube::Error::Api(status)) if status.code == 422 && attempt < MAX_ATTEMPTS => {}
             Err(error) => return Err(error),
         }
@@ -78,7 +78,7 @@ pub(super) async fn write_taint(
 }
 
 impl Context {
-    /// Adds a taint to nodes or removes it, as desired for each. A node whose write fails does not hold up the others.
+    /// Adds or removes a taint, as desired for each node. A node whose write fails does not delay the others.
     pub(super) async fn reconcile_taints(
         &self,
         taint: ManagedTaint,
@@ -92,7 +92,7 @@ impl Context {
         combined.outcome()
     }
 
-    /// Adds a taint to a node or removes it, and reports that. If another webhook undoes the write, the node backs off.
+    /// Adds or removes a taint of a node, and reports the change. If another webhook undoes the write, the node backs off.
     pub(super) async fn reconcile_taint(
         &self,
         node: &cluster::Node,
@@ -128,14 +128,14 @@ impl Context {
         }
     }
 
-    /// Writes an event for the taint of the last resort. The reconcilers of the other taints write events of their own.
+    /// Writes an event about the last-resort taint. The reconcilers of the other taints write their own events.
     fn report_written(&self, node: &cluster::Node, taint: ManagedTaint, desired: bool) {
         tracing::info!(node = node.name, taint = taint.key, is_on = desired, "wrote a taint");
         if taint == LAST_RESORT {
             let message = if desired {
-                "has the taint of the last resort now: pods come here when no VM has room"
+                "the controller added the last-resort taint: pods run here only if no VM has room"
             } else {
-                "has the taint of the last resort no longer: pods may come here while VMs have room"
+                "the controller removed the last-resort taint: pods may run here while VMs have room"
             };
             self.event_aggregator.record(node.reference(), WRITTEN, message.to_owned());
         }
@@ -144,10 +144,15 @@ impl Context {
     fn report_stripped(&self, node: &cluster::Node, taint: ManagedTaint, backoff: &mut Backoff) {
         let retry_after = backoff.start(&node.name, Instant::now());
         let message = format!(
-            "another admission webhook undoes the controller's change of taint {}; trying again in {retry_after:?}",
+            "another admission webhook undoes the controller's change of taint {}; retrying in {retry_after:?}",
             taint.key
         );
-        tracing::warn!(node = node.name, taint = taint.key, ?retry_after, "another webhook undoes a taint");
+        tracing::warn!(
+            node = node.name,
+            taint = taint.key,
+            ?retry_after,
+            "another webhook undoes the change of a taint"
+        );
         self.event_aggregator.record(node.reference(), STRIPPED, message);
     }
 }
@@ -169,7 +174,7 @@ mod tests {
         telemetry::ControllerMetrics,
     };
 
-    /// A context with an API server whose nodes have no taints. It refuses writes of `forbidden` and drops those of `stripped`.
+    /// A context with an API server whose nodes have no taints. The server refuses writes to `forbidden` and drops writes to `stripped`.
     fn context() -> Context {
         let server = tower::service_fn(async |request: http::Request<Body>| {
             let name = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
@@ -196,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_node_holds_up_no_other_and_writes_are_reported() {
+    async fn a_failed_node_delays_no_other_and_writes_are_reported() {
         let (context, mut backoff) = (context(), Backoff::default());
         let node = |name: &str| (cluster::Node { name: name.to_owned(), ..cluster::Node::default() }, true);
         let nodes = ["forbidden", "stripped", "open"].map(node);
@@ -214,11 +219,11 @@ mod tests {
         );
         let (context, mut backoff) = (self::context(), Backoff::default());
         context.reconcile_taints(FULL, &nodes[1..2], &mut backoff).await.unwrap();
-        assert_eq!(events(&context), [("stripped".to_owned(), "TaintStripped")], "whichever taint it is");
+        assert_eq!(events(&context), [("stripped".to_owned(), "TaintStripped")], "every taint is reported");
     }
 
     #[tokio::test]
-    async fn a_patch_of_a_list_that_became_shorter_is_tried_again() {
+    async fn a_patch_of_a_shortened_taint_list_is_retried() {
         for (refusals, expected) in [(MAX_ATTEMPTS - 1, Ok(TaintWrite::Changed)), (MAX_ATTEMPTS, Err(422))] {
             let patches = AtomicUsize::new(0);
             let server = tower::service_fn(move |request: http::Request<Body>| {

@@ -1,4 +1,4 @@
-//! The change of one taint of a node, as a JSON patch.
+//! Plans the change of one taint of a node as a JSON patch.
 
 use json_patch::{AddOperation, Patch as JsonPatch, PatchOperation, RemoveOperation, jsonptr::PointerBuf};
 use k8s_openapi::api::core::v1::{Node, Taint};
@@ -10,15 +10,15 @@ use crate::{
     kubernetes::conditional_patch,
 };
 
-/// Keeps pods that prefer VMs on VMs while these have room: the scheduler avoids nodes with this taint, and Spillway's toleration does
-/// not cover it.
+/// Keeps pods that prefer VMs on VMs that have room. The scheduler avoids nodes with this taint, because Spillway's toleration does not
+/// tolerate the taint.
 pub(in crate::controller) const LAST_RESORT: ManagedTaint =
     ManagedTaint { key: LAST_RESORT_TAINT, effect: "PreferNoSchedule" };
 
-/// Closes virtual nodes to all pods that do not tolerate it.
+/// Closes virtual nodes to all pods that do not tolerate this taint.
 pub(in crate::controller) const FULL: ManagedTaint = ManagedTaint { key: FULL_TAINT, effect: "NoSchedule" };
 
-/// Marks a ghost whose cordon is Spillway's.
+/// Marks a ghost that Spillway cordoned.
 pub(in crate::controller) const GHOST: ManagedTaint = ManagedTaint { key: "spillway.dev/ghost", effect: "NoSchedule" };
 
 /// A taint that the controller adds and removes.
@@ -29,7 +29,7 @@ pub(in crate::controller) struct ManagedTaint {
 }
 
 impl ManagedTaint {
-    /// Returns whether a node of the store has this taint, with any value.
+    /// Returns whether a node of the cache has this taint, with any value.
     pub(in crate::controller) fn is_on_observed(self, node: &cluster::Node) -> bool {
         node.has_taint(self.key, self.effect)
     }
@@ -43,7 +43,7 @@ impl ManagedTaint {
         taint.key == self.key && taint.effect == self.effect
     }
 
-    /// Returns the patch that adds the taint to this version of the node, or removes it. Returns nothing if the node is as desired.
+    /// Returns the patch that adds the taint to this version of the node, or removes the taint. Returns `None` if no change is necessary.
     pub(super) fn plan(self, node: &Node, desired: bool) -> Option<JsonPatch> {
         let index = taints(node).and_then(|taints| taints.iter().position(|taint| self.matches(taint)));
         let change = match (index, desired) {
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn every_other_taint_stays_as_it_is() {
+    fn other_taints_do_not_change() {
         let azure = json!({"key": "virtual-kubelet.io/provider", "value": "azure", "effect": "NoSchedule"});
         // The same key with another effect is another taint.
         let alike = json!({"key": "spillway.dev/last-resort", "effect": "NoSchedule"});
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(after(&node(Some(json!([azure, alike]))), true), Some(json!([azure, alike, ours])));
         assert_eq!(after(&node(Some(json!([azure, ours, alike]))), false), Some(json!([azure, alike])));
         assert_eq!(after(&node(Some(json!([ours]))), true), None);
-        assert_eq!(after(&node(Some(json!([valued]))), true), None, "the scheduler does not look at the value");
+        assert_eq!(after(&node(Some(json!([valued]))), true), None, "the scheduler ignores the value");
         assert_eq!(after(&node(Some(json!([azure]))), false), None);
         assert_eq!(after(&node(None), false), None);
     }
@@ -109,6 +109,6 @@ mod tests {
         let patch = LAST_RESORT.plan(&node(None), true).unwrap();
         let mut newer = json!({"metadata": {"resourceVersion": "8"}, "spec": {}});
         json_patch::patch(&mut newer, &patch).unwrap();
-        assert_eq!(newer["metadata"]["resourceVersion"], "7", "for the API server to refuse");
+        assert_eq!(newer["metadata"]["resourceVersion"], "7", "the API server refuses the older version");
     }
 }

@@ -1,7 +1,7 @@
-//! Evictions of missed pods, so that their owners recreate them. Never in a loop.
+//! Evicts missed pods, so that their owners recreate them. Never in a loop.
 //!
-//! An eviction follows a dry run that shows that the webhook answers and lets such a pod overflow. It uses the eviction API, which
-//! respects PodDisruptionBudgets. Of each owner, at most one pod is evicted in an hour.
+//! Before an eviction, a dry run must show that the webhook responds and lets such a pod overflow. The controller uses the eviction API,
+//! which respects PodDisruptionBudgets. It evicts at most one pod of each owner per hour.
 
 mod plan;
 
@@ -27,14 +27,14 @@ use crate::{
 
 const EVICTED: EventKind = EventKind::action("MissedPodEvicted");
 
-/// The most time for an eviction, and for its dry run. A round has at most one, and takes at most 10 s.
+/// The timeout of an eviction, and of its dry run. A round has at most one eviction, and takes at most 10 s.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The most time for all checks before an eviction.
+/// The timeout of all checks before an eviction.
 const CHECKS_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Evictions {
-    /// Tries to evict the next pod. Returns whether the round after it may start at once.
+    /// Tries to evict the next pod. Returns whether the next round may start at once.
     pub(super) async fn evict_next<'p>(
         &mut self,
         context: &Context,
@@ -44,10 +44,11 @@ impl Evictions {
         let result = self.attempt(&owner.uid, evict(context, &owner.uid, pod)).await;
         context.metrics.overflow.acted("evict", result);
         let ObjectKey { namespace, name } = pod.meta.key();
-        tracing::info!(namespace, pod = name, result, "tried to evict a pod that the webhook had missed");
+        tracing::info!(namespace, pod = name, result, "tried to evict a pod that the webhook missed");
         if result == "success" {
-            let note =
-                format!("pod {name} was created without Spillway and has been evicted, so that its owner recreates it");
+            let note = format!(
+                "pod {name} was created without Spillway; the controller evicted it, so that its owner recreates it"
+            );
             context.event_aggregator.record(pod.meta.owner(), EVICTED, note);
         }
         matches!(result, "success" | "gone")
@@ -59,11 +60,11 @@ async fn evict(context: &Context, owner: &str, pod: &Scheduled) -> Attempt {
         Ok(Ok(None)) => {}
         Ok(Ok(Some(result))) => return Attempt::NotEvicted(result),
         Ok(Err(error)) => {
-            tracing::warn!(error = %Causes(&error), "a pod that the webhook had missed is not evicted");
+            tracing::warn!(error = %Causes(&error), "did not evict a pod that the webhook missed");
             return Attempt::NotEvicted("failed");
         }
         Err(_elapsed) => {
-            tracing::warn!("no answer within {CHECKS_TIMEOUT:?}: a pod that the webhook had missed is not evicted");
+            tracing::warn!("no response within {CHECKS_TIMEOUT:?}: did not evict a pod that the webhook missed");
             return Attempt::NotEvicted("failed");
         }
     }
@@ -72,7 +73,7 @@ async fn evict(context: &Context, owner: &str, pod: &Scheduled) -> Attempt {
         let params = evict_params(pod, dry_run);
         timeout(EVICTION_TIMEOUT, typed.evict(&pod.meta.name, &params)).await
     };
-    // A PodDisruptionBudget answers 429, and kube's client retries that (kube-client `client/retry.rs`). So a dry run that takes too long
+    // A PodDisruptionBudget causes status 429, and kube's client retries that (kube-client `client/retry.rs`). A dry run that times out
     // means the same.
     match evict(true).await.map(read_answer) {
         Err(_elapsed) => return Attempt::NotEvicted("blocked"),
@@ -81,7 +82,7 @@ async fn evict(context: &Context, owner: &str, pod: &Scheduled) -> Attempt {
         }
         Ok(_) => {}
     }
-    // An eviction that takes too long may have happened.
+    // An eviction that times out may have happened.
     evict(false).await.map_or(Attempt::Sent("failed"), read_answer)
 }
 
@@ -99,13 +100,13 @@ fn read_answer<T>(answer: Result<T, kube::Error>) -> Attempt {
         Err(error) if is_conflict(&error) => Attempt::NotEvicted("gone"),
         // For example 500, if two PodDisruptionBudgets select the pod.
         Err(error) => {
-            tracing::warn!(error = %Causes(&error), "a pod that the webhook had missed may not have been evicted");
+            tracing::warn!(error = %Causes(&error), "the eviction of a pod that the webhook missed may have failed");
             Attempt::Sent("failed")
         }
     }
 }
 
-/// Returns why the pod must not be evicted, or nothing if it may be.
+/// Returns why the pod must not be evicted, or `None` if the controller may evict the pod.
 async fn check(context: &Context, owner: &str, pod: &Scheduled) -> Result<Option<&'static str>, PodError> {
     let failed = |verb, error| PodError::new(verb, &pod.meta.key(), error);
     let resource = ApiResource::erase::<Pod>(&());
@@ -122,7 +123,7 @@ async fn check(context: &Context, owner: &str, pod: &Scheduled) -> Result<Option
     let params = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.to_owned()) };
     let answer = match pods.create(&params, &dry_run_copy(&live)).await {
         Ok(answer) => answer,
-        // The API server would refuse the pod: a quota, or another policy.
+        // The API server refuses such a pod, for example because of a quota or a policy.
         Err(kube::Error::Api(_)) => return Ok(Some("refused")),
         Err(error) => return Err(failed("try to create", error)),
     };
@@ -134,7 +135,7 @@ async fn check(context: &Context, owner: &str, pod: &Scheduled) -> Result<Option
 }
 
 /// Returns whether the owner has created a pod with a decision within the last hour. That pod may replace one that a former leader
-/// evicted; nothing else shows that.
+/// evicted. No other object shows that.
 async fn has_recreated(context: &Context, owner: &str, pod: &Scheduled) -> Result<bool, kube::Error> {
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.meta.namespace);
     let horizon = Timestamp::now() - OWNER_INTERVAL;

@@ -1,4 +1,4 @@
-//! Which missed pod may be evicted next.
+//! Selects the missed pod to evict next.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{burst::DECISION, cluster::PodMeta};
 /// The least time between two evictions of pods of one owner.
 pub(super) const OWNER_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// The least time until the next attempt if the pod was certainly not evicted.
+/// The least time until the next attempt if no pod was evicted.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The result of an attempt, as label `result` of metric `spillway_actions`.
@@ -28,12 +28,12 @@ pub(super) enum Attempt {
     Sent(&'static str),
 }
 
-/// When pods of an owner may be evicted again, by the owner's uid.
+/// The time from which pods of an owner may be evicted again, by the owner's uid.
 #[derive(Debug, Default)]
 pub(in super::super) struct Evictions(HashMap<String, Instant>);
 
 impl Evictions {
-    /// Returns the next pod to evict. Pods without an owner are left alone: they would not come back.
+    /// Returns the next pod to evict. Skips pods without an owner, because no controller would recreate them.
     pub(super) fn next<'p>(
         &mut self,
         pods: impl Iterator<Item = &'p Scheduled>,
@@ -44,8 +44,8 @@ impl Evictions {
         owned.find(|(owner, _)| !self.0.contains_key(&owner.uid))
     }
 
-    /// Runs an attempt. The interval of the owner starts before it, because the attempt may be cancelled. It is shortened only if the
-    /// pod was certainly not evicted.
+    /// Runs an attempt. The interval of the owner starts before the attempt, because the attempt may be cancelled. The interval becomes
+    /// shorter only if the pod was certainly not evicted.
     pub(super) async fn attempt(&mut self, owner: &str, attempt: impl Future<Output = Attempt>) -> &'static str {
         self.0.insert(owner.to_owned(), Instant::now() + OWNER_INTERVAL);
         match attempt.await {
@@ -57,28 +57,28 @@ impl Evictions {
         }
     }
 
-    /// How long no pod of an owner is evicted.
+    /// Returns how long no further pod of an owner may be evicted.
     #[cfg(test)]
     pub(super) fn remaining(&self, owner: &str) -> Duration {
         self.0[owner] - Instant::now()
     }
 }
 
-/// Returns whether a pod may be evicted: its owner recreates it as it was, and it is not protected. For a pod that runs to completion,
-/// such as that of a Job or of a pipeline, an eviction is a failure.
+/// Returns whether a pod may be evicted: its owner recreates the same pod, and the pod is not protected. A pod that runs to completion,
+/// such as a pod of a Job or a pipeline, would fail by an eviction.
 pub(in super::super) fn may_evict<'a>(pod: &Value, annotation: impl Fn(&str) -> Option<&'a str>) -> bool {
     let policy = pod.pointer("/spec/restartPolicy").and_then(Value::as_str);
     policy.is_none_or(|policy| policy == "Always") && !is_protected(annotation)
 }
 
-/// Returns whether a pod asks not to be disrupted, as node autoscalers understand it (kubernetes/autoscaler `utils/drain/drain.go`;
+/// Returns whether an annotation forbids node autoscalers to disrupt a pod (kubernetes/autoscaler `utils/drain/drain.go`;
 /// kubernetes-sigs/karpenter `pkg/apis/v1/labels.go`).
 pub(super) fn is_protected<'a>(annotation: impl Fn(&str) -> Option<&'a str>) -> bool {
     annotation("cluster-autoscaler.kubernetes.io/safe-to-evict") == Some("false")
         || annotation("karpenter.sh/do-not-disrupt") == Some("true")
 }
 
-/// Returns whether this is a pod of the owner with a decision, created after the horizon.
+/// Returns whether a pod of the owner has a decision and was created after `horizon`.
 pub(super) fn was_recreated(pod: &ObjectMeta, owner: &str, horizon: Timestamp) -> bool {
     let is_decided = pod.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(DECISION));
     let pod = PodMeta::read(pod);

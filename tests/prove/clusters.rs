@@ -1,5 +1,5 @@
-//! Where the stories play: two clusters of the same three VMs and one virtual node, one as it is, one with Spillway installed as a
-//! user installs it.
+//! The clusters of the scenarios. Both have the same three VMs and one virtual node. Spillway is installed in one of them, as a user
+//! installs it.
 
 use std::time::{Duration, Instant};
 
@@ -13,15 +13,15 @@ use crate::{
     timeline::Timeline,
 };
 
-/// How many pods of half a CPU the three VMs have room for.
+/// The number of pods of half a CPU for which the three VMs have room.
 pub(crate) const ROOM: usize = 24;
 
-/// Who takes care that pods may overflow.
+/// The way in which pods may overflow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Group {
-    /// The owner: toleration and preferred affinity in the manifest.
+    /// The manifest has a toleration and a preferred affinity.
     ByHand,
-    /// The manifest says nothing of virtual nodes.
+    /// The manifest does not mention virtual nodes.
     Spillway,
 }
 
@@ -37,7 +37,7 @@ impl Group {
 }
 
 /// Both clusters.
-pub(crate) struct Stage {
+pub(crate) struct Clusters {
     by_hand: Sandbox,
     spillway: &'static ControlPlane,
     webhook: Option<Webhook>,
@@ -45,20 +45,20 @@ pub(crate) struct Stage {
     starts: usize,
 }
 
-impl Stage {
-    pub(crate) fn set() -> Self {
-        let mut stage =
+impl Clusters {
+    pub(crate) fn start() -> Self {
+        let mut clusters =
             Self { by_hand: sandbox(), spillway: control_plane(), webhook: None, controller: None, starts: 0 };
-        install(stage.spillway);
-        stage.start_controller();
-        stage.start_webhook();
+        install(clusters.spillway);
+        clusters.start_controller();
+        clusters.start_webhook();
         for group in Group::BOTH {
-            stage.nodes_are_ready(group);
+            clusters.nodes_are_ready(group);
         }
-        eventually("the virtual node to be the last resort", || {
-            stage.keys_of_taints(Group::Spillway).contains("spillway.dev/last-resort").then_some(())
+        eventually("the last-resort taint of the virtual node", || {
+            clusters.keys_of_taints(Group::Spillway).contains("spillway.dev/last-resort").then_some(())
         });
-        stage
+        clusters
     }
 
     pub(crate) fn plane(&self, group: Group) -> &'static ControlPlane {
@@ -68,14 +68,14 @@ impl Stage {
         }
     }
 
-    /// A new namespace; with Spillway of this profile and with these annotations.
+    /// Creates a namespace. With Spillway, the namespace has this profile and these annotations.
     pub(crate) fn namespace(&self, group: Group, profile: &str, annotations: &Value) -> Namespace {
         match group {
             Group::ByHand => self.by_hand.plane.namespace(None),
             Group::Spillway => {
                 let namespace = self.spillway.annotated_namespace(Some(profile), annotations);
                 if self.webhook.is_some() {
-                    decides(&namespace);
+                    wait_for_decisions(&namespace);
                 }
                 namespace
             }
@@ -92,25 +92,25 @@ impl Stage {
         eventually("the controller to lead", || self.controller().leads().then_some(()));
     }
 
-    /// Starts a webhook, and tells the API server where it is, as a Service does.
+    /// Starts a webhook, and registers its address, because the control plane has no Services.
     pub(crate) fn start_webhook(&mut self) {
         let name = self.name("webhook");
         let webhook = Webhook::start_self_managed(self.spillway, &name, &[]);
         let configuration = installed_configuration(self.spillway, webhook.address);
         self.spillway.kubectl_with(&["apply", "-f", "-"], &configuration);
         self.webhook = Some(webhook.ready());
-        decides(&self.spillway.namespace(Some("enabled")));
+        wait_for_decisions(&self.spillway.namespace(Some("enabled")));
     }
 
     pub(crate) fn stop_webhook(&mut self) {
         self.webhook = None;
     }
 
-    /// As a kubelet does it: the lease is given back.
+    /// Stops the controller as a kubelet does, so that it releases the lease.
     pub(crate) fn stop_controller(&mut self) {
         let mut controller = self.controller.take().expect("the controller runs");
         controller.signal("TERM");
-        eventually("the controller to end", || (!controller.is_alive()).then_some(()));
+        eventually("the controller to exit", || (!controller.is_alive()).then_some(()));
     }
 
     fn name(&mut self, program: &str) -> String {
@@ -140,14 +140,14 @@ impl Stage {
         self.plane(group).kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.taints[*].key}"])
     }
 
-    /// A node begins as not ready. If one was ready before the others, pods would go there for that alone.
+    /// Waits until all nodes are ready. New nodes are not ready, and all pods would be scheduled to the first ready node.
     fn nodes_are_ready(&self, group: Group) {
         eventually("the nodes to be ready", || (!self.keys_of_taints(group).contains("not-ready")).then_some(()));
     }
 }
 
-/// Waits until the webhook decides about pods of this namespace.
-fn decides(namespace: &Namespace) {
+/// Waits until the webhook decides on pods of this namespace.
+fn wait_for_decisions(namespace: &Namespace) {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"},
         "spec": {"containers": [{"name": "c", "image": "registry.example/c"}]},
@@ -163,19 +163,19 @@ pub(crate) struct Web {
     pub(crate) replicas: usize,
     pub(crate) cpu: &'static str,
     pub(crate) memory: &'static str,
-    /// Of the preferred affinity by which the owner keeps away from virtual nodes; with Spillway, nothing if the owner says nothing.
+    /// The weight of the manifest's preferred affinity against virtual nodes. The default is 100 by hand, and no affinity with Spillway.
     pub(crate) weight: Option<u32>,
-    /// Whether the owner spreads the pods over hosts as well as it goes.
+    /// `true` if the manifest spreads the pods over hosts, if possible.
     pub(crate) is_spread: bool,
 }
 
 impl Web {
-    /// So many pods of half a CPU.
+    /// Returns a Deployment with this number of pods of half a CPU.
     pub(crate) fn of(replicas: usize) -> Self {
         Self { replicas, cpu: "500m", memory: "256Mi", weight: None, is_spread: false }
     }
 
-    /// What its owner applies.
+    /// Returns the manifest for a group.
     fn manifest(&self, group: Group) -> Value {
         let mut spec = json!({
             "terminationGracePeriodSeconds": 1,
@@ -183,7 +183,7 @@ impl Web {
                 "resources": {"requests": {"cpu": self.cpu, "memory": self.memory}}}],
         });
         if group == Group::ByHand {
-            // As the documentation of AKS has it.
+            // As in the documentation of AKS.
             spec["tolerations"] = json!([{"key": "virtual-kubelet.io/provider", "operator": "Exists"}]);
         }
         let weight = self.weight.or((group == Group::ByHand).then_some(100));
@@ -205,15 +205,15 @@ impl Web {
         })
     }
 
-    /// Creates it in this namespace, and follows its pods from before that.
-    pub(crate) fn create(&self, stage: &Stage, group: Group, namespace: &Namespace) -> Timeline {
-        let timeline = Timeline::follow(stage.plane(group), &namespace.name);
+    /// Starts a timeline of this namespace, and then creates the Deployment.
+    pub(crate) fn create(&self, clusters: &Clusters, group: Group, namespace: &Namespace) -> Timeline {
+        let timeline = Timeline::follow(clusters.plane(group), &namespace.name);
         namespace.create(&self.manifest(group));
         timeline
     }
 }
 
-/// Takes everything away, and waits until it is gone: the next scene begins with empty nodes.
+/// Deletes the Deployment and waits until its pods no longer exist, so that the next scene starts with empty nodes.
 pub(crate) fn clear(namespace: &Namespace, timeline: &Timeline) {
     namespace.kubectl(&["delete", "deployment", "web", "--cascade=foreground", "--wait=true"], "");
     timeline.wait("the pods to be gone", |counts| counts.total() == 0);
@@ -221,5 +221,5 @@ pub(crate) fn clear(namespace: &Namespace, timeline: &Timeline) {
 
 /// Waits until something is older than this.
 pub(crate) fn wait_for_age(since: Instant, age: Duration) {
-    eventually("time to pass", || (since.elapsed() > age).then_some(()));
+    eventually("the time to pass", || (since.elapsed() > age).then_some(()));
 }

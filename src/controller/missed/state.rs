@@ -1,4 +1,4 @@
-//! State that the reconciler of missed pods keeps between rounds.
+//! The state of the reconciler of missed pods between rounds.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,15 +10,15 @@ use crate::{
     kubernetes::{Backoff, ObjectKey, Store},
 };
 
-/// State that is kept between rounds. A new leader starts without it.
+/// The state between rounds. A new leader starts with an empty state.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
-    /// The opted-in namespaces that the assessments rest on, by name.
+pub(super) struct ReconcilerState {
+    /// The opted-in namespaces of the assessments, by name.
     opted_in: HashMap<String, Arc<OptedIn>>,
     /// Assessments of missed pods that have a node, by uid.
     pub(super) assessed: HashMap<String, Assessment>,
-    /// The configuration and the virtual nodes that the assessments rest on.
-    basis: Option<(Arc<Configuration>, Vec<VirtualNode>)>,
+    /// The configuration and the virtual nodes of the assessments.
+    inputs: Option<(Arc<Configuration>, Vec<VirtualNode>)>,
     pub(super) evictions: Evictions,
     /// Pods whose repair failed.
     pub(super) backoff: Backoff,
@@ -35,26 +35,26 @@ pub(super) struct Assessment {
 }
 
 impl Assessment {
-    /// Of a pod whose decision is unknown.
+    /// Returns the assessment of a pod whose decision is unknown.
     pub(super) fn unknown(pod: &PodMeta) -> Self {
         Self { namespace: pod.namespace.clone(), label: "unknown", may_evict: false }
     }
 }
 
-impl Memory {
-    /// Forgets assessments that rest on another configuration or other virtual nodes.
-    pub(super) fn set_basis(&mut self, configuration: &Arc<Configuration>, virtual_nodes: &[VirtualNode]) {
+impl ReconcilerState {
+    /// Removes all assessments if the configuration or the virtual nodes have changed.
+    pub(super) fn set_inputs(&mut self, configuration: &Arc<Configuration>, virtual_nodes: &[VirtualNode]) {
         let is_same = self
-            .basis
+            .inputs
             .as_ref()
             .is_some_and(|(before, nodes)| Arc::ptr_eq(before, configuration) && nodes == virtual_nodes);
         if !is_same {
             self.assessed.clear();
-            self.basis = Some((configuration.clone(), virtual_nodes.to_vec()));
+            self.inputs = Some((configuration.clone(), virtual_nodes.to_vec()));
         }
     }
 
-    /// Forgets the assessments of pods whose namespace has changed.
+    /// Removes the assessments of pods whose namespace has changed.
     pub(super) fn set_opted_in(&mut self, opted_in: &Store<Arc<OptedIn>>) {
         let is_same = |name: &str| {
             let (before, now) = (self.opted_in.get(name), opted_in.get(&ObjectKey::cluster_scoped(name)));
@@ -73,7 +73,7 @@ mod tests {
     use crate::cluster::Snapshot;
 
     #[test]
-    fn an_assessment_is_forgotten_when_its_basis_changes() {
+    fn an_assessment_is_removed_when_its_inputs_change() {
         let assessment = |namespace: &str| {
             (
                 namespace.to_owned(),
@@ -90,25 +90,25 @@ mod tests {
         let (shop, bar) = (opted_in(1), opted_in(1));
         let configuration = Arc::<Configuration>::default();
         let node = VirtualNode::new("v".to_owned(), Vec::new());
-        let mut memory = Memory::default();
-        let assess = |memory: &mut Memory| {
-            memory.assessed = ["shop", "bar"].map(assessment).into();
+        let mut state = ReconcilerState::default();
+        let assess = |state: &mut ReconcilerState| {
+            state.assessed = ["shop", "bar"].map(assessment).into();
         };
-        let left = |memory: &Memory| memory.assessed.keys().cloned().collect::<Vec<_>>();
-        memory.set_basis(&configuration, &[]);
-        assess(&mut memory);
-        memory.set_basis(&configuration, &[]);
-        assert_eq!(left(&memory).len(), 2);
-        memory.set_opted_in(&store([("shop", &shop), ("bar", &bar)]));
-        assess(&mut memory);
-        memory.set_opted_in(&store([("shop", &shop), ("bar", &bar)]));
-        assert_eq!(left(&memory).len(), 2);
-        memory.set_opted_in(&store([("shop", &opted_in(2)), ("bar", &bar)]));
-        assert_eq!(left(&memory), ["bar"], "the namespace has changed");
-        memory.set_basis(&configuration, std::slice::from_ref(&node));
-        assert!(left(&memory).is_empty(), "there is another virtual node");
-        assess(&mut memory);
-        memory.set_basis(&Arc::default(), &[node]);
-        assert!(left(&memory).is_empty(), "another configuration");
+        let left = |state: &ReconcilerState| state.assessed.keys().cloned().collect::<Vec<_>>();
+        state.set_inputs(&configuration, &[]);
+        assess(&mut state);
+        state.set_inputs(&configuration, &[]);
+        assert_eq!(left(&state).len(), 2);
+        state.set_opted_in(&store([("shop", &shop), ("bar", &bar)]));
+        assess(&mut state);
+        state.set_opted_in(&store([("shop", &shop), ("bar", &bar)]));
+        assert_eq!(left(&state).len(), 2);
+        state.set_opted_in(&store([("shop", &opted_in(2)), ("bar", &bar)]));
+        assert_eq!(left(&state), ["bar"], "the namespace has changed");
+        state.set_inputs(&configuration, std::slice::from_ref(&node));
+        assert!(left(&state).is_empty(), "a virtual node was added");
+        assess(&mut state);
+        state.set_inputs(&Arc::default(), &[node]);
+        assert!(left(&state).is_empty(), "the configuration has changed");
     }
 }
