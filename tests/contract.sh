@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Shows whether what others rely on is byte-equal in two states of the repository: decisions, patches, codes of reasons and
-# findings, exit codes, metrics, and the configuration file. Prose may differ.
+# Compares the public contract of two revisions byte by byte: decisions, patches, codes of reasons and findings, exit codes, metrics,
+# and the configuration file. Prose may differ.
 #
-# Usage: tests/contract.sh REVISION [REVISION]   (the second is the working tree if it is left out)
+# Usage: tests/contract.sh REVISION [REVISION]   (default of the second: the working tree)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,7 +11,7 @@ new=${2:-}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# Writes the paths that the contract is read from into a directory.
+# Copies the files that define the contract to a directory.
 checkout() { # REVISION DIRECTORY
   mkdir -p "$2"
   local paths=(tests/golden tests/golden_identity docs/config.schema.json docs/reasons.md docs/identity.md manifests/monitoring)

@@ -3,9 +3,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Tests on the control plane wait most of the time: more of them run at a time than there are cores.
+# Tests on the control plane mostly wait, so more of them run at the same time than the machine has cores.
 cluster_threads=6
-# Property tests try the same values each time: a test that fails now and did not before fails because of the change.
+# Property tests try the same values each time, so that only a change of the code can make a test fail.
 # `make fuzz` tries other values.
 export PROPTEST_RNG_SEED=1
 

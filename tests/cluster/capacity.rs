@@ -1,4 +1,4 @@
-//! Virtual nodes take no more pods than configured, and none while pods fail to start there.
+//! The controller closes virtual nodes to new pods at the configured cap, and while pods fail to start.
 
 use serde_json::{Value, json};
 
@@ -63,8 +63,10 @@ fn virtual_nodes_close_at_max_pods_and_reopen() {
 
     let gone = pods_on_virtual_node(&namespace).swap_remove(0);
     namespace.delete_pod(&gone);
-    // All pending pods may go at once: the controller taints the node only when it sees them there.
-    eventually("another pod to go there", || (pods_on_virtual_node(&namespace).len() >= 4).then_some(()));
+    // The scheduler may bind all pending pods at once: the controller adds the taint only after it sees them on the node.
+    eventually("another pod to be bound to the virtual node", || {
+        (pods_on_virtual_node(&namespace).len() >= 4).then_some(())
+    });
     namespace.kubectl(&["scale", "deployment", "web", "--replicas=1"], "");
     eventually("the virtual node to be open", || is(false).then_some(()));
     wait_for_event(&installed, "VirtualNodesReopened");

@@ -184,7 +184,7 @@ fn without_a_configuration_the_authority_is_created_anyway() {
     let plane = installed.plane();
     let controller = Controller::start(plane, "certificates-absent", &[]);
     let webhook = Webhook::start_self_managed(plane, "certificates-absent-webhook", &[]).ready();
-    eventually("the bundle to be looked after", || {
+    eventually("the controller to maintain the bundle", || {
         (controller.metric(r#"spillway_reconciles_total{reconciler="ca-bundle",result="success"}"#) > 0).then_some(())
     });
     for reconciler in ["authority", "ca-bundle"] {

@@ -98,7 +98,7 @@ fn the_controller_survives_a_restart_of_the_api_server() {
     plane.restart_api_server();
     assert_eq!(controller.admin("/healthz").0, 200);
     plane.delete(AUTHORITY_SECRET);
-    eventually("the replica to go on", || plane.find(AUTHORITY_SECRET).map(drop));
+    eventually("the replica to continue", || plane.find(AUTHORITY_SECRET).map(drop));
     assert!(controller.is_alive());
 }
 

@@ -109,7 +109,7 @@ impl Load {
                     self.created.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) if is_out_of_reach(&error) => {}
-                // The pod exists, but the answer was lost with the connection.
+                // The pod exists, but the response was lost with the connection.
                 Err(kube::Error::Api(status)) if status.is_already_exists() => {
                     pods.push(api.get(&name).await.unwrap());
                 }
@@ -138,7 +138,7 @@ impl Outcome {
     }
 }
 
-/// Returns whether the API server is restarting: the creator tries again. A new API server may refuse requests before its
+/// Returns whether the API server is restarting, so that the creator must retry. A new API server may refuse requests until its
 /// admission plugins have synced.
 fn is_out_of_reach(error: &kube::Error) -> bool {
     match error {
@@ -216,7 +216,7 @@ async fn a_restart_of_the_api_server_loses_no_pod() {
         wait_for_more(PODS / 4, created);
     });
     created.await.assert_nothing_lost();
-    // The watches recover too: the webhook learns of a new opted-in namespace.
+    // The watches recover too: the webhook observes a new opted-in namespace.
     let late = drill.sandbox.plane.namespace(Some("enabled"));
     let pod = serde_json::to_value(held_pod("late")).unwrap();
     eventually("the new namespace to be known", || {

@@ -14,9 +14,9 @@ use crate::{
     harness::{Stub, allowed, control_plane, spillway, spillway_command},
 };
 
-/// Returns the patch of a webhook's answer as text.
+/// Returns the patch of a webhook's response as text.
 pub(crate) fn sent_patch(answer: &Value) -> String {
-    let patch = answer["response"]["patch"].as_str().unwrap_or("W10="); // [] where there is none
+    let patch = answer["response"]["patch"].as_str().unwrap_or("W10="); // [] without a patch
     String::from_utf8(STANDARD.decode(patch).unwrap()).unwrap()
 }
 

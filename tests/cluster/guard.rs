@@ -123,7 +123,7 @@ fn path(namespace: &Namespace, name: &str) -> String {
     format!("/api/v1/namespaces/{}/pods/{name}", namespace.name)
 }
 
-/// Returns a gated pod with many fields set, which the API server itself lets change in most ways.
+/// Returns a gated pod with many fields set. The API server itself permits most changes of this pod.
 fn rich() -> Value {
     pod(
         "rich",
@@ -497,12 +497,12 @@ async fn a_broken_policy_affects_only_spillway() {
     namespace.create(&pod("another", &json!({})));
     namespace.kubectl(&["delete", "pod", "another", "--now"], "");
     drop(broken);
-    // The API server notices that a moment later. The next test must not meet the policy.
+    // The API server observes the deletion a moment later. The policy must not affect the next test.
     for attempt in 0.. {
         if controller.send("PATCH", &path, &own).await.is_ok() {
             break;
         }
-        assert!(attempt < 600, "the broken policy does not go");
+        assert!(attempt < 600, "the broken policy stays in effect");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -545,6 +545,6 @@ fn policies_restrict_writes_that_rbac_cannot_name() {
             }
         }
     }
-    // Harmless: in the namespace of Spillway only.
+    // This permission is harmless, because it applies only in Spillway's namespace.
     assert_eq!(Vec::from_iter(loose), ["role create leases"]);
 }

@@ -1,4 +1,4 @@
-//! The taint that makes virtual nodes the last resort: the controller restores it, and changes nothing else of a node.
+//! The controller restores the last-resort taint of virtual nodes, and changes no other field of a node.
 
 use std::{
     process::Command,
@@ -88,7 +88,10 @@ fn the_last_resort_taint_is_restored() {
     assert!(node.taints().contains(&"virtual-kubelet.io/provider=azure:NoSchedule".to_owned()), "{:?}", node.taints());
     let vms = plane.list("/api/v1/nodes?labelSelector=type!%3Dvirtual-kubelet");
     assert!(vms.len() >= 3, "{vms:#?}");
-    assert!(!vms.iter().any(|vm| vm["spec"]["taints"].to_string().contains(TAINT)), "VMs are left alone: {vms:#?}");
+    assert!(
+        !vms.iter().any(|vm| vm["spec"]["taints"].to_string().contains(TAINT)),
+        "the controller does not change VMs: {vms:#?}"
+    );
     plane.kubectl(&["taint", "node", node.name, &format!("{TAINT}:PreferNoSchedule-")]);
     node.becomes_last_resort();
     plane.delete_node(node.name);
@@ -205,7 +208,7 @@ fn a_policy_that_strips_the_taint_is_reported() {
     let plane = installed.plane();
     let node = VirtualNode::create(plane, "last-resort-stripped");
     plane.create_or_replace(None, &stripping());
-    eventually("the policy to be at work", || {
+    eventually("the policy to take effect", || {
         plane.kubectl(&["taint", "--overwrite", "node", node.name, &format!("{TAINT}:PreferNoSchedule")]);
         (!node.is_last_resort()).then_some(())
     });

@@ -1,4 +1,4 @@
-//! Late burst on the real scheduler: pods wait for a VM, and go to virtual nodes when none comes.
+//! Late burst on the real scheduler: pods wait for a VM, and overflow if no VM joins.
 
 use std::time::{Duration, Instant};
 
@@ -105,7 +105,7 @@ fn a_gated_pod_waits_late_after_from_when_its_gate_opens() {
     wait_for_all(&namespace, 1, "the gate to be seen", |pod| {
         pod["status"]["conditions"].to_string().contains("SchedulingGated")
     });
-    // The controller continues, and leaves the gated pod alone.
+    // The controller continues, and does not change the gated pod.
     deploy(&other, 1, &json!({}));
     wait_for_all(&other, 1, "another pod to overflow", |pod| is_on(pod, "virtualnode-0"));
     let held = namespace.pods().swap_remove(0);
@@ -197,7 +197,7 @@ fn a_scale_up_delays_overflow_until_late_max() {
         pods.iter().any(|pod| !is_promised(pod) && is_on(pod, "virtualnode-0")).then_some(pods)
     });
     assert!(after_one.iter().all(|pod| !is_promised(pod) || tolerations_for_virtual_nodes(pod) == 0), "{after_one:#?}");
-    wait_for_all(&namespace, 2, "the promised pod to overflow", |pod| is_on(pod, "virtualnode-0"));
+    wait_for_all(&namespace, 2, "the pod with the scale-up signal to overflow", |pod| is_on(pod, "virtualnode-0"));
     assert!(start.elapsed() > Duration::from_secs(19), "{:?}", start.elapsed());
 }
 
@@ -210,7 +210,7 @@ fn a_namespace_at_max_pods_does_not_overflow() {
     let controller = Controller::start(plane, "late-cap", &["--config", &volume.file()]);
     deploy(&namespace, 6, &json!({}));
     let capped = "spillway_late_pods{state=\"capped\"}";
-    eventually("two pods to be held back", || (controller.metric(capped) == 2).then_some(()));
+    eventually("two pods to be withheld", || (controller.metric(capped) == 2).then_some(()));
     let events = eventually("the event", || namespace.events("LateWithheld").pop());
     assert!(events["note"].as_str().unwrap().contains("maxPods is 4"), "{events:#}");
     let there = |node| namespace.pods().iter().filter(|pod| is_on(pod, node)).count();
@@ -218,7 +218,7 @@ fn a_namespace_at_max_pods_does_not_overflow() {
     // When one pod is deleted, another may overflow.
     let gone = namespace.pods().into_iter().find(|pod| is_on(pod, "virtualnode-0")).unwrap();
     namespace.delete_pod(gone["metadata"]["name"].as_str().unwrap());
-    eventually("a fifth to be let", || {
+    eventually("a fifth pod to get the toleration", || {
         (controller.metric("spillway_actions_total{action=\"burst\",result=\"success\"}") == 5).then_some(())
     });
 }

@@ -1,4 +1,4 @@
-//! Missed pods: the webhook did not answer when they were created.
+//! Missed pods: the webhook did not respond at their creation.
 
 use std::{net::SocketAddr, thread, time::Duration};
 
@@ -9,10 +9,10 @@ use crate::harness::{
     webhook_configuration,
 };
 
-/// A pod in a namespace that is younger was not missed: API servers may not have known of the opt-in.
+/// Pods of younger namespaces do not count as missed, because API servers may not have seen the opt-in.
 const AGE_OF_NAMESPACE: Duration = Duration::from_secs(3);
 
-/// Registers a webhook that does not answer: nothing listens on its port.
+/// Registers a webhook that does not respond, because no process listens on its port.
 fn register_unreachable_webhook(plane: &ControlPlane) {
     let unused = SocketAddr::from(([127, 0, 0, 1], 1));
     plane.apply(&webhook_configuration(plane, unused));
@@ -79,7 +79,7 @@ fn missed_pending_pods_are_repaired_by_the_controller() {
         wait_for_all(&shop, app, count, "the pods to be created", |pod| decision(pod).is_none());
     }
     let controller = Controller::start(plane, "missed", &[]);
-    let healed = wait_for_all(&shop, "web", 5, "the pods to go to the virtual node", |pod| {
+    let healed = wait_for_all(&shop, "web", 5, "the pods to be bound to the virtual node", |pod| {
         pod["spec"]["nodeName"] == "virtualnode-0"
     });
     for pod in &healed {
@@ -153,18 +153,20 @@ fn with_missed_evict_one_pod_of_an_owner_is_evicted_per_hour() {
     }
     let volume = ConfigVolume::new("missed-volume", "missed: {evict: true}");
     let first = Controller::start(plane, "missed-unproven", &["--config", &volume.file()]);
-    eventually("a dry run without an answer", || (first.metric(&format!("{RESULT}\"unproven\"}}")) >= 2).then_some(()));
+    eventually("a dry run without a response", || {
+        (first.metric(&format!("{RESULT}\"unproven\"}}")) >= 2).then_some(())
+    });
     assert_eq!(first.metric(&format!("{RESULT}\"success\"}}")), 0);
     drop(first);
     installed.delete_lease();
 
-    // Another controller signs the certificate and stops before the webhook answers, so that the next one starts without waiting.
+    // Another controller signs the certificate and stops before the webhook responds, so that the next controller need not wait.
     let signer = Controller::start(plane, "missed-signer", &[]);
     let webhook = Webhook::start_self_managed(plane, "missed-evict-webhook", &[]).ready();
     plane.apply(&webhook_configuration(plane, webhook.address));
     let trial = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "trial"},
         "spec": {"containers": [{"name": "c", "image": "registry.example/c"}]}});
-    eventually("the webhook to answer", || decision(&shop.dry_run(&trial)).map(drop));
+    eventually("the webhook to respond", || decision(&shop.dry_run(&trial)).map(drop));
     drop(signer);
     // The controller tries a blocked eviction again after a minute, so it must lead at once.
     installed.delete_lease();
@@ -187,10 +189,10 @@ fn with_missed_evict_one_pod_of_an_owner_is_evicted_per_hour() {
         (rounds() >= before + 3).then_some(())
     });
     let of_web = || pods(&shop, "web").iter().filter(|pod| decision(pod) == Some("prefer")).count();
-    assert_eq!(of_web(), 1, "one of an owner in an hour, in whatever round");
+    assert_eq!(of_web(), 1, "one pod of an owner per hour, in any round");
     drop(controller);
     installed.delete_lease();
     let next = Controller::start(plane, "missed-evict-next", &["--config", &volume.file()]);
     eventually("a new leader to see that", || (next.metric(&format!("{RESULT}\"recent\"}}")) >= 1).then_some(()));
-    assert_eq!(of_web(), 1, "one of an owner in an hour, whichever replica leads");
+    assert_eq!(of_web(), 1, "one pod of an owner per hour, with any leader");
 }

@@ -118,7 +118,7 @@ async fn every_api_server_metric_of_alerts_and_dashboard_exists() {
         plane.try_kubectl(&["-n", &namespace.name, "delete", "pod", "bad-patch"], "");
         (!created).then_some(())
     });
-    assert!(create("garbage"), "what fails in the call itself is ignored");
+    assert!(create("garbage"), "the API server ignores a failed call");
     let names = asked_for("apiserver_");
     eventually("the API server's metrics", || {
         let all = plane.get("/metrics");

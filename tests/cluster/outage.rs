@@ -17,13 +17,13 @@ const SLOW: Duration = Duration::from_secs(60);
 /// Creates pods until the audit log shows that the webhook failed open.
 fn created_although(what: &str, namespace: &crate::harness::Namespace) {
     // Until then the API server may not know the webhook yet.
-    eventually(&format!("the API server to meet the webhook that is {what}"), || {
+    eventually(&format!("the API server to call the webhook that is {what}"), || {
         let start = Instant::now();
         let created = namespace.create(&json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "web-"}, "spec": pod("x", &json!({}))["spec"],
         }));
         assert!(created["metadata"]["annotations"].is_null(), "{what}: {created:#}");
-        // A delayed pod would wait for the answer, or for the API server's maximum timeout.
+        // A delayed pod would wait for the response, or for the API server's maximum timeout.
         assert!(start.elapsed() < Duration::from_secs(30), "{what}: {:?}", start.elapsed());
         (control_plane().failed_open(&namespace.name) > 0).then_some(())
     });

@@ -43,7 +43,7 @@ fn objects(rendered: &str) -> BTreeMap<String, Value> {
             object["data"]["config.yaml"] = serde_saphyr::from_str(text).unwrap();
         }
         let name = format!("{} {}", object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap());
-        assert!(objects.insert(name.clone(), object).is_none(), "{name} is there twice");
+        assert!(objects.insert(name.clone(), object).is_none(), "{name} exists twice");
     }
     objects
 }

@@ -123,7 +123,7 @@ fn answer(webhook: &Webhook, namespace: &Namespace, account: &str) -> Value {
     send(webhook, "/mutate-v1-pod", &review)
 }
 
-/// Sends a review and returns the answer.
+/// Sends a review and returns the response.
 fn send(webhook: &Webhook, path: &str, review: &Value) -> Value {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let body = review.to_string().into();

@@ -17,7 +17,7 @@ use crate::{
     harness::{Namespace, Stub, control_plane, eventually, in_namespace, spillway},
 };
 
-/// Returns an answer with a JSON patch.
+/// Returns a response with a JSON patch.
 fn patched(body: &Bytes, patch: &Value) -> Response {
     let review: Value = serde_json::from_slice(body).unwrap();
     let answer = json!({
@@ -99,7 +99,7 @@ async fn azure_workload_identity_is_called_for_the_identity_label() {
 
     calls.store(0, Ordering::Relaxed);
     namespace.dry_run(&pod("other", &json!({})));
-    assert_eq!(calls.load(Ordering::Relaxed), 0, "a pod without an identity is not its business");
+    assert_eq!(calls.load(Ordering::Relaxed), 0, "azure-workload-identity ignores a pod without an identity");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -41,7 +41,7 @@ fn open_virtual_node(plane: &ControlPlane) {
 }
 
 #[test]
-fn the_pods_of_spillway_run_on_vms_under_restricted_pod_security() {
+fn spillways_pods_run_on_vms_under_restricted_pod_security() {
     let sandbox = sandbox();
     let plane = sandbox.plane;
     remove_everything(plane);

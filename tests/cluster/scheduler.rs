@@ -1,4 +1,4 @@
-//! Where a pod may go: Spillway's reading of tolerations, node selectors and required node affinity against the real scheduler.
+//! Compares Spillway's evaluation of tolerations, node selectors and required node affinity with the real scheduler.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -87,7 +87,7 @@ fn pod() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Returns a pod that names one node in every term, so that the scheduler answers for this node only.
+/// Returns a pod that names one node in every term, so that the scheduler considers only this node.
 fn manifest(name: &str, shape: &Value, node: &str) -> Value {
     let by_name = json!([{"key": "metadata.name", "operator": "In", "values": [node]}]);
     let mut terms: Vec<_> = shape["terms"]
@@ -109,7 +109,7 @@ fn manifest(name: &str, shape: &Value, node: &str) -> Value {
     })
 }
 
-/// Returns whether the pod may go to the node, as Spillway reads it.
+/// Returns whether the pod may be scheduled to the node, according to Spillway.
 fn may_go(manifest: &Value, node: &Node) -> bool {
     let text = manifest.to_string();
     let pod: Pod<'_> = serde_json::from_str(&text).unwrap();
@@ -183,7 +183,7 @@ async fn the_scheduler_agrees_on_where_a_pod_may_go() {
     }
 }
 
-/// Returns the node of each pod, or nothing if it is unschedulable, once all pods have either.
+/// Waits until the scheduler has tried all pods. Returns the node of each pod, or `None` if the pod is unschedulable.
 async fn decided(api: &Api<v1::Pod>, count: usize) -> Vec<(String, Option<String>)> {
     for _ in 0..600 {
         let pods = api.list(&ListParams::default()).await.unwrap();
@@ -202,5 +202,5 @@ async fn decided(api: &Api<v1::Pod>, count: usize) -> Vec<(String, Option<String
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    panic!("the scheduler has not spoken on all of {count} pods");
+    panic!("the scheduler has not tried all of {count} pods");
 }

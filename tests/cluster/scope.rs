@@ -79,7 +79,7 @@ async fn only_opted_in_pods_call_the_webhook() {
     assert_eq!(count("kube-system", "web"), 0);
 
     opted_in.create(&pod("out", &json!({"metadata": {"labels": {"spillway.dev/burst": "disabled"}}})));
-    assert_eq!(count(&opted_in.name, "out"), 0, "the pod's own label is the last word");
+    assert_eq!(count(&opted_in.name, "out"), 0, "the pod's label overrides the namespace");
     let mirror =
         json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}, "spec": {"nodeName": "vm-1"}});
     let refused = plane.try_kubectl(&["-n", &opted_in.name, "create", "-f", "-"], &pod("mirror", &mirror).to_string());

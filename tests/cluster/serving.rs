@@ -45,7 +45,7 @@ async fn tls(webhook: &Webhook) -> TlsStream<TcpStream> {
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap()
 }
 
-/// Sends the head of a review and then its body, one byte at a time. Returns the head of the answer.
+/// Sends the head of a review and then its body, one byte at a time. Returns the head of the response.
 async fn trickle(mut client: TlsStream<TcpStream>) -> String {
     let head =
         "POST /mutate-v1-pod HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9000\r\n\r\n";
@@ -144,7 +144,7 @@ async fn the_webhook_recovers_from_a_lack_of_file_descriptors() {
         connections.push(TcpStream::connect(webhook.address).await.unwrap());
     }
     let is_logged = |line: &Value| line["message"] == "cannot accept connections";
-    eventually("the limit to be felt", || webhook.log().iter().any(is_logged).then_some(()));
+    eventually("the limit to take effect", || webhook.log().iter().any(is_logged).then_some(()));
     drop(connections);
     let (_, answer) = webhook.https().review(review(&namespace).to_string()).await;
     assert!(is_decided(&answer));
@@ -168,7 +168,7 @@ async fn a_webhook_started_before_the_api_server_becomes_ready() {
     assert_eq!(webhook.admin("/readyz"), (503, missing.to_owned()));
     assert_eq!(webhook.admin("/healthz").0, 200);
     let (status, answer) = webhook.https().review(review(&namespace).to_string()).await;
-    assert!(status == 200 && !is_decided(&answer), "admitted unchanged meanwhile");
+    assert!(status == 200 && !is_decided(&answer), "the pod is admitted unchanged in the meantime");
     let errors = r#"spillway_cache_watch_errors_total{cache="namespaces"}"#;
     eventually("the first attempt to have failed", || (webhook.metric(errors) > 0).then_some(()));
     assert_eq!(webhook.metric(r#"spillway_cache_synced{cache="namespaces"}"#), 0);

@@ -1,4 +1,4 @@
-//! Unusable requests: the webhook answers and counts each, and keeps nothing of it.
+//! Unusable requests: the webhook responds to each request, counts it, and stores nothing.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::{
     harness::{Webhook, control_plane},
 };
 
-/// The expected answer.
+/// The expected response.
 enum Expect {
     /// Status 200, allowed, with this UID and without a patch.
     Allowed(&'static str),
@@ -136,7 +136,7 @@ async fn huge_bodies_do_not_cost_huge_memory() {
     let padding = Bytes::from(vec![b' '; 10 * 1024 * 1024]);
     let mut refused = 0;
     for _ in 0..50 {
-        // The server answers and closes before it has read everything, so that a client that still writes may miss the answer. On
+        // The server responds and closes before it has read everything, so a client that still writes may miss the response. On
         // a busy machine the body may be too slow before it is too large.
         if let Some((status, _)) = https.send("/mutate-v1-pod", "application/json", padding.clone()).await {
             assert!(status == 408 || status == 413, "{status}");
@@ -162,7 +162,7 @@ async fn huge_bodies_do_not_cost_huge_memory() {
     let grown = webhook.peak_memory() - before;
     assert!(grown < 110 * 1024, "the peak grew by {grown} KiB over 280 MiB of bodies at once");
     let (status, _) = https.review(review(&namespace).to_string()).await;
-    assert_eq!(status, 200, "the budget is given back");
+    assert_eq!(status, 200, "the budget is released");
 }
 
 /// Starts a webhook that counts the requests of one test only.

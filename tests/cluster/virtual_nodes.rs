@@ -75,7 +75,7 @@ fn ghost_nodes_are_reported_and_cordoned_until_they_run_again() {
 }
 
 #[test]
-fn untolerated_taints_and_prefer_with_an_autoscaler_are_reported() {
+fn untolerated_taints_and_prefer_with_autoscaler_are_reported() {
     let installed = InstalledSandbox::new();
     let plane = installed.plane();
     virtual_node(plane, "untolerated-0", "azure.com/aci");

@@ -11,6 +11,6 @@ fn a_decision_stays_within_its_allocations() {
     let state = WebhookState::default();
     let mut answer = Vec::new();
     let used = allocation_counter::measure(|| answer = decide(&state, REVIEW).unwrap());
-    assert!(String::from_utf8(answer).unwrap().contains("patchType"), "the pod is changed");
+    assert!(String::from_utf8(answer).unwrap().contains("patchType"), "the decision changes the pod");
     assert!(used.count_total <= ALLOCATIONS, "{used:?}");
 }

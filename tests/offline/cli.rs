@@ -387,7 +387,7 @@ fn explain_decides_on_the_pod_template_and_shows_the_workload() {
     }
 }
 
-/// Starts an API server that answers these paths to GET, and forbids everything else.
+/// Starts an API server that responds to GET of these paths, and forbids all other requests.
 fn api_server(objects: Vec<(&'static str, Value)>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -203,7 +203,9 @@ fn golden_every_file_belongs_to_a_case() {
         None if update => None, // it is being written
         None => Some(file.replace(".yaml", EXPECTED)).filter(|expected| !files.contains(expected)),
     });
-    assert_none(orphans.map(|missing| format!("tests/golden/{missing}: missing, its other half is there")));
+    assert_none(
+        orphans.map(|missing| format!("tests/golden/{missing}: missing, but the other file of the pair exists")),
+    );
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn golden_identity_every_case_prints_the_expected_report() {
 }
 
 #[test]
-fn golden_identity_every_check_has_a_positive_and_a_negative_case() {
+fn golden_identity_every_check_has_positive_and_negative_cases() {
     let mut wrong = Vec::new();
     for check in identity::checks() {
         for (kind, is_found) in [("found", true), ("not-found", false)] {

@@ -1,7 +1,7 @@
 //! Requests that the test process sends to the API server itself.
 //!
-//! A `kubectl` costs a tenth of a second of CPU. Tests that poll with it keep a core busy and slow down everything that they wait for.
-//! `kubectl` stays for tests of what a user types, and for the changes that it makes itself, such as `scale` or `rollout`.
+//! Each run of `kubectl` uses a tenth of a second of CPU. Tests that poll with `kubectl` keep a core busy and slow down the control plane.
+//! Only tests of a user's commands, and of changes that kubectl computes, such as `scale` or `rollout`, use `kubectl`.
 
 use std::{
     future::Future,
@@ -21,10 +21,10 @@ use tokio::runtime::Runtime;
 /// A client of one API server, for tests with and without a runtime of their own.
 pub(crate) struct ApiClient(Client);
 
-/// An answer that is no success.
+/// A failed request.
 #[derive(Debug)]
 pub(crate) struct ApiFailure {
-    /// The HTTP status, if there was an answer.
+    /// The HTTP status, if the API server responded.
     pub(crate) code: Option<u16>,
     pub(crate) message: String,
 }
@@ -35,7 +35,7 @@ impl ApiClient {
         Self(block_on(async move { connect(&kubeconfig, None).await }))
     }
 
-    /// Sends a request and returns the JSON of the answer, or its text where it is no JSON.
+    /// Sends a request. Returns the response as JSON, or as a JSON string if the body is not JSON.
     pub(crate) fn send(&self, method: Method, path: &str, body: &Value) -> Result<Value, ApiFailure> {
         let client = self.0.clone();
         let content = match (&method, body) {
@@ -64,7 +64,7 @@ pub(crate) async fn connect(kubeconfig: &Path, user: Option<&str>) -> Client {
     Client::try_from(config).unwrap()
 }
 
-/// The path under which objects of the same kind are created.
+/// Returns the path for creations of objects of the same kind.
 pub(crate) fn collection(namespace: Option<&str>, object: &Value) -> String {
     let text = |field: &str| object[field].as_str().unwrap_or_else(|| panic!("no {field}: {object:#}"));
     let api_version = text("apiVersion");
@@ -75,7 +75,7 @@ pub(crate) fn collection(namespace: Option<&str>, object: &Value) -> String {
     format!("{root}/{api_version}{namespace}/{plural}")
 }
 
-/// Waits for a future that runs elsewhere: a test that has a runtime may not block on another one.
+/// Waits for a future on another thread, because a test with a runtime must not block on a second runtime.
 fn block_on<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let runtime = RUNTIME

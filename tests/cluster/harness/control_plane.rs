@@ -242,11 +242,11 @@ impl ControlPlane {
         let ready = |plane: &Self| plane.send(Method::GET, "/readyz", &Value::Null).is_ok();
         let sent = Command::new("kill").args(["-s", "USR1", &self.up.id().to_string()]).status().unwrap();
         assert!(sent.success());
-        eventually("the API server to end", || (!ready(self)).then_some(()));
-        eventually("the API server to be back", || ready(self).then_some(()));
+        eventually("the API server to stop", || (!ready(self)).then_some(()));
+        eventually("the API server to be ready again", || ready(self).then_some(()));
     }
 
-    /// Waits until the nodes with these labels are ready. New nodes are not ready: pods would go to the first node that is.
+    /// Waits until the nodes with these labels are ready. New nodes are not ready, and all pods would be scheduled to the first ready node.
     pub(crate) fn nodes_are_ready(&self, selector: &str) {
         eventually("the nodes to be ready", || {
             let nodes = self.list(&format!("/api/v1/nodes?labelSelector={}", selector.replace('=', "%3D")));
@@ -283,7 +283,7 @@ fn program() -> PathBuf {
     String::from_utf8(output.stdout).unwrap().trim().into()
 }
 
-/// Creates a directory for data and logs. It stays until the next run, so that logs can be read.
+/// Creates a directory for data and logs. The directory remains until the next run, so that developers can read the logs.
 pub(super) fn work_dir(suffix: &str) -> PathBuf {
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {

@@ -49,7 +49,7 @@ impl Https {
             .body(Body::from(body))
             .unwrap();
         let answer =
-            tokio::time::timeout(TIMEOUT, self.client.request(request)).await.expect("an answer in time").ok()?;
+            tokio::time::timeout(TIMEOUT, self.client.request(request)).await.expect("a response in time").ok()?;
         let status = answer.status();
         Some((status, to_bytes(Body::new(answer.into_body()), usize::MAX).await.ok()?))
     }

@@ -28,14 +28,14 @@ pub(crate) use namespace::Namespace;
 pub(crate) use sandbox::{Sandbox, sandbox};
 pub(crate) use service::Service;
 pub(crate) use stub::{Stub, allowed, in_namespace, register_url};
-#[allow(unused_imports)] // used by the stories of `make prove` and by benchmarks
+#[allow(unused_imports)] // used by the scenarios of `make prove` and by benchmarks
 pub(crate) use webhook::installed_configuration;
 pub(crate) use webhook::{
     KeyPair, LONG_TIMEOUT_SECONDS, Webhook, directory, install, manifest_webhooks, register_spillway, spillway,
     spillway_command, webhook_configuration, with_long_timeouts,
 };
 
-/// Waits for a condition, and panics after a time that no healthy machine needs.
+/// Waits for a condition. Panics after a timeout that is long enough for a busy machine.
 pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     const TIMEOUT: Duration = Duration::from_secs(120);
     const POLL_INTERVAL: Duration = Duration::from_millis(40);

@@ -1,4 +1,4 @@
-//! Control planes for tests that install, change and remove what exists once in a cluster.
+//! Control planes for tests that install, change and remove cluster-wide objects.
 
 use std::{
     mem,
@@ -17,7 +17,7 @@ const LIMIT: usize = 4;
 /// The nodes of the example, with which a control plane starts.
 const NODES: [&str; 4] = ["vm-1", "vm-2", "vm-3", "virtualnode-0"];
 
-/// A control plane that one test has to itself. The next test finds neither its namespaces nor its pods.
+/// A control plane for the exclusive use of one test. The sandbox deletes the test's namespaces and pods.
 pub(crate) struct Sandbox {
     pub(crate) plane: &'static ControlPlane,
 }
@@ -60,7 +60,7 @@ pub(crate) fn sandbox() -> Sandbox {
     Sandbox { plane }
 }
 
-/// A place in the pool; given up when dropped.
+/// A slot of the pool. Dropping it frees the slot.
 struct Slot;
 
 impl Drop for Slot {
@@ -74,7 +74,7 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         let slot = Slot;
         if let Err(message) = reset(self.plane) {
-            // No other test gets this one.
+            // No other test may use this control plane.
             self.plane.stop();
             assert!(thread::panicking(), "cannot reset the sandbox: {message}");
             return;
@@ -85,7 +85,7 @@ impl Drop for Sandbox {
     }
 }
 
-/// Removes what the test left: the registration of the webhook, nodes, namespaces and their pods.
+/// Removes the objects of the test: the registration of the webhook, nodes, namespaces and their pods.
 fn reset(plane: &ControlPlane) -> Result<(), String> {
     let send = |method: Method, path: &str| {
         plane.send(method, path, &Value::Null).map_err(|failure| format!("{path}: {}", failure.message))

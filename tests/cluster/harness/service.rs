@@ -19,7 +19,7 @@ use super::Webhook;
 /// How long a readiness probe may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The addresses of a replica: where it serves, and where it answers probes.
+/// The addresses of a replica for requests and for probes.
 #[derive(Clone, Copy)]
 struct Replica {
     address: SocketAddr,
@@ -121,7 +121,7 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>) {
             ready
         };
         tokio::spawn(async move {
-            // No replica is ready: the client sees a closed connection, where a cluster would refuse it.
+            // No replica is ready. The proxy closes the connection, whereas a cluster would refuse the connection.
             let Some(mut replica) = connect(&in_order).await else { return };
             let _ = (client.set_nodelay(true), replica.set_nodelay(true));
             let _ = copy_bidirectional(&mut client, &mut replica).await;

@@ -1,4 +1,4 @@
-//! A stub webhook: the test supplies the answers. It serves HTTPS and is registered on the real API server.
+//! A stub webhook with responses from the test. The stub serves HTTPS, and is registered on the real API server.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -71,7 +71,7 @@ async fn serve(listener: TcpListener, tls: TlsAcceptor, routes: Router) {
     }
 }
 
-/// Returns an answer that allows the request and changes nothing.
+/// Returns a response that allows the request and changes nothing.
 pub(crate) fn allowed(body: &[u8]) -> Response {
     let review: Value = serde_json::from_slice(body).unwrap();
     let answer = json!({

@@ -307,7 +307,7 @@ pub(crate) fn installed_configuration(plane: &ControlPlane, address: SocketAddr)
     manifests(plane, is_webhook).replace("127.0.0.1:9443", &address.to_string())
 }
 
-/// The timeout of webhooks in tests that are not about timeouts: longer than any answer takes on a busy machine.
+/// The timeout of webhooks in tests that do not test timeouts. Longer than any response takes on a busy machine.
 pub(crate) const LONG_TIMEOUT_SECONDS: u64 = 30;
 
 /// Returns the manifest of webhooks with this timeout.

@@ -211,7 +211,7 @@ async fn helm_install_upgrade_and_uninstall_miss_no_request() {
     eventually("more pods", || (creations.take_outcomes().len() > 1).then_some(()));
     creations.stop.store(true, Ordering::Relaxed);
     controller.abort();
-    assert_eq!(failed_open(plane, &namespace.name), before, "the webhook was called when it was gone");
+    assert_eq!(failed_open(plane, &namespace.name), before, "the API server called a webhook that no longer existed");
 
     // Three creations and three deletions, each from a separate watch.
     let order = eventually("the watches to report all changes", || {
