@@ -62,9 +62,9 @@ impl ResourceId {
         };
         let words = [(subscriptions, "subscriptions"), (groups, "resourceGroups"), (providers, "providers")];
         let kinds = [(provider, "Microsoft.ManagedIdentity"), (kind, "userAssignedIdentities")];
-        let is_right = words.iter().chain(&kinds).all(|(part, word)| part.eq_ignore_ascii_case(word));
+        let is_valid = words.iter().chain(&kinds).all(|(part, word)| part.eq_ignore_ascii_case(word));
         let [subscription, resource_group, name] = [subscription, group, name].map(|part| (*part).to_owned());
-        (is_right && !name.is_empty()).then_some(Self { subscription, resource_group, name })
+        (is_valid && !name.is_empty()).then_some(Self { subscription, resource_group, name })
     }
 
     /// Returns a key that is the same for all spellings of the ID.

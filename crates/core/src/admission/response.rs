@@ -65,7 +65,7 @@ pub fn allow(uid: &str, patch: Option<&[u8]>, extras: &ResponseExtras) -> Vec<u8
     out
 }
 
-/// Bytes that travel as base64.
+/// Bytes that are encoded as base64.
 struct Base64<'a>(&'a [u8]);
 
 impl Serialize for Base64<'_> {
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_without_a_patch_has_no_patch_type() {
+    fn a_response_without_a_patch_has_no_patch_type() {
         let answer: Value = serde_json::from_slice(&allow("u\"1", None, &ResponseExtras::default())).unwrap();
         assert_eq!(
             answer,
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_travels_as_base64() {
+    fn a_patch_is_encoded_as_base64() {
         let answer: Value = serde_json::from_slice(&allow("u", Some(b"[]"), &ResponseExtras::default())).unwrap();
         assert_eq!(answer["response"]["patchType"], "JSONPatch");
         assert_eq!(answer["response"]["patch"], "W10=");

@@ -231,7 +231,7 @@ fn text_or_empty<'t>(text: &'t Option<Text<'_>>) -> &'t str {
 
 /// Returns the UID of a review that [`parse`] could not use, or `None` if the UID is unreadable.
 ///
-/// For the API server, an answer without the UID is a failed call (decision 10). Go writes `uid` as the first field of
+/// For the API server, a response without the UID is a failed call (decision 10). Go writes `uid` as the first field of
 /// a request. So this function returns the UID even if the text behind it is broken.
 pub fn recover_uid(body: &[u8]) -> Option<Cow<'_, str>> {
     let mut found = None;

@@ -17,9 +17,9 @@ pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 ///
 /// A cost of 0 sets no deletion cost. Spillway keeps the deletion cost that a pod or a Binding already has.
 pub fn binding_patch(binding: &Binding<'_>, pod_has_cost: bool, cost: i32) -> Option<JsonPatch> {
-    let is_ours = cost != 0 && !pod_has_cost && binding.annotation(DELETION_COST).is_none();
+    let sets_cost = cost != 0 && !pod_has_cost && binding.annotation(DELETION_COST).is_none();
     let text = cost.to_string();
-    let entries = [is_ours.then_some((DELETION_COST, text.as_str())), Some((PLACED_ON, "virtual"))];
+    let entries = [sets_cost.then_some((DELETION_COST, text.as_str())), Some((PLACED_ON, "virtual"))];
     let mut patch = PatchBuilder::new();
     // A binding without metadata names no pod. The API server sends no such binding.
     let annotations = binding.metadata.as_ref()?.annotations.as_ref();

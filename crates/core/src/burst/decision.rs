@@ -1,4 +1,4 @@
-//! The decision on a pod, in a form for the patch, the log, the metrics and people.
+//! The decision on a pod, for the patch, the log, the metrics and the output.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -171,7 +171,7 @@ pub enum Why {
     Tolerated,
     /// The controller adds it later if the pod gets no VM.
     NotAtAdmission,
-    /// A term of the pod already says the same.
+    /// The pod already has an equivalent term.
     SaysTheSame,
     /// The pod's own constraints allow only virtual nodes.
     Pinned,
@@ -235,13 +235,13 @@ impl Why {
 impl Decision<'_> {
     /// Returns the decision on an opted-out pod: Spillway writes nothing.
     pub fn opted_out() -> Self {
-        Self::left(Verdict::OptedOut, Why::OptedOut)
+        Self::unchanged(Verdict::OptedOut, Why::OptedOut)
     }
 
     /// Returns the decision for an unknown profile: Spillway adds nothing, and keeps earlier additions (decision 7).
     pub(super) fn unknown_profile(added: &Added) -> Self {
         let verdict = Verdict::Stay(vec![Finding::plain(&reasons::UNKNOWN_PROFILE)]);
-        let mut decision = Self::left(verdict, Why::UnknownProfile);
+        let mut decision = Self::unchanged(verdict, Why::UnknownProfile);
         for step in &mut decision.steps {
             if added.has(step.part) {
                 step.outcome = Outcome::Kept;
@@ -250,7 +250,7 @@ impl Decision<'_> {
         decision
     }
 
-    fn left(verdict: Verdict, why: Why) -> Self {
+    fn unchanged(verdict: Verdict, why: Why) -> Self {
         let steps = Part::ALL.map(|part| Step { part, outcome: Outcome::Left(why) });
         Self { verdict, steps, notes: Vec::new(), accepted: Vec::new(), virtual_nodes: None, form: Form::None }
     }

@@ -82,7 +82,7 @@ mod tests {
 
         let late = after("autoscaled", &pod).unwrap();
         assert_eq!(late["metadata"]["annotations"], json!({DECISION: "late"}));
-        assert_eq!(late["spec"], pod["spec"], "the toleration comes later, if at all");
+        assert_eq!(late["spec"], pod["spec"], "the controller may add the toleration later");
 
         let peak = after("high-scale", &pod).unwrap();
         assert_eq!(peak["metadata"]["annotations"][ADDED], "toleration,kube-proxy,dns");

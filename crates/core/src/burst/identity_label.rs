@@ -11,7 +11,7 @@ use crate::{
 
 /// Returns whether the decision on this pod depends on its service account.
 pub fn needs_service_account(pod: &Pod<'_>, settings: &Settings<'_>) -> bool {
-    left_regardless(pod, settings).is_none()
+    reason_against_label(pod, settings).is_none()
 }
 
 /// Decides on the identity label.
@@ -19,7 +19,7 @@ pub fn needs_service_account(pod: &Pod<'_>, settings: &Settings<'_>) -> bool {
 /// Spillway adds the label if the service account has a client ID and the pod does not set the label. This does not
 /// depend on overflow. Spillway never withdraws the label, because it cannot withdraw the injected parts.
 pub(super) fn step(pod: &Pod<'_>, settings: &Settings<'_>, service_account: ServiceAccount, added: &Added) -> Step {
-    let outcome = match (left_regardless(pod, settings), service_account) {
+    let outcome = match (reason_against_label(pod, settings), service_account) {
         (Some(why), _) => Outcome::Left(why),
         (None, ServiceAccount::WithoutClientId) => Outcome::Left(Why::NoClientId),
         (None, ServiceAccount::Unknown) => Outcome::Left(Why::ServiceAccountUnknown),
@@ -31,7 +31,7 @@ pub(super) fn step(pod: &Pod<'_>, settings: &Settings<'_>, service_account: Serv
 }
 
 /// Returns the reason against the label that holds for every service account, or `None`.
-fn left_regardless(pod: &Pod<'_>, settings: &Settings<'_>) -> Option<Why> {
+fn reason_against_label(pod: &Pod<'_>, settings: &Settings<'_>) -> Option<Why> {
     if settings.identity_label.value == IdentityLabel::Off {
         Some(Why::IdentityOff)
     } else if pod.label(USE).is_some() {
@@ -47,7 +47,7 @@ fn left_regardless(pod: &Pod<'_>, settings: &Settings<'_>) -> Option<Why> {
     }
 }
 
-/// Returns whether Azure Workload Identity would refuse the labeled pod, whatever its `failurePolicy`.
+/// Returns whether Azure Workload Identity would refuse the labeled pod, regardless of its `failurePolicy`.
 ///
 /// It refuses a token expiration that is not a number from 3600 to 86400. The pod's value takes precedence over the
 /// service account's. It also refuses a proxy sidecar on the host network or with an invalid port. The annotation of

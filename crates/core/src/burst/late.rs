@@ -1,4 +1,4 @@
-//! Patch for a pod of mode `late` that no VM has taken in time.
+//! Patch for a pod of mode `late` that stays unschedulable for too long.
 
 use json_patch::Patch as JsonPatch;
 

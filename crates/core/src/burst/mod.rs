@@ -54,12 +54,12 @@ pub fn decide<'a>(pod: &Pod<'_>, settings: &PodSettings<'a>, cluster: &ClusterCo
     }
     let virtual_nodes = settings.virtual_nodes;
     if !refusals.is_empty() {
-        let is_ours = added.has(Part::Toleration);
-        if settings.mode.value != Mode::Off && !is_ours && placement::is_tolerated(pod, virtual_nodes) {
+        let is_added = added.has(Part::Toleration);
+        if settings.mode.value != Mode::Off && !is_added && placement::is_tolerated(pod, virtual_nodes) {
             notes.push(Finding::plain(&reasons::TOLERATES_BY_ITSELF));
         }
-        let [toleration, affinity] = placement::none(pod, virtual_nodes, &added);
-        let [kube_proxy, dns] = network::none(pod, &added);
+        let [toleration, affinity] = placement::withdraw(pod, virtual_nodes, &added);
+        let [kube_proxy, dns] = network::withdraw(pod, &added);
         let steps = [toleration, affinity, kube_proxy, dns, identity];
         let verdict = Verdict::Stay(refusals);
         return Decision { verdict, steps, notes, accepted, virtual_nodes: Some(virtual_nodes), form: Form::None };

@@ -19,30 +19,31 @@ pub(super) const OPT_OUT: &str = "false";
 /// Returns the steps for a pod that may overflow.
 pub(super) fn steps(pod: &Pod<'_>, settings: &Settings<'_>, added: &Added) -> [Step; 2] {
     let kube_proxy = match unwanted(pod, settings, added) {
-        Some(why) => unless_ours(pod, added, Part::KubeProxy, why),
+        Some(why) => withdrawn_or_left(pod, added, Part::KubeProxy, why),
         None => wanted(pod, added, Part::KubeProxy),
     };
     let dns = match (kube_proxy, unwanted_dns(pod, settings)) {
         (Outcome::Added | Outcome::Kept, None) => wanted(pod, added, Part::Dns),
         (Outcome::Added | Outcome::Kept, Some(why)) | (Outcome::Left(why), _) => {
-            unless_ours(pod, added, Part::Dns, why)
+            withdrawn_or_left(pod, added, Part::Dns, why)
         }
-        (Outcome::Withdrawn, _) => unless_ours(pod, added, Part::Dns, Why::KubeProxyKept),
+        (Outcome::Withdrawn, _) => withdrawn_or_left(pod, added, Part::Dns, Why::KubeProxyKept),
     };
     [Step { part: Part::KubeProxy, outcome: kube_proxy }, Step { part: Part::Dns, outcome: dns }]
 }
 
 /// Returns the steps for a pod that stays on VMs: Spillway adds nothing, and withdraws earlier additions.
-pub(super) fn none(pod: &Pod<'_>, added: &Added) -> [Step; 2] {
-    [Part::KubeProxy, Part::Dns].map(|part| Step { part, outcome: unless_ours(pod, added, part, Why::NotBursting) })
+pub(super) fn withdraw(pod: &Pod<'_>, added: &Added) -> [Step; 2] {
+    [Part::KubeProxy, Part::Dns]
+        .map(|part| Step { part, outcome: withdrawn_or_left(pod, added, part, Why::NotBursting) })
 }
 
 fn unwanted(pod: &Pod<'_>, settings: &Settings<'_>, added: &Added) -> Option<Why> {
     // If a user set either annotation, Spillway changes neither.
-    let is_theirs = |part| pod.annotation(key(part)).is_some() && !is_ours(pod, added, part);
+    let is_from_user = |part| pod.annotation(key(part)).is_some() && !is_added(pod, added, part);
     if settings.kube_proxy.value == KubeProxy::Keep {
         Some(Why::KubeProxyKept)
-    } else if is_theirs(Part::KubeProxy) || is_theirs(Part::Dns) {
+    } else if is_from_user(Part::KubeProxy) || is_from_user(Part::Dns) {
         Some(Why::NetworkSetOnPod)
     } else {
         None
@@ -60,14 +61,14 @@ fn unwanted_dns(pod: &Pod<'_>, settings: &Settings<'_>) -> Option<Why> {
 }
 
 fn wanted(pod: &Pod<'_>, added: &Added, part: Part) -> Outcome {
-    if is_ours(pod, added, part) { Outcome::Kept } else { Outcome::Added }
+    if is_added(pod, added, part) { Outcome::Kept } else { Outcome::Added }
 }
 
-fn unless_ours(pod: &Pod<'_>, added: &Added, part: Part, why: Why) -> Outcome {
-    if is_ours(pod, added, part) { Outcome::Withdrawn } else { Outcome::Left(why) }
+fn withdrawn_or_left(pod: &Pod<'_>, added: &Added, part: Part, why: Why) -> Outcome {
+    if is_added(pod, added, part) { Outcome::Withdrawn } else { Outcome::Left(why) }
 }
 
-fn is_ours(pod: &Pod<'_>, added: &Added, part: Part) -> bool {
+fn is_added(pod: &Pod<'_>, added: &Added, part: Part) -> bool {
     added.has(part) && pod.annotation(key(part)) == Some(OPT_OUT)
 }
 

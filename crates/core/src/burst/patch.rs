@@ -100,7 +100,7 @@ fn change_toleration(
     match decision.outcome(Part::Toleration) {
         Outcome::Added => patch.append(format_args!("{PATH}"), pod.spec.tolerations.is_some(), &nodes.toleration),
         Outcome::Withdrawn => {
-            if let Some(i) = placement::our_toleration(pod, nodes, record) {
+            if let Some(i) = placement::added_toleration(pod, nodes, record) {
                 patch.remove(format_args!("{PATH}/{i}"));
             }
         }
@@ -150,7 +150,7 @@ pub(super) fn add_required_term(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: 
 }
 
 fn withdraw_preferred_term(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
-    if let Some(i) = placement::our_preferred_term(pod, nodes, added) {
+    if let Some(i) = placement::added_preferred_term(pod, nodes, added) {
         patch.remove(format_args!("/spec/affinity/nodeAffinity/{PREFERRED}/{i}"));
     }
 }
@@ -160,7 +160,7 @@ fn withdraw_preferred_term(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &Virt
 fn withdraw_expressions(patch: &mut PatchBuilder, pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
     const PATH: &str = "/spec/affinity/nodeAffinity";
     let is_ours_alone = |term: &NodeSelectorTerm<'_>| term.is_exactly(&nodes.selector.key, "In", &nodes.selector.value);
-    for (i, position) in placement::our_expressions(pod, nodes, added) {
+    for (i, position) in placement::added_expressions(pod, nodes, added) {
         match pod.required_node_affinity().map(|required| required.terms()) {
             Some([only]) if is_ours_alone(only) => patch.remove(format_args!("{PATH}/{REQUIRED}")),
             _ => patch.remove(format_args!("{PATH}/{REQUIRED}/nodeSelectorTerms/{i}/matchExpressions/{position}")),

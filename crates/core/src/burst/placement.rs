@@ -49,9 +49,9 @@ pub(super) fn steps(pod: &Pod<'_>, nodes: &VirtualNodes, mode: Mode, pinned: boo
 }
 
 /// Returns the steps for a pod that stays on VMs: Spillway adds nothing, and withdraws earlier additions.
-pub(super) fn none(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> [Step; 2] {
-    let is_ours = our_toleration(pod, nodes, added).is_some();
-    let toleration = if is_ours { Outcome::Withdrawn } else { Outcome::Left(Why::NotBursting) };
+pub(super) fn withdraw(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> [Step; 2] {
+    let is_added = added_toleration(pod, nodes, added).is_some();
+    let toleration = if is_added { Outcome::Withdrawn } else { Outcome::Left(Why::NotBursting) };
     [
         Step { part: Part::Toleration, outcome: toleration },
         Step { part: Part::Affinity, outcome: affinity(pod, nodes, Form::None, Why::NotBursting, added) },
@@ -72,7 +72,7 @@ pub(super) fn is_tolerated(pod: &Pod<'_>, nodes: &VirtualNodes) -> bool {
 fn toleration(pod: &Pod<'_>, nodes: &VirtualNodes, mode: Mode, pinned: bool, added: &Added) -> Outcome {
     // In the other modes, pods on VMs must not have it. A cluster autoscaler would drain their VM onto the virtual node.
     let is_wanted = pinned || matches!(mode, Mode::Prefer | Mode::Require);
-    match (is_wanted, our_toleration(pod, nodes, added).is_some()) {
+    match (is_wanted, added_toleration(pod, nodes, added).is_some()) {
         (true, true) => Outcome::Kept,
         (false, true) => Outcome::Withdrawn,
         (_, false) if is_tolerated(pod, nodes) => Outcome::Left(Why::Tolerated),
@@ -82,18 +82,18 @@ fn toleration(pod: &Pod<'_>, nodes: &VirtualNodes, mode: Mode, pinned: bool, add
 }
 
 fn affinity(pod: &Pod<'_>, nodes: &VirtualNodes, form: Form, unwanted: Why, added: &Added) -> Outcome {
-    let preferred_is_ours = our_preferred_term(pod, nodes, added).is_some();
-    let required_is_ours = our_expressions(pod, nodes, added).next().is_some();
-    let (is_there, is_ours) = match form {
-        Form::None if preferred_is_ours || required_is_ours => return Outcome::Withdrawn,
+    let has_added_term = added_preferred_term(pod, nodes, added).is_some();
+    let has_added_expressions = added_expressions(pod, nodes, added).next().is_some();
+    let (exists, is_added) = match form {
+        Form::None if has_added_term || has_added_expressions => return Outcome::Withdrawn,
         Form::None => return Outcome::Left(unwanted),
-        Form::Preferred => (prefers_others(pod, nodes), preferred_is_ours),
+        Form::Preferred => (prefers_others(pod, nodes), has_added_term),
         Form::Required => {
-            let is_there = pod.required_node_affinity().is_some() && missing_terms(pod, nodes).next().is_none();
-            (is_there, required_is_ours)
+            let exists = pod.required_node_affinity().is_some() && missing_terms(pod, nodes).next().is_none();
+            (exists, has_added_expressions)
         }
     };
-    match (is_there, is_ours) {
+    match (exists, is_added) {
         (true, true) => Outcome::Kept,
         (true, false) => Outcome::Left(Why::SaysTheSame),
         (false, _) => Outcome::Added,
@@ -120,7 +120,7 @@ pub(super) fn is_pinned(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> b
     if chosen(&selector.key, &selector.value) || chosen(V2_LABEL.0, V2_LABEL.1) {
         return true;
     }
-    if our_expressions(pod, nodes, added).next().is_some() {
+    if added_expressions(pod, nodes, added).next().is_some() {
         return false;
     }
     let forces = |e: &NodeSelectorRequirement<'_>| {
@@ -131,17 +131,17 @@ pub(super) fn is_pinned(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> b
 }
 
 /// Returns the index of the toleration that Spillway added: the last one with exactly these fields.
-pub(super) fn our_toleration(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> Option<usize> {
-    let ours = nodes.toleration_fields();
-    added.has(Part::Toleration).then(|| pod.tolerations().iter().rposition(|t| t.equals(ours)))?
+pub(super) fn added_toleration(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> Option<usize> {
+    let from_spillway = nodes.toleration_fields();
+    added.has(Part::Toleration).then(|| pod.tolerations().iter().rposition(|t| t.equals(from_spillway)))?
 }
 
 /// Returns the record of the affinity after a decision with this form and outcome `Added` or `Kept`.
 pub(super) fn record(pod: &Pod<'_>, nodes: &VirtualNodes, form: Form, adds: bool, added: &Added) -> AddedAffinity {
-    let is_ours = our_preferred_term(pod, nodes, added).is_some();
+    let is_added = added_preferred_term(pod, nodes, added).is_some();
     let of_user =
-        pod.preferred_node_terms().iter().filter(|term| equals_ours(term, nodes)).count() > usize::from(is_ours);
-    let mut ours: BTreeSet<_> = our_expressions(pod, nodes, added).map(|(i, _)| i).collect();
+        pod.preferred_node_terms().iter().filter(|term| equals_added_term(term, nodes)).count() > usize::from(is_added);
+    let mut from_spillway: BTreeSet<_> = added_expressions(pod, nodes, added).map(|(i, _)| i).collect();
     let terms = pod.required_node_affinity().map(|required| required.terms()).unwrap_or_default();
     match form {
         // Spillway changes no affinity.
@@ -149,35 +149,39 @@ pub(super) fn record(pod: &Pod<'_>, nodes: &VirtualNodes, form: Form, adds: bool
         Form::Preferred => {
             let expressions = terms.iter().flat_map(NodeSelectorTerm::expressions);
             let equal = expressions.filter(|expression| requires_virtual(expression, nodes)).count();
-            if equal > ours.len() { AddedAffinity::Preferred } else { AddedAffinity::Any }
+            if equal > from_spillway.len() { AddedAffinity::Preferred } else { AddedAffinity::Any }
         }
         Form::Required => {
             if adds {
-                ours.extend(missing_terms(pod, nodes).map(|(i, _)| i));
+                from_spillway.extend(missing_terms(pod, nodes).map(|(i, _)| i));
             }
             // Without required terms, Spillway adds one.
             if pod.required_node_affinity().is_none() {
-                ours.insert(0);
+                from_spillway.insert(0);
             }
-            if of_user || ours.len() < terms.len() { AddedAffinity::Terms(ours) } else { AddedAffinity::Any }
+            if of_user || from_spillway.len() < terms.len() {
+                AddedAffinity::Terms(from_spillway)
+            } else {
+                AddedAffinity::Any
+            }
         }
     }
 }
 
 /// Returns the index of the preferred term that Spillway added: the last one with exactly this content.
-pub(super) fn our_preferred_term(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> Option<usize> {
-    let may_be_ours = added.has(Part::Affinity) && !matches!(added.affinity, AddedAffinity::Terms(_));
-    may_be_ours.then(|| pod.preferred_node_terms().iter().rposition(|term| equals_ours(term, nodes)))?
+pub(super) fn added_preferred_term(pod: &Pod<'_>, nodes: &VirtualNodes, added: &Added) -> Option<usize> {
+    let may_be_added = added.has(Part::Affinity) && !matches!(added.affinity, AddedAffinity::Terms(_));
+    may_be_added.then(|| pod.preferred_node_terms().iter().rposition(|term| equals_added_term(term, nodes)))?
 }
 
-fn equals_ours(term: &PreferredSchedulingTerm<'_>, nodes: &VirtualNodes) -> bool {
+fn equals_added_term(term: &PreferredSchedulingTerm<'_>, nodes: &VirtualNodes) -> bool {
     let selector = &nodes.selector;
     term.weight == Some(i64::from(WEIGHT))
         && term.preference.as_ref().is_some_and(|p| p.is_exactly(&selector.key, "NotIn", &selector.value))
 }
 
 /// Returns the expressions that Spillway added to required terms, as indexes of the term and of its expression.
-pub(super) fn our_expressions<'p>(
+pub(super) fn added_expressions<'p>(
     pod: &'p Pod<'_>,
     nodes: &'p VirtualNodes,
     added: &'p Added,

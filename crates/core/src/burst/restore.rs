@@ -34,9 +34,9 @@ pub fn restore(new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes) -> Option<Jso
     let lost = [ADDED, DECISION].into_iter().chain(network).filter_map(lost);
     patch.set_entries("/metadata/annotations", new.metadata.annotations.as_ref(), lost);
 
-    // The old pod's annotation decides which parts are from Spillway, whatever the new pod says.
-    let is_gone = placement::our_toleration(new, nodes, &added).is_none();
-    if placement::our_toleration(old, nodes, &added).is_some() && is_gone {
+    // Only the old pod's annotation decides which parts are from Spillway.
+    let is_gone = placement::added_toleration(new, nodes, &added).is_none();
+    if placement::added_toleration(old, nodes, &added).is_some() && is_gone {
         patch.append(format_args!("/spec/tolerations"), new.spec.tolerations.is_some(), &nodes.toleration);
     }
     restore_preferred_term(&mut patch, new, old, nodes, &added);
@@ -46,8 +46,8 @@ pub fn restore(new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes) -> Option<Jso
 
 /// Restores the term at its old index, because a different order also counts as a change of the affinity.
 fn restore_preferred_term(patch: &mut PatchBuilder, new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
-    let Some(place) = placement::our_preferred_term(old, nodes, added) else { return };
-    if placement::our_preferred_term(new, nodes, added).is_some() {
+    let Some(place) = placement::added_preferred_term(old, nodes, added) else { return };
+    if placement::added_preferred_term(new, nodes, added).is_some() {
         return;
     }
     let term = preferred_term(nodes);
@@ -63,15 +63,15 @@ fn restore_preferred_term(patch: &mut PatchBuilder, new: &Pod<'_>, old: &Pod<'_>
 fn restore_expressions(patch: &mut PatchBuilder, new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes, added: &Added) {
     let Some(required) = new.required_node_affinity() else {
         // The whole affinity was from Spillway.
-        if placement::our_expressions(old, nodes, added).next().is_some() {
+        if placement::added_expressions(old, nodes, added).next().is_some() {
             add_required_term(patch, new, nodes);
         }
         return;
     };
     let terms = required.terms();
-    for (i, place) in placement::our_expressions(old, nodes, added) {
+    for (i, place) in placement::added_expressions(old, nodes, added) {
         let Some(expressions) = terms.get(i).and_then(|term| term.match_expressions.as_ref()) else { continue };
-        if !placement::our_expressions(new, nodes, added).any(|(there, _)| there == i) {
+        if !placement::added_expressions(new, nodes, added).any(|(there, _)| there == i) {
             let place = place.min(expressions.len());
             patch.add(
                 format_args!("/spec/affinity/nodeAffinity/{REQUIRED}/nodeSelectorTerms/{i}/matchExpressions/{place}"),

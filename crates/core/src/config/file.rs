@@ -151,8 +151,9 @@ pub struct Late {
     /// Time that a pod must be unschedulable before it may overflow, such as `90s`, `3m` or `1h30m`. Default: `180s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<Wait>,
-    /// Maximum wait while a VM seems to be on its way. This is the case if the pod has a nominated node, or if an
-    /// autoscaler has announced a VM for it. A value less than `after` counts as `after`. Default: `600s`.
+    /// Maximum wait during a scale-up for the pod. The controller assumes a scale-up if the pod has a nominated node, if
+    /// a node autoscaler has announced a VM for it, or if a new VM accepts it. A value less than `after` counts as
+    /// `after`. Default: `600s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<Wait>,
 }
@@ -237,8 +238,8 @@ pub struct VirtualNodes {
     /// it, pods that prefer VMs may run on virtual nodes while VMs have room. Default: `true`.
     pub last_resort_taint: Option<bool>,
     /// Maximum number of pods on all virtual nodes. At the cap, virtual nodes get the taint
-    /// `spillway.dev/full:NoSchedule`. It keeps away all pods that do not tolerate it, also pods that Spillway has not
-    /// seen. Default: no cap.
+    /// `spillway.dev/full:NoSchedule`. The taint affects all pods that do not tolerate it, including pods that Spillway
+    /// has not decided on. Default: no cap.
     pub max_pods: Option<u32>,
     /// `true` if the controller cordons a virtual node whose own pod is gone. Such a node still looks ready, but pods
     /// never start there. Default: `false`.

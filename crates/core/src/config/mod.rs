@@ -328,7 +328,7 @@ impl Configuration {
         self.profiles.keys().map(String::as_str)
     }
 
-    /// Returns the same configuration with all defaults written out, for people to read.
+    /// Returns the same configuration with all defaults written out, for output.
     #[must_use]
     pub fn with_defaults_shown(&self) -> Self {
         let settings = self.file_settings();

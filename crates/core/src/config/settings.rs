@@ -84,7 +84,7 @@ pub struct Settings<'a> {
     pub mode: Sourced<Mode>,
     /// Time that the pod must be unschedulable, in mode `late`.
     pub late_after: Sourced<Duration>,
-    /// Maximum wait while a VM seems to be on its way. At least `late_after`.
+    /// Maximum wait during a scale-up for the pod. At least `late_after`.
     pub late_max: Duration,
     /// Maximum number of pods of its namespace on virtual nodes. At the cap, no more pods overflow late.
     pub max_pods: Option<u32>,
@@ -329,7 +329,7 @@ mod tests {
     type Setting = (&'static str, fn(&str) -> String, &'static str, [&'static str; 2]);
 
     /// Returns one setting in force. `says` has the values of pod, namespace, profile and file.
-    fn settled(key: &str, field: fn(&str) -> String, says: [Option<&str>; 4]) -> (String, Origin) {
+    fn setting_in_force(key: &str, field: fn(&str) -> String, says: [Option<&str>; 4]) -> (String, Origin) {
         let [pod, namespace, profile, defaults] = says;
         let annotations =
             |value: Option<&str>| value.map_or_else(Overrides::default, |value| overrides(&[(key, value)]));
@@ -356,7 +356,7 @@ mod tests {
             (IDENTITY_LABEL, |value| format!("identity: {{label: {value}}}"), "auto", ["off", "auto"]),
         ];
         for (key, field, default, values) in settings {
-            let unset = settled(key, field, [None; 4]);
+            let unset = setting_in_force(key, field, [None; 4]);
             assert_eq!(unset, (default.to_owned(), Origin::Default), "{key}");
             for stronger in 0..4 {
                 for weaker in stronger + 1..5 {
@@ -368,7 +368,7 @@ mod tests {
                             *level = Some(loses);
                         }
                         let expected = (wins.to_owned(), LEVELS[stronger]);
-                        assert_eq!(settled(key, field, says), expected, "{key}: {stronger} against {weaker}");
+                        assert_eq!(setting_in_force(key, field, says), expected, "{key}: {stronger} against {weaker}");
                     }
                 }
             }

@@ -189,7 +189,7 @@ impl From<Wait> for String {
 
 /// Declares types for texts of a certain form.
 macro_rules! texts {
-    ($($(#[$doc:meta])* $name:ident: $is_right:expr, $expected:literal;)+) => {$(
+    ($($(#[$doc:meta])* $name:ident: $is_valid:expr, $expected:literal;)+) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
         #[serde(try_from = "String")]
@@ -200,8 +200,8 @@ macro_rules! texts {
             type Error = String;
 
             fn try_from(text: String) -> Result<Self, String> {
-                let is_right: fn(&str) -> bool = $is_right;
-                if is_right(&text) { Ok(Self(text)) } else { Err(format!(concat!("{:?}: expected ", $expected), text)) }
+                let is_valid: fn(&str) -> bool = $is_valid;
+                if is_valid(&text) { Ok(Self(text)) } else { Err(format!(concat!("{:?}: expected ", $expected), text)) }
             }
         }
 
@@ -246,9 +246,10 @@ fn is_endpoint(text: &str) -> bool {
     let is_host = |rest: &str| {
         !rest.is_empty() && rest.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':'))
     };
-    let is_here = |rest: &str| rest.split(':').next().is_some_and(|host| matches!(host, "127.0.0.1" | "localhost"));
+    let is_local_host =
+        |rest: &str| rest.split(':').next().is_some_and(|host| matches!(host, "127.0.0.1" | "localhost"));
     text.strip_prefix("https://").is_some_and(is_host)
-        || text.strip_prefix("http://").is_some_and(|rest| is_host(rest) && is_here(rest))
+        || text.strip_prefix("http://").is_some_and(|rest| is_host(rest) && is_local_host(rest))
 }
 
 /// Interval between reads of Azure.

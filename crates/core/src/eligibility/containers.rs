@@ -140,7 +140,7 @@ static NATIVE_SIDECAR: Rule = Rule {
     },
 };
 
-fn init_containers(subject: &Subject<'_>, is_at_fault: impl Fn(&Container<'_>) -> bool) -> Option<String> {
-    let at_faults = subject.pod.init_containers().iter().filter(|container| is_at_fault(container));
-    at_fault("init container", at_faults.map(Container::display_name))
+fn init_containers(subject: &Subject<'_>, matches: impl Fn(&Container<'_>) -> bool) -> Option<String> {
+    let matching = subject.pod.init_containers().iter().filter(|container| matches(container));
+    at_fault("init container", matching.map(Container::display_name))
 }

@@ -53,10 +53,9 @@ static RESOURCE_FIELD_REF: Rule = Rule {
     check: |subject| containers(subject, |source| source.resource_field_ref.is_some()),
 };
 
-fn containers(subject: &Subject<'_>, is_at_fault: impl Fn(&EnvVarSource<'_>) -> bool) -> Option<String> {
-    let has = |c: &&Container<'_>| {
-        c.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref()).any(&is_at_fault)
-    };
+fn containers(subject: &Subject<'_>, matches: impl Fn(&EnvVarSource<'_>) -> bool) -> Option<String> {
+    let has =
+        |c: &&Container<'_>| c.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref()).any(&matches);
     at_fault("container", subject.pod.all_containers().filter(has).map(Container::display_name))
 }
 

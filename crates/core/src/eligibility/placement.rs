@@ -148,10 +148,10 @@ fn asks_for_v2(pod: &Pod<'_>) -> bool {
 /// Returns the virtual nodes of the configured generations, or the documented ones if none is known.
 fn nodes<'s>(subject: &Subject<'s>) -> impl Iterator<Item = &'s VirtualNode> + use<'s> {
     let (virtual_nodes, generations) = (subject.cluster.virtual_nodes, subject.overflow.generations);
-    let is_meant = move |node: &&VirtualNode| generations.has(node.generation);
-    let known = virtual_nodes.iter().any(|node| is_meant(&node));
+    let is_configured = move |node: &&VirtualNode| generations.has(node.generation);
+    let known = virtual_nodes.iter().any(|node| is_configured(&node));
     let nodes: &'s [VirtualNode] = if known { virtual_nodes } else { &*DOCUMENTED };
-    nodes.iter().filter(is_meant)
+    nodes.iter().filter(is_configured)
 }
 
 /// One virtual node of each generation, with its documented or published labels.

@@ -39,8 +39,8 @@ static ARCHITECTURE: Rule = Rule {
     reads: "spec.nodeSelector[kubernetes.io/arch, beta.kubernetes.io/arch]",
     check: |subject| {
         let selector = subject.pod.spec.node_selector.as_ref()?;
-        let asked = selector.get("kubernetes.io/arch").or(selector.get("beta.kubernetes.io/arch"))?;
-        (asked != "amd64").then(|| asked.to_owned())
+        let architecture = selector.get("kubernetes.io/arch").or(selector.get("beta.kubernetes.io/arch"))?;
+        (architecture != "amd64").then(|| architecture.to_owned())
     },
 };
 

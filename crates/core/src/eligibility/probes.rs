@@ -100,7 +100,7 @@ fn translated<'c>(container: &'c Container<'_>) -> impl Iterator<Item = &'c Prob
     [&container.liveness_probe, &container.readiness_probe].into_iter().flatten()
 }
 
-fn containers(subject: &Subject<'_>, is_at_fault: impl Fn(&Container<'_>) -> bool) -> Option<String> {
-    let at_faults = subject.pod.all_containers().filter(|container| is_at_fault(container));
-    at_fault("container", at_faults.map(Container::display_name))
+fn containers(subject: &Subject<'_>, matches: impl Fn(&Container<'_>) -> bool) -> Option<String> {
+    let matching = subject.pod.all_containers().filter(|container| matches(container));
+    at_fault("container", matching.map(Container::display_name))
 }

@@ -93,7 +93,7 @@ static GPU: Rule = Rule {
         source: "MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-faq.yml; virtual-kubelet/azure-aci pkg/provider/aci.go (getGPUSKU)",
     },
     reads: "spec.{initContainers,containers}[*].resources.{requests,limits}",
-    check: |subject| asked(subject.pod, is_gpu),
+    check: |subject| requested(subject.pod, is_gpu),
 };
 
 static HUGE_PAGES: Rule = Rule {
@@ -108,7 +108,7 @@ static HUGE_PAGES: Rule = Rule {
         source: "virtual-kubelet/azure-aci pkg/provider/vk_node.go",
     },
     reads: "spec.{initContainers,containers}[*].resources.{requests,limits}, spec.resources",
-    check: |subject| asked(subject.pod, |resource| resource.starts_with("hugepages-")),
+    check: |subject| requested(subject.pod, |resource| resource.starts_with("hugepages-")),
 };
 
 static EXTENDED_RESOURCE: Rule = Rule {
@@ -123,7 +123,7 @@ static EXTENDED_RESOURCE: Rule = Rule {
         source: "virtual-kubelet/azure-aci pkg/provider/vk_node.go; kubernetes.io/docs/concepts/configuration/manage-resources-containers/#extended-resources",
     },
     reads: "spec.{initContainers,containers}[*].resources.{requests,limits}",
-    check: |subject| asked(subject.pod, |resource| is_extended(resource) && !is_gpu(resource)),
+    check: |subject| requested(subject.pod, |resource| is_extended(resource) && !is_gpu(resource)),
 };
 
 static RESOURCE_CLAIM: Rule = Rule {
@@ -224,9 +224,9 @@ fn is_extended(resource: &str) -> bool {
 }
 
 /// Formats the matching resources that the pod requests, each once.
-fn asked(pod: &Pod<'_>, is_meant: impl Fn(&str) -> bool) -> Option<String> {
+fn requested(pod: &Pod<'_>, matches: impl Fn(&str) -> bool) -> Option<String> {
     let all = pod.all_containers().filter_map(|c| c.resources.as_ref()).chain(&pod.spec.resources);
-    let mut names: Vec<_> = all.flat_map(ResourceRequirements::others).filter(|name| is_meant(name)).collect();
+    let mut names: Vec<_> = all.flat_map(ResourceRequirements::others).filter(|name| matches(name)).collect();
     names.sort_unstable();
     names.dedup();
     at_fault("resource", names.into_iter())

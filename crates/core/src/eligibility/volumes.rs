@@ -278,9 +278,9 @@ static NAME: Rule = Rule {
     },
 };
 
-fn volumes(subject: &Subject<'_>, is_at_fault: impl Fn(&Volume<'_>) -> bool) -> Option<String> {
-    let at_faults = subject.pod.volumes().iter().filter(|volume| is_at_fault(volume));
-    at_fault("volume", at_faults.map(Volume::display_name))
+fn volumes(subject: &Subject<'_>, matches: impl Fn(&Volume<'_>) -> bool) -> Option<String> {
+    let matching = subject.pod.volumes().iter().filter(|volume| matches(volume));
+    at_fault("volume", matching.map(Volume::display_name))
 }
 
 /// Formats the volumes that have a type: `volume a is nfs, volume b is rbd`.

@@ -60,8 +60,8 @@ impl<'a> ResourceList<'a> {
 
     /// Returns the resources other than CPU and memory whose amount is not zero. An invalid amount counts as not zero.
     pub fn others(&self) -> impl Iterator<Item = &str> {
-        let asked = self.others.iter().filter(|(_, amount)| amount.0 != Ok(Quantity::ZERO));
-        asked.map(|(name, _)| &**name)
+        let nonzero = self.others.iter().filter(|(_, amount)| amount.0 != Ok(Quantity::ZERO));
+        nonzero.map(|(name, _)| &**name)
     }
 }
 

@@ -13,8 +13,8 @@ pub(crate) struct PatchBuilder(Vec<PatchOperation>);
 
 impl PatchBuilder {
     pub(crate) fn new() -> Self {
-        const MOST: usize = 8; // two labels and annotations maps, their entries, toleration and affinity
-        Self(Vec::with_capacity(MOST))
+        const CAPACITY: usize = 8; // two labels and annotations maps, their entries, toleration and affinity
+        Self(Vec::with_capacity(CAPACITY))
     }
 
     /// Sets entries of a map. Adds a missing map, and skips entries that already have the value.
