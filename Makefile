@@ -18,7 +18,7 @@ help: ## print this list
 demo: ## run Spillway on a real control plane with fake nodes (KEEP=1 keeps it running)
 	@examples/demo.sh
 
-test: ## run all tests; tests/cluster uses a real control plane; about 8 minutes on two cores
+test: ## run all tests; tests/cluster uses a real control plane; about 6 minutes on two cores
 	@tests/run.sh
 
 test-core: ## run only the tests of the decision; some seconds

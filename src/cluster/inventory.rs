@@ -11,7 +11,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use super::{
     node::{Node, NodeObject},
-    pods::Pods,
+    pod_store::Pods,
     scale_up::{self, ScaleUps},
     scope::{OptedIn, Scope},
     snapshot::{Namespace, Snapshot, network_policy, service_account},

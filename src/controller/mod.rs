@@ -2,8 +2,8 @@
 //! plan, apply, report. `reconcile_all` lists the reconcilers.
 
 mod advice;
-pub mod authority;
 mod ca_bundle;
+pub mod ca_rotation;
 mod capacity;
 mod changes;
 mod clock;
@@ -16,7 +16,7 @@ pub mod last_resort;
 mod late;
 mod missed;
 mod names;
-mod pods;
+mod pod_writes;
 mod reconcile;
 mod taints;
 
@@ -106,7 +106,7 @@ async fn reconcile_all(context: &Context) {
     let Context { client, namespace, configuration, metrics, .. } = context;
     let inventory = Inventory::start(client, namespace, configuration, &metrics.caches);
     tokio::join!(
-        authority::run(context, &inventory),
+        ca_rotation::run(context, &inventory),
         ca_bundle::run(context, &inventory),
         restart_on_panic(async || identity::run(context, &inventory).await),
         last_resort::run(context, &inventory),

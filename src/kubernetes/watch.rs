@@ -177,8 +177,8 @@ impl<K: Object> Watch<K> {
             while let Some(event) = events.next().await {
                 match event {
                     Ok(event) => {
-                        backoff.reset();
                         if self.handle_event(event, &mut listed, &reduce, sink) {
+                            backoff.reset();
                             last_error.recovered();
                         }
                     }
@@ -253,8 +253,8 @@ impl<K: Object> Watch<K> {
     }
 }
 
-/// kube's exponential backoff with jitter, and an optional lower maximum. Each event resets it, as in kube's streams.
-/// kube sends an event before each list, so a failed list is retried after the shortest backoff.
+/// kube's exponential backoff with jitter, and an optional lower maximum. A complete list or an event of an object resets it. The
+/// events before a list do not, because the list may still fail.
 struct WatchBackoff {
     inner: DefaultBackoff,
     max: Option<Duration>,
@@ -379,6 +379,18 @@ mod tests {
         let text = telemetry::encode(&registry);
         assert!(text.contains(r#"spillway_cache_synced{cache="namespaces"} 1"#), "{text}");
         assert!(!text.contains(r#"watch_errors_total{cache="namespaces"} 0"#), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_forbidden_list_is_retried_with_a_growing_backoff() {
+        let api = FakeApi::default();
+        api.forbid(NODES, true);
+        let start = time::Instant::now();
+        let (mut store, _tasks) = follow(&api, |watch| watch);
+        store.wait_for(|store| store.refusal().is_some()).await.unwrap();
+        time::sleep(Duration::from_secs(600)).await;
+        let lists = api.requests(NODES).len();
+        assert!((2..60).contains(&lists), "{lists} lists in {:?}", start.elapsed());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use spillway::{
     certs::authority::CaSecret,
-    controller::{Outcome, authority::AuthorityReconciler, events::EventRecorder},
+    controller::{Outcome, ca_rotation::AuthorityReconciler, events::EventRecorder},
     telemetry::ControllerMetrics,
 };
 use tokio::sync::Barrier;

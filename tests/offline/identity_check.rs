@@ -199,7 +199,7 @@ fn identity_check_refuses_unusable_input_with_a_hint() {
         (&["-f", "-", "--identity", "web=x.json"], none, "expected a client id before \"=\""),
         (&["-f", "-", "--identity", "x.json"], none, "expected CLIENT_ID=FILE"),
         (&["-f", "-", "--discovery", path], none, "expected an OpenID discovery document"),
-        (&["-f", "-", "--cloud", "germany"], none, "usgovernment"),
+        (&["-f", "-", "--cloud", "germany"], none, "us-government"),
         (&["-f", "-", "--at", "yesterday"], none, "--at"),
         (&["--issuer", "x", "--findings"], "", "cannot be used with '--findings'"),
         (&["-f", "-", "--subscription", SUBSCRIPTION], none, "'--subscription <ID>' cannot be used with"),

@@ -1,5 +1,6 @@
 //! The labels and annotations of Azure Workload Identity (Azure/azure-workload-identity `pkg/webhook/consts.go`).
 
+use spillway_core::suggestions;
 pub(super) use spillway_core::workload_identity::{CLIENT_ID, EXPIRATION, PROXY, PROXY_PORT, USE, USE_VALUE};
 
 /// The prefix of all keys.
@@ -64,12 +65,11 @@ pub(super) fn places(key: &str) -> Option<&'static [Place]> {
 
 /// Returns the most similar key for a mistyped one. `None` if no key is similar.
 pub(super) fn nearest(key: &str) -> Option<&'static str> {
-    let plain = |key: &str| key.to_lowercase().replace('_', "-");
-    let (plain_key, name) = (plain(key), |key: &'static str| key.strip_prefix(PREFIX).unwrap_or(key));
-    let own = plain_key.rsplit_once('/').map_or(plain_key.as_str(), |(_, name)| name);
-    let score = |known: &str| strsim::jaro_winkler(own, known);
-    let best = KEYS.iter().map(|(known, _)| *known).max_by(|a, b| score(name(a)).total_cmp(&score(name(b))))?;
-    (score(name(best)) > 0.8).then_some(best)
+    let plain = key.to_lowercase().replace('_', "-");
+    let own = plain.rsplit_once('/').map_or(plain.as_str(), |(_, name)| name);
+    let names: Vec<_> = KEYS.iter().map(|(known, _)| known.strip_prefix(PREFIX).unwrap_or(known)).collect();
+    let best = suggestions::nearest(own, &names)?;
+    KEYS.iter().map(|(known, _)| *known).find(|known| known.strip_prefix(PREFIX) == Some(best.as_str()))
 }
 
 /// Returns whether a key has the prefix, possibly mistyped.

@@ -131,7 +131,8 @@ pub(super) enum CloudName {
     /// Azure public cloud
     Public,
     /// Azure US Government
-    Usgovernment,
+    #[value(name = "us-government", alias = "usgovernment")]
+    UsGovernment,
     /// Azure operated by 21Vianet
     China,
 }
@@ -140,7 +141,7 @@ impl From<CloudName> for Cloud {
     fn from(name: CloudName) -> Self {
         match name {
             CloudName::Public => Self::Public,
-            CloudName::Usgovernment => Self::UsGovernment,
+            CloudName::UsGovernment => Self::UsGovernment,
             CloudName::China => Self::China,
         }
     }

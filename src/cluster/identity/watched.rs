@@ -10,7 +10,7 @@ use tokio::{sync::watch, task::JoinSet};
 use super::{
     super::{
         inventory::{Inventory, services},
-        pods::Pods,
+        pod_store::Pods,
     },
     inputs::{Endpoints, Inputs, binding, ready, role, slices_of},
 };

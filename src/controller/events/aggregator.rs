@@ -18,6 +18,9 @@ const PUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 /// The most events that are written at once.
 const MAX_EVENTS: usize = 10;
 
+/// Time until the next attempt at an event that the API server did not accept.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
 /// The subject of an event. `docs/runbook.md` lists all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::controller) struct EventKind {
@@ -70,17 +73,19 @@ struct PendingEvent {
     note: String,
     /// Number of occurrences since the last event.
     count: u32,
-    /// When the last event was written.
-    published: Option<Instant>,
+    /// When the first of these occurrences was recorded.
+    since: Instant,
+    /// The earliest time of the next event.
+    next: Option<Instant>,
 }
 
 impl PendingEvent {
     fn is_within_interval(&self, now: Instant) -> bool {
-        self.published.is_some_and(|published| now.duration_since(published) < self.kind.interval)
+        self.next.is_some_and(|next| now < next)
     }
 
     fn take(&mut self, now: Instant) -> ObjectEvent {
-        self.published = Some(now);
+        self.next = Some(now + self.kind.interval);
         let (count, note) = (std::mem::take(&mut self.count), std::mem::take(&mut self.note));
         let note = if count == 1 { note } else { format!("{count} times, the last: {note}") };
         ObjectEvent { about: self.about.clone(), kind: self.kind, note }
@@ -94,16 +99,19 @@ pub(in crate::controller) struct EventAggregator(Mutex<BTreeMap<Key, PendingEven
 impl EventAggregator {
     /// Records an occurrence without waiting for the API server.
     pub(in crate::controller) fn record(&self, about: ObjectReference, kind: EventKind, note: String) {
-        let field = |field: &Option<String>| field.clone().unwrap_or_default();
-        let object = [&about.kind, &about.namespace, &about.name, &about.uid].map(field);
+        let now = Instant::now();
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let pending = all.entry((object, kind.reason)).or_insert_with(|| PendingEvent {
+        let pending = all.entry(key(&about, kind)).or_insert_with(|| PendingEvent {
             kind,
             about,
             note: String::new(),
             count: 0,
-            published: None,
+            since: now,
+            next: None,
         });
+        if pending.count == 0 {
+            pending.since = now;
+        }
         pending.note = note;
         pending.count += 1;
     }
@@ -111,21 +119,43 @@ impl EventAggregator {
     /// Writes pending events until the future is dropped.
     pub(in crate::controller) async fn publish(&self, recorder: &EventRecorder) {
         loop {
-            for ObjectEvent { about, kind, note } in self.take_due(Instant::now()) {
-                let type_ = if kind.is_warning { EventType::Warning } else { EventType::Normal };
-                recorder.publish(&about, type_, kind.reason, note).await;
+            for event in self.take_due(Instant::now()) {
+                let type_ = if event.kind.is_warning { EventType::Warning } else { EventType::Normal };
+                if !recorder.publish(&event.about, type_, event.kind.reason, event.note.clone()).await {
+                    self.put_back(event, Instant::now());
+                }
             }
             sleep(PUBLISH_INTERVAL).await;
         }
     }
 
-    /// Takes the events that are due, up to a limit, and marks them as written.
+    /// Takes the events that are due, up to a limit, and marks them as written. Warnings come first, then the oldest events, so that
+    /// many actions do not delay a warning.
     pub(in crate::controller) fn take_due(&self, now: Instant) -> Vec<ObjectEvent> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, pending| pending.count > 0 || pending.is_within_interval(now));
         let due = all.values_mut().filter(|pending| pending.count > 0 && !pending.is_within_interval(now));
-        due.take(MAX_EVENTS).map(|pending| pending.take(now)).collect()
+        let mut due: Vec<_> = due.collect();
+        due.sort_by_key(|pending| (!pending.kind.is_warning, pending.since));
+        due.into_iter().take(MAX_EVENTS).map(|pending| pending.take(now)).collect()
     }
+
+    /// Keeps an event that the API server did not accept, for another attempt. A newer note has precedence.
+    fn put_back(&self, event: ObjectEvent, now: Instant) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pending) = all.get_mut(&key(&event.about, event.kind)) else { return };
+        if pending.count == 0 {
+            pending.note = event.note;
+            pending.since = now;
+        }
+        pending.count += 1;
+        pending.next = Some(now + RETRY_INTERVAL.min(event.kind.interval));
+    }
+}
+
+fn key(about: &ObjectReference, kind: EventKind) -> Key {
+    let field = |field: &Option<String>| field.clone().unwrap_or_default();
+    ([&about.kind, &about.namespace, &about.name, &about.uid].map(field), kind.reason)
 }
 
 #[cfg(test)]
@@ -149,7 +179,7 @@ mod tests {
         }
         aggregator.record(about("api"), DONE, "pod 7".to_owned());
         let owned = |name: &str, note: &str| (name.to_owned(), note.to_owned());
-        let first = [owned("api", "pod 7"), owned("web", "2000 times, the last: pod 1999")];
+        let first = [owned("web", "2000 times, the last: pod 1999"), owned("api", "pod 7")];
         assert_eq!(published(&aggregator, start), first);
         aggregator.record(about("web"), DONE, "pod 2000".to_owned());
         assert_eq!(published(&aggregator, start + Duration::from_secs(59)), []);
@@ -166,6 +196,27 @@ mod tests {
         }
         let counts: Vec<_> = (0..4).map(|_| published(&aggregator, start).len()).collect();
         assert_eq!(counts, [10, 10, 5, 0]);
+    }
+
+    #[test]
+    fn many_actions_do_not_delay_a_warning() {
+        let (aggregator, start) = (EventAggregator::default(), Instant::now());
+        for job in 0..2_000 {
+            aggregator.record(about(&format!("a-job-{job}")), EventKind::action("Done"), String::new());
+        }
+        aggregator.record(about("node"), EventKind::problem("Wrong"), "full".to_owned());
+        assert_eq!(published(&aggregator, start)[0], ("node".to_owned(), "full".to_owned()));
+    }
+
+    #[test]
+    fn an_event_that_was_not_written_is_tried_again() {
+        let (aggregator, start) = (EventAggregator::default(), Instant::now());
+        aggregator.record(about("node"), EventKind::problem("Wrong"), "full".to_owned());
+        let event = aggregator.take_due(start).remove(0);
+        aggregator.put_back(event, start);
+        assert_eq!(published(&aggregator, start + Duration::from_secs(59)), []);
+        let full = ("node".to_owned(), "full".to_owned());
+        assert_eq!(published(&aggregator, start + Duration::from_secs(60)), [full]);
     }
 
     #[test]

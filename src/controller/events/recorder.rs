@@ -32,13 +32,15 @@ impl EventRecorder {
         type_: EventType,
         reason: &str,
         note: String,
-    ) {
+    ) -> bool {
         let note = truncated(note);
         let (reason, action) = (reason.to_owned(), action(&note));
         let event = Event { type_, reason, note: Some(note), action, secondary: None };
-        if let Err(error) = self.0.publish(&event, about).await {
-            tracing::warn!(error = %Causes(&error), reason = event.reason, "cannot write an event");
+        let result = self.0.publish(&event, about).await;
+        if let Err(error) = &result {
+            tracing::warn!(error = %Causes(error), reason = event.reason, "cannot write an event");
         }
+        result.is_ok()
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     context::Context,
     events::EventKind,
     names::FIELD_MANAGER,
-    pods::PodError,
+    pod_writes::PodError,
     reconcile::{CombinedOutcome, Outcome, Requeue, run_rounds},
     taints::{GHOST, TaintError},
 };

@@ -12,7 +12,7 @@ use super::{
     super::{
         context::Context,
         events::EventKind,
-        pods::{PodError, apply_all, patch_pod},
+        pod_writes::{PodError, apply_all, patch_pod},
         reconcile::Outcome,
     },
     plan::{ClockStart, DuePod},

@@ -19,7 +19,7 @@ use crate::{
     controller::{
         context::Context,
         events::EventKind,
-        pods::{MAX_CONCURRENT_REQUESTS, PodError, patch_pod},
+        pod_writes::{MAX_CONCURRENT_REQUESTS, PodError, patch_pod},
         reconcile::Outcome,
     },
     kubernetes::ObjectKey,
@@ -55,8 +55,8 @@ impl Decider<'_> {
         let overrides = Overrides::read(pod.annotations());
         let settings = self.configuration.settings(&known.profile, &known.overrides, &overrides);
         let account = self.snapshot.service_account(namespace, pod.service_account());
-        let facts = self.snapshot.cluster_context(namespace, &known, account.unwrap_or(ServiceAccount::Unknown));
-        Some(burst::decide(pod, &settings, &facts))
+        let cluster = self.snapshot.cluster_context(namespace, &known, account.unwrap_or(ServiceAccount::Unknown));
+        Some(burst::decide(pod, &settings, &cluster))
     }
 
     /// Decides on a pod without a node, and adds the fields that an existing pod may still get.
@@ -64,7 +64,14 @@ impl Decider<'_> {
         let key = &meta.key();
         let Some(pod) = self.read(key).await? else { return Ok(Outcome::UpToDate) };
         let text = pod.to_string();
-        let Ok(view) = serde_json::from_str::<Pod<'_>>(&text) else { return Ok(Outcome::UpToDate) };
+        let view = match serde_json::from_str::<Pod<'_>>(&text) {
+            Ok(view) => view,
+            Err(error) => {
+                // The pod keeps its backoff.
+                tracing::warn!(namespace = key.namespace, pod = key.name, %error, "cannot read a pod that the webhook missed");
+                return Ok(Outcome::UpToDate);
+            }
+        };
         let has_node = pod.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|node| !node.is_empty());
         if has_node || view.annotation(DECISION).is_some() {
             return Ok(Outcome::UpToDate);

@@ -20,7 +20,7 @@ use super::{
     changes::changes_of,
     context::Context,
     events::EventKind,
-    pods::{PodError, apply_all},
+    pod_writes::{PodError, apply_all},
     reconcile::{Outcome, run_rounds},
 };
 use crate::{certs::self_managed::WEBHOOK_CONFIGURATION_NAME, cluster::Inventory, kubernetes::object_reference};

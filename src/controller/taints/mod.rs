@@ -211,7 +211,7 @@ mod tests {
             let events = context.event_aggregator.take_due(Instant::now()).into_iter();
             events.map(|event| (event.about.name.unwrap(), event.kind.reason)).collect::<Vec<_>>()
         };
-        let expected = [("open", "LastResortTaint"), ("stripped", "TaintStripped")];
+        let expected = [("stripped", "TaintStripped"), ("open", "LastResortTaint")];
         assert_eq!(events(&context), expected.map(|(node, reason)| (node.to_owned(), reason)));
         assert!(
             backoff.remaining("stripped", Instant::now()).is_some()

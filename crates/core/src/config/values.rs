@@ -161,7 +161,7 @@ pub struct Wait(pub Duration);
 
 impl Wait {
     /// Maximum duration. It is longer than any autoscaler takes.
-    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+    const MAX: Duration = Duration::from_secs(24 * 60 * 60);
 }
 
 impl Default for Wait {
@@ -175,7 +175,7 @@ impl TryFrom<String> for Wait {
 
     fn try_from(text: String) -> Result<Self, String> {
         duration(&text)
-            .filter(|duration| *duration <= Self::LONGEST)
+            .filter(|duration| *duration <= Self::MAX)
             .map(Self)
             .ok_or_else(|| format!("invalid duration \"{text}\", expected from 0s to 24h, such as 90s, 3m or 1h30m"))
     }

@@ -13,7 +13,7 @@ pub(super) const RULES: &[&Rule] = &[
     &NATIVE_SIDECAR,
 ];
 
-const MOST_CONTAINERS: usize = 60;
+const MAX_CONTAINERS: usize = 60;
 
 static ARGS_WITHOUT_COMMAND: Rule = Rule {
     reason: Reason {
@@ -68,7 +68,7 @@ static TOO_MANY: Rule = Rule {
     reads: "spec.{initContainers,containers}",
     check: |subject| {
         let count = subject.pod.init_containers().len() + subject.pod.containers().len();
-        (count > MOST_CONTAINERS).then(|| format!("{count} containers"))
+        (count > MAX_CONTAINERS).then(|| format!("{count} containers"))
     },
 };
 

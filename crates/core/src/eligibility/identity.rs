@@ -26,7 +26,7 @@ static SERVICE_ACCOUNT_TOKEN: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::V1,
         meaning: "v1 provides no service account token",
-        on_virtual_node: "the token file is missing; v1 reads a Secret that Kubernetes has not created since 1.24, and requests no token with an audience",
+        on_virtual_node: "the token file is missing; v1 reads a token Secret, which Kubernetes 1.24 and newer do not create",
         fix: "no fix on v1; v2 projects tokens like any kubelet",
         can_be_allowed: true,
         source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go (Projected); virtual-kubelet/azure-aci#189; virtual-kubelet/azure-aci#543",

@@ -92,7 +92,7 @@ static COMPANION: Rule = Rule {
         code: "VirtualDaemonSetPod",
         severity: Severity::Refusal,
         applies: Applies::Any,
-        meaning: "a companion pod of a VirtualDaemonSet belongs to the pod that it accompanies",
+        meaning: "a VirtualDaemonSet creates the pod as a companion of another pod",
         on_virtual_node: "the pod is part of the virtual node's own infrastructure",
         fix: "no fix is needed",
         can_be_allowed: false,

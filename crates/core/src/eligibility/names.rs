@@ -4,9 +4,9 @@ use super::{Applies, Reason, Rule, Severity};
 
 pub(super) const RULES: &[&Rule] = &[&CONTAINER_GROUP_NAME];
 
-const LONGEST: usize = 63;
+const MAX_GROUP_NAME_CHARS: usize = 63;
 /// The API server cuts the prefix to 58 characters and adds five, so that a generated name has at most 63.
-const LONGEST_PREFIX: usize = 58;
+const MAX_GENERATE_NAME_CHARS: usize = 58;
 const GENERATED: usize = 5;
 
 static CONTAINER_GROUP_NAME: Rule = Rule {
@@ -29,9 +29,11 @@ static CONTAINER_GROUP_NAME: Rule = Rule {
             (_, Some(prefix)) if !prefix.is_empty() => (prefix, GENERATED),
             _ => return None,
         };
-        let length =
-            namespace.len() + 1 + generated + if generated > 0 { name.len().min(LONGEST_PREFIX) } else { name.len() };
-        let is_fine = length <= LONGEST
+        let length = namespace.len()
+            + 1
+            + generated
+            + if generated > 0 { name.len().min(MAX_GENERATE_NAME_CHARS) } else { name.len() };
+        let is_fine = length <= MAX_GROUP_NAME_CHARS
             && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
             && !name.contains("--")
             && !namespace.contains("--");

@@ -13,7 +13,7 @@ static NETWORK_POLICY: Rule = Rule {
         severity: Severity::Refusal,
         applies: Applies::Any,
         meaning: "virtual nodes do not enforce the pod's NetworkPolicy",
-        on_virtual_node: "the pod accepts and opens every connection, without a message, as if the policy did not exist",
+        on_virtual_node: "all connections to and from the pod are allowed, without a message, as if the policy did not exist",
         fix: "exempt the pod from the policy, or allow it if the subnet's network security group has the same rules",
         can_be_allowed: true,
         source: "MicrosoftDocs/azure-aks-docs articles/aks/virtual-nodes.md (Limitations); microsoft/virtualnodesOnAzureContainerInstances README.md",
@@ -61,7 +61,7 @@ const RESERVED: &[RangeInclusive<i64>] = &[
     20000..=30000,
     49152..=65534,
 ];
-const MOST_PORTS: usize = 5;
+const MAX_PORTS: usize = 5;
 
 static RESERVED_PORT: Rule = Rule {
     reason: Reason {
@@ -96,7 +96,7 @@ static TOO_MANY_PORTS: Rule = Rule {
     reads: "spec.containers[*].ports[*].containerPort",
     check: |subject| {
         let count = ports(subject).len();
-        (count > MOST_PORTS).then(|| format!("{count} ports"))
+        (count > MAX_PORTS).then(|| format!("{count} ports"))
     },
 };
 

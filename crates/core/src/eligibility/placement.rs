@@ -79,7 +79,7 @@ static SPREAD_OVER_HOSTS: Rule = Rule {
         code: "SpreadOverHosts",
         severity: Severity::Warning,
         applies: Applies::Any,
-        meaning: "a hard spread over hosts counts a virtual node as one host, which limits overflow and pods on VMs",
+        meaning: "a hard topology spread treats a virtual node as one host, which limits pods there and on VMs",
         on_virtual_node: "the node gets about as many pods as the emptiest VM, plus maxSkew; pods without the toleration wait although VMs have room",
         fix: "use ScheduleAnyway, or set nodeTaintsPolicy: Honor, so that a tainted node counts only for pods that tolerate it",
         can_be_allowed: false,

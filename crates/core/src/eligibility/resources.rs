@@ -17,8 +17,8 @@ const CPU: &str = "cpu";
 const MEMORY: &str = "memory";
 const EPHEMERAL_STORAGE_NAME: &str = "ephemeral-storage";
 /// Largest container group: 31 vCPU and 240 GB, read as decimal gigabytes, which is the smaller value.
-const MOST_CPU: Quantity = Quantity::from_units(31);
-const MOST_MEMORY: Quantity = Quantity::from_units(240_000_000_000);
+const MAX_CPU: Quantity = Quantity::from_units(31);
+const MAX_MEMORY: Quantity = Quantity::from_units(240_000_000_000);
 /// Requests of the first generation for a container without requests.
 const DEFAULT_CPU: Quantity = Quantity::from_units(1);
 const DEFAULT_MEMORY: Quantity = Quantity::from_units(1_500_000_000);
@@ -43,7 +43,7 @@ static GROUP_TOO_LARGE: Rule = Rule {
     check: |subject| {
         let generations = [Generation::V1, Generation::V2].into_iter().filter(|g| subject.candidates.has(*g));
         let mut sizes = generations.map(|generation| group_size(subject.pod, generation));
-        let (cpu, memory) = sizes.find(|(cpu, memory)| *cpu > MOST_CPU || *memory > MOST_MEMORY)?;
+        let (cpu, memory) = sizes.find(|(cpu, memory)| *cpu > MAX_CPU || *memory > MAX_MEMORY)?;
         Some(format!(
             "{} vCPU and {} GB",
             thousandths(cpu.milli()),

@@ -23,7 +23,7 @@ pub(super) const RULES: &[&Rule] = &[
 
 /// The only driver of in-line CSI volumes on virtual nodes.
 const AZURE_FILE: &str = "file.csi.azure.com";
-const MOST_VOLUMES: usize = 20;
+const MAX_VOLUMES: usize = 20;
 const SHORTEST_NAME: usize = 5;
 
 static HOST_PATH: Rule = Rule {
@@ -183,7 +183,7 @@ static ITEMS: Rule = Rule {
         applies: Applies::V1,
         meaning: "v1 ignores the items of a secret or configMap volume",
         on_virtual_node: "each file has the name of its key, not the path from items",
-        fix: "name the keys like the files, or use a projected volume if the paths are the keys",
+        fix: "give each key the name of its file",
         can_be_allowed: false,
         source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go, which does not read the field",
     },
@@ -202,7 +202,7 @@ static OPTIONAL: Rule = Rule {
         severity: Severity::Warning,
         applies: Applies::V1,
         meaning: "v1 fails if an optional secret or configMap is missing or empty",
-        on_virtual_node: "without the object, v1 omits the volume but keeps its mount; Azure Container Instances answers 400, so the pod never runs",
+        on_virtual_node: "if the object is missing, v1 omits the volume, but the container still mounts it; Azure Container Instances answers 400, so the pod never runs",
         fix: "create the object with at least one key, or drop the volume",
         can_be_allowed: false,
         source: "virtual-kubelet/azure-aci pkg/provider/aci_volumes.go (getVolumes)",
@@ -254,7 +254,7 @@ static TOO_MANY: Rule = Rule {
     reads: "spec.volumes",
     check: |subject| {
         let count = subject.pod.volumes().len();
-        (count > MOST_VOLUMES).then(|| format!("{count} volumes"))
+        (count > MAX_VOLUMES).then(|| format!("{count} volumes"))
     },
 };
 

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use super::plan::Scheduled;
 use crate::{
     burst::DECISION,
-    controller::{context::Context, events::EventKind, names::FIELD_MANAGER, pods::PodError},
+    controller::{context::Context, events::EventKind, names::FIELD_MANAGER, pod_writes::PodError},
     kubernetes::{ObjectKey, is_conflict, list_metadata},
     telemetry::Causes,
 };

@@ -1,5 +1,7 @@
 //! Writes to pods.
 
+use std::collections::HashSet;
+
 use futures_util::{StreamExt, stream};
 use json_patch::Patch as JsonPatch;
 use k8s_openapi::api::core::v1::Pod;
@@ -67,19 +69,21 @@ pub(super) async fn patch_pod(
 ///
 /// # Errors
 ///
-/// If the API server does not respond.
+/// If the API server does not respond. Writes that are not finished then are dropped.
 pub(super) async fn apply_all<F: Future<Output = Result<Outcome, PodError>>>(
     writes: Vec<(String, F)>,
     backoff: &mut Backoff,
 ) -> Result<Outcome, PodError> {
     let now = Instant::now();
-    for (uid, _) in &writes {
+    let mut unfinished: HashSet<_> = writes.iter().map(|(uid, _)| uid.clone()).collect();
+    for uid in &unfinished {
         backoff.start(uid, now);
     }
     let writes = writes.into_iter().map(|(uid, write)| async move { (uid, write.await) });
     let mut written = std::pin::pin!(stream::iter(writes).buffer_unordered(MAX_CONCURRENT_REQUESTS));
     let mut all = Ok(Outcome::UpToDate);
     while let Some((uid, outcome)) = written.next().await {
+        unfinished.remove(&uid);
         match outcome {
             Ok(Outcome::Changed) => {
                 backoff.reset(&uid);
@@ -88,8 +92,11 @@ pub(super) async fn apply_all<F: Future<Output = Result<Outcome, PodError>>>(
             Ok(Outcome::Conflict) => backoff.reset(&uid),
             Ok(Outcome::UpToDate | Outcome::NotSynced) => {}
             Err(error) if error.is_unanswered() => {
-                backoff.reset(&uid);
-                all = Err(error);
+                // The next round tries these pods again.
+                for uid in unfinished.iter().chain([&uid]) {
+                    backoff.reset(uid);
+                }
+                return Err(error);
             }
             Err(error) => tracing::warn!(error = %Causes(&error), "pod write failed, retrying later"),
         }
@@ -136,7 +143,8 @@ mod tests {
 
     #[test]
     fn no_response_fails_the_round_and_no_pod_backs_off() {
-        let (all, backing_off) = apply(vec![("p", Err(kube::Error::Service("down".into())))]);
+        let down = || kube::Error::Service("down".into());
+        let (all, backing_off) = apply(vec![("p", Err(down())), ("q", Ok(Outcome::UpToDate)), ("r", Err(down()))]);
         assert!(all.is_err());
         assert_eq!(backing_off, <[&str; 0]>::default());
     }
