@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -63,7 +65,7 @@ func up(ctx context.Context, dir, stages string, wait time.Duration) error {
 	if err != nil {
 		return err
 	}
-	ports, err := freePorts(5)
+	ports, err := reservePorts(5)
 	if err != nil {
 		return err
 	}
@@ -253,16 +255,42 @@ func (p *processes) waitFor(ctx context.Context, client *http.Client, url string
 	}
 }
 
-func freePorts(n int) ([]string, error) {
+// portLocks keeps the files of reserved ports open, and so locked, until the process ends.
+var portLocks []*os.File
+
+// reservePorts returns n ports that no other control plane of this user uses. They are below the ports that the kernel chooses
+// (net.ipv4.ip_local_port_range, by default from 32768). So no connection takes a port before its component listens.
+func reservePorts(n int) ([]string, error) {
+	const first, count = 20000, 10000
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("spillway-ports-%d", os.Getuid()))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
 	var ports []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	start := rand.IntN(count)
+	for i := 0; i < count && len(ports) < n; i++ {
+		port := strconv.Itoa(first + (start+i)%count)
+		lock, err := os.OpenFile(filepath.Join(dir, port), os.O_CREATE|os.O_RDWR, 0o644)
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close()
-		_, port, _ := net.SplitHostPort(l.Addr().String())
+		if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil || !isFree(port) {
+			lock.Close()
+			continue
+		}
+		portLocks = append(portLocks, lock)
 		ports = append(ports, port)
 	}
+	if len(ports) < n {
+		return nil, fmt.Errorf("no %d free ports from %d to %d", n, first, first+count-1)
+	}
 	return ports, nil
+}
+
+func isFree(port string) bool {
+	l, err := net.Listen("tcp", "127.0.0.1:"+port)
+	if err != nil {
+		return false
+	}
+	return l.Close() == nil
 }
