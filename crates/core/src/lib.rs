@@ -13,6 +13,7 @@ pub mod azure;
 pub mod burst;
 pub mod config;
 pub mod eligibility;
+pub mod excerpt;
 pub mod keys;
 pub mod pod;
 pub mod suggestions;

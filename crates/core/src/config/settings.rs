@@ -9,8 +9,9 @@ use super::{
 };
 use crate::{
     eligibility::Reason,
+    excerpt::{self, excerpt},
     keys::{ALLOW, IDENTITY_LABEL, KUBE_PROXY, LATE_AFTER, MODE, OVERRIDES, PREFIX, WRITTEN},
-    suggestions::{nearest, read_word},
+    suggestions::Suggester,
 };
 
 /// Origin of a value in force.
@@ -128,38 +129,60 @@ pub struct Overrides {
 /// Default of `late.max`. An AKS VM takes two to four minutes, and a second attempt takes the same time.
 const LATE_MAX: Duration = Duration::from_secs(600);
 
+/// Maximum size of the value of an override. Nothing valid comes near it: all reasons together take 1,200 bytes.
+const MAX_VALUE_BYTES: usize = 4096;
+/// Maximum number of words in `spillway.dev/allow`. There are fewer reasons.
+const MAX_WORDS: usize = 128;
+/// Maximum number of ignored overrides that an object reports. Further ones are ignored without a message.
+const MAX_REJECTED: usize = 16;
+
 impl Overrides {
     /// Reads the annotations of a namespace or a pod. Skips keys outside of `spillway.dev/`.
+    ///
+    /// An annotation above 4,096 bytes or 128 words is ignored whole. Only the first mistake gets a suggestion. So the
+    /// cost is linear in the size of the annotations, and the messages have a fixed maximum.
     pub fn read<'k>(annotations: impl Iterator<Item = (&'k str, &'k str)>) -> Self {
-        let mut overrides = Self::default();
+        let (mut overrides, mut suggester) = (Self::default(), Suggester::default());
         for (key, value) in annotations.filter(|(key, _)| key.starts_with(PREFIX)) {
-            if let Err(message) = overrides.read_one(key, value) {
-                overrides.rejected.push((key.to_owned(), message));
+            if WRITTEN.contains(&key) || overrides.rejected.len() == MAX_REJECTED {
+                continue;
+            }
+            if let Err(mut message) = overrides.read_one(key, value, &mut suggester) {
+                excerpt::shorten(&mut message, excerpt::DETAIL);
+                overrides.rejected.push((excerpt(key, excerpt::MESSAGE).into_owned(), message));
             }
         }
         overrides
     }
 
-    fn read_one(&mut self, key: &str, value: &str) -> Result<(), String> {
+    fn read_one(&mut self, key: &str, value: &str, suggester: &mut Suggester) -> Result<(), String> {
+        if OVERRIDES.contains(&key) && value.len() > MAX_VALUE_BYTES {
+            return Err(format!("{} bytes, expected at most {MAX_VALUE_BYTES}", value.len()));
+        }
         match key {
-            MODE => self.mode = Some(read_word(value, Mode::from_word, Mode::WORDS)?),
+            MODE => self.mode = Some(suggester.read_word(value, Mode::from_word, Mode::WORDS)?),
             LATE_AFTER => self.late_after = Some(Wait::try_from(value.to_owned())?.0),
-            KUBE_PROXY => self.kube_proxy = Some(read_word(value, KubeProxy::from_word, KubeProxy::WORDS)?),
+            KUBE_PROXY => self.kube_proxy = Some(suggester.read_word(value, KubeProxy::from_word, KubeProxy::WORDS)?),
             IDENTITY_LABEL => {
-                self.identity_label = Some(read_word(value, IdentityLabel::from_word, IdentityLabel::WORDS)?);
+                self.identity_label =
+                    Some(suggester.read_word(value, IdentityLabel::from_word, IdentityLabel::WORDS)?);
             }
-            ALLOW => return self.read_allow(value),
-            _ if WRITTEN.contains(&key) => {}
-            _ => return Err(format!("unknown annotation{}", did_you_mean_key(key))),
+            ALLOW => return self.read_allow(value, suggester),
+            _ => return Err(format!("unknown annotation{}", did_you_mean_key(key, suggester))),
         }
         Ok(())
     }
 
     /// Reads a list of reasons. Valid names count even if others are invalid.
-    fn read_allow(&mut self, value: &str) -> Result<(), String> {
+    fn read_allow(&mut self, value: &str, suggester: &mut Suggester) -> Result<(), String> {
+        let codes = || value.split(',').map(str::trim).filter(|code| !code.is_empty());
+        let count = codes().count();
+        if count > MAX_WORDS {
+            return Err(format!("{count} reasons, expected at most {MAX_WORDS}"));
+        }
         let mut wrong = Vec::new();
-        for code in value.split(',').map(str::trim).filter(|code| !code.is_empty()) {
-            match AllowedReason::try_from(code.to_owned()) {
+        for code in codes() {
+            match AllowedReason::read(code, suggester) {
                 Ok(AllowedReason(reason)) => self.allow.push(reason),
                 Err(message) => wrong.push(message),
             }
@@ -203,10 +226,10 @@ impl Overrides {
 }
 
 /// Returns a suggestion for a mistyped key. Compares without the common prefix, which would make all keys similar.
-fn did_you_mean_key(key: &str) -> String {
+fn did_you_mean_key(key: &str, suggester: &mut Suggester) -> String {
     let name = |key: &'static str| key.strip_prefix(PREFIX).unwrap_or(key);
     let names: Vec<_> = OVERRIDES.iter().copied().map(name).collect();
-    let hint = nearest(key.strip_prefix(PREFIX).unwrap_or(key), &names);
+    let hint = suggester.nearest(key.strip_prefix(PREFIX).unwrap_or(key), &names);
     hint.map(|hint| format!("; did you mean \"{PREFIX}{hint}\"?")).unwrap_or_default()
 }
 
@@ -455,11 +478,45 @@ mod tests {
                 "namespace spillway.dev/allow: unknown reason \"Nonsense\"",
                 "pod spillway.dev/mode: unknown value \"of\", expected \"prefer\", \"late\", \"bridge\", \"require\" or \"off\"; did you mean \"off\"?",
                 "pod spillway.dev/late-after: invalid duration \"soon\", expected from 0s to 24h, such as 90s, 3m or 1h30m",
-                "pod spillway.dev/kube-proxi: unknown annotation; did you mean \"spillway.dev/kube-proxy\"?",
-                "pod spillway.dev/late-afer: unknown annotation; did you mean \"spillway.dev/late-after\"?",
+                "pod spillway.dev/kube-proxi: unknown annotation",
+                "pod spillway.dev/late-afer: unknown annotation",
                 "pod spillway.dev/zzzz: unknown annotation",
             ]
         );
+    }
+
+    #[test]
+    fn a_mistyped_key_gets_the_nearest_one() {
+        for (key, meant) in [("kube-proxi", "kube-proxy"), ("late-afer", "late-after")] {
+            let pod = overrides(&[(&format!("spillway.dev/{key}"), "5m")]);
+            let message = format!("unknown annotation; did you mean \"spillway.dev/{meant}\"?");
+            assert_eq!(pod.rejected, [(format!("spillway.dev/{key}"), message)]);
+        }
+    }
+
+    #[test]
+    fn an_override_that_is_too_large_is_ignored_whole() {
+        let (long, words) = (format!("HostPathVolume{}", ",x".repeat(2048)), "HostPathVolume,".repeat(129));
+        for (value, message) in
+            [(long, "4110 bytes, expected at most 4096"), (words, "129 reasons, expected at most 128")]
+        {
+            let read = overrides(&[(ALLOW, &value), (MODE, "off")]);
+            assert_eq!((read.allow.len(), read.mode), (0, Some(Mode::Off)));
+            assert_eq!(read.rejected, [(ALLOW.to_owned(), message.to_owned())]);
+        }
+    }
+
+    #[test]
+    fn reports_of_ignored_overrides_have_a_maximum_size() {
+        let keys: Vec<_> = (0..1000).map(|i| format!("spillway.dev/{i}{}", "\u{1b}".repeat(1000))).collect();
+        let unknown = keys.iter().map(|key| (key.as_str(), ""));
+        let values = [MODE, LATE_AFTER, KUBE_PROXY, IDENTITY_LABEL, ALLOW].map(|key| (key, "\u{1b}".repeat(2000)));
+        let values = values.iter().map(|(key, value)| (*key, value.as_str()));
+        let read = Overrides::read(values.chain(unknown));
+        assert_eq!(read.rejected.len(), MAX_REJECTED);
+        let size: usize = read.rejected.iter().map(|(key, message)| key.len() + message.len()).sum();
+        assert!(size < MAX_REJECTED * 6 * (excerpt::MESSAGE + excerpt::DETAIL), "{size} bytes");
+        assert!(!read.rejected.iter().any(|(key, message)| key.contains('\u{1b}') || message.contains('\u{1b}')));
     }
 
     #[test]

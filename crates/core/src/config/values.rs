@@ -12,7 +12,8 @@ use super::{
 use crate::{
     azure::is_guid,
     eligibility::{self, Reason, Severity},
-    suggestions::did_you_mean,
+    excerpt::{self, excerpt},
+    suggestions::Suggester,
 };
 
 /// Label that all virtual nodes have and no other node has.
@@ -174,10 +175,10 @@ impl TryFrom<String> for Wait {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        duration(&text)
-            .filter(|duration| *duration <= Self::MAX)
-            .map(Self)
-            .ok_or_else(|| format!("invalid duration \"{text}\", expected from 0s to 24h, such as 90s, 3m or 1h30m"))
+        duration(&text).filter(|duration| *duration <= Self::MAX).map(Self).ok_or_else(|| {
+            let text = excerpt(&text, excerpt::WORD);
+            format!("invalid duration \"{text}\", expected from 0s to 24h, such as 90s, 3m or 1h30m")
+        })
     }
 }
 
@@ -296,6 +297,17 @@ impl TryFrom<String> for AllowedReason {
     type Error = String;
 
     fn try_from(code: String) -> Result<Self, String> {
+        Self::read(&code, &mut Suggester::default())
+    }
+}
+
+impl AllowedReason {
+    /// Reads the code of a reason.
+    ///
+    /// # Errors
+    ///
+    /// Returns a message if no reason has this code, or if nobody can accept the reason.
+    pub fn read(code: &str, suggester: &mut Suggester) -> Result<Self, String> {
         let code = code.trim();
         match eligibility::rule(code).map(|rule| &rule.reason) {
             Some(reason) if reason.can_be_allowed => Ok(Self(reason)),
@@ -305,8 +317,8 @@ impl TryFrom<String> for AllowedReason {
             Some(reason) => Err(format!("{code} is a {}, and only refusals can be allowed", reason.severity.as_str())),
             None => {
                 let codes: Vec<_> = eligibility::rules().map(|rule| rule.reason.code).collect();
-                let hint = did_you_mean(code, &codes);
-                Err(format!("unknown reason \"{code}\"{hint}"))
+                let hint = suggester.did_you_mean(code, &codes);
+                Err(format!("unknown reason \"{}\"{hint}", excerpt(code, excerpt::WORD)))
             }
         }
     }
