@@ -62,10 +62,11 @@ generate: ## write the files that are generated from Rust sources and manifests
 fuzz: ## fuzz each target for FUZZ_SECONDS (120); needs Rust's nightly toolchain and a C++ compiler, installs cargo-fuzz
 	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 	cargo +nightly fuzz build --sanitizer none
-	for target in review quantity patch; do \
+	for target in review quantity patch cost; do \
 	  mkdir -p fuzz/corpus/$$target; \
-	  case $$target in patch) seeds=fuzz/corpus/review ;; *) seeds= ;; esac; \
-	  cargo +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target $$seeds -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	  case $$target in patch|cost) seeds=fuzz/corpus/review ;; *) seeds= ;; esac; \
+	  case $$target in cost) size=-max_len=262144 ;; *) size= ;; esac; \
+	  cargo +nightly fuzz run --sanitizer none $$target fuzz/corpus/$$target $$seeds -- -max_total_time=$(FUZZ_SECONDS) $$size || exit 1; \
 	done
 
 # These flags build the same static binary as image/build-root.sh.

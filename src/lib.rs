@@ -32,5 +32,5 @@ pub mod telemetry;
 pub mod webhook;
 
 /// The pure parts are separate crates, so that the compiler keeps I/O out of them.
-pub use spillway_core::{admission, azure, burst, config, eligibility, keys, pod, suggestions};
+pub use spillway_core::{admission, azure, burst, config, eligibility, excerpt, keys, pod, suggestions};
 pub use spillway_identity as identity;

@@ -1,10 +1,10 @@
 //! One decision of the webhook, on a review from a real API server.
 
 use spillway::{
-    admission::{self, ReviewError},
+    admission::{self, ResponseExtras, ReviewError},
     burst::{self, ClusterContext, ServiceAccount},
     config::{Configuration, Overrides},
-    eligibility::VirtualNode,
+    eligibility::{NetworkPolicy, VirtualNode},
     webhook,
 };
 
@@ -17,6 +17,8 @@ pub(crate) struct WebhookState {
     configuration: Configuration,
     namespace: Overrides,
     virtual_nodes: Vec<VirtualNode>,
+    /// NetworkPolicies of the pod's namespace.
+    pub(crate) network_policies: Vec<NetworkPolicy>,
 }
 
 impl Default for WebhookState {
@@ -29,18 +31,25 @@ impl Default for WebhookState {
             configuration: Configuration::default(),
             namespace: Overrides::default(),
             virtual_nodes: (0..10).map(node).collect(),
+            network_policies: Vec::new(),
         }
     }
 }
 
-/// Returns the response body for a request body. The decision adds all five parts to this pod.
+/// Returns the response body for a request body. The decision adds all five parts to the pod of [`REVIEW`].
 pub(crate) fn decide(state: &WebhookState, body: &[u8]) -> Result<Vec<u8>, ReviewError> {
     let review = admission::parse(body)?;
+    if let Some(old) = &review.old {
+        let patch =
+            burst::restore(&review.pod, old, &state.configuration.virtual_nodes).as_ref().map(admission::encode);
+        return Ok(admission::allow(&review.uid, patch.as_deref(), &ResponseExtras::default()));
+    }
     let overrides = Overrides::read(review.pod.annotations());
     let settings = state.configuration.settings("high-scale", &state.namespace, &overrides);
     let cluster = ClusterContext {
         namespace: &review.namespace,
         virtual_nodes: &state.virtual_nodes,
+        network_policies: &state.network_policies,
         ..ClusterContext::only(ServiceAccount::WithClientId)
     };
     let decision = burst::decide(&review.pod, &settings, &cluster);

@@ -21,7 +21,7 @@ fuzz_target!(|body: &[u8]| {
     }
 });
 
-/// Returns `request.uid` of a JSON body. Returns `None` if the UID is empty or a key is duplicated, because parsers then differ.
+/// Returns `request.uid` of a JSON body. Returns `None` if the UID is empty, too long, or a key is duplicated, because parsers then differ.
 fn readable_uid(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Review {
@@ -34,5 +34,5 @@ fn readable_uid(body: &[u8]) -> Option<String> {
     let json: Value = serde_json::from_slice(body).ok()?;
     let uid = json.pointer("/request/uid")?.as_str()?;
     let without_duplicates: Review = serde_json::from_slice(body).ok()?;
-    (!uid.is_empty() && without_duplicates.request.uid == uid).then(|| uid.to_owned())
+    ((1..=128).contains(&uid.len()) && without_duplicates.request.uid == uid).then(|| uid.to_owned())
 }

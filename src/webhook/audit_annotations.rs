@@ -6,9 +6,13 @@ use crate::{
     admission::Request,
     burst::{DECISION, Decision},
     config::{IgnoredOverride, Settings, Sourced},
+    excerpt,
 };
 
-/// Returns the audit annotations of one decision.
+/// Maximum characters of a value. The API server writes it into the audit log for each creation of a pod.
+const MAX_CHARS: usize = 4096;
+
+/// Returns the audit annotations of one decision. Each value has at most 4,096 characters.
 ///
 /// The API server keeps the first value of a name and drops later ones (k8s.io/apiserver
 /// `pkg/admission/attributes.go`). A pod that already has a decision is in its second round, which therefore uses other
@@ -32,6 +36,9 @@ pub(super) fn audit_annotations(
             let ignored: Vec<_> = settings.ignored.iter().map(format_ignored_override).collect();
             annotations.push((name("ignored", "second-ignored"), ignored.join("; ")));
         }
+    }
+    for (_, value) in &mut annotations {
+        excerpt::shorten(value, MAX_CHARS);
     }
     annotations
 }

@@ -18,9 +18,10 @@ use super::{
 };
 use crate::{
     admission::{self, Request, ResponseExtras},
-    burst::{self, Decision, Outcome, Part, ServiceAccount, Verdict},
+    burst::{self, Added, Decision, Outcome, Part, ServiceAccount, Verdict},
     cluster::Lookup,
     config::{Configuration, Overrides, Settings},
+    excerpt::{self, excerpt},
     pod::Pod,
     telemetry::Resource,
 };
@@ -72,7 +73,7 @@ fn respond_to_update(app: &App, configuration: &Configuration, request: &Request
         return admission::allow(&request.uid, None, &ResponseExtras::default());
     };
     app.metrics.decided(Resource::Pods, "restore");
-    let added = old.annotation(burst::ADDED).unwrap_or_default().to_owned();
+    let added = excerpt(Added::text(old), excerpt::DETAIL).into_owned();
     tracing::info!(
         uid = &*request.uid,
         namespace = &*request.namespace,

@@ -5,6 +5,7 @@
 mod alerts;
 mod budget;
 mod cli;
+mod cost;
 mod decision;
 mod golden;
 mod golden_identity;

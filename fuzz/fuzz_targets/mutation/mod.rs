@@ -144,6 +144,11 @@ fn change(document: &mut Value, random: &mut Random) {
             list.pop();
         }
         (3, Value::Array(list)) => list.push(donor),
+        // Work that is quadratic in a list shows only with long lists.
+        (4, Value::Array(list)) => {
+            let copies = random.below(300);
+            list.extend(vec![donor; copies]);
+        }
         (_, Value::Array(list)) => list.push(fragment(random)),
         (_, place) => *place = json!(*random.one_of(WORDS)),
     }

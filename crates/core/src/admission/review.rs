@@ -7,7 +7,13 @@ use serde::{
     de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
 };
 
-use crate::pod::{Binding, Pod, Text};
+use crate::{
+    excerpt::{WORD, excerpt},
+    pod::{Binding, Pod, Text},
+};
+
+/// Maximum size of the UID that a response repeats. The API server sends 36 characters.
+const MAX_UID_BYTES: usize = 128;
 
 /// Request to admit a pod.
 #[derive(Debug)]
@@ -59,8 +65,8 @@ pub enum ReviewError {
         /// `kind` of the body
         kind: String,
     },
-    /// The review has no request or no UID.
-    #[error("the review has no request with a uid")]
+    /// The review has no request or no UID, or the UID is too long.
+    #[error("the review has no request with a uid of at most {MAX_UID_BYTES} bytes")]
     NoRequest,
     /// The request is neither the creation nor the update of a v1 Pod.
     #[error("expected the creation or update of a v1 Pod, got {operation:?} of {kind:?}")]
@@ -156,10 +162,10 @@ struct GroupVersionKind<'a> {
 /// UID with [`recover_uid`].
 pub fn parse(body: &[u8]) -> Result<Request<'_>, ReviewError> {
     let request: WireRequest<'_, Box<Pod<'_>>> = request(body)?;
-    let (uid, operation) = (request.uid()?, text_or_empty(&request.operation).to_owned());
+    let (uid, operation) = (request.uid()?, text_or_empty(&request.operation));
     let is_update = operation == "UPDATE";
     if !request.is_about("Pod", "") || !(is_update || operation == "CREATE") {
-        return Err(ReviewError::NotAPod { operation, kind: request.kind() });
+        return Err(ReviewError::NotAPod { operation: word(operation), kind: request.kind() });
     }
     let WireRequest { namespace, dry_run, user_info, object, old_object, .. } = request;
     let (Some(pod), Some(namespace)) = (object, namespace) else {
@@ -180,9 +186,9 @@ pub fn parse(body: &[u8]) -> Result<Request<'_>, ReviewError> {
 /// Returns [`ReviewError`] if the request is not the binding of a pod, as [`parse`] does.
 pub fn parse_binding(body: &[u8]) -> Result<BindingRequest<'_>, ReviewError> {
     let request: WireRequest<'_, Binding<'_>> = request(body)?;
-    let (uid, operation) = (request.uid()?, text_or_empty(&request.operation).to_owned());
+    let (uid, operation) = (request.uid()?, text_or_empty(&request.operation));
     if !request.is_about("Binding", "binding") || operation != "CREATE" {
-        return Err(ReviewError::NotABinding { operation, kind: request.kind() });
+        return Err(ReviewError::NotABinding { operation: word(operation), kind: request.kind() });
     }
     let WireRequest { name, namespace, dry_run, object, .. } = request;
     let (Some(binding), Some(namespace)) = (object, namespace) else {
@@ -200,14 +206,14 @@ fn request<'a, O: Deserialize<'a>>(body: &'a [u8]) -> Result<WireRequest<'a, O>,
     let review: WireReview<'_, O> = serde_json::from_str(text)?;
     let (api_version, kind) = (text_or_empty(&review.api_version), text_or_empty(&review.kind));
     if (api_version, kind) != ("admission.k8s.io/v1", "AdmissionReview") {
-        return Err(ReviewError::NotAReview { api_version: api_version.to_owned(), kind: kind.to_owned() });
+        return Err(ReviewError::NotAReview { api_version: word(api_version), kind: word(kind) });
     }
     review.request.ok_or(ReviewError::NoRequest)
 }
 
 impl<'a, O> WireRequest<'a, O> {
     fn uid(&self) -> Result<Text<'a>, ReviewError> {
-        self.uid.clone().filter(|uid| !uid.is_empty()).ok_or(ReviewError::NoRequest)
+        self.uid.clone().filter(|uid| is_uid(uid)).ok_or(ReviewError::NoRequest)
     }
 
     /// Returns whether the request is about this v1 kind of the core group, and this subresource.
@@ -221,15 +227,24 @@ impl<'a, O> WireRequest<'a, O> {
     }
 
     fn kind(&self) -> String {
-        self.kind.as_ref().map(|about| text_or_empty(&about.kind)).unwrap_or_default().to_owned()
+        word(self.kind.as_ref().map(|about| text_or_empty(&about.kind)).unwrap_or_default())
     }
+}
+
+/// Returns a word of the body for an error message.
+fn word(text: &str) -> String {
+    excerpt(text, WORD).into_owned()
+}
+
+fn is_uid(uid: &str) -> bool {
+    !uid.is_empty() && uid.len() <= MAX_UID_BYTES
 }
 
 fn text_or_empty<'t>(text: &'t Option<Text<'_>>) -> &'t str {
     text.as_deref().unwrap_or_default()
 }
 
-/// Returns the UID of a review that [`parse`] could not use, or `None` if the UID is unreadable.
+/// Returns the UID of a review that [`parse`] could not use, or `None` if the UID is unreadable or too long.
 ///
 /// For the API server, a response without the UID is a failed call (decision 10). Go writes `uid` as the first field of
 /// a request. So this function returns the UID even if the text behind it is broken.
@@ -238,7 +253,7 @@ pub fn recover_uid(body: &[u8]) -> Option<Cow<'_, str>> {
     let mut json = serde_json::Deserializer::from_slice(body);
     // The result does not matter. The caller already knows that the body is broken.
     let _ = Field { path: &["request", "uid"], found: &mut found }.deserialize(&mut json);
-    found.filter(|uid| !uid.is_empty())
+    found.filter(|uid| is_uid(uid))
 }
 
 /// Follows a path of map keys, skips other fields, and keeps the string at the end.

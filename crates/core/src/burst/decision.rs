@@ -119,10 +119,18 @@ impl fmt::Display for AddedAffinity {
 }
 
 impl Added {
+    /// Maximum size of the annotation. With 64 terms, Spillway writes 250 bytes.
+    const MAX_BYTES: usize = 512;
+
+    /// Returns the annotation. Empty if it is absent, or longer than any that Spillway writes.
+    pub fn text<'p>(pod: &'p Pod<'_>) -> &'p str {
+        pod.annotation(ADDED).filter(|text| text.len() <= Self::MAX_BYTES).unwrap_or_default()
+    }
+
     /// Reads the annotation. Skips words that are not parts.
     pub fn read(pod: &Pod<'_>) -> Self {
         let mut added = Self::default();
-        for word in pod.annotation(ADDED).unwrap_or_default().split(',') {
+        for word in Self::text(pod).split(',') {
             let (name, terms) = word.trim().split_once(':').unwrap_or((word.trim(), ""));
             for (part, is_added) in Part::ALL.iter().zip(&mut added.parts) {
                 *is_added |= part.as_str() == name;
@@ -201,6 +209,8 @@ pub enum Why {
     TooLate,
     /// The namespace's profile does not exist, so its settings are unknown.
     UnknownProfile,
+    /// A list of the pod is too long to evaluate.
+    TooLarge,
     /// The pod is opted out.
     OptedOut,
 }
@@ -227,6 +237,7 @@ impl Why {
             Self::ConfidentialPod => "the label leads to changes that would break the confidential pod's policy",
             Self::TooLate => "the pod already exists",
             Self::UnknownProfile => "the namespace's profile does not exist",
+            Self::TooLarge => "the pod is too large to evaluate",
             Self::OptedOut => "the pod is opted out",
         }
     }
@@ -248,6 +259,12 @@ impl Decision<'_> {
             }
         }
         decision
+    }
+
+    /// Returns the decision on a pod that is too large to evaluate: Spillway adds nothing, and keeps what it added.
+    pub(super) fn too_large(detail: String) -> Self {
+        let finding = Finding { reason: &reasons::TOO_LARGE, detail };
+        Self::unchanged(Verdict::Stay(vec![finding]), Why::TooLarge)
     }
 
     fn unchanged(verdict: Verdict, why: Why) -> Self {

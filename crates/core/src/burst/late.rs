@@ -2,7 +2,7 @@
 
 use json_patch::Patch as JsonPatch;
 
-use super::{ADDED, Part, patch::PatchBuilder, placement};
+use super::{ADDED, Added, Part, patch::PatchBuilder, placement};
 use crate::{config::VirtualNodes, pod::Pod};
 
 /// Returns the JSON patch that lets an existing pod run on virtual nodes, or `None` if it already tolerates them.
@@ -14,7 +14,7 @@ pub fn late_toleration(pod: &Pod<'_>, nodes: &VirtualNodes) -> Option<JsonPatch>
         return None;
     }
     let toleration = Part::Toleration.as_str();
-    let added = match pod.annotation(ADDED).unwrap_or_default() {
+    let added = match Added::text(pod) {
         "" => toleration.to_owned(),
         others => format!("{toleration},{others}"),
     };

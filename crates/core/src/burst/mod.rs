@@ -13,6 +13,7 @@ mod patch;
 mod placement;
 pub mod reasons;
 mod restore;
+mod size;
 
 pub use binding::{DELETION_COST, binding_patch};
 use decision::AddedAffinity;
@@ -36,12 +37,16 @@ pub use crate::{eligibility::ClusterContext, workload_identity::ServiceAccount};
 
 /// Decides on a pod.
 ///
-/// - If the namespace names an unknown profile, the pod stays on VMs and gets only the decision.
+/// - If the namespace names an unknown profile, or a list of the pod is too long, the pod stays on VMs and gets only the
+///   decision.
 /// - If the pod already has the result, another decision changes nothing.
 /// - If the pod has changed since, another decision withdraws the additions that no longer fit.
 pub fn decide<'a>(pod: &Pod<'_>, settings: &PodSettings<'a>, cluster: &ClusterContext<'_>) -> Decision<'a> {
     if pod.label(BURST_LABEL) == Some(DISABLED) {
         return Decision::opted_out();
+    }
+    if let Some(detail) = size::excess(pod) {
+        return Decision::too_large(detail);
     }
     let added = Added::read(pod);
     let PodSettings::Known(settings) = settings else {

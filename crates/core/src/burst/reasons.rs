@@ -28,6 +28,18 @@ pub static UNKNOWN_PROFILE: Reason = Reason {
     source: "docs/decisions/0007-an-unknown-profile-adds-only-the-decision.md",
 };
 
+/// A list of the pod is too long to evaluate. Spillway evaluates no other rule.
+pub static TOO_LARGE: Reason = Reason {
+    code: "TooLarge",
+    severity: Severity::Refusal,
+    applies: Applies::Any,
+    meaning: "the pod is too large to evaluate",
+    on_virtual_node: "Azure Container Instances runs at most 60 containers and 20 volumes in a container group",
+    fix: "shorten the list",
+    can_be_allowed: false,
+    source: "docs/design.md; MicrosoftDocs/azure-compute-docs articles/container-instances/container-instances-resource-and-quota-limits.md",
+};
+
 /// The pod's own constraints allow only virtual nodes.
 pub static ALREADY_PINNED: Reason = Reason {
     code: "AlreadyPinned",
@@ -76,8 +88,15 @@ pub static TERM_NEVER_MET: Reason = Reason {
     source: DESIGN,
 };
 
-const OWN: &[&Reason] =
-    &[&UNKNOWN_PROFILE, &MODE_OFF, &ALREADY_PINNED, &TOLERATES_BY_ITSELF, &TERM_NEVER_MET, &IDENTITY_WOULD_BE_REFUSED];
+const OWN: &[&Reason] = &[
+    &TOO_LARGE,
+    &UNKNOWN_PROFILE,
+    &MODE_OFF,
+    &ALREADY_PINNED,
+    &TOLERATES_BY_ITSELF,
+    &TERM_NEVER_MET,
+    &IDENTITY_WOULD_BE_REFUSED,
+];
 
 /// Returns all reasons, in the order of the documentation.
 pub fn all() -> impl Iterator<Item = &'static Reason> {

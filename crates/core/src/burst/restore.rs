@@ -11,7 +11,7 @@ use super::{
     patch::{
         Expression, PREFERRED, PatchBuilder, REQUIRED, add_node_affinity_field, add_required_term, preferred_term,
     },
-    placement,
+    placement, size,
 };
 use crate::{
     config::VirtualNodes,
@@ -20,8 +20,11 @@ use crate::{
 };
 
 /// Returns the patch that restores in `new` the parts that `spillway.dev/added` names and `old` has, or `None` if `new`
-/// lacks none.
+/// lacks none. A pod that is too large to evaluate gets no patch.
 pub fn restore(new: &Pod<'_>, old: &Pod<'_>, nodes: &VirtualNodes) -> Option<JsonPatch> {
+    if size::excess(new).or_else(|| size::excess(old)).is_some() {
+        return None;
+    }
     let added = Added::read(old);
     let mut patch = PatchBuilder::new();
     let label = added.has(Part::IdentityLabel) && old.label(USE) == Some(USE_VALUE);

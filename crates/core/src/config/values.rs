@@ -306,7 +306,7 @@ impl AllowedReason {
     ///
     /// # Errors
     ///
-    /// Returns a message if no reason has this code, or if nobody can accept the reason.
+    /// Returns a message if no reason has this code, or if users cannot accept the reason.
     pub fn read(code: &str, suggester: &mut Suggester) -> Result<Self, String> {
         let code = code.trim();
         match eligibility::rule(code).map(|rule| &rule.reason) {

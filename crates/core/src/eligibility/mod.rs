@@ -24,6 +24,8 @@ mod reason;
 mod resources;
 mod volumes;
 
+use std::iter;
+
 pub use cluster_context::{
     ClusterContext, Generation, Generations, LabelSelector, NAMESPACE_ANNOTATIONS, NAMESPACE_LABELS, NetworkPolicy,
     Requirement, V2_LABEL, VirtualNode,
@@ -31,7 +33,10 @@ pub use cluster_context::{
 pub use reason::{Applies, Finding, Reason, Severity};
 
 pub use self::kind::{is_companion, is_confidential, is_image_cache, is_mirror};
-use crate::pod::{Pod, TolerationFields};
+use crate::{
+    excerpt::{self, excerpt},
+    pod::{Pod, TolerationFields},
+};
 
 /// A rule about pods.
 #[derive(Debug)]
@@ -102,7 +107,11 @@ pub fn findings(pod: &Pod<'_>, cluster: &ClusterContext<'_>, overflow: Overflow<
     let holds = |rule: &&Rule| rule.reason.applies.to_any_of(candidates);
     rules()
         .filter(holds)
-        .filter_map(|rule| Some(Finding { reason: &rule.reason, detail: (rule.check)(&subject)? }))
+        .filter_map(|rule| {
+            let mut detail = (rule.check)(&subject)?;
+            excerpt::shorten(&mut detail, excerpt::DETAIL);
+            Some(Finding { reason: &rule.reason, detail })
+        })
         .collect()
 }
 
@@ -111,12 +120,24 @@ const NEVER_RUNS: &str = "the connector refuses the pod, which stays bound and n
 
 /// Formats the names at fault: `container a`, or `containers a, b`. Returns `None` if there are no names.
 fn at_fault<'n>(what: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {
-    let names: Vec<_> = names.collect();
-    match names.as_slice() {
-        [] => None,
-        [one] => Some(format!("{what} {one}")),
-        several => Some(format!("{what}s {}", several.join(", "))),
+    let mut names = names.peekable();
+    let first = names.next()?;
+    let plural = if names.peek().is_some() { "s" } else { "" };
+    Some(format!("{what}{plural} {}", join(", ", iter::once(first).chain(names))?))
+}
+
+/// Joins texts. Stops behind the maximum size of a detail. Returns `None` if there are no texts.
+fn join<T: AsRef<str>>(separator: &str, texts: impl IntoIterator<Item = T>) -> Option<String> {
+    let mut texts = texts.into_iter();
+    let mut all = excerpt(texts.next()?.as_ref(), excerpt::DETAIL).into_owned();
+    for text in texts {
+        if all.len() > excerpt::DETAIL {
+            break;
+        }
+        all.push_str(separator);
+        all.push_str(&excerpt(text.as_ref(), excerpt::DETAIL));
     }
+    Some(all)
 }
 
 #[cfg(test)]

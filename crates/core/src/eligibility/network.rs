@@ -1,9 +1,15 @@
 //! Rules about the pod's network: policies and meshes that do not cover virtual nodes, and ports that Azure reserves.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
-use super::{Applies, Reason, Rule, Severity, Subject, at_fault};
-use crate::workload_identity::USE;
+use super::{Applies, Reason, Rule, Severity, Subject, at_fault, join};
+use crate::{
+    pod::StringMap,
+    workload_identity::{USE, USE_VALUE},
+};
 
 pub(super) const RULES: &[&Rule] = &[&NETWORK_POLICY, &SERVICE_MESH, &RESERVED_PORT, &TOO_MANY_PORTS];
 
@@ -20,13 +26,18 @@ static NETWORK_POLICY: Rule = Rule {
     },
     reads: "metadata.labels, with the label that Spillway is about to add, and the namespace's NetworkPolicies",
     check: |subject| {
+        let policies = subject.cluster.network_policies;
+        if policies.is_empty() {
+            return None;
+        }
+        let mut labels: BTreeMap<_, _> = subject.pod.metadata.labels.iter().flat_map(StringMap::iter).collect();
         // The pod has the label that Spillway is about to add before any policy could apply.
-        let is_due = |key: &str| key == USE && subject.overflow.gets_identity_label;
-        let label = |key: &str| if is_due(key) { Some("true") } else { subject.pod.label(key) };
-        let policies = subject.cluster.network_policies.iter();
-        let selecting = policies.filter(|policy| policy.pod_selector.selects(label));
-        let names: Vec<_> = selecting.map(|policy| policy.name.as_str()).collect();
-        (!names.is_empty()).then(|| names.join(", "))
+        if subject.overflow.gets_identity_label {
+            labels.insert(USE, USE_VALUE);
+        }
+        let label = |key: &str| labels.get(key).copied();
+        let selecting = policies.iter().filter(|policy| policy.pod_selector.selects(label));
+        join(", ", selecting.map(|policy| &policy.name))
     },
 };
 

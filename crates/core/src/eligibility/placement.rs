@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Applies, Generation, Generations, Reason, Rule, Severity, Subject, V2_LABEL, VirtualNode};
+use super::{Applies, Generation, Generations, Reason, Rule, Severity, Subject, V2_LABEL, VirtualNode, at_fault, join};
 use crate::pod::{NodeSelectorTerm, NodeView, Pod};
 
 pub(super) const RULES: &[&Rule] = &[
@@ -70,7 +70,7 @@ static SPREAD_OVER_ABSENT_TOPOLOGY: Rule = Rule {
     reads: "spec.topologySpreadConstraints[*].{topologyKey,whenUnsatisfiable}",
     check: |subject| {
         let absent = |key: &&str| nodes(subject).all(|node| node.view().label(key).is_none());
-        super::at_fault("topology key", hard_spreads(subject.pod).map(|(key, _)| key).filter(absent))
+        at_fault("topology key", hard_spreads(subject.pod).map(|(key, _)| key).filter(absent))
     },
 };
 
@@ -212,14 +212,10 @@ fn unmet(subject: &Subject<'_>) -> String {
         .iter()
         .map(|term| {
             let requirements = term.expressions().iter().chain(term.fields());
-            let requirements: Vec<_> = requirements.map(ToString::to_string).collect();
-            if requirements.is_empty() { "(an empty term)".to_owned() } else { requirements.join(" and ") }
+            join(" and ", requirements.map(ToString::to_string)).unwrap_or_else(|| "(an empty term)".to_owned())
         })
         .collect();
-    format!(
-        "required node affinity {}",
-        if terms.is_empty() { "without a term".to_owned() } else { terms.join(", or ") }
-    )
+    format!("required node affinity {}", join(", or ", terms).unwrap_or_else(|| "without a term".to_owned()))
 }
 
 /// Returns the topology keys of constraints that can keep a pod unscheduled, and whether each constraint honors taints.

@@ -1,6 +1,6 @@
 //! Rules about resources: the size limit of container groups, and resources that virtual nodes lack.
 
-use super::{Applies, Generation, Reason, Rule, Severity, at_fault};
+use super::{Applies, Generation, Reason, Rule, Severity, at_fault, join};
 use crate::pod::{Container, Pod, Quantity, ResourceRequirements};
 
 pub(super) const RULES: &[&Rule] = &[
@@ -77,7 +77,7 @@ static LIMIT_ABOVE_GROUP_REQUEST: Rule = Rule {
             let of_memory = gb.map(|gb| format!("container {name}: {} GB above {}", tenths(gb), tenths(memory)));
             of_cpu.into_iter().chain(of_memory)
         });
-        above.reduce(|all, one| format!("{all}, {one}"))
+        join(", ", above)
     },
 };
 

@@ -1,6 +1,6 @@
 //! Rules about volumes. The first generation translates each volume into one of Azure Container Instances, or fails.
 
-use super::{Applies, Reason, Rule, Severity, Subject, at_fault};
+use super::{Applies, Reason, Rule, Severity, Subject, at_fault, join};
 use crate::pod::{
     Container, CsiVolume, KeysProjection, StringMap, Volume, VolumeMount, VolumeProjection, VolumeSource,
 };
@@ -287,7 +287,7 @@ fn volumes(subject: &Subject<'_>, matches: impl Fn(&Volume<'_>) -> bool) -> Opti
 fn by_type<'s>(subject: &Subject<'s>, kind: impl Fn(&'s Volume<'s>) -> Option<&'s str>) -> Option<String> {
     let volumes = subject.pod.volumes().iter();
     let named = volumes.filter_map(|volume| Some(format!("volume {} is {}", volume.display_name(), kind(volume)?)));
-    named.reduce(|all, one| format!("{all}, {one}"))
+    join(", ", named)
 }
 
 fn is_azure_file(csi: &CsiVolume<'_>) -> bool {

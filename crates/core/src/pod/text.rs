@@ -45,6 +45,16 @@ impl<'a> StringMap<'a> {
         self.0.iter().rev().find(|(name, _)| &**name == key).map(|(_, value)| &**value)
     }
 
+    /// Returns the number of entries. A key that occurs twice counts twice.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns whether the map has no entries.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Returns the entries, in the order of the document.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (&**name, &**value))
