@@ -14,15 +14,16 @@ use super::{
     pod_store::Pods,
     scale_up::{self, ScaleUps},
     scope::{OptedIn, Scope},
-    snapshot::{Namespace, Snapshot, network_policy, service_account},
+    snapshot::{Namespace, Snapshot, service_account},
     watch as admission_watch,
 };
 use crate::{
     background::restart_on_panic,
+    burst::ServiceAccount,
     certs::self_managed::{CA_SECRET_NAME, WEBHOOK_CONFIGURATION_NAME},
     eligibility::VirtualNode,
     identity::observation,
-    kubernetes::{ObjectKey, Store, Watch},
+    kubernetes::{ManagedObject, ObjectKey, Store, Watch},
     reload::configuration::{ConfigReceiver, until},
     telemetry::CacheMetrics,
 };
@@ -70,25 +71,22 @@ impl Inventory {
         watch.spawn(&mut tasks, node, sink);
 
         let (sink, opted_in, namespaces) = pair();
-        let watch: Watch<PartialObjectMeta<v1::Namespace>> =
+        let watch: Watch<ManagedObject<v1::Namespace>> =
             admission_watch::watch(client, "namespaces", "namespaces", metrics);
         watch.spawn(&mut tasks, |object| Some(namespace_parts(&object.metadata)), (publisher.namespaces(), sink));
 
         let (accounts, service_accounts) = watch::channel(Store::default());
-        admission_watch::service_accounts(client, metrics).spawn(
+        admission_watch::service_accounts(client, metrics).spawn_with_substitute(
             &mut tasks,
             |account| {
                 let meta = &account.metadata;
                 Some((Some(service_account(meta)), Some(observation::ServiceAccount::from(meta))))
             },
+            |_| Some((Some(ServiceAccount::Unknown), None)),
             (publisher.service_accounts(), accounts),
         );
 
-        admission_watch::network_policies(client, metrics).spawn(
-            &mut tasks,
-            network_policy,
-            publisher.network_policies(),
-        );
+        admission_watch::follow_network_policies(client, metrics, &publisher, &mut tasks);
 
         let (sink, scope, webhook_version) = pair();
         let (configurations, webhooks) = watch::channel(Store::default());
@@ -102,9 +100,9 @@ impl Inventory {
         let watch: Watch<PartialObjectMeta<v1::Secret>> = Watch::namespaced(client, "secrets", namespace);
         watch.named(CA_SECRET_NAME).spawn(&mut tasks, |secret| secret.metadata.resource_version, versions);
 
-        let scale_ups = scale_up::start(client, &mut tasks);
+        let scale_ups = scale_up::start(client, metrics, &mut tasks);
         let pods = Arc::<Pods>::default();
-        follow_pods(client, configuration, &nodes, &pods, &mut tasks);
+        follow_pods(client, metrics, configuration, &nodes, &pods, &mut tasks);
         follow_virtual_nodes(configuration, &nodes, publisher, &mut tasks);
         Self {
             client: client.clone(),
@@ -176,13 +174,15 @@ fn webhook_parts(configuration: MutatingWebhookConfiguration) -> WebhookParts {
 
 fn follow_pods(
     client: &Client,
+    metrics: &CacheMetrics,
     configuration: &ConfigReceiver,
     nodes: &watch::Receiver<Store<Node>>,
     pods: &Arc<Pods>,
     tasks: &mut JoinSet<()>,
 ) {
     let (client, configuration, nodes, pods) = (client.clone(), configuration.clone(), nodes.clone(), pods.clone());
-    tasks.spawn(restart_on_panic(async move || pods.run(&client, &configuration, nodes.clone()).await));
+    let metrics = metrics.clone();
+    tasks.spawn(restart_on_panic(async move || pods.run(&client, &metrics, &configuration, nodes.clone()).await));
 }
 
 /// Publishes the nodes that the current configuration selects as the snapshot's virtual nodes.

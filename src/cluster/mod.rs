@@ -157,6 +157,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::kubernetes::testing::NO_STREAMED_LISTS;
 
     /// A cluster behind an API server that never responds.
     fn unresponsive() -> (sync::watch::Sender<Arc<Snapshot>>, Cluster) {
@@ -232,6 +233,10 @@ mod tests {
     /// An API server that lists one node for each label selector. Its watches never send an event.
     async fn one_node_each(request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
         let query = request.uri().query().unwrap_or_default();
+        if query.contains("sendInitialEvents=true") {
+            let status = Body::from(NO_STREAMED_LISTS.to_string().into_bytes());
+            return Ok(http::Response::builder().status(422).body(status).unwrap());
+        }
         if query.contains("watch=true") {
             return std::future::pending().await;
         }

@@ -14,16 +14,15 @@ use tokio::sync::watch;
 use super::{
     node::Node,
     pod::{CachedPod, NodeKind, PodObject, PodState, ScheduledPod, UnscheduledPod, VirtualPod},
+    watch::PAGE,
 };
 use crate::{
     config::{self, Selector},
     identity::observation,
     kubernetes::{Listing, ObjectKey, Refusal, Sink, Store, Watch},
     reload::configuration::{ConfigReceiver, until},
+    telemetry::CacheMetrics,
 };
-
-/// Number of pods in one page of a list. Pods are large, and a whole page is in memory.
-const PAGE: u32 = 100;
 
 /// All pods.
 #[derive(Debug, Default)]
@@ -287,10 +286,12 @@ impl Pods {
     pub(super) async fn run(
         &self,
         client: &Client,
+        metrics: &CacheMetrics,
         configuration: &ConfigReceiver,
         nodes: watch::Receiver<Store<Node>>,
     ) {
-        tokio::join!(self.follow_nodes(configuration, nodes.clone()), self.follow_pods(client, configuration, nodes));
+        let pods = Watch::all(client, "pods").page_size(PAGE).count_undecodable(metrics);
+        tokio::join!(self.follow_nodes(configuration, nodes.clone()), self.follow_pods(&pods, configuration, nodes));
     }
 
     /// Updates the kinds of nodes after changes of the nodes or of the selector.
@@ -320,7 +321,7 @@ impl Pods {
 
     async fn follow_pods(
         &self,
-        client: &Client,
+        pods: &Watch<PodObject>,
         configuration: &ConfigReceiver,
         mut nodes: watch::Receiver<Store<Node>>,
     ) {
@@ -330,10 +331,9 @@ impl Pods {
         loop {
             relist.mark_unchanged();
             let settings = configuration.borrow().identity.clone();
-            let watch = Watch::all(client, "pods").page_size(PAGE);
             let sink = PodSink { pods: self, settings: &settings };
             tokio::select! {
-                () = watch.run(|object| self.reduce(&object, &settings), &sink) => {}
+                () = pods.run(|object| self.reduce(&object, &settings), &sink) => {}
                 () = until(configuration, |now| now.identity != settings) => {}
                 _ = relist.changed() => tracing::debug!("a VM became a virtual node, listing pods again"),
             }
@@ -441,7 +441,7 @@ mod tests {
             let (configuration, receiver) = watch::channel(Arc::<Configuration>::default());
             let cluster = Self { api, pods: Arc::default(), nodes, configuration, _tasks: JoinSet::new() };
             let (pods, nodes) = (cluster.pods.clone(), cluster.nodes.clone());
-            tasks.spawn(async move { pods.run(&client, &receiver, nodes).await });
+            tasks.spawn(async move { pods.run(&client, &CacheMetrics::default(), &receiver, nodes).await });
             let cluster = Self { _tasks: tasks, ..cluster };
             cluster.until("the pods are listed", PodStore::is_listed).await;
             cluster

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::{api::networking::v1 as networking, apimachinery::pkg::apis::meta::v1 as meta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use kube::api::ObjectMeta;
 
 use crate::{
@@ -199,10 +199,26 @@ pub(super) fn put_network_policy(policies: &mut NetworkPolicies, key: &ObjectKey
     }
 }
 
-/// Reads the name and the pod selector of a NetworkPolicy. Returns `None` if it has no name.
-pub fn network_policy(policy: networking::NetworkPolicy) -> Option<NetworkPolicy> {
-    let pod_selector = label_selector(policy.spec.and_then(|spec| spec.pod_selector).unwrap_or_default());
-    Some(NetworkPolicy { name: policy.metadata.name?, pod_selector })
+/// Returns a NetworkPolicy with this name and pod selector.
+///
+/// A selector above 16 KiB counts as one that selects every pod. Then pods stay on VMs that the policy might cover.
+pub fn network_policy(name: String, selector: meta::LabelSelector) -> NetworkPolicy {
+    let selector = label_selector(selector);
+    let is_small = size(&selector) <= MAX_SELECTOR_BYTES;
+    NetworkPolicy { name, pod_selector: if is_small { selector } else { LabelSelector::default() } }
+}
+
+/// Maximum size of the selector of a NetworkPolicy, as its keys, operators and values. Each has a fixed overhead.
+const MAX_SELECTOR_BYTES: usize = 16 << 10;
+
+fn size(selector: &LabelSelector) -> usize {
+    const OVERHEAD: usize = size_of::<String>();
+    let labels = selector.match_labels.iter().map(|(key, value)| key.len() + value.len() + 2 * OVERHEAD);
+    let requirements = selector.match_expressions.iter().map(|requirement| {
+        let values = requirement.values.iter().map(|value| value.len() + OVERHEAD).sum::<usize>();
+        requirement.key.len() + requirement.operator.len() + 2 * OVERHEAD + values
+    });
+    labels.sum::<usize>() + requirements.sum::<usize>()
 }
 
 /// Converts a label selector to the type that the rules use.

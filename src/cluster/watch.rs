@@ -1,11 +1,15 @@
 //! The watches of the webhook, and the sinks that put their objects into the snapshot.
 //!
-//! Selectors limit the watches of namespaces and nodes. Where metadata is enough, the API server sends only metadata.
+//! Selectors limit the watches of namespaces and nodes. Every watch decodes only the fields that Spillway reads.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use k8s_openapi::api::{core::v1, networking::v1 as networking};
-use kube::{Client, Resource, api::PartialObjectMeta};
+use k8s_openapi::{
+    api::{core::v1, networking::v1 as networking},
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
+};
+use kube::{Client, Resource};
+use serde::{Deserialize, de::IgnoredAny};
 use tokio::{sync::watch, task::JoinSet};
 
 use super::snapshot::{
@@ -17,13 +21,14 @@ use crate::{
     burst::ServiceAccount,
     config::{BURST_LABEL, DISABLED},
     eligibility::{NetworkPolicy, VirtualNode},
-    kubernetes::{Object, ObjectKey, Refusal, Sink, Watch},
+    kubernetes::{ManagedObject, Object, ObjectKey, PartialObject, Refusal, Sink, Watch},
     reload::configuration::{ConfigReceiver, until},
     telemetry::CacheMetrics,
 };
 
-/// Number of objects in one page of a list. Small pages limit peak memory.
-const PAGE: u32 = 100;
+/// Number of objects in one page of a list. A whole page is in memory, and any user may create objects of 1.5 MB, the
+/// maximum of etcd.
+pub(super) const PAGE: u32 = 25;
 
 /// Maximum backoff between two attempts to start a watch. During an interruption, the webhook does not know namespaces
 /// that opt in, and misses their pods. kube's default of 30 s is too long for that. A few watches with a short backoff
@@ -104,16 +109,29 @@ impl<C: Default + Clone, V> Sink<V> for SnapshotSink<C, V> {
     fn refuse(&self, _: Refusal) {}
 }
 
+/// A ServiceAccount of the API.
+type ServiceAccountObject = PartialObject<v1::ServiceAccount, IgnoredAny, IgnoredAny>;
+
 /// Returns a watch of the metadata of all service accounts.
-pub(super) fn service_accounts(
-    client: &Client,
-    metrics: &CacheMetrics,
-) -> Watch<PartialObjectMeta<v1::ServiceAccount>> {
+pub(super) fn service_accounts(client: &Client, metrics: &CacheMetrics) -> Watch<ServiceAccountObject> {
     watch(client, "serviceaccounts", "service accounts", metrics)
 }
 
+/// A virtual node of the API, without its spec and status.
+type VirtualNodeObject = PartialObject<v1::Node, IgnoredAny, IgnoredAny>;
+
+/// A NetworkPolicy of the API.
+type NetworkPolicyObject = PartialObject<networking::NetworkPolicy, NetworkPolicySpec, IgnoredAny>;
+
+/// The field of a NetworkPolicy's `spec` that Spillway reads.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NetworkPolicySpec {
+    pod_selector: Option<LabelSelector>,
+}
+
 /// Returns a watch of all NetworkPolicies.
-pub(super) fn network_policies(client: &Client, metrics: &CacheMetrics) -> Watch<networking::NetworkPolicy> {
+fn network_policies(client: &Client, metrics: &CacheMetrics) -> Watch<NetworkPolicyObject> {
     watch(client, "networkpolicies", "network policies", metrics)
 }
 
@@ -124,7 +142,23 @@ pub(super) fn watch<K: Object + Resource<DynamicType = ()>>(
     cache: &'static str,
     metrics: &CacheMetrics,
 ) -> Watch<K> {
-    Watch::all(client, resource).page_size(PAGE).max_backoff(MAX_BACKOFF).metrics(metrics.for_cache(cache))
+    let watch = Watch::all(client, resource).page_size(PAGE).max_backoff(MAX_BACKOFF);
+    watch.metrics(metrics.for_cache(cache)).count_undecodable(metrics)
+}
+
+/// Starts the watch of NetworkPolicies. A policy that cannot be decoded counts as one that selects every pod.
+pub(super) fn follow_network_policies(
+    client: &Client,
+    metrics: &CacheMetrics,
+    publisher: &Publisher,
+    tasks: &mut JoinSet<()>,
+) {
+    network_policies(client, metrics).spawn_with_substitute(
+        tasks,
+        |object| Some(network_policy(object.metadata.name?, object.spec.pod_selector.unwrap_or_default())),
+        |key| Some(network_policy(key.name.clone(), LabelSelector::default())),
+        publisher.network_policies(),
+    );
 }
 
 /// Starts the watches of the webhook.
@@ -134,19 +168,20 @@ pub(super) fn start(
     metrics: &CacheMetrics,
 ) -> (watch::Receiver<Arc<Snapshot>>, JoinSet<()>) {
     let (publisher, mut tasks) = (Publisher::default(), JoinSet::new());
-    let namespaces: Watch<PartialObjectMeta<v1::Namespace>> = watch(client, "namespaces", "namespaces", metrics);
+    let namespaces: Watch<ManagedObject<v1::Namespace>> = watch(client, "namespaces", "namespaces", metrics);
     namespaces.labels(&format!("{BURST_LABEL},{BURST_LABEL}!={DISABLED}")).spawn(
         &mut tasks,
         |object| Namespace::opted_in(&object.metadata),
         publisher.namespaces(),
     );
-    service_accounts(client, metrics).spawn(
+    service_accounts(client, metrics).spawn_with_substitute(
         &mut tasks,
         |object| Some(service_account(&object.metadata)),
+        |_| Some(ServiceAccount::Unknown),
         publisher.service_accounts(),
     );
-    network_policies(client, metrics).spawn(&mut tasks, network_policy, publisher.network_policies());
-    let nodes: Watch<PartialObjectMeta<v1::Node>> = watch(client, "nodes", "virtual nodes", metrics);
+    follow_network_policies(client, metrics, &publisher, &mut tasks);
+    let nodes: Watch<VirtualNodeObject> = watch(client, "nodes", "virtual nodes", metrics);
     let sink = publisher.virtual_nodes();
     tasks.spawn(restart_on_panic(async move || follow_virtual_nodes(&nodes, &configuration, &sink).await));
     (publisher.subscribe(), tasks)
@@ -155,7 +190,7 @@ pub(super) fn start(
 /// Watches the nodes that the current configuration selects. After a change of the selector, the snapshot keeps the old
 /// nodes until the new list is complete.
 async fn follow_virtual_nodes(
-    nodes: &Watch<PartialObjectMeta<v1::Node>>,
+    nodes: &Watch<VirtualNodeObject>,
     configuration: &ConfigReceiver,
     sink: &impl Sink<VirtualNode>,
 ) {

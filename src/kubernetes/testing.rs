@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     time::Duration,
 };
 
@@ -12,6 +12,11 @@ use futures_util::{StreamExt, stream};
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+
+/// The response of an API server that does not support streamed lists.
+pub(crate) static NO_STREAMED_LISTS: LazyLock<Value> = LazyLock::new(
+    || json!({"kind": "Status", "status": "Failure", "code": 422, "reason": "Invalid", "message": "sendInitialEvents"}),
+);
 
 /// Duration of a list request.
 const LIST_LATENCY: Duration = Duration::from_secs(1);
@@ -110,11 +115,18 @@ impl FakeApi {
 
     fn response(&self, path: String, query: &str) -> http::Response<ResponseBody> {
         let mut state = self.0.lock().unwrap();
+        let failure = |code: u16, status: &Value| {
+            http::Response::builder().status(code).body(ResponseBody::from(status.to_string())).unwrap()
+        };
+        let is_forbidden = state.forbidden.contains(&path);
+        if query.contains("sendInitialEvents=true") && !is_forbidden {
+            return failure(422, &NO_STREAMED_LISTS);
+        }
         state.requests.push(format!("{path}?{query}"));
-        if state.forbidden.contains(&path) {
+        if is_forbidden {
             let status =
                 json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden", "message": ""});
-            return http::Response::builder().status(403).body(ResponseBody::from(status.to_string())).unwrap();
+            return failure(403, &status);
         }
         if query.contains("watch=true") {
             let (send, receive) = mpsc::unbounded_channel();

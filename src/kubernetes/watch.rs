@@ -1,6 +1,10 @@
 //! The watch loop: lists the objects of a kind, receives their changes, and publishes the reduced objects.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use kube::{
@@ -8,18 +12,23 @@ use kube::{
     core::NamespaceResourceScope,
     runtime::{
         utils::Backoff,
-        watcher::{Config, DefaultBackoff, Error as WatchError, Event, watcher},
+        watcher::{
+            Config, DefaultBackoff, Error as WatchError, Event,
+            InitialListStrategy::{ListWatch, StreamingList},
+            watcher,
+        },
     },
 };
 use tokio::{sync::watch, task::JoinSet, time};
 
 use super::{
+    decoded::Decoded,
     object::{Object, PAGE_SIZE},
     store::{ObjectKey, Refusal, Store},
 };
 use crate::{
     background::restart_on_panic,
-    telemetry::{Causes, WatchMetrics},
+    telemetry::{CacheMetrics, Causes, UndecodableObjects, WatchMetrics},
 };
 
 /// Receives the objects of a watch.
@@ -86,15 +95,16 @@ impl<A, B, SinkA: Sink<A>, SinkB: Sink<B>> Sink<(Option<A>, Option<B>)> for (Sin
     }
 }
 
-/// A watch of objects of one kind.
+/// A watch of objects of one kind. An object that cannot be decoded is skipped or replaced by a substitute.
 #[derive(Debug, Clone)]
 pub(crate) struct Watch<K> {
-    api: Api<K>,
+    api: Api<Decoded<K>>,
     config: Config,
     /// The plural name of the resource, as in RBAC rules.
     resource: &'static str,
     namespace: Option<String>,
     metrics: Option<WatchMetrics>,
+    undecodable: UndecodableObjects,
     max_backoff: Option<Duration>,
 }
 
@@ -116,9 +126,17 @@ impl<K: Object> Watch<K> {
     }
 
     /// Creates a watch of the objects that `api` lists. `namespace` is `None` for the whole cluster.
-    pub(crate) fn of(api: Api<K>, resource: &'static str, namespace: Option<String>) -> Self {
+    pub(crate) fn of(api: Api<Decoded<K>>, resource: &'static str, namespace: Option<String>) -> Self {
         let config = Config::default().page_size(PAGE_SIZE);
-        Self { api, config, resource, namespace, metrics: None, max_backoff: None }
+        Self {
+            api,
+            config,
+            resource,
+            namespace,
+            metrics: None,
+            undecodable: UndecodableObjects::default(),
+            max_backoff: None,
+        }
     }
 
     /// Sets the label selector.
@@ -150,6 +168,12 @@ impl<K: Object> Watch<K> {
         self
     }
 
+    /// Counts the objects that cannot be decoded.
+    pub(crate) fn count_undecodable(mut self, metrics: &CacheMetrics) -> Self {
+        self.undecodable = metrics.undecodable(self.resource);
+        self
+    }
+
     /// Sets the maximum backoff.
     pub(crate) fn max_backoff(mut self, max: Duration) -> Self {
         self.max_backoff = Some(max);
@@ -163,24 +187,67 @@ impl<K: Object> Watch<K> {
         reduce: impl Fn(K) -> Option<V> + Send + Sync + 'static,
         sink: impl Sink<V> + Send + Sync + 'static,
     ) {
-        tasks.spawn(restart_on_panic(async move || self.run(&reduce, &sink).await));
+        self.spawn_with_substitute(tasks, reduce, |_| None, sink);
+    }
+
+    /// Runs the watch as [`Watch::spawn`] does. Publishes `substitute` for an object that cannot be decoded.
+    pub(crate) fn spawn_with_substitute<V: Send + 'static>(
+        self,
+        tasks: &mut JoinSet<()>,
+        reduce: impl Fn(K) -> Option<V> + Send + Sync + 'static,
+        substitute: impl Fn(&ObjectKey) -> Option<V> + Send + Sync + 'static,
+        sink: impl Sink<V> + Send + Sync + 'static,
+    ) {
+        tasks.spawn(restart_on_panic(async move || self.run_with_substitute(&reduce, &substitute, &sink).await));
     }
 
     /// Publishes each object after `reduce`, until the future is dropped. An object is not kept if `reduce` returns
-    /// `None`. A new list replaces the old one only when it is complete.
+    /// `None`, or if it cannot be decoded. A new list replaces the old one only when it is complete.
     pub(crate) async fn run<V>(&self, reduce: impl Fn(K) -> Option<V>, sink: &impl Sink<V>) {
+        self.run_with_substitute(reduce, |_| None, sink).await;
+    }
+
+    async fn run_with_substitute<V>(
+        &self,
+        reduce: impl Fn(K) -> Option<V>,
+        substitute: impl Fn(&ObjectKey) -> Option<V>,
+        sink: &impl Sink<V>,
+    ) {
         let mut backoff = WatchBackoff { inner: DefaultBackoff::default(), max: self.max_backoff };
         let mut last_error = LastError::default();
+        let mut undecodable = Undecodable { names: BTreeSet::new(), count: self.undecodable.clone() };
+        // Returns the value of an object, and whether the object could be decoded.
+        let decode = |key: &ObjectKey, object: Decoded<K>, undecodable: &Undecodable| match object.result {
+            Ok(object) => (reduce(object), true),
+            Err(error) => {
+                if !undecodable.names.contains(key) {
+                    let (resource, namespace, name) = (self.resource, key.namespace.as_str(), key.name.as_str());
+                    tracing::warn!(resource, namespace, name, error, "object cannot be decoded, skipping it");
+                }
+                (substitute(key), false)
+            }
+        };
+        // A streamed list needs memory for one object at a time, a paged list for a whole page.
+        let mut config = self.config.clone().streaming_lists();
         loop {
-            let mut events = std::pin::pin!(watcher(self.api.clone(), self.config.clone()));
-            let mut listed = BTreeMap::new();
+            let mut events = std::pin::pin!(watcher(self.api.clone(), config.clone()));
+            let mut list = List::default();
             while let Some(event) = events.next().await {
                 match event {
                     Ok(event) => {
-                        if self.handle_event(event, &mut listed, &reduce, sink) {
+                        // A streamed list that ends early starts over without an error.
+                        if matches!(event, Event::Init) && std::mem::replace(&mut list.has_started, true) {
+                            time::sleep(backoff.next()).await;
+                        }
+                        if self.handle_event(event, &mut list, &mut undecodable, decode, sink) {
                             backoff.reset();
                             last_error.recovered();
                         }
+                    }
+                    Err(error) if config.initial_list_strategy == StreamingList && is_unsupported(&error) => {
+                        tracing::debug!(resource = self.resource, "the API server streams no lists, listing pages");
+                        config.initial_list_strategy = ListWatch;
+                        break;
                     }
                     Err(error) => {
                         let refusal = self.handle_error(&error, &mut last_error);
@@ -202,32 +269,44 @@ impl<K: Object> Watch<K> {
     /// Passes an event to the sink. Returns whether the event shows that the watch works.
     fn handle_event<V>(
         &self,
-        event: Event<K>,
-        listed: &mut BTreeMap<ObjectKey, V>,
-        reduce: impl Fn(K) -> Option<V>,
+        event: Event<Decoded<K>>,
+        list: &mut List<V>,
+        undecodable: &mut Undecodable,
+        decode: impl Fn(&ObjectKey, Decoded<K>, &Undecodable) -> (Option<V>, bool),
         sink: &impl Sink<V>,
     ) -> bool {
         let metrics = self.metrics.as_ref();
         match event {
-            Event::Init => listed.clear(),
+            Event::Init => *list = List { has_started: true, ..List::default() },
             Event::InitApply(object) => {
                 let key = ObjectKey::of(&object);
-                listed.extend(reduce(object).map(|value| (key, value)));
+                let (value, is_decoded) = decode(&key, object, undecodable);
+                if !is_decoded {
+                    list.undecodable.insert(key.clone());
+                }
+                list.objects.extend(value.map(|value| (key, value)));
             }
             Event::InitDone => {
-                sink.replace(std::mem::take(listed));
+                let List { objects, undecodable: names, .. } = std::mem::take(list);
+                undecodable.replace(names);
+                sink.replace(objects);
                 metrics.inspect(|metrics| metrics.listed());
                 tracing::debug!(resource = self.resource, "listed");
                 return true;
             }
             Event::Apply(object) => {
                 metrics.inspect(|metrics| metrics.event());
-                sink.apply(ObjectKey::of(&object), reduce(object));
+                let key = ObjectKey::of(&object);
+                let (value, is_decoded) = decode(&key, object, undecodable);
+                undecodable.set(&key, !is_decoded);
+                sink.apply(key, value);
                 return true;
             }
             Event::Delete(object) => {
                 metrics.inspect(|metrics| metrics.event());
-                sink.apply(ObjectKey::of(&object), None);
+                let key = ObjectKey::of(&object);
+                undecodable.set(&key, false);
+                sink.apply(key, None);
                 return true;
             }
         }
@@ -250,6 +329,57 @@ impl<K: Object> Watch<K> {
             WatchError::WatchError(_) | WatchError::NoResourceVersion => return None,
         };
         Refusal::of(error, self.resource, self.namespace.as_deref())
+    }
+}
+
+/// Returns whether the API server does not support streamed lists: `sendInitialEvents` is an invalid option without the
+/// feature gate `WatchList` (kubernetes `apimachinery/pkg/apis/meta/internalversion/validation`).
+fn is_unsupported(error: &WatchError) -> bool {
+    let status = match error {
+        WatchError::WatchStartFailed(kube::Error::Api(status)) | WatchError::WatchError(status) => status,
+        _ => return false,
+    };
+    matches!(status.code, 400 | 422)
+}
+
+/// The objects of a list that is not complete.
+struct List<V> {
+    has_started: bool,
+    objects: BTreeMap<ObjectKey, V>,
+    undecodable: BTreeSet<ObjectKey>,
+}
+
+impl<V> Default for List<V> {
+    fn default() -> Self {
+        Self { has_started: false, objects: BTreeMap::new(), undecodable: BTreeSet::new() }
+    }
+}
+
+/// The objects of a watch that cannot be decoded. They count until they change, are deleted, or the watch ends.
+struct Undecodable {
+    names: BTreeSet<ObjectKey>,
+    count: UndecodableObjects,
+}
+
+impl Undecodable {
+    fn set(&mut self, key: &ObjectKey, is_undecodable: bool) {
+        if is_undecodable && self.names.insert(key.clone()) {
+            self.count.add(1);
+        } else if !is_undecodable && self.names.remove(key) {
+            self.count.remove(1);
+        }
+    }
+
+    fn replace(&mut self, names: BTreeSet<ObjectKey>) {
+        self.count.remove(self.names.len());
+        self.count.add(names.len());
+        self.names = names;
+    }
+}
+
+impl Drop for Undecodable {
+    fn drop(&mut self) {
+        self.count.remove(self.names.len());
     }
 }
 
@@ -340,6 +470,52 @@ mod tests {
         until(&mut store, &[("b", "2")]).await;
         api.delete(NODES, node("b", "2"));
         until(&mut store, &[]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_that_cannot_be_decoded_is_skipped_alone_and_counted() {
+        let api = FakeApi::default();
+        let bad = || json!({"metadata": {"name": "bad", "labels": {"l": 5}}});
+        api.apply(NODES, bad());
+        api.apply(NODES, node("good", "1"));
+        let mut registry = telemetry::registry();
+        let metrics = telemetry::CacheMetrics::new(&mut registry);
+        let count = || {
+            let text = telemetry::encode(&registry);
+            let line = text.lines().find(|line| line.contains(r#"undecodable_objects{kind="nodes"}"#)).unwrap();
+            line.rsplit(' ').next().unwrap().to_owned()
+        };
+        let (mut store, tasks) = follow(&api, |watch| watch.count_undecodable(&metrics));
+        until(&mut store, &[("good", "1")]).await;
+        assert_eq!(count(), "1");
+        // The object is repaired, breaks while the watch runs, and is deleted.
+        api.apply(NODES, node("bad", "2"));
+        until(&mut store, &[("bad", "2"), ("good", "1")]).await;
+        assert_eq!(count(), "0");
+        api.apply(NODES, bad());
+        until(&mut store, &[("good", "1")]).await;
+        assert_eq!(count(), "1");
+        api.delete(NODES, bad());
+        api.apply(NODES, node("good", "3"));
+        until(&mut store, &[("good", "3")]).await;
+        assert_eq!(count(), "0");
+        api.apply(NODES, bad());
+        api.apply(NODES, node("good", "4"));
+        until(&mut store, &[("good", "4")]).await;
+        drop((store, tasks));
+        tokio::task::yield_now().await;
+        assert_eq!(count(), "0", "the watch has ended");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_that_cannot_be_decoded_has_its_substitute() {
+        let (api, mut tasks) = (FakeApi::default(), JoinSet::new());
+        api.apply(NODES, json!({"metadata": {"name": "bad", "labels": {"l": 5}}}));
+        let (publish, mut store) = watch::channel(Store::default());
+        let substitute = |key: &ObjectKey| Some(format!("unknown {}", key.name));
+        let watch = Watch::<Node>::all(&api.client(), "nodes");
+        watch.spawn_with_substitute(&mut tasks, |_| Some("known".to_owned()), substitute, publish);
+        until(&mut store, &[("bad", "unknown bad")]).await;
     }
 
     #[tokio::test(start_paused = true)]

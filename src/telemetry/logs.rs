@@ -54,6 +54,15 @@ fn parse_level(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
+/// Limits kube's client to errors. At lower levels, it logs whole responses that it cannot decode, and a user can make
+/// them large (kube-client `src/client/mod.rs`).
+fn without_bodies(filter: EnvFilter) -> EnvFilter {
+    match "kube_client=error".parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
+    }
+}
+
 /// The log level, which the configuration can change, and the counter of dropped lines.
 pub struct Logs {
     filter_of_flag: EnvFilter,
@@ -68,7 +77,7 @@ pub fn start(args: &LogArgs) -> Logs {
         Box::new(move |filter| drop(handle.reload(filter)))
     }
     let LogArgs { log_level, log_format } = args;
-    let filter_of_flag = EnvFilter::new(log_level);
+    let filter_of_flag = without_bodies(EnvFilter::new(log_level));
     let (lines, guard) = batch_writer::non_blocking(io::stderr());
     let dropped = lines.error_counter();
     let builder = tracing_subscriber::fmt()
@@ -113,9 +122,8 @@ impl Logs {
         loop {
             let wanted = configuration.borrow_and_update().logging.level;
             if wanted != current {
-                (self.set_filter)(
-                    wanted.map_or_else(|| self.filter_of_flag.clone(), |level| EnvFilter::new(level.as_str())),
-                );
+                let filter = wanted.map(|level| without_bodies(EnvFilter::new(level.as_str())));
+                (self.set_filter)(filter.unwrap_or_else(|| self.filter_of_flag.clone()));
                 tracing::info!(level = wanted.map_or("by flag", LogLevel::as_str), "log level changed");
                 current = wanted;
             }
@@ -129,6 +137,14 @@ impl Logs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn responses_that_cannot_be_decoded_are_not_logged_at_any_level() {
+        for level in ["trace", "info,kube_client=debug"] {
+            let filter = without_bodies(EnvFilter::new(level)).to_string();
+            assert!(filter.contains("kube_client=error") && !filter.contains("kube_client=debug"), "{filter}");
+        }
+    }
 
     #[test]
     fn unknown_levels_are_rejected_with_a_suggestion() {

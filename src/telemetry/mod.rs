@@ -8,5 +8,5 @@ pub(crate) use causes::Causes;
 pub use metrics::{
     AdmissionMetrics, AdviceCounts, CacheMetrics, CertificateMetrics, ConfigurationMetrics, ConnectionError,
     ConnectionMetrics, ControllerMetrics, FindingLabels, GaugeGuard, IdentityMetrics, LatePodCounts, OverflowMetrics,
-    Resource, WatchMetrics, count_panics, encode, registry,
+    Resource, UndecodableObjects, WatchMetrics, count_panics, encode, registry,
 };

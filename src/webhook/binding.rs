@@ -104,6 +104,7 @@ mod tests {
     use super::*;
     use crate::{
         cluster::Cluster,
+        kubernetes::testing::NO_STREAMED_LISTS,
         telemetry::{AdmissionMetrics, CacheMetrics},
     };
 
@@ -114,6 +115,7 @@ mod tests {
             async move {
                 let query = request.uri().query().unwrap_or_default();
                 let (status, body) = match request.uri().path() {
+                    _ if query.contains("sendInitialEvents=true") => (422, NO_STREAMED_LISTS.clone()),
                     _ if query.contains("watch=true") => return std::future::pending().await,
                     "/api/v1/nodes" => (
                         200,

@@ -16,6 +16,7 @@ mod drills;
 mod enforcer;
 mod explain;
 mod guard;
+mod hostile_objects;
 mod identity_command;
 mod identity_label;
 mod identity_reconciler;

@@ -148,8 +148,10 @@ impl KnownCluster {
 
     fn add_policy(&mut self, document: &Document) -> anyhow::Result<()> {
         let policy: networking::NetworkPolicy = document.typed()?;
-        let namespace = policy.metadata.namespace.clone();
-        self.network_policies.entry(namespace).or_default().extend(cluster::network_policy(policy));
+        let selector = policy.spec.and_then(|spec| spec.pod_selector).unwrap_or_default();
+        let name = policy.metadata.name.unwrap_or_default();
+        let policies = self.network_policies.entry(policy.metadata.namespace).or_default();
+        policies.push(cluster::network_policy(name, selector));
         Ok(())
     }
 

@@ -136,7 +136,7 @@ impl LiveCluster {
             );
             return self.undecided(&name, namespace.labels(), scope, Timestamp::MIN).await;
         };
-        self.undecided(&name, namespace.labels(), scope, since + GRACE).await
+        self.undecided(&name, namespace.labels(), scope, since.checked_add(GRACE).unwrap_or(since)).await
     }
 
     async fn undecided(

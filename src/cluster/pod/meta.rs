@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::Timestamp};
 use kube::api::ObjectMeta;
 
-use crate::kubernetes::{ObjectKey, object_reference};
+use crate::{
+    config::BURST_LABEL,
+    kubernetes::{ObjectKey, object_reference},
+};
 
 /// The prefix of the annotations that are kept.
 const OURS: &str = "spillway.dev/";
@@ -35,7 +38,10 @@ impl PodMeta {
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
             created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-            controller: owners.find(|owner| owner.controller == Some(true)).cloned(),
+            controller: owners
+                .find(|owner| owner.controller == Some(true))
+                .filter(|owner| is_plausible(owner))
+                .cloned(),
         }
     }
 
@@ -53,9 +59,35 @@ impl PodMeta {
     }
 }
 
-/// Returns the annotations that the cache keeps: those of Spillway and of mirror pods.
+/// Returns whether the parts of an owner reference have lengths that Kubernetes permits for objects. The API server does not
+/// check a reference.
+fn is_plausible(owner: &OwnerReference) -> bool {
+    let parts = [&owner.api_version, &owner.kind, &owner.name, &owner.uid];
+    parts.into_iter().all(|part| part.len() <= MAX_OWNER_PART_BYTES)
+}
+
+/// Maximum length of a part of an owner reference: a group of 253 characters, and a version of 63.
+const MAX_OWNER_PART_BYTES: usize = 317;
+/// Maximum number of annotations that are kept. Spillway has nine.
+const MAX_ANNOTATIONS: usize = 32;
+/// Maximum length of an annotation that is kept. A longer override has no effect.
+const MAX_ANNOTATION_BYTES: usize = 4096;
+/// Maximum size of the labels that are kept.
+const MAX_LABEL_BYTES: usize = 64 * 1024;
+
+/// Returns the annotations that the cache keeps: those of Spillway and of mirror pods, up to 32 of at most 4,096 bytes.
 pub(super) fn annotations(meta: &ObjectMeta) -> BTreeMap<String, String> {
     let all = meta.annotations.iter().flatten();
-    let kept = all.filter(|(key, _)| key.starts_with(OURS) || key.as_str() == MIRROR);
+    let kept = all.filter(|(key, value)| {
+        (key.starts_with(OURS) || key.as_str() == MIRROR) && value.len() <= MAX_ANNOTATION_BYTES
+    });
+    kept.take(MAX_ANNOTATIONS).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// Returns the labels that the cache keeps: all, or only `spillway.dev/burst` if all together have more than 64 KiB.
+pub(super) fn labels(meta: &ObjectMeta) -> BTreeMap<String, String> {
+    let all = || meta.labels.iter().flatten();
+    let is_small = all().map(|(key, value)| key.len() + value.len()).sum::<usize>() <= MAX_LABEL_BYTES;
+    let kept = all().filter(|(key, _)| is_small || key.as_str() == BURST_LABEL);
     kept.map(|(key, value)| (key.clone(), value.clone())).collect()
 }

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::{
     cached::{CachedPod, NodeKind, PodState, Requests, ScheduledPod, UndecidedPod, UnscheduledPod, VirtualPod},
-    meta::{PodMeta, annotations},
+    meta::{PodMeta, annotations, labels},
     object::{PodObject, PodStatus},
     view::SchedulingView,
 };
@@ -64,7 +64,7 @@ fn unscheduled(meta: &ObjectMeta, status: &PodStatus, spec: Spec<'_>) -> Option<
     Some(UnscheduledPod {
         meta: PodMeta::read(meta),
         resource_version: meta.resource_version.clone().unwrap_or_default(),
-        labels: if is_decided { BTreeMap::new() } else { meta.labels.clone().unwrap_or_default() },
+        labels: if is_decided { BTreeMap::new() } else { labels(meta) },
         annotations: annotations(meta),
         is_unschedulable: status.is_unschedulable(),
         is_nominated: status.is_nominated(),
@@ -87,7 +87,7 @@ fn scheduled(
         return None;
     }
     let undecided = (!has_ended && !is_terminating && !has_decision(meta)).then(|| {
-        let (labels, annotations) = (meta.labels.clone().unwrap_or_default(), annotations(meta));
+        let (labels, annotations) = (labels(meta), annotations(meta));
         Box::new(UndecidedPod { meta: PodMeta::read(meta), labels, annotations })
     });
     let pod = Pod { metadata: Metadata::default(), spec };

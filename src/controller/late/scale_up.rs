@@ -29,7 +29,8 @@ pub(super) fn provisioning_nodes(nodes: &Store<Node>, selector: &Selector, now: 
 }
 
 fn is_provisioning(node: &Node, now: Timestamp) -> bool {
-    node.ready_since.is_some_and(|since| now < since + SETTLING || node.taints.iter().any(is_startup_taint))
+    // The time of the condition can be any, so that a sum with it could overflow.
+    node.ready_since.is_some_and(|since| since > now - SETTLING || node.taints.iter().any(is_startup_taint))
 }
 
 fn is_startup_taint(taint: &Taint) -> bool {

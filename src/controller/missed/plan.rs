@@ -61,7 +61,7 @@ pub(super) fn missed(scope: &Scope, pods: &PodStore, opted_in: &Store<Arc<OptedI
     let mut found = MissedPods::default();
     for Undecided { meta, labels, annotations, node } in undecided(pods) {
         let namespace = opted_in.get(&ObjectKey::cluster_scoped(&meta.namespace));
-        let Some(namespace) = namespace.filter(|namespace| meta.created >= namespace.since + GRACE) else { continue };
+        let Some(namespace) = namespace.filter(|namespace| meta.created - GRACE >= namespace.since) else { continue };
         match (scope.reaches(&namespace.labels, labels, annotations), node) {
             (Reach::NotCalled, _) => {}
             (Reach::Depends(condition), _) => found.unknown_condition = Some(condition),

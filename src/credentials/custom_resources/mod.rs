@@ -24,7 +24,10 @@ use tokio::{sync::watch, task::JoinSet};
 
 use self::resource::{CredentialResource, IdentityFields, IdentityResource, Operator, id};
 use super::source::{ClientIds, Source};
-use crate::{kubernetes::Watch, telemetry::Causes};
+use crate::{
+    kubernetes::{Decoded, Watch},
+    telemetry::Causes,
+};
 
 /// Reason for an incomplete list of identities if no read failed.
 const INCOMPLETE_BY_DESIGN: &str = "custom resources do not include identities that their operators do not manage";
@@ -95,7 +98,7 @@ impl CustomResources {
         let (signal, changes) = watch::channel(());
         let (signal, mut tasks) = (Arc::new(signal), JoinSet::new());
         for resource in self.installed.iter().flat_map(|one| [&one.identities, &one.credentials]).flatten() {
-            let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.client.clone(), resource);
+            let api: Api<Decoded<PartialObjectMeta<DynamicObject>>> = Api::all_with(self.client.clone(), resource);
             Watch::of(api, "custom resources", None).spawn(&mut tasks, |_| Some(()), signal.clone());
         }
         (changes, tasks)

@@ -8,6 +8,7 @@ use prometheus_client::{
 use super::{gauges::now, labels::labels};
 
 labels!(CacheLabels { cache });
+labels!(KindLabels { kind });
 
 /// Metrics of all caches.
 #[derive(Debug, Clone, Default)]
@@ -15,7 +16,12 @@ pub struct CacheMetrics {
     synced: Family<CacheLabels, Gauge>,
     last_event: Family<CacheLabels, Gauge>,
     watch_errors: Family<CacheLabels, Counter>,
+    undecodable: Family<KindLabels, Gauge>,
 }
+
+/// Number of objects of one kind that cannot be decoded. Watches of the same kind share it.
+#[derive(Debug, Clone, Default)]
+pub struct UndecodableObjects(Gauge);
 
 /// Metrics of one cache.
 #[derive(Debug, Clone)]
@@ -37,7 +43,17 @@ impl CacheMetrics {
             metrics.last_event.clone(),
         );
         r.register("cache_watch_errors", "Interruptions of a cache's watch", metrics.watch_errors.clone());
+        r.register(
+            "undecodable_objects",
+            "Objects in the cluster that Spillway cannot decode and therefore skips, by resource",
+            metrics.undecodable.clone(),
+        );
         metrics
+    }
+
+    /// Creates the number of undecodable objects of a resource at zero. The name comes from a closed set.
+    pub fn undecodable(&self, kind: &'static str) -> UndecodableObjects {
+        UndecodableObjects(self.undecodable.get_or_create_owned(&KindLabels { kind }))
     }
 
     /// Removes the samples of all caches, except the count of watch errors.
@@ -54,6 +70,18 @@ impl CacheMetrics {
             last_event: self.last_event.get_or_create_owned(&labels),
             watch_errors: self.watch_errors.get_or_create_owned(&labels),
         }
+    }
+}
+
+impl UndecodableObjects {
+    /// Counts objects that cannot be decoded.
+    pub fn add(&self, objects: usize) {
+        self.0.inc_by(i64::try_from(objects).unwrap_or(i64::MAX));
+    }
+
+    /// Removes objects that were repaired or deleted.
+    pub fn remove(&self, objects: usize) {
+        self.0.dec_by(i64::try_from(objects).unwrap_or(i64::MAX));
     }
 }
 

@@ -14,7 +14,7 @@ mod overflow;
 mod panics;
 
 pub use admission::{AdmissionMetrics, Resource};
-pub use caches::{CacheMetrics, WatchMetrics};
+pub use caches::{CacheMetrics, UndecodableObjects, WatchMetrics};
 pub use certificates::CertificateMetrics;
 pub use configuration::ConfigurationMetrics;
 pub use connections::{ConnectionError, ConnectionMetrics};

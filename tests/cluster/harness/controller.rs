@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     ControlPlane, eventually,
-    webhook::{child, get, lines, metric},
+    webhook::{child, get, lines, metric, peak_memory},
 };
 
 /// A running controller. It stops with the test, or with the test process.
@@ -76,6 +76,11 @@ impl Controller {
     /// Sends a signal to the program.
     pub(crate) fn signal(&self, signal: &str) {
         assert!(Command::new("kill").args(["-s", signal, &self.pid()]).status().unwrap().success());
+    }
+
+    /// Returns the peak memory of the program in KiB.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        peak_memory(&self.pid())
     }
 
     /// Returns the process ID of the program.

@@ -188,9 +188,7 @@ impl Webhook {
 
     /// Returns the peak memory of the program in KiB.
     pub(crate) fn peak_memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+        peak_memory(&self.pid())
     }
 
     pub(crate) fn pid(&self) -> String {
@@ -222,6 +220,13 @@ pub(super) fn child(tether: &Child) -> String {
         let children = threads.flat_map(|thread| fs::read_to_string(thread.path().join("children")));
         children.map(|children| children.trim().to_owned()).find(|children| !children.is_empty())
     })
+}
+
+/// Returns the peak memory of a process in KiB.
+pub(super) fn peak_memory(pid: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// Sends a GET to an admin port and returns status and body.
