@@ -121,7 +121,7 @@ start() {
   shift
   step "starting the $part" "$tmp/$part.log"
   "$controlplane" tether -- "$spillway" "$part" --config "$tmp/config.yaml" --pod-name "$part" --log-format text --log-level info \
-    --admin-bind 127.0.0.1:0 "$@" <"$tmp/lifeline" >"$log" 2>&1 3>&- &
+    --admin-bind 127.0.0.1:0 --health-probe-bind 127.0.0.1:0 "$@" <"$tmp/lifeline" >"$log" 2>&1 3>&- &
   pid=$!
   poll 30 "$pid" grep -qs listening "$log"
 }

@@ -1,6 +1,11 @@
-//! The admin port: probes and metrics over plain HTTP, separate from the port for the API server.
+//! The ports for operators and the kubelet, over plain HTTP: metrics on one port, probes on another.
+//!
+//! Any pod can reach both ports in a cluster that enforces no NetworkPolicy. The probes have a port and a thread of their
+//! own, so that neither clients of the metrics nor a busy runtime make the kubelet restart a healthy process.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod connections;
+
+use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -9,53 +14,51 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use prometheus_client::registry::Registry;
-use tokio::{
-    net::TcpListener,
-    sync::Semaphore,
-    time::{self, timeout},
-};
+use tokio::{net::TcpListener, sync::oneshot};
 
 use crate::telemetry;
 
-/// Maximum number of open connections, and the maximum time for each. Untrusted clients must not exhaust memory or file
-/// descriptors, or block the kubelet's probes for long.
-const MAX_CONNECTIONS: usize = 64;
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Delay before the next accept after one failed, such as with too many open files.
-const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
-
-/// Address of the admin port.
+/// Addresses of the ports.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AdminArgs {
-    /// Address for probes and metrics (plain HTTP)
+    /// Address for metrics and readiness (plain HTTP)
     #[arg(long, env = "SPILLWAY_ADMIN_BIND", default_value = "[::]:8080", value_name = "ADDRESS")]
     pub admin_bind: SocketAddr,
+
+    /// Address for the probes of the kubelet (plain HTTP)
+    #[arg(long, env = "SPILLWAY_HEALTH_PROBE_BIND", default_value = "[::]:8081", value_name = "ADDRESS")]
+    pub health_probe_bind: SocketAddr,
 }
 
 /// The address is in use or not local.
 #[derive(Debug, thiserror::Error)]
-#[error("--admin-bind: cannot listen on {address}")]
+#[error("{flag}: cannot listen on {address}")]
 pub struct BindError {
+    /// The flag with the address.
+    pub flag: &'static str,
     /// The address.
     pub address: SocketAddr,
     /// The cause.
-    pub source: std::io::Error,
+    pub source: io::Error,
 }
 
-/// An admin server whose port is bound.
-pub struct AdminServer(TcpListener);
+/// A server whose ports are bound.
+pub struct AdminServer {
+    admin: TcpListener,
+    probes: TcpListener,
+}
 
-/// Binds the port.
+/// Binds the ports.
 ///
 /// # Errors
 ///
 /// [`BindError`], which names the flag at fault.
-pub async fn bind(&AdminArgs { admin_bind: address }: &AdminArgs) -> Result<AdminServer, BindError> {
-    TcpListener::bind(address).await.map(AdminServer).map_err(|source| BindError { address, source })
+pub async fn bind(args: &AdminArgs) -> Result<AdminServer, BindError> {
+    let listen =
+        async |flag, address| TcpListener::bind(address).await.map_err(|source| BindError { flag, address, source });
+    let admin = listen("--admin-bind", args.admin_bind).await?;
+    Ok(AdminServer { admin, probes: listen("--health-probe-bind", args.health_probe_bind).await? })
 }
 
 /// Returns the reasons why a process is not ready. Empty when it is ready. The reasons come from a closed set.
@@ -68,50 +71,62 @@ struct AdminState {
 }
 
 impl AdminServer {
-    /// Returns the address of the server. Tests bind port 0.
+    /// Returns the address of the admin port. Tests bind port 0.
     ///
     /// # Errors
     ///
     /// When the operating system does not return the address.
-    pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.0.local_addr()
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.admin.local_addr()
     }
 
-    /// Serves until the process ends. Each readiness probe calls `not_ready_reasons`. The liveness probe does not.
+    /// Returns the address of the probes.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system does not return the address.
+    pub fn probe_address(&self) -> io::Result<SocketAddr> {
+        self.probes.local_addr()
+    }
+
+    /// Serves until the future is dropped. Each readiness probe calls `not_ready_reasons`. The liveness probe does not.
     pub async fn serve(
         self,
         not_ready_reasons: impl Fn() -> Vec<&'static str> + Send + Sync + 'static,
         registry: impl Into<Arc<Registry>>,
     ) {
         let state = AdminState { not_ready_reasons: Arc::new(not_ready_reasons), registry: registry.into() };
-        let routes = Router::new()
-            .route("/healthz", get(async || "ok\n"))
-            .route("/readyz", get(ready))
-            .route("/metrics", get(metrics))
-            .with_state(state);
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            // The semaphore is never closed.
-            let Ok(slot) = connections.clone().acquire_owned().await else { return };
-            let tcp = match self.0.accept().await {
-                Ok((tcp, _peer)) => tcp,
-                Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "cannot accept on the admin port");
-                    time::sleep(ACCEPT_RETRY_DELAY).await;
-                    continue;
-                }
-            };
-            let service = TowerToHyperService::new(routes.clone());
-            tokio::spawn(async move {
-                // One response per connection: clients are probes and metrics collectors, which connect
-                // every few seconds.
-                let mut http = http1::Builder::new();
-                http.keep_alive(false).header_read_timeout(None);
-                let _ = timeout(CONNECTION_TIMEOUT, http.serve_connection(TokioIo::new(tcp), service)).await;
-                drop(slot);
-            });
-        }
+        let probes = Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(ready));
+        let admin = probes.clone().route("/metrics", get(metrics)).with_state(state.clone());
+        let _running = serve_on_own_thread(self.probes, probes.with_state(state));
+        connections::serve(self.admin, admin).await;
     }
+}
+
+/// Serves on a new thread until the returned sender is dropped.
+fn serve_on_own_thread(listener: TcpListener, routes: Router) -> oneshot::Sender<()> {
+    let (running, stopped) = oneshot::channel();
+    let serve = move || -> io::Result<()> {
+        let listener = listener.into_std()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let listener = TcpListener::from_std(listener)?;
+            tokio::select! {
+                () = connections::serve(listener, routes) => {}
+                _ = stopped => {}
+            }
+            Ok(())
+        })
+    };
+    let logged = move || {
+        if let Err(error) = serve() {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot serve probes");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("probes".to_owned()).spawn(logged) {
+        tracing::error!(error = &error as &dyn std::error::Error, "cannot start the thread of the probes");
+    }
+    running
 }
 
 /// Responds with 200 if the process is ready, and otherwise with 503 and the reasons.
@@ -129,30 +144,59 @@ async fn metrics(State(state): State<AdminState>) -> impl IntoResponse {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpStream,
-        time::Instant,
     };
 
     use super::*;
 
-    #[tokio::test]
-    async fn silent_clients_do_not_block_the_probes() {
-        let admin = bind(&AdminArgs { admin_bind: "127.0.0.1:0".parse().unwrap() }).await.unwrap();
-        let address = admin.address().unwrap();
-        tokio::spawn(admin.serve(Vec::new, Registry::default()));
-        let mut clients = Vec::new();
-        for _ in 0..2 * MAX_CONNECTIONS {
-            clients.push(TcpStream::connect(address).await.unwrap());
-        }
-        let mut probe = TcpStream::connect(address).await.unwrap();
-        probe.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-        let start = Instant::now();
-        time::pause();
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
         let mut response = String::new();
-        probe.read_to_string(&mut response).await.unwrap();
-        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
-        assert!(start.elapsed() <= 3 * CONNECTION_TIMEOUT, "{:?}", start.elapsed());
+        client.read_to_string(&mut response).await.unwrap();
+        response
+    }
+
+    #[tokio::test]
+    async fn silent_clients_block_neither_the_probes_nor_the_metrics() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let server = bind(&AdminArgs { admin_bind: any, health_probe_bind: any }).await.unwrap();
+        let (admin, probes) = (server.address().unwrap(), server.probe_address().unwrap());
+        tokio::spawn(server.serve(Vec::new, Registry::default()));
+        let mut clients = Vec::new();
+        for i in 0..8 {
+            for address in [admin, probes].into_iter().cycle().take(400) {
+                clients.push(TcpStream::connect(address).await.unwrap());
+            }
+            let start = Instant::now();
+            for (address, path) in [(probes, "/healthz"), (probes, "/readyz"), (admin, "/metrics")] {
+                let response = get(address, path).await;
+                assert!(response.starts_with("HTTP/1.1 200"), "{path} in round {i}: {response}");
+            }
+            // The timeout of the kubelet's probes is a second.
+            assert!(start.elapsed() < Duration::from_secs(1), "round {i}: {:?}", start.elapsed());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_probes_respond_while_the_runtime_is_busy() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let server = bind(&AdminArgs { admin_bind: any, health_probe_bind: any }).await.unwrap();
+        let probes = server.probe_address().unwrap();
+        tokio::spawn(server.serve(Vec::new, Registry::default()));
+        // The server starts, and then its runtime stops working.
+        tokio::task::yield_now().await;
+        let response = std::thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(get(probes, "/healthz"))
+        });
+        assert!(response.join().unwrap().starts_with("HTTP/1.1 200"));
     }
 }

@@ -73,7 +73,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
         let metrics = ControllerMetrics::new(&mut registry);
         let controller = Controller::new(client, &pod.namespace, &pod_name, configuration, metrics);
         let signals = process::Signals::listen()?;
-        tracing::info!(admin = %admin.address()?, pod = pod_name, "listening");
+        tracing::info!(admin = %admin.address()?, probes = %admin.probe_address()?, pod = pod_name, "listening");
         let leadership = controller.leadership();
         let admin = tokio::spawn(admin.serve(move || not_ready_reasons(&leadership), registry));
         signals.run_until_signal(|stop| controller.run(stop.received(), config_changes)).await;

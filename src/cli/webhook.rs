@@ -75,8 +75,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
         let cluster = Cluster::follow(client, configuration.clone(), &CacheMetrics::new(&mut registry));
         let app = Arc::new(App::new(configuration, cluster, AdmissionMetrics::new(&mut registry)));
         let signals = process::Signals::listen()?;
-        let (webhook, admin) = (bound.webhook_address()?, bound.admin_address()?);
-        tracing::info!(%webhook, %admin, pod = pod_name, "listening");
+        let (webhook, admin, probes) = (bound.webhook_address()?, bound.admin_address()?, bound.probe_address()?);
+        tracing::info!(%webhook, %admin, %probes, pod = pod_name, "listening");
         signals.run_until_signal(|stop| bound.serve(app, registry, stop.received())).await;
         Ok(ExitStatus::Success)
     })

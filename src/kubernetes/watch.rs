@@ -335,9 +335,8 @@ impl<K: Object> Watch<K> {
 /// Returns whether the API server does not support streamed lists: `sendInitialEvents` is an invalid option without the
 /// feature gate `WatchList` (kubernetes `apimachinery/pkg/apis/meta/internalversion/validation`).
 fn is_unsupported(error: &WatchError) -> bool {
-    let status = match error {
-        WatchError::WatchStartFailed(kube::Error::Api(status)) | WatchError::WatchError(status) => status,
-        _ => return false,
+    let (WatchError::WatchStartFailed(kube::Error::Api(status)) | WatchError::WatchError(status)) = error else {
+        return false;
     };
     matches!(status.code, 400 | 422)
 }

@@ -26,12 +26,11 @@ use hyper_util::{
 };
 use tokio::{
     net::TcpStream,
-    sync::Semaphore,
     time::{self, Instant},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::drain::Draining;
+use super::{drain::Draining, open_connections::Slot};
 use crate::telemetry::{ConnectionError, ConnectionMetrics};
 
 /// Time for the TLS handshake, which takes a millisecond of CPU and two round trips.
@@ -41,7 +40,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// connection first, a request that the API server has just sent would be lost.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Idle timeout before the first request, and while the connection limit is reached. It keeps idle clients from blocking
+/// Idle timeout before the first request, after a request that was not successful, and while the connection limit is reached. It keeps idle clients from blocking
 /// the API server. Go's client may open a connection that it does not need, which Spillway can close without harm. Each
 /// connection checks its idle time at this interval.
 const SHORT_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,13 +63,11 @@ pub(super) struct ConnectionHandler {
     http2: http2::Builder<TokioExecutor>,
     routes: TowerToHyperService<Router>,
     draining: Draining,
-    /// One permit for each connection. [`super::connection_limiter`] acquires and releases them.
-    slots: Arc<Semaphore>,
     metrics: ConnectionMetrics,
 }
 
 impl ConnectionHandler {
-    pub(super) fn new(routes: Router, draining: Draining, slots: Arc<Semaphore>, metrics: ConnectionMetrics) -> Self {
+    pub(super) fn new(routes: Router, draining: Draining, metrics: ConnectionMetrics) -> Self {
         let mut http1 = http1::Builder::new();
         // hyper's timeout for request headers also runs while a connection is idle. No single value fits both.
         http1.header_read_timeout(None).max_buf_size(MAX_BUFFER_BYTES);
@@ -81,13 +78,17 @@ impl ConnectionHandler {
             .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
             .initial_stream_window_size(window)
             .initial_connection_window_size(window);
-        Self { http1, http2, routes: TowerToHyperService::new(routes), draining, slots, metrics }
+        Self { http1, http2, routes: TowerToHyperService::new(routes), draining, metrics }
     }
 
     /// Serves one connection until it ends.
-    pub(super) async fn serve(&self, tls: TlsAcceptor, tcp: TcpStream, watcher: Watcher) {
-        let Some(stream) = self.handshake(tls, tcp).await else { return };
-        let activity = Arc::new(Activity::default());
+    pub(super) async fn serve(&self, tls: TlsAcceptor, tcp: TcpStream, slot: Slot, watcher: Watcher) {
+        let stream = tokio::select! {
+            stream = self.handshake(tls, tcp) => stream,
+            () = slot.evicted() => return self.metrics.failed(ConnectionError::Crowded),
+        };
+        let Some(stream) = stream else { return };
+        let activity = Arc::new(Activity::new(slot));
         let service = self.service(activity.clone());
         // hyper-util's `auto` would read the first bytes again and wrap every later read.
         if stream.get_ref().1.alpn_protocol() == Some(super::tls::HTTP2) {
@@ -132,8 +133,10 @@ impl ConnectionHandler {
             let (response, draining) = (routes.call(request), draining.clone());
             async move {
                 let mut response = response.await?;
+                let is_rejected = response.status().is_client_error();
+                in_flight.0.slot.responded(!is_rejected && !response.status().is_server_error());
                 // HTTP/2 sends GOAWAY instead, which hyper does when the connection shuts down.
-                if is_http1 && draining.has_started() {
+                if is_http1 && (is_rejected || draining.has_started()) {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 drop(in_flight);
@@ -146,10 +149,14 @@ impl ConnectionHandler {
     async fn until_idle(&self, connection: impl Future<Output = hyper::Result<()>>, activity: &Activity) {
         let mut connection = std::pin::pin!(connection);
         loop {
-            match time::timeout(SHORT_IDLE_TIMEOUT, &mut connection).await {
+            let event = tokio::select! {
+                event = time::timeout(SHORT_IDLE_TIMEOUT, &mut connection) => event,
+                () = activity.slot.evicted() => return self.metrics.failed(ConnectionError::Crowded),
+            };
+            match event {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => return self.record_error(&error),
-                Err(_elapsed) if activity.has_timed_out(self.slots.available_permits() == 0) => break,
+                Err(_elapsed) if activity.has_timed_out() => break,
                 Err(_elapsed) => {}
             }
         }
@@ -171,19 +178,18 @@ impl ConnectionHandler {
 
 /// The last activity of a connection.
 struct Activity {
+    slot: Slot,
     opened: Instant,
     in_flight: AtomicU32,
     /// Milliseconds from `opened` to the last response, at least 1. 0 before the first request.
     last_active_ms: AtomicU64,
 }
 
-impl Default for Activity {
-    fn default() -> Self {
-        Self { opened: Instant::now(), in_flight: AtomicU32::new(0), last_active_ms: AtomicU64::new(0) }
-    }
-}
-
 impl Activity {
+    fn new(slot: Slot) -> Self {
+        Self { slot, opened: Instant::now(), in_flight: AtomicU32::new(0), last_active_ms: AtomicU64::new(0) }
+    }
+
     fn start_request(activity: &Arc<Self>) -> InFlightGuard {
         activity.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlightGuard(activity.clone())
@@ -194,8 +200,9 @@ impl Activity {
     }
 
     /// Returns whether the idle timeout has expired. Requests in flight have their own timeouts.
-    fn has_timed_out(&self, is_at_capacity: bool) -> bool {
-        let limit = if is_at_capacity || !self.has_received_request() { SHORT_IDLE_TIMEOUT } else { IDLE_TIMEOUT };
+    fn has_timed_out(&self) -> bool {
+        let is_short = self.slot.is_at_capacity() || self.slot.is_rejected() || !self.has_received_request();
+        let limit = if is_short { SHORT_IDLE_TIMEOUT } else { IDLE_TIMEOUT };
         let last = Duration::from_millis(self.last_active_ms.load(Ordering::Relaxed));
         self.in_flight.load(Ordering::Relaxed) == 0 && self.opened.elapsed().saturating_sub(last) >= limit
     }

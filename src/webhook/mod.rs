@@ -10,6 +10,7 @@ mod connection_limiter;
 mod drain;
 mod extras;
 mod fail_open;
+mod open_connections;
 mod review;
 mod server;
 #[cfg(test)]
@@ -34,7 +35,7 @@ use crate::{
     cluster::Cluster,
 };
 
-/// Addresses and options of both ports.
+/// Addresses and options of the ports.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ListenArgs {
     #[allow(missing_docs)]
@@ -53,7 +54,7 @@ pub enum BindError {
     /// The port for the API server.
     #[error(transparent)]
     Server(#[from] ServerError),
-    /// The admin port.
+    /// The admin port or the port of the probes.
     #[error(transparent)]
     Admin(#[from] admin::BindError),
 }
@@ -65,7 +66,7 @@ pub struct BoundWebhook {
     certificate: ServingCertificate,
 }
 
-/// Binds both ports and sets up TLS.
+/// Binds the ports and sets up TLS.
 ///
 /// # Errors
 ///
@@ -90,7 +91,16 @@ impl BoundWebhook {
         self.server.address()
     }
 
-    /// Returns the address of probes and metrics.
+    /// Returns the address of the kubelet's probes.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system does not return the address.
+    pub fn probe_address(&self) -> io::Result<SocketAddr> {
+        self.admin.probe_address()
+    }
+
+    /// Returns the address of the metrics.
     ///
     /// # Errors
     ///

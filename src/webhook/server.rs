@@ -5,12 +5,13 @@ use std::{io, net::SocketAddr, sync::Arc};
 use axum::Router;
 use hyper_util::server::graceful::GracefulShutdown;
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 
 use super::{
     connection::ConnectionHandler,
     connection_limiter::ConnectionLimiter,
     drain::{DrainArgs, Draining},
+    open_connections::OpenConnections,
     tls::{ReloadableTls, TlsArgs, TlsError},
 };
 use crate::{certs::ServingCertificate, telemetry::ConnectionMetrics};
@@ -22,7 +23,7 @@ pub struct ServerArgs {
     #[arg(long, env = "SPILLWAY_BIND", default_value = "[::]:9443", value_name = "ADDRESS")]
     pub bind: SocketAddr,
 
-    /// Maximum number of open connections; further connections wait
+    /// Maximum number of open connections; the oldest without a review makes room for a new one
     // A connection uses about 42 KiB, up to 64 KiB more while headers or a small body are read, and 64 KiB for that
     // body. All connections use 170 MiB, the process at rest 15 MiB, and large bodies 64 MiB. The container has 256 MiB.
     // An API server keeps one connection for each concurrent call: a few dozen while it creates thousands of pods.
@@ -60,7 +61,7 @@ pub enum ServerError {
 pub struct Server {
     listener: TcpListener,
     tls: ReloadableTls,
-    slots: Arc<Semaphore>,
+    open: Arc<OpenConnections>,
     drain: DrainArgs,
     draining: Draining,
     metrics: ConnectionMetrics,
@@ -83,10 +84,10 @@ impl Server {
         Ok(Self {
             listener: listener.map_err(|source| ServerError::Listen { address: *address, source })?,
             tls,
-            slots: Arc::new(Semaphore::new(*max_connections as usize)),
+            open: OpenConnections::new(*max_connections as usize),
             drain: drain.clone(),
             draining: Draining::default(),
-            metrics: ConnectionMetrics::new(registry),
+            metrics: ConnectionMetrics::new(registry, *max_connections),
         })
     }
 
@@ -106,10 +107,10 @@ impl Server {
 
     /// Serves until `stop` is done. Then serves for the grace period, and drains requests in flight until the deadline.
     pub async fn serve(self, routes: Router, stop: impl Future<Output = ()>) {
-        let Self { listener, tls, slots, drain, draining, metrics } = self;
+        let Self { listener, tls, open, drain, draining, metrics } = self;
         let connections = GracefulShutdown::new();
-        let limiter = ConnectionLimiter::new(listener, slots.clone(), tls.current_tls(), metrics.clone());
-        let http = ConnectionHandler::new(routes, draining.clone(), slots, metrics);
+        let limiter = ConnectionLimiter::new(listener, open, tls.current_tls(), metrics.clone());
+        let http = ConnectionHandler::new(routes, draining.clone(), metrics);
         tokio::select! {
             () = limiter.accept_connections(Arc::new(http), &connections) => {}
             () = tls.reload_client_ca() => {}

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::harness::{ConfigVolume, ControlPlane, Controller, InstalledSandbox, Namespace, eventually};
@@ -175,13 +176,14 @@ fn a_scale_up_delays_overflow_until_late_max() {
     let plane = installed.plane();
     let volume = ConfigVolume::new("late-coming-volume", "late: {max: 20s}");
     let namespace = namespace(plane, "5s");
-    // The event is older than the pod, so that the controller sees it in time.
+    // The event is older than the pod, so that the controller sees it in time. Its clock is ahead.
     let promised = "promised";
+    let at = (Timestamp::now() + Duration::from_secs(30)).strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let event = json!({
         "apiVersion": "v1", "kind": "Event", "metadata": {"name": "scale-up"}, "type": "Normal", "reason": "TriggeredScaleUp",
         "message": "pod triggered scale-up", "source": {"component": "cluster-autoscaler"},
         "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": namespace.name, "name": promised},
-        "firstTimestamp": "2100-01-01T00:00:00Z", "lastTimestamp": "2100-01-01T00:00:00Z", "count": 1,
+        "firstTimestamp": at, "lastTimestamp": at, "count": 1,
     });
     namespace.create(&event);
     let _controller = Controller::start(plane, "late-coming", &["--config", &volume.file()]);

@@ -13,6 +13,7 @@ labels!(ReasonLabels { reason });
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionMetrics {
     open: Gauge,
+    limit: Gauge,
     errors: Family<ReasonLabels, Counter>,
 }
 
@@ -29,10 +30,13 @@ pub enum ConnectionError {
     NoRequest,
     /// The client did not send valid HTTP.
     Protocol,
+    /// The connection had no review, and made room for another one or was refused.
+    Crowded,
 }
 
 impl ConnectionError {
-    const ALL: [Self; 5] = [Self::Accept, Self::Handshake, Self::HandshakeTimeout, Self::NoRequest, Self::Protocol];
+    const ALL: [Self; 6] =
+        [Self::Accept, Self::Handshake, Self::HandshakeTimeout, Self::NoRequest, Self::Protocol, Self::Crowded];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -41,19 +45,22 @@ impl ConnectionError {
             Self::HandshakeTimeout => "handshake_timeout",
             Self::NoRequest => "no_request",
             Self::Protocol => "protocol",
+            Self::Crowded => "crowded",
         }
     }
 }
 
 impl ConnectionMetrics {
-    /// Registers the metrics, all at zero.
-    pub fn new(r: &mut Registry) -> Self {
+    /// Registers the metrics, all at zero, and the maximum number of connections.
+    pub fn new(r: &mut Registry, max_connections: u32) -> Self {
         let metrics = Self::default();
+        metrics.limit.set(max_connections.into());
         // Without a sample at zero, alerts would miss the first increase.
         for why in ConnectionError::ALL {
             let _ = metrics.errors.get_or_create(&ReasonLabels { reason: why.as_str() });
         }
         r.register("connections", "Open connections, including those in their handshake", metrics.open.clone());
+        r.register("connections_limit", "Maximum number of open connections", metrics.limit.clone());
         r.register("connection_errors", "Failed connections, by reason", metrics.errors.clone());
         metrics
     }

@@ -44,7 +44,7 @@ impl Controller {
         let log = plane.dir.join(format!("{name}.log"));
         let mut command = Command::new(&plane.program);
         command.args(["tether", "--", env!("CARGO_BIN_EXE_spillway"), "controller", "--admin-bind=127.0.0.1:0"]);
-        command.args(["--pod-name", name]).args(flags);
+        command.args(["--health-probe-bind=127.0.0.1:0", "--pod-name", name]).args(flags);
         command.env("KUBECONFIG", kubeconfig).envs(env.iter().copied());
         let tether = command.stdin(Stdio::piped()).stderr(File::create(&log).unwrap()).spawn().unwrap();
         let line = || lines(&log).into_iter().find(|line| line["message"] == "listening");

@@ -141,7 +141,8 @@ impl Webhook {
         let log = plane.dir.join(format!("{name}.log"));
         let mut command = Command::new(&plane.program);
         command.args(["tether", "--"]).args(through).arg(env!("CARGO_BIN_EXE_spillway"));
-        command.args(["webhook", "--bind=127.0.0.1:0", "--admin-bind=127.0.0.1:0"]).args(flags);
+        command.args(["webhook", "--bind=127.0.0.1:0", "--admin-bind=127.0.0.1:0"]);
+        command.arg("--health-probe-bind=127.0.0.1:0").args(flags);
         command.env("KUBECONFIG", kubeconfig).stdin(Stdio::piped()).stderr(File::create(&log).unwrap());
         let tether = command.spawn().unwrap();
         let line = || lines(&log).into_iter().find(|line| line["message"] == "listening");

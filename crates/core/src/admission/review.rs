@@ -12,6 +12,9 @@ use crate::{
     pod::{Binding, Pod, Text},
 };
 
+/// Maximum length of the name of a namespace or a pod. No object in a cluster has a longer one.
+const MAX_NAME_BYTES: usize = 253;
+
 /// Maximum size of the UID that a response repeats. The API server sends 36 characters.
 const MAX_UID_BYTES: usize = 128;
 
@@ -84,6 +87,9 @@ pub enum ReviewError {
         /// `request.kind.kind`
         kind: String,
     },
+    /// A name is too long for any object. The API server validates names after the webhooks.
+    #[error("the name of the {0} has more than {MAX_NAME_BYTES} bytes")]
+    LongName(&'static str),
     /// `request.object` is absent or null, or `request.oldObject` of an update.
     #[error("the review has no object")]
     NoObject,
@@ -99,6 +105,7 @@ impl ReviewError {
             Self::NoRequest => "no_request",
             Self::NotAPod { .. } => "not_a_pod",
             Self::NotABinding { .. } => "not_a_binding",
+            Self::LongName(_) => "long_name",
             Self::NoObject => "no_object",
         }
     }
@@ -176,6 +183,7 @@ pub fn parse(body: &[u8]) -> Result<Request<'_>, ReviewError> {
         return Err(ReviewError::NoObject);
     }
     let username = user_info.and_then(|user| user.username).unwrap_or_default();
+    check_names(&namespace, [&pod.metadata.name, &pod.metadata.generate_name])?;
     Ok(Request { uid, namespace, dry_run: dry_run.unwrap_or(false), username, pod, old })
 }
 
@@ -196,6 +204,7 @@ pub fn parse_binding(body: &[u8]) -> Result<BindingRequest<'_>, ReviewError> {
     };
     // The API server takes the pod's name from the path. The binding's own name may be empty.
     let pod = name.or_else(|| binding.metadata.as_ref()?.name.clone()).ok_or(ReviewError::NoObject)?;
+    check_names(&namespace, [&Some(pod.clone()), &None])?;
     Ok(BindingRequest { uid, namespace, pod, dry_run: dry_run.unwrap_or(false), binding })
 }
 
@@ -229,6 +238,15 @@ impl<'a, O> WireRequest<'a, O> {
     fn kind(&self) -> String {
         word(self.kind.as_ref().map(|about| text_or_empty(&about.kind)).unwrap_or_default())
     }
+}
+
+/// Checks the length of the names that go into the log.
+fn check_names(namespace: &str, of_pod: [&Option<Text<'_>>; 2]) -> Result<(), ReviewError> {
+    if namespace.len() > MAX_NAME_BYTES {
+        return Err(ReviewError::LongName("namespace"));
+    }
+    let is_long = |name: &Text<'_>| name.len() > MAX_NAME_BYTES;
+    if of_pod.into_iter().flatten().any(is_long) { Err(ReviewError::LongName("pod")) } else { Ok(()) }
 }
 
 /// Returns a word of the body for an error message.
@@ -302,6 +320,8 @@ impl<'de> Visitor<'de> for Field<'_, '_, 'de> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn review(request: &str) -> String {
@@ -344,6 +364,26 @@ mod tests {
             assert_eq!(parse(body.as_bytes()).map(|_| ()).unwrap_err().reason(), reason, "{body}");
         }
         assert_eq!(parse(b"\xff").map(|_| ()).unwrap_err().reason(), "utf8");
+    }
+
+    #[test]
+    fn a_name_that_no_object_can_have_is_refused() {
+        let review = |namespace: &str, name: &str| {
+            json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {"uid": "u",
+                "kind": {"group": "", "version": "v1", "kind": "Pod"}, "operation": "CREATE", "namespace": namespace,
+                "object": {"metadata": {"name": name}, "spec": {}}}})
+            .to_string()
+        };
+        let reason = |body: String| parse(body.as_bytes()).err().map(|error| error.reason());
+        let long = "n".repeat(254);
+        assert_eq!(reason(review("shop", "web")), None);
+        assert_eq!([reason(review(&long, "web")), reason(review("shop", &long))], [Some("long_name"); 2]);
+    }
+
+    #[test]
+    fn a_uid_that_no_api_server_sends_is_not_repeated() {
+        let body = json!({"request": {"uid": "u".repeat(129)}}).to_string();
+        assert_eq!(recover_uid(body.as_bytes()), None);
     }
 
     #[test]
