@@ -19,7 +19,7 @@ pub(crate) use inventory::Inventory;
 use k8s_openapi::api::core::v1;
 use kube::{Api, Client, Resource, api::ObjectMeta, core::NamespaceResourceScope};
 pub(crate) use node::{Node, NodeObject};
-pub(crate) use pod::{PodMeta, Requests, ScheduledPod, UndecidedPod, UnscheduledPod, VirtualPod};
+pub(crate) use pod::{FailureCause, PodMeta, Requests, ScheduledPod, UndecidedPod, UnscheduledPod, VirtualPod};
 pub(crate) use pod_store::PodStore;
 pub(crate) use scale_up::ScaleUps;
 pub(crate) use scope::OptedIn;

@@ -18,6 +18,7 @@ mod missed;
 mod names;
 mod pod_writes;
 mod reconcile;
+mod start_failures;
 mod taints;
 
 use context::Context;

@@ -73,7 +73,7 @@ fn virtual_nodes_close_at_max_pods_and_reopen() {
 }
 
 #[test]
-fn the_breaker_closes_virtual_nodes_after_provider_failures() {
+fn the_breaker_closes_virtual_nodes_if_azure_has_no_capacity() {
     let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let namespace = plane.namespace(None);
@@ -85,7 +85,8 @@ fn the_breaker_closes_virtual_nodes_after_provider_failures() {
     });
     assert!(!is_closed(&installed));
     for pod in &pods {
-        let failed = json!({"status": {"phase": "Pending", "reason": "ProviderFailed"}});
+        let message = "ERROR CODE: ContainerGroupQuotaReached\n";
+        let failed = json!({"status": {"phase": "Pending", "reason": "ProviderFailed", "message": message}});
         namespace.patch(&format!("pods/{pod}/status"), &failed);
     }
     eventually("the virtual node to be closed", || {

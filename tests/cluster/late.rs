@@ -170,12 +170,25 @@ fn pending_pods_of_an_opted_out_namespace_do_not_overflow() {
     }
 }
 
+/// Waits until every node has been Ready for longer than the settling time. Before, all pods wait for the new VMs.
+fn wait_until_settled(plane: &ControlPlane) {
+    let is_settled = |node: &Value| {
+        let ready = node["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
+        let since: Timestamp = ready["lastTransitionTime"].as_str()?.parse().ok()?;
+        Some(ready["status"] == "True" && since < Timestamp::now() - Duration::from_secs(16))
+    };
+    eventually("the nodes to be settled", || {
+        plane.list("/api/v1/nodes").iter().all(|node| is_settled(node) == Some(true)).then_some(())
+    });
+}
+
 #[test]
 fn a_scale_up_delays_overflow_until_late_max() {
     let installed = InstalledSandbox::new();
     let plane = installed.plane();
     let volume = ConfigVolume::new("late-coming-volume", "late: {max: 20s}");
     let namespace = namespace(plane, "5s");
+    wait_until_settled(plane);
     // The event is older than the pod, so that the controller sees it in time. Its clock is ahead.
     let promised = "promised";
     let at = (Timestamp::now() + Duration::from_secs(30)).strftime("%Y-%m-%dT%H:%M:%SZ").to_string();

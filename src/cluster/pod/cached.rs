@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{meta::PodMeta, view::SchedulingView};
+use super::{meta::PodMeta, object::FailureCause, view::SchedulingView};
 use crate::{
     identity,
     pod::{Pod, Quantity},
@@ -91,8 +91,8 @@ pub(crate) struct VirtualPod {
     pub(crate) has_ended: bool,
     /// `true` if a container runs or has run.
     pub(crate) has_started: bool,
-    /// `true` if the virtual kubelet reports that its provider could not run the pod.
-    pub(crate) is_failed: bool,
+    /// Why the pod does not start.
+    pub(crate) failure: FailureCause,
     /// `true` if the pod runs a kube-proxy on virtual nodes that support one.
     pub(crate) has_kube_proxy: bool,
     /// `true` if the pod has required pod affinity.

@@ -14,5 +14,5 @@ pub(crate) use cached::{
     CachedPod, NodeKind, PodState, Requests, ScheduledPod, UndecidedPod, UnscheduledPod, VirtualPod,
 };
 pub(crate) use meta::PodMeta;
-pub(crate) use object::PodObject;
+pub(crate) use object::{FailureCause, PodObject};
 pub(crate) use reduce::identity_part;

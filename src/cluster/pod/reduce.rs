@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::{
     cached::{CachedPod, NodeKind, PodState, Requests, ScheduledPod, UndecidedPod, UnscheduledPod, VirtualPod},
     meta::{PodMeta, annotations, labels},
-    object::{PodObject, PodStatus},
+    object::{FailureCause, PodObject, PodStatus},
     view::SchedulingView,
 };
 use crate::{
@@ -19,8 +19,6 @@ use crate::{
     pod::{Metadata, Pod, Spec},
 };
 
-/// virtual-kubelet/virtual-kubelet `node/pod.go`, podStatusReasonProviderFailed
-const PROVIDER_FAILED: &str = "ProviderFailed";
 /// The annotation that opts out of kube-proxy (microsoft/virtualnodesOnAzureContainerInstances Docs/PodCustomizations.md).
 const INJECT_KUBE_PROXY: &str = "microsoft.containerinstance.virtualnode.injectkubeproxy";
 /// The annotation of a confidential pod (same document). Containers that its policy does not list cannot run in the pod.
@@ -81,7 +79,8 @@ fn scheduled(
     kind_of: impl Fn(&str) -> NodeKind,
 ) -> Option<PodState> {
     let (has_ended, is_terminating) = (status.has_ended(), meta.deletion_timestamp.is_some());
-    let is_failed = status.reason.as_deref() == Some(PROVIDER_FAILED);
+    let failure = status.failure();
+    let is_failed = matches!(failure, FailureCause::Provider | FailureCause::NoCapacity);
     let kind = kind_of(&node);
     if has_ended && (!is_failed || kind == NodeKind::Vm) {
         return None;
@@ -102,7 +101,7 @@ fn scheduled(
         is_terminating,
         has_ended,
         has_started: status.has_started(),
-        is_failed,
+        failure,
         has_kube_proxy: annotation(meta, CCE_POLICY).is_none()
             && annotation(meta, INJECT_KUBE_PROXY).is_none_or(|value| !value.eq_ignore_ascii_case("false")),
         has_pod_affinity: has_pod_affinity(text),

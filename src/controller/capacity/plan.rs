@@ -1,12 +1,10 @@
 //! Decides whether virtual nodes must be closed, and which nodes get or lose the taint.
 
-use std::time::Duration;
-
 use k8s_openapi::jiff::Timestamp;
 
-use super::super::{events::EventKind, taints::FULL};
+use super::super::{events::EventKind, start_failures::StartFailures, taints::FULL};
 use crate::{
-    cluster::{Node, PodStore, VirtualPod},
+    cluster::{Node, PodStore},
     config::{Breaker, Configuration},
     kubernetes::Store,
 };
@@ -14,12 +12,6 @@ use crate::{
 const CAP_REACHED: EventKind = EventKind::warning("VirtualNodesFull");
 const BREAKER_OPEN: EventKind = EventKind::warning("BreakerOpen");
 const REOPENED: EventKind = EventKind::action("VirtualNodesReopened");
-
-/// The time in which a pod must start. A pod that takes longer counts as failed.
-const START_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-
-/// How long a failure counts, from the binding of the pod. Failed pods may never be deleted, and newer pods show the present state.
-const FAILURE_WINDOW: Duration = Duration::from_secs(30 * 60);
 
 /// Why virtual nodes are closed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,7 +31,7 @@ impl Closed {
 pub(super) struct Load {
     /// Pods that count toward the cap.
     pub(super) total: usize,
-    /// Pods that were bound within the failure window and failed to start.
+    /// Pods that failed to start. Each namespace counts for at most half of `breaker.failures`.
     pub(super) failing: usize,
 }
 
@@ -72,10 +64,9 @@ pub(super) fn plan(
         let is_closed = nodes.values().filter(is_virtual).any(is_full);
         Closed { by_cap: is_closed, by_breaker: is_closed }
     });
-    let pods = || pods.on_virtual_nodes().map(|(_, _, pod)| pod);
     let load = Load {
-        total: pods().filter(|pod| !pod.has_ended).count(),
-        failing: pods().filter(|pod| has_failed(pod, now)).count(),
+        total: pods.on_virtual_nodes().filter(|(_, _, pod)| !pod.has_ended).count(),
+        failing: StartFailures::of(pods, now).for_all(configuration.breaker),
     };
     let closed = Closed {
         by_cap: settings.max_pods.is_some_and(|cap| is_at_cap(load.total, cap as usize, before.by_cap)),
@@ -103,18 +94,6 @@ fn is_at_cap(total: usize, cap: usize, was_at_cap: bool) -> bool {
 fn is_tripped(failing: usize, Breaker { failures }: Breaker, was_tripped: bool) -> bool {
     let failures = failures as usize;
     failures > 0 && (failing >= failures || (was_tripped && failing * 2 > failures))
-}
-
-/// Returns whether a pod failed to start.
-///
-/// Pods of DaemonSets do not count. Virtual nodes run none (learn.microsoft.com/azure/aks/virtual-nodes, limitations), and Spillway does
-/// not change them. A DaemonSet that tolerates every taint has pods on closed virtual nodes too, and these would keep the nodes closed.
-fn has_failed(pod: &VirtualPod, now: Timestamp) -> bool {
-    if pod.meta.controller.as_ref().is_some_and(|owner| owner.kind == "DaemonSet") {
-        return false;
-    }
-    let since = Duration::try_from(now.duration_since(pod.bound)).unwrap_or_default();
-    !pod.is_terminating && since < FAILURE_WINDOW && (pod.is_failed || (!pod.has_started && since >= START_TIMEOUT))
 }
 
 /// Returns the events about a change.
@@ -146,7 +125,8 @@ pub(super) fn events(
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+    use std::time::Duration;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -210,7 +190,12 @@ mod tests {
     #[test]
     fn failing_pods_open_the_breaker_until_half_are_gone() {
         let hanging = |count: usize| -> Vec<_> {
-            (0..count).map(|i| pod(&i.to_string(), 301, &json!({"phase": "Pending"}))).collect()
+            let pod = |i: usize| {
+                let mut pod = pod(&i.to_string(), 301, &json!({"phase": "Pending"}));
+                pod["metadata"]["namespace"] = format!("namespace-{}", i % 3).into();
+                pod
+            };
+            (0..count).map(pod).collect()
         };
         let is_tripped = |count, was| {
             let before = Some(Closed { by_cap: false, by_breaker: was });
@@ -222,22 +207,6 @@ mod tests {
         );
         let off = planned("breaker: {failures: 0}", &[node("v", true, false)], &hanging(50), None).unwrap();
         assert!(!off.now.is_closed());
-    }
-
-    #[test]
-    fn a_pod_fails_by_start_timeout_or_by_provider() {
-        let failed = |bound, status: Value| has_failed(&VirtualPod::of(&pod("p", bound, &status)).unwrap(), now());
-        assert!(!failed(299, json!({"phase": "Pending"})) && failed(300, json!({"phase": "Pending"})));
-        assert!(!failed(900, json!({"phase": "Running"})));
-        assert!(failed(1, json!({"phase": "Pending", "reason": "ProviderFailed"})));
-        assert!(failed(1, json!({"phase": "Failed", "reason": "ProviderFailed"})));
-        assert!(!failed(1800, json!({"phase": "Pending", "reason": "ProviderFailed"})), "too old");
-        let mut of_a_daemon_set = VirtualPod::of(&pod("p", 300, &json!({"phase": "Pending"}))).unwrap();
-        let owner = |kind: &str| Some(OwnerReference { kind: kind.to_owned(), ..OwnerReference::default() });
-        of_a_daemon_set.meta.controller = owner("ReplicaSet");
-        assert!(has_failed(&of_a_daemon_set, now()));
-        of_a_daemon_set.meta.controller = owner("DaemonSet");
-        assert!(!has_failed(&of_a_daemon_set, now()), "Spillway did not place it");
     }
 
     #[test]
@@ -272,22 +241,6 @@ mod tests {
         assert_eq!(load(json!({"status": {"phase": "Succeeded"}})), (0, 0));
         assert_eq!(load(json!({"status": {"phase": "Failed", "reason": "Evicted"}})), (0, 0));
         assert_eq!(load(json!({"status": {"phase": "Failed", "reason": "ProviderFailed"}})), (0, 1));
-    }
-
-    #[test]
-    fn a_pod_has_started_with_its_first_init_or_app_container() {
-        let failed = |statuses: &str, state: &str| {
-            let mut status = json!({"phase": "Pending"});
-            let image = json!({"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0});
-            status[statuses] = json!([image]);
-            let details = if state == "terminated" { json!({"exitCode": 0}) } else { json!({}) };
-            status[statuses][0]["state"] = json!({state: details});
-            has_failed(&VirtualPod::of(&pod("p", 900, &status)).unwrap(), now())
-        };
-        assert!(failed("initContainerStatuses", "waiting") && failed("containerStatuses", "waiting"));
-        for statuses in ["initContainerStatuses", "containerStatuses"] {
-            assert!(!failed(statuses, "running") && !failed(statuses, "terminated"), "{statuses}");
-        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use json_patch::Patch as JsonPatch;
 use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
 
 use super::{
+    super::start_failures::StartFailures,
     in_flight::IN_FLIGHT_GRACE,
     observation::{Observation, overrides},
     scale_up::provisioning_nodes,
@@ -110,10 +111,11 @@ pub(super) fn plan(observation: &Observation<'_>) -> Option<Plan> {
             LateState::Due { waited } => due.push(Candidate { waited, key, pod }),
         }
     }
+    plan.clock_starts = in_turn(plan.clock_starts, |start| &start.key.namespace);
     plan.clock_starts.truncate(MAX_STARTS);
-    // The pods that have waited longest come first.
+    // In each turn, the pods that have waited longest come first.
     due.sort_by(|one, other| other.waited.cmp(&one.waited).then_with(|| one.key.cmp(other.key)));
-    select(due, observation, &mut plan);
+    select(in_turn(due, |candidate| &candidate.key.namespace), observation, &mut plan);
     Some(plan)
 }
 
@@ -166,6 +168,22 @@ impl Candidate<'_> {
     }
 }
 
+/// Sorts pods so that namespaces take turns, and one namespace with many pods does not delay the others. Each namespace keeps the
+/// order of its pods.
+fn in_turn<T>(pods: Vec<T>, namespace: impl Fn(&T) -> &str) -> Vec<T> {
+    let mut counts = BTreeMap::<String, usize>::new();
+    let turn = |pod: &T| {
+        let count = counts.entry(namespace(pod).to_owned()).or_default();
+        *count += 1;
+        *count
+    };
+    let turns: Vec<_> = pods.iter().map(turn).collect();
+    let mut with_turn: Vec<_> = turns.into_iter().zip(pods).collect();
+    // The sort is stable.
+    with_turn.sort_by_key(|(turn, _)| *turn);
+    with_turn.into_iter().map(|(_, pod)| pod).collect()
+}
+
 /// Selects as many pods as caps and rates permit.
 fn select(due: Vec<Candidate<'_>>, observation: &Observation<'_>, plan: &mut Plan) {
     if due.is_empty() {
@@ -175,7 +193,8 @@ fn select(due: Vec<Candidate<'_>>, observation: &Observation<'_>, plan: &mut Pla
     // Pods are counted only in namespaces with a cap.
     let overflowing = LazyCell::new(|| observation.overflowing());
     let overflowing = |namespace: &str| overflowing.get(namespace).copied().unwrap_or_default();
-    let rate = observation.configuration.late_rate;
+    let failures = LazyCell::new(|| StartFailures::of(observation.pods, observation.now));
+    let (rate, breaker) = (observation.configuration.late_rate, observation.configuration.breaker);
     let mut selected = BTreeMap::<&str, u32>::new();
     for candidate in due {
         let Candidate { key, pod, .. } = candidate;
@@ -183,6 +202,14 @@ fn select(due: Vec<Candidate<'_>>, observation: &Observation<'_>, plan: &mut Pla
         if is_closed {
             plan.counts.closed += 1;
             plan.withhold(key, pod, "virtual nodes are closed, or no virtual node is ready");
+        } else if let Some(count) = failures.too_many(&key.namespace, breaker) {
+            plan.counts.closed += 1;
+            let failures = breaker.failures;
+            let why = format!(
+                "{count} pods of namespace {} failed to start on virtual nodes, and breaker.failures is {failures}",
+                key.namespace
+            );
+            plan.withhold(key, pod, &why);
         } else if let Some(why) = candidate.at_cap(observation, *selected, overflowing) {
             plan.counts.capped += 1;
             plan.withhold(key, pod, &why);
@@ -208,7 +235,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::{
-        super::testing::{Cluster, unchanged},
+        super::testing::{Cluster, before, unchanged},
         *,
     };
 
@@ -240,6 +267,22 @@ mod tests {
         assert_eq!((plan.counts.paced, plan.requeue_after), (5, Some(MIN_ROUND_INTERVAL)));
         cluster.may_apply = false;
         assert_eq!(cluster.due(), <[&str; 0]>::default(), "one round per interval");
+    }
+
+    #[test]
+    fn a_namespace_with_many_pods_does_not_delay_others() {
+        let mut cluster = Cluster::configured("lateRate: {total: 2, perNamespace: 2}");
+        for number in 0..MAX_STARTS + 10 {
+            cluster = cluster.pod("other", &format!("new-{number:03}"), None, unchanged);
+        }
+        cluster = cluster.pod("shop", "new", None, unchanged).pod("shop", "late", Some(200), unchanged);
+        for name in ["a", "b", "c"] {
+            cluster = cluster.pod("other", name, Some(900), unchanged);
+        }
+        assert_eq!(cluster.due(), ["a", "late"]);
+        let plan = cluster.plan();
+        assert_eq!(plan.clock_starts.len(), MAX_STARTS);
+        assert!(plan.clock_starts.iter().any(|start| start.key.name == "new"));
     }
 
     #[test]
@@ -279,6 +322,25 @@ mod tests {
             assert_eq!((plan.due.len(), plan.counts.closed), (0, 1));
             assert!(plan.withheld["rs"].note.contains("closed"), "{:?}", plan.withheld);
         }
+    }
+
+    #[test]
+    fn pods_that_do_not_start_withhold_pods_of_their_namespace_only() {
+        let mut cluster = Cluster::configured("breaker: {failures: 2}").pod("shop", "a", Some(900), unchanged).pod(
+            "other",
+            "b",
+            Some(900),
+            unchanged,
+        );
+        cluster.on_virtual = (0..2)
+            .map(|i| {
+                json!({"metadata": {"namespace": "shop", "name": format!("f{i}"), "creationTimestamp": before(600)},
+                    "spec": {"containers": []}, "status": {"phase": "Pending", "reason": "ProviderFailed"}})
+            })
+            .collect();
+        let plan = cluster.plan();
+        assert_eq!(plan.due.iter().map(|pod| pod.key.name.as_str()).collect::<Vec<_>>(), ["b"]);
+        assert!(plan.withheld["rs"].note.contains("2 pods of namespace shop failed to start"), "{:?}", plan.withheld);
     }
 
     #[test]

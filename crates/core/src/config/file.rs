@@ -185,7 +185,8 @@ pub struct ScaleIn {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = without_null)]
 pub struct Breaker {
-    /// Number of pods on virtual nodes that must fail to start at the same time. 0 disables the breaker. Default: 10.
+    /// Number of pods on virtual nodes that must fail to start at the same time. 0 disables the breaker. Default: 10. Each
+    /// namespace counts for at most half, unless Azure reports a lack of capacity or quota.
     pub failures: Option<u32>,
 }
 
