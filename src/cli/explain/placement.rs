@@ -7,7 +7,11 @@ use super::known_cluster::KnownCluster;
 use crate::{
     burst::{ADDED, DECISION, Part, UNSCHEDULABLE_SINCE},
     config::{Mode, Settings},
+    excerpt,
 };
+
+/// Maximum characters of a reason. The scheduler's message about many nodes has several hundred.
+const MAX_WHY_CHARS: usize = 1024;
 
 /// The node of a pod.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +40,7 @@ impl Placement {
             is_called,
             late_after: settings.map_or(0, |settings| settings.late_after.value.as_secs()),
         };
-        let why = match (node, is_virtual) {
+        let mut why = match (node, is_virtual) {
             (None, _) => status.why_waiting(condition(pod)),
             (Some(_), Some(true)) => {
                 let at = condition(pod).and_then(|condition| condition.get("lastTransitionTime")?.as_str());
@@ -45,6 +49,8 @@ impl Placement {
             (Some(_), Some(false)) => status.why_vm(),
             (Some(_), None) => "no virtual node is known, so the node may be a virtual node or a VM".to_owned(),
         };
+        // The pod's owner can write the annotations. They must not command the terminal of an operator.
+        excerpt::shorten(&mut why, MAX_WHY_CHARS);
         Self { node: node.map(str::to_owned), is_virtual, why }
     }
 }
@@ -168,6 +174,12 @@ mod tests {
             "metadata": {"annotations": annotations}, "spec": {"nodeName": node}, "status": {"conditions": [status]},
         });
         Placement::of(&pod, &cluster, true, settings.as_ref())
+    }
+
+    #[test]
+    fn an_annotation_cannot_command_the_terminal() {
+        let why = placement(&json!({DECISION: "\u{1b}]0;owned\u{7}\n\u{202e}"}), "vn").why;
+        assert!(why.contains("\\u{1b}]0;owned\\u{7}\\n\\u{202e}") && !why.contains(char::is_control), "{why}");
     }
 
     #[test]
