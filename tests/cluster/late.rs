@@ -217,6 +217,29 @@ fn a_scale_up_delays_overflow_until_late_max() {
 }
 
 #[test]
+fn pods_of_mode_prefer_count_toward_max_pods() {
+    let installed = InstalledSandbox::new();
+    let plane = installed.plane();
+    wait_until_settled(plane);
+    let volume = ConfigVolume::new("prefer-cap-volume", "profiles: {enabled: {maxPods: 2}}");
+    let namespace = plane.namespace(Some("enabled"));
+    let controller = Controller::start(plane, "prefer-cap", &["--config", &volume.file()]);
+    let mut annotations = annotations_of_webhook();
+    annotations["spillway.dev/mode"] = "prefer".into();
+    for name in ["a", "b", "c"] {
+        namespace.create(&json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": annotations}, "spec": large_pod(),
+        }));
+    }
+    eventually("a pod to be withheld", || {
+        (controller.metric("spillway_late_pods{state=\"capped\"}") == 1).then_some(())
+    });
+    eventually("two pods to be on the virtual node", || {
+        (namespace.pods().iter().filter(|pod| is_on(pod, "virtualnode-0")).count() == 2).then_some(())
+    });
+}
+
+#[test]
 fn a_namespace_at_max_pods_does_not_overflow() {
     let installed = InstalledSandbox::new();
     let plane = installed.plane();

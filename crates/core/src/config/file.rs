@@ -103,7 +103,8 @@ pub struct Overridable {
     /// Settings of mode `late`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub late: Option<Late>,
-    /// Maximum number of pods of one namespace on virtual nodes. Overrides `maxPods` of the file.
+    /// Maximum number of pods of one namespace on virtual nodes. Overrides `maxPods` of the file. With a maximum, mode `prefer`
+    /// is mode `late` without a delay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_pods: Option<u32>,
     /// Eligibility of pods for virtual nodes.

@@ -87,7 +87,8 @@ pub struct Settings<'a> {
     pub late_after: Sourced<Duration>,
     /// Maximum wait during a scale-up for the pod. At least `late_after`.
     pub late_max: Duration,
-    /// Maximum number of pods of its namespace on virtual nodes. At the cap, no more pods overflow late.
+    /// Maximum number of pods of its namespace on virtual nodes. At the cap, no more pods overflow late. With a cap, mode
+    /// `prefer` is mode `late` without a delay.
     pub max_pods: Option<u32>,
     /// kube-proxy on a virtual node.
     pub kube_proxy: Sourced<KubeProxy>,
@@ -258,16 +259,22 @@ impl Configuration {
             (file.late_after(), Origin::File),
         ]);
         let late_max = profile.and_then(Overridable::late_max).or_else(|| file.late_max());
+        let late_max = late_max.map_or(LATE_MAX, |Wait(max)| max).max(late_after.value.0);
+        let mode = pick([
+            (pod.mode, Origin::Pod),
+            (namespace.mode, Origin::Namespace),
+            (profile.and_then(|p| p.mode), Origin::Profile),
+            (file.mode, Origin::File),
+        ]);
+        let max_pods = profile.and_then(|profile| profile.max_pods).or(file.max_pods);
+        // The webhook cannot count pods. In a namespace with a cap, only the controller gives the toleration.
+        let is_counted = max_pods.is_some() && mode.value == Mode::Prefer;
+        let late_after = Sourced { value: late_after.value.0, origin: late_after.origin };
         Settings {
-            late_max: late_max.map_or(LATE_MAX, |Wait(max)| max).max(late_after.value.0),
-            max_pods: profile.and_then(|profile| profile.max_pods).or(file.max_pods),
-            mode: pick([
-                (pod.mode, Origin::Pod),
-                (namespace.mode, Origin::Namespace),
-                (profile.and_then(|p| p.mode), Origin::Profile),
-                (file.mode, Origin::File),
-            ]),
-            late_after: Sourced { value: late_after.value.0, origin: late_after.origin },
+            mode: if is_counted { Sourced { value: Mode::Late, ..mode } } else { mode },
+            late_after: if is_counted { Sourced { value: Duration::ZERO, origin: mode.origin } } else { late_after },
+            late_max: if is_counted { Duration::ZERO } else { late_max },
+            max_pods,
             kube_proxy: pick([
                 (pod.kube_proxy, Origin::Pod),
                 (namespace.kube_proxy, Origin::Namespace),
@@ -437,6 +444,25 @@ mod tests {
         let cap = |profile: &str| config.settings(profile, &none, &none).known().and_then(|settings| settings.max_pods);
         assert_eq!((cap("small"), cap("same")), (Some(5), Some(50)));
         assert_eq!(file("").settings("enabled", &none, &none).known().and_then(|settings| settings.max_pods), None);
+    }
+
+    #[test]
+    fn a_pod_cannot_pass_the_cap_of_its_namespace_by_its_mode() {
+        let none = Overrides::default();
+        let pod = overrides(&[(MODE, "prefer")]);
+        let config =
+            file("profiles: {capped: {mode: late, maxPods: 1}, capped-prefer: {maxPods: 1}, open: {mode: late}}");
+        for (profile, on_pod, mode, after) in [
+            ("capped", &none, Mode::Late, 180),
+            ("capped", &pod, Mode::Late, 0),
+            ("capped-prefer", &none, Mode::Late, 0),
+            ("open", &pod, Mode::Prefer, 180),
+        ] {
+            let settings = config.settings(profile, &none, on_pod).known().unwrap();
+            let (value, wait) = (settings.mode.value, settings.late_after.value.as_secs());
+            assert_eq!((value, wait), (mode, after), "{profile}");
+            assert!(settings.late_max >= settings.late_after.value);
+        }
     }
 
     #[test]
