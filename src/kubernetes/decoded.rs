@@ -3,12 +3,11 @@
 //! Go accepts values that Rust types refuse. For example, the API server stores the time 9999-12-31T23:59:59Z, and the
 //! greatest time of jiff is earlier. A user can write such a time into an object of his namespace.
 
-use std::borrow::Cow;
-
-use kube::{Resource, api::ObjectMeta};
+use kube::api::ObjectMeta;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
+use super::object::resource_of;
 use crate::excerpt::{self, excerpt};
 
 /// An object, or the reason why it could not be decoded. Its name, namespace and resource version are always known.
@@ -47,39 +46,12 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Decoded<K> {
     }
 }
 
-impl<K: Resource> Resource for Decoded<K> {
-    type DynamicType = K::DynamicType;
-    type Scope = K::Scope;
-
-    fn kind(kind: &Self::DynamicType) -> Cow<'_, str> {
-        K::kind(kind)
-    }
-
-    fn group(kind: &Self::DynamicType) -> Cow<'_, str> {
-        K::group(kind)
-    }
-
-    fn version(kind: &Self::DynamicType) -> Cow<'_, str> {
-        K::version(kind)
-    }
-
-    fn plural(kind: &Self::DynamicType) -> Cow<'_, str> {
-        K::plural(kind)
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+resource_of!(Decoded<K>);
 
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
-    use kube::api::ObjectList;
+    use kube::{Resource, api::ObjectList};
 
     use super::*;
 

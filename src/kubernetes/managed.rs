@@ -1,16 +1,16 @@
 //! The metadata of an object, with the managers of its fields.
 
-use std::{borrow::Cow, marker::PhantomData};
+use std::marker::PhantomData;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
-use kube::{Resource, api::ObjectMeta};
+use kube::api::ObjectMeta;
 use serde::{
     Deserialize, Deserializer,
     de::{Error, IgnoredAny},
 };
 use serde_json::value::RawValue;
 
-use super::partial::PartialObject;
+use super::{object::resource_of, partial::PartialObject};
 
 /// The metadata of an object of kind `K` with its `managedFields`. An entry that cannot be decoded is skipped.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ pub(crate) struct ManagedObject<K> {
     kind: PhantomData<K>,
 }
 
-impl<'de, K: Resource<DynamicType = ()>> Deserialize<'de> for ManagedObject<K> {
+impl<'de, K> Deserialize<'de> for ManagedObject<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         struct Managed {
@@ -42,34 +42,7 @@ impl<'de, K: Resource<DynamicType = ()>> Deserialize<'de> for ManagedObject<K> {
     }
 }
 
-impl<K: Resource<DynamicType = ()>> Resource for ManagedObject<K> {
-    type DynamicType = ();
-    type Scope = K::Scope;
-
-    fn kind(kind: &()) -> Cow<'_, str> {
-        K::kind(kind)
-    }
-
-    fn group(kind: &()) -> Cow<'_, str> {
-        K::group(kind)
-    }
-
-    fn version(kind: &()) -> Cow<'_, str> {
-        K::version(kind)
-    }
-
-    fn plural(kind: &()) -> Cow<'_, str> {
-        K::plural(kind)
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+resource_of!(ManagedObject<K>);
 
 #[cfg(test)]
 mod tests {

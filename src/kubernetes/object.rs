@@ -29,3 +29,38 @@ pub(crate) fn object_reference(api_version: &str, kind: &str, namespace: Option<
 pub(crate) fn annotation<'m>(meta: &'m ObjectMeta, key: &str) -> Option<&'m str> {
     meta.annotations.as_ref()?.get(key).map(String::as_str)
 }
+
+/// Implements `Resource` for an object of kind `K` with a field `metadata`.
+macro_rules! resource_of {
+    ($object:ident<K $(, $other:ident)*>) => {
+        impl<K: ::kube::Resource $(, $other)*> ::kube::Resource for $object<K $(, $other)*> {
+            type DynamicType = K::DynamicType;
+            type Scope = K::Scope;
+
+            fn kind(kind: &Self::DynamicType) -> ::std::borrow::Cow<'_, str> {
+                K::kind(kind)
+            }
+
+            fn group(kind: &Self::DynamicType) -> ::std::borrow::Cow<'_, str> {
+                K::group(kind)
+            }
+
+            fn version(kind: &Self::DynamicType) -> ::std::borrow::Cow<'_, str> {
+                K::version(kind)
+            }
+
+            fn plural(kind: &Self::DynamicType) -> ::std::borrow::Cow<'_, str> {
+                K::plural(kind)
+            }
+
+            fn meta(&self) -> &::kube::api::ObjectMeta {
+                &self.metadata
+            }
+
+            fn meta_mut(&mut self) -> &mut ::kube::api::ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+pub(super) use resource_of;

@@ -3,11 +3,13 @@
 //! `kube::api::PartialObjectMeta` is enough if Spillway reads only metadata. It has no `spec`, and it decodes the
 //! `managedFields` of every object. `kube::core::DeserializeGuard` decodes each object twice.
 
-use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData};
+use std::{collections::BTreeMap, marker::PhantomData};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
-use kube::{Resource, api::ObjectMeta};
+use kube::api::ObjectMeta;
 use serde::{Deserialize, Deserializer};
+
+use super::object::resource_of;
 
 /// An object of kind `K`. Decoding skips the fields that `Spec` and `Status` do not name. It also skips
 /// `managedFields`, which is often the largest part of an object.
@@ -58,34 +60,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
     })
 }
 
-impl<K: Resource<DynamicType = ()>, Spec, Status> Resource for PartialObject<K, Spec, Status> {
-    type DynamicType = ();
-    type Scope = K::Scope;
-
-    fn kind(kind: &()) -> Cow<'_, str> {
-        K::kind(kind)
-    }
-
-    fn group(kind: &()) -> Cow<'_, str> {
-        K::group(kind)
-    }
-
-    fn version(kind: &()) -> Cow<'_, str> {
-        K::version(kind)
-    }
-
-    fn plural(kind: &()) -> Cow<'_, str> {
-        K::plural(kind)
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+resource_of!(PartialObject<K, Spec, Status>);
 
 #[cfg(test)]
 mod tests {
