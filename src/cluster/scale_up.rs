@@ -17,6 +17,7 @@ use super::watch::PAGE;
 use crate::{
     background::restart_on_panic,
     kubernetes::{ObjectKey, Refusal, Sink, Watch},
+    pod::MAX_NAME_BYTES,
     telemetry::CacheMetrics,
 };
 
@@ -28,6 +29,12 @@ const REASONS: [&str; 2] = ["TriggeredScaleUp", "Nominated"];
 /// Default lifetime of an Event in the API server (`--event-ttl`).
 const EVENT_LIFETIME: Duration = Duration::from_secs(3600);
 
+/// The clock of a node autoscaler may be ahead by this time.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+/// Maximum number of pods of one namespace that are remembered. Without it, one user could fill the memory.
+const MAX_PODS_OF_A_NAMESPACE: usize = 1000;
+
 /// Pods for which a node autoscaler has announced a VM, with the time of the last announcement.
 #[derive(Debug, Default)]
 pub(crate) struct ScaleUps {
@@ -36,9 +43,6 @@ pub(crate) struct ScaleUps {
     /// Number of pods in `by_pod`, by namespace.
     by_namespace: HashMap<String, usize>,
 }
-
-/// Maximum number of pods of one namespace that are remembered. Without it, one user could fill the memory.
-const MAX_PODS_OF_A_NAMESPACE: usize = 1000;
 
 impl ScaleUps {
     /// Returns whether the initial lists of all reasons are complete.
@@ -101,14 +105,7 @@ pub(super) fn start(client: &Client, metrics: &CacheMetrics, tasks: &mut JoinSet
     announced
 }
 
-/// Returns the pod of an Event, and the time when the Event was last observed.
-/// Maximum length of the name of a pod.
-const MAX_NAME_BYTES: usize = 253;
-
-/// The clock of a node autoscaler may be ahead by this time.
-const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
-
-/// Returns the pod of an Event, and when the Event happened. Returns `None` if the Event names a pod of another
+/// Returns the pod of an Event, and the time when the Event was last observed. Returns `None` if the Event names a pod of another
 /// namespace, a name that no pod can have, or a time in the future.
 ///
 /// Any user may create Events in his namespace, and the API server checks none of these fields.

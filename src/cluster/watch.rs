@@ -21,7 +21,7 @@ use crate::{
     burst::ServiceAccount,
     config::{BURST_LABEL, DISABLED},
     eligibility::{NetworkPolicy, VirtualNode},
-    kubernetes::{ManagedObject, Object, ObjectKey, PartialObject, Refusal, Sink, Watch},
+    kubernetes::{Object, ObjectKey, PartialObject, Refusal, Sink, Watch},
     reload::configuration::{ConfigReceiver, until},
     telemetry::CacheMetrics,
 };
@@ -109,16 +109,13 @@ impl<C: Default + Clone, V> Sink<V> for SnapshotSink<C, V> {
     fn refuse(&self, _: Refusal) {}
 }
 
-/// A ServiceAccount of the API.
-type ServiceAccountObject = PartialObject<v1::ServiceAccount, IgnoredAny, IgnoredAny>;
+/// The metadata of an object of kind `K`.
+type MetadataOf<K> = PartialObject<K, IgnoredAny, IgnoredAny>;
 
 /// Returns a watch of the metadata of all service accounts.
-pub(super) fn service_accounts(client: &Client, metrics: &CacheMetrics) -> Watch<ServiceAccountObject> {
+pub(super) fn service_accounts(client: &Client, metrics: &CacheMetrics) -> Watch<MetadataOf<v1::ServiceAccount>> {
     watch(client, "serviceaccounts", "service accounts", metrics)
 }
-
-/// A virtual node of the API, without its spec and status.
-type VirtualNodeObject = PartialObject<v1::Node, IgnoredAny, IgnoredAny>;
 
 /// A NetworkPolicy of the API.
 type NetworkPolicyObject = PartialObject<networking::NetworkPolicy, NetworkPolicySpec, IgnoredAny>;
@@ -128,11 +125,6 @@ type NetworkPolicyObject = PartialObject<networking::NetworkPolicy, NetworkPolic
 #[serde(rename_all = "camelCase")]
 pub(super) struct NetworkPolicySpec {
     pod_selector: Option<LabelSelector>,
-}
-
-/// Returns a watch of all NetworkPolicies.
-fn network_policies(client: &Client, metrics: &CacheMetrics) -> Watch<NetworkPolicyObject> {
-    watch(client, "networkpolicies", "network policies", metrics)
 }
 
 /// Returns a watch that decisions need. `cache` is its name in metrics.
@@ -153,7 +145,8 @@ pub(super) fn follow_network_policies(
     publisher: &Publisher,
     tasks: &mut JoinSet<()>,
 ) {
-    network_policies(client, metrics).spawn_with_substitute(
+    let policies: Watch<NetworkPolicyObject> = watch(client, "networkpolicies", "network policies", metrics);
+    policies.spawn_with_substitute(
         tasks,
         |object| Some(network_policy(object.metadata.name?, object.spec.pod_selector.unwrap_or_default())),
         |key| Some(network_policy(key.name.clone(), LabelSelector::default())),
@@ -168,7 +161,7 @@ pub(super) fn start(
     metrics: &CacheMetrics,
 ) -> (watch::Receiver<Arc<Snapshot>>, JoinSet<()>) {
     let (publisher, mut tasks) = (Publisher::default(), JoinSet::new());
-    let namespaces: Watch<ManagedObject<v1::Namespace>> = watch(client, "namespaces", "namespaces", metrics);
+    let namespaces: Watch<MetadataOf<v1::Namespace>> = watch(client, "namespaces", "namespaces", metrics);
     namespaces.labels(&format!("{BURST_LABEL},{BURST_LABEL}!={DISABLED}")).spawn(
         &mut tasks,
         |object| Namespace::opted_in(&object.metadata),
@@ -181,7 +174,7 @@ pub(super) fn start(
         publisher.service_accounts(),
     );
     follow_network_policies(client, metrics, &publisher, &mut tasks);
-    let nodes: Watch<VirtualNodeObject> = watch(client, "nodes", "virtual nodes", metrics);
+    let nodes: Watch<MetadataOf<v1::Node>> = watch(client, "nodes", "virtual nodes", metrics);
     let sink = publisher.virtual_nodes();
     tasks.spawn(restart_on_panic(async move || follow_virtual_nodes(&nodes, &configuration, &sink).await));
     (publisher.subscribe(), tasks)
@@ -190,7 +183,7 @@ pub(super) fn start(
 /// Watches the nodes that the current configuration selects. After a change of the selector, the snapshot keeps the old
 /// nodes until the new list is complete.
 async fn follow_virtual_nodes(
-    nodes: &Watch<VirtualNodeObject>,
+    nodes: &Watch<MetadataOf<v1::Node>>,
     configuration: &ConfigReceiver,
     sink: &impl Sink<VirtualNode>,
 ) {

@@ -64,8 +64,8 @@ fn has_failed(pod: &VirtualPod, now: Timestamp) -> bool {
         return false;
     }
     let since = Duration::try_from(now.duration_since(pod.bound)).unwrap_or_default();
-    let has_refused = matches!(pod.failure, FailureCause::Provider | FailureCause::NoCapacity);
-    !pod.is_terminating && since < FAILURE_WINDOW && (has_refused || (!pod.has_started && since >= START_TIMEOUT))
+    let is_late = !pod.has_started && since >= START_TIMEOUT;
+    !pod.is_terminating && since < FAILURE_WINDOW && (pod.failure.is_of_provider() || is_late)
 }
 
 #[cfg(test)]

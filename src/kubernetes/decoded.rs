@@ -3,7 +3,7 @@
 //! Go accepts values that Rust types refuse. For example, the API server stores the time 9999-12-31T23:59:59Z, and the
 //! greatest time of jiff is earlier. A user can write such a time into an object of his namespace.
 
-use kube::api::ObjectMeta;
+use kube::{Resource, api::ObjectMeta};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
@@ -32,17 +32,28 @@ struct Named {
     metadata: Identity,
 }
 
-impl<'de, K: DeserializeOwned> Deserialize<'de> for Decoded<K> {
+impl From<Identity> for ObjectMeta {
+    fn from(Identity { name, namespace, resource_version }: Identity) -> Self {
+        Self { name, namespace, resource_version, ..Self::default() }
+    }
+}
+
+impl<'de, K: Resource + DeserializeOwned> Deserialize<'de> for Decoded<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = Box::<RawValue>::deserialize(deserializer)?;
-        let named: Named = serde_json::from_str(json.get()).unwrap_or_default();
-        let result = serde_json::from_str(json.get()).map_err(|error| {
-            let message = error.to_string();
-            excerpt(&message, excerpt::MESSAGE).into()
-        });
-        let Identity { name, namespace, resource_version } = named.metadata;
-        let metadata = ObjectMeta { name, namespace, resource_version, ..ObjectMeta::default() };
-        Ok(Self { metadata, result })
+        match serde_json::from_str::<K>(json.get()) {
+            Ok(object) => {
+                let ObjectMeta { name, namespace, resource_version, .. } = object.meta();
+                let [name, namespace, resource_version] = [name, namespace, resource_version].map(Clone::clone);
+                let identity = Identity { name, namespace, resource_version };
+                Ok(Self { metadata: identity.into(), result: Ok(object) })
+            }
+            Err(error) => {
+                let Named { metadata: identity } = serde_json::from_str(json.get()).unwrap_or_default();
+                let message = excerpt(&error.to_string(), excerpt::MESSAGE).into();
+                Ok(Self { metadata: identity.into(), result: Err(message) })
+            }
+        }
     }
 }
 
@@ -51,7 +62,7 @@ resource_of!(Decoded<K>);
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
-    use kube::{Resource, api::ObjectList};
+    use kube::api::ObjectList;
 
     use super::*;
 

@@ -12,6 +12,7 @@ mod partial;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+mod undecodable;
 mod watch;
 
 pub(crate) use backoff::Backoff;

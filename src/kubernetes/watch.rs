@@ -25,6 +25,7 @@ use super::{
     decoded::Decoded,
     object::{Object, PAGE_SIZE},
     store::{ObjectKey, Refusal, Store},
+    undecodable::Undecodable,
 };
 use crate::{
     background::restart_on_panic,
@@ -215,15 +216,12 @@ impl<K: Object> Watch<K> {
     ) {
         let mut backoff = WatchBackoff { inner: DefaultBackoff::default(), max: self.max_backoff };
         let mut last_error = LastError::default();
-        let mut undecodable = Undecodable { names: BTreeSet::new(), count: self.undecodable.clone() };
+        let mut undecodable = Undecodable::new(self.resource, self.undecodable.clone());
         // Returns the value of an object, and whether the object could be decoded.
         let decode = |key: &ObjectKey, object: Decoded<K>, undecodable: &Undecodable| match object.result {
             Ok(object) => (reduce(object), true),
             Err(error) => {
-                if !undecodable.names.contains(key) {
-                    let (resource, namespace, name) = (self.resource, key.namespace.as_str(), key.name.as_str());
-                    tracing::warn!(resource, namespace, name, error, "object cannot be decoded, skipping it");
-                }
+                undecodable.log(key, &error);
                 (substitute(key), false)
             }
         };
@@ -351,34 +349,6 @@ struct List<V> {
 impl<V> Default for List<V> {
     fn default() -> Self {
         Self { has_started: false, objects: BTreeMap::new(), undecodable: BTreeSet::new() }
-    }
-}
-
-/// The objects of a watch that cannot be decoded. They count until they change, are deleted, or the watch ends.
-struct Undecodable {
-    names: BTreeSet<ObjectKey>,
-    count: UndecodableObjects,
-}
-
-impl Undecodable {
-    fn set(&mut self, key: &ObjectKey, is_undecodable: bool) {
-        if is_undecodable && self.names.insert(key.clone()) {
-            self.count.add(1);
-        } else if !is_undecodable && self.names.remove(key) {
-            self.count.remove(1);
-        }
-    }
-
-    fn replace(&mut self, names: BTreeSet<ObjectKey>) {
-        self.count.remove(self.names.len());
-        self.count.add(names.len());
-        self.names = names;
-    }
-}
-
-impl Drop for Undecodable {
-    fn drop(&mut self) {
-        self.count.remove(self.names.len());
     }
 }
 

@@ -40,8 +40,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// connection first, a request that the API server has just sent would be lost.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Idle timeout before the first request, after a request that was not successful, and while the connection limit is reached. It keeps idle clients from blocking
-/// the API server. Go's client may open a connection that it does not need, which Spillway can close without harm. Each
+/// Idle timeout before the first request, after a request that was not successful, and while the connection limit is
+/// reached. It keeps idle clients from blocking the API server. Go's client may open a connection that it does not need, which Spillway can close without harm. Each
 /// connection checks its idle time at this interval.
 const SHORT_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -134,7 +134,7 @@ impl ConnectionHandler {
             async move {
                 let mut response = response.await?;
                 let is_rejected = response.status().is_client_error();
-                in_flight.0.slot.responded(!is_rejected && !response.status().is_server_error());
+                in_flight.0.slot.responded(response.status().is_success());
                 // HTTP/2 sends GOAWAY instead, which hyper does when the connection shuts down.
                 if is_http1 && (is_rejected || draining.has_started()) {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

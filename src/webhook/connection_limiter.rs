@@ -18,7 +18,7 @@ use crate::telemetry::{ConnectionError, ConnectionMetrics};
 /// Delay before the next accept after one failed for a local reason, such as too many open files.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Accepts connections while fewer than `--max-connections` are open.
+/// Accepts connections while [`OpenConnections`] has room for them.
 pub(super) struct ConnectionLimiter {
     listener: TcpListener,
     open: Arc<OpenConnections>,

@@ -131,8 +131,8 @@ impl State {
 
     /// Closes the oldest connection that fits. Returns whether there is one.
     fn evict(&mut self, now: Instant, fits: impl Fn(&Unproven) -> bool) -> bool {
-        let old = self.unproven.iter().take_while(|(_, other)| now.duration_since(other.opened) >= MIN_LIFETIME);
-        let Some(id) = old.into_iter().find(|(_, other)| fits(other)).map(|(id, _)| *id) else { return false };
+        let mut old = self.unproven.iter().take_while(|(_, other)| now.duration_since(other.opened) >= MIN_LIFETIME);
+        let Some(id) = old.find(|(_, other)| fits(other)).map(|(id, _)| *id) else { return false };
         if let Some(evicted) = self.remove(id) {
             evicted.signal.is_evicted.store(true, Ordering::Relaxed);
             evicted.signal.close.notify_one();

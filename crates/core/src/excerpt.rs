@@ -18,7 +18,9 @@ pub const DETAIL: usize = 512;
 /// Control characters and characters that change the direction of text are escaped as in Rust: `\n`, `\u{1b}`. The cost
 /// does not depend on the length of `text`.
 pub fn excerpt(text: &str, max: usize) -> Cow<'_, str> {
-    let end = text.char_indices().nth(max).map_or(text.len(), |(end, _)| end);
+    // A text has at most as many characters as bytes. Most texts are short.
+    let cut = if text.len() > max { text.char_indices().nth(max) } else { None };
+    let end = cut.map_or(text.len(), |(end, _)| end);
     let kept = text.get(..end).unwrap_or_default();
     if end == text.len() && !kept.contains(is_unsafe) {
         return Cow::Borrowed(text);

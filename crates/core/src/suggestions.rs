@@ -40,7 +40,7 @@ pub fn nearest(word: &str, candidates: &[&str]) -> Option<String> {
 
 /// Returns `; did you mean "…"?` with the nearest candidate, or an empty string if no candidate is similar.
 pub fn did_you_mean(word: &str, candidates: &[&str]) -> String {
-    nearest(word, candidates).map(|meant| format!("; did you mean \"{meant}\"?")).unwrap_or_default()
+    Suggester::default().did_you_mean(word, candidates)
 }
 
 /// Looks for the nearest accepted word once. Later mistakes get no suggestion.

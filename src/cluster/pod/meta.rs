@@ -6,12 +6,11 @@ use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta:
 use kube::api::ObjectMeta;
 
 use crate::{
-    config::BURST_LABEL,
+    config::{BURST_LABEL, MAX_OVERRIDE_BYTES},
+    keys::PREFIX,
     kubernetes::{ObjectKey, object_reference},
 };
 
-/// The prefix of the annotations that are kept.
-const OURS: &str = "spillway.dev/";
 /// The annotation of a mirror pod.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
@@ -70,8 +69,6 @@ fn is_plausible(owner: &OwnerReference) -> bool {
 const MAX_OWNER_PART_BYTES: usize = 317;
 /// Maximum number of annotations that are kept. Spillway has nine.
 const MAX_ANNOTATIONS: usize = 32;
-/// Maximum length of an annotation that is kept. A longer override has no effect.
-const MAX_ANNOTATION_BYTES: usize = 4096;
 /// Maximum size of the labels that are kept.
 const MAX_LABEL_BYTES: usize = 64 * 1024;
 
@@ -79,7 +76,7 @@ const MAX_LABEL_BYTES: usize = 64 * 1024;
 pub(super) fn annotations(meta: &ObjectMeta) -> BTreeMap<String, String> {
     let all = meta.annotations.iter().flatten();
     let kept = all.filter(|(key, value)| {
-        (key.starts_with(OURS) || key.as_str() == MIRROR) && value.len() <= MAX_ANNOTATION_BYTES
+        (key.starts_with(PREFIX) || key.as_str() == MIRROR) && value.len() <= MAX_OVERRIDE_BYTES
     });
     kept.take(MAX_ANNOTATIONS).map(|(key, value)| (key.clone(), value.clone())).collect()
 }

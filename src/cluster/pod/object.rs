@@ -66,6 +66,13 @@ pub(crate) enum FailureCause {
     NoCapacity,
 }
 
+impl FailureCause {
+    /// Returns whether the provider could not run the pod.
+    pub(crate) fn is_of_provider(self) -> bool {
+        matches!(self, Self::Provider | Self::NoCapacity)
+    }
+}
+
 /// virtual-kubelet/virtual-kubelet `node/pod.go`, podStatusReasonProviderFailed
 const PROVIDER_FAILED: &str = "ProviderFailed";
 

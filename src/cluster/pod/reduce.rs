@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::{
     cached::{CachedPod, NodeKind, PodState, Requests, ScheduledPod, UndecidedPod, UnscheduledPod, VirtualPod},
     meta::{PodMeta, annotations, labels},
-    object::{FailureCause, PodObject, PodStatus},
+    object::{PodObject, PodStatus},
     view::SchedulingView,
 };
 use crate::{
@@ -80,9 +80,8 @@ fn scheduled(
 ) -> Option<PodState> {
     let (has_ended, is_terminating) = (status.has_ended(), meta.deletion_timestamp.is_some());
     let failure = status.failure();
-    let is_failed = matches!(failure, FailureCause::Provider | FailureCause::NoCapacity);
     let kind = kind_of(&node);
-    if has_ended && (!is_failed || kind == NodeKind::Vm) {
+    if has_ended && (!failure.is_of_provider() || kind == NodeKind::Vm) {
         return None;
     }
     let undecided = (!has_ended && !is_terminating && !has_decision(meta)).then(|| {

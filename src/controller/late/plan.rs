@@ -204,10 +204,9 @@ fn select(due: Vec<Candidate<'_>>, observation: &Observation<'_>, plan: &mut Pla
             plan.withhold(key, pod, "virtual nodes are closed, or no virtual node is ready");
         } else if let Some(count) = failures.too_many(&key.namespace, breaker) {
             plan.counts.closed += 1;
-            let failures = breaker.failures;
             let why = format!(
-                "{count} pods of namespace {} failed to start on virtual nodes, and breaker.failures is {failures}",
-                key.namespace
+                "{count} pods of namespace {} failed to start on virtual nodes, and breaker.failures is {}",
+                key.namespace, breaker.failures
             );
             plan.withhold(key, pod, &why);
         } else if let Some(why) = candidate.at_cap(observation, *selected, overflowing) {

@@ -9,11 +9,8 @@ use serde::{
 
 use crate::{
     excerpt::{WORD, excerpt},
-    pod::{Binding, Pod, Text},
+    pod::{Binding, MAX_NAME_BYTES, Pod, Text},
 };
-
-/// Maximum length of the name of a namespace or a pod. No object in a cluster has a longer one.
-const MAX_NAME_BYTES: usize = 253;
 
 /// Maximum size of the UID that a response repeats. The API server sends 36 characters.
 const MAX_UID_BYTES: usize = 128;

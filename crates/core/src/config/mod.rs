@@ -20,7 +20,7 @@ use std::{
 
 pub use load::{ConfigError, describe_yaml, parse};
 use serde::Serialize;
-pub use settings::{IgnoredOverride, Origin, Overrides, PodSettings, Settings, Sourced};
+pub use settings::{IgnoredOverride, MAX_OVERRIDE_BYTES, Origin, Overrides, PodSettings, Settings, Sourced};
 pub use values::{Selector, Toleration, Wait};
 pub use words::{
     CertificateSource, Dns, GenerationSetting, IdentityLabel, KubeProxy, LogLevel, Mode, Operator, Override,

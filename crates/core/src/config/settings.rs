@@ -131,7 +131,7 @@ pub struct Overrides {
 const LATE_MAX: Duration = Duration::from_secs(600);
 
 /// Maximum size of the value of an override. Nothing valid comes near it: all reasons together take 1,200 bytes.
-const MAX_VALUE_BYTES: usize = 4096;
+pub const MAX_OVERRIDE_BYTES: usize = 4096;
 /// Maximum number of words in `spillway.dev/allow`. There are fewer reasons.
 const MAX_WORDS: usize = 128;
 /// Maximum number of ignored overrides that an object reports. Further ones are ignored without a message.
@@ -157,8 +157,8 @@ impl Overrides {
     }
 
     fn read_one(&mut self, key: &str, value: &str, suggester: &mut Suggester) -> Result<(), String> {
-        if OVERRIDES.contains(&key) && value.len() > MAX_VALUE_BYTES {
-            return Err(format!("{} bytes, expected at most {MAX_VALUE_BYTES}", value.len()));
+        if OVERRIDES.contains(&key) && value.len() > MAX_OVERRIDE_BYTES {
+            return Err(format!("{} bytes, expected at most {MAX_OVERRIDE_BYTES}", value.len()));
         }
         match key {
             MODE => self.mode = Some(suggester.read_word(value, Mode::from_word, Mode::WORDS)?),

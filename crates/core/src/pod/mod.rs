@@ -38,6 +38,10 @@ pub use volume::{
     CsiVolume, KeysProjection, ProjectedVolume, ServiceAccountTokenProjection, Volume, VolumeProjection, VolumeSource,
 };
 
+/// Maximum length of the name of an object. The API server validates names after the webhooks, and checks no reference
+/// (Kubernetes, "Object Names and IDs", DNS subdomain names).
+pub const MAX_NAME_BYTES: usize = 253;
+
 /// Fields of a `v1.Pod` that a decision depends on.
 ///
 /// `metadata` and `spec` are required. The API server always sends both, and an object without them is not a pod.
